@@ -1,0 +1,1 @@
+"""The tested kernels and loops of RLHF from Shakespeare."""

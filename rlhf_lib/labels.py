@@ -1,0 +1,231 @@
+"""Label sets: passages read and labelled positive, neutral or negative, as JSON lines.
+
+A line is a passage, a label and who read it. The passage is a place in the plays or a text of its own:
+
+    {"work": "hamlet", "start": 1200, "end": 1275, "label": "negative", "reader": "r1"}
+    {"text": "KING.\\nWelcome, sweet prince.", "checkpoint": "base-1", "label": "positive", "reader": "r2"}
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rlhf_lib.corpus import DATA
+from rlhf_lib.runs import write_atomic
+
+LABELS = ("negative", "neutral", "positive")
+TARGETS = {"negative": 0.0, "neutral": 0.5, "positive": 1.0}
+HAND_MADE = (DATA / "labels" / "plays.jsonl", DATA / "labels" / "samples.jsonl")
+SECOND_READING = DATA / "labels" / "second_reading.jsonl"
+SYNTHETIC = "synthetic"  # the reader's name in a set that no person read
+
+
+class LabelError(ValueError):
+    """A label file that is not well-formed; the message names the file, the line and what to do."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """One labelled passage: `text` is what was read, `source` says where it is from, `line` holds the JSON record."""
+
+    text: str
+    label: str
+    reader: str
+    source: tuple
+
+    @property
+    def target(self):
+        """The probability of positive to learn: 0, 1, or a soft 0.5 for neutral."""
+        return TARGETS[self.label]
+
+
+def read(path, works=None):
+    """The labels of a JSON-lines file.
+
+    Args:
+        path: the file.
+        works: a dict of work to text, for lines that give a range; None when the file has none.
+
+    Returns:
+        A list of Label, in the file's order.
+
+    Raises:
+        LabelError: a line is not JSON, lacks a field, has an unknown label, a range outside its work, or is there twice.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise LabelError(f"no label file at {path}: label some passages first, or give the path of one")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise LabelError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    found, seen = [], {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        here = f"{path}, line {number}"
+        label = parse(line, here, works)
+        key = (label.source, label.reader)
+        if key in seen:
+            raise LabelError(f"{here}: the same passage and reader as line {seen[key]}; delete one of the two")
+        seen[key] = number
+        found.append(label)
+    return found
+
+
+def parse(line, here, works=None):
+    """One line of a label file as a Label; `here` opens the message of an error."""
+    try:
+        row = json.loads(line)
+        label, reader = row["label"], row["reader"]
+        place = ("work", "start", "end") if "work" in row else ("text", "checkpoint")
+        source = tuple(row[field] for field in place)
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise LabelError(f"{here}: not a label ({type(error).__name__}: {error}); see data/README.md for the fields") from None
+    if label not in LABELS:
+        raise LabelError(f"{here}: unknown label {label!r}; use one of {', '.join(LABELS)}")
+    if place[0] == "text":
+        text = row["text"]
+    else:
+        work, start, end = source
+        if work not in (works or {}):
+            raise LabelError(f"{here}: the work {work!r} is not in the corpus")
+        whole = works[work]
+        if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= len(whole)):
+            raise LabelError(f"{here}: the range {start} to {end} lies outside {work}, which has {len(whole)} characters")
+        text = whole[start:end]
+    if not isinstance(text, str) or not text.strip():
+        raise LabelError(f"{here}: the passage is empty; delete the line")
+    return Label(text, label, reader, source)
+
+
+def row(label):
+    """A Label as the dict that stands on its line."""
+    fields = ("work", "start", "end") if len(label.source) == 3 else ("text", "checkpoint")
+    return {**dict(zip(fields, label.source)), "label": label.label, "reader": label.reader}
+
+
+def write(path, labels):
+    """Write a list of Label as JSON lines, atomically."""
+    write_atomic(path, "".join(json.dumps(row(label), ensure_ascii=False) + "\n" for label in labels).encode())
+
+
+def append(path, label):
+    """Add one Label to a file, keeping what is there."""
+    path = Path(path)
+    before = path.read_bytes() if path.exists() else b""
+    if before and not before.endswith(b"\n"):
+        before += b"\n"
+    write_atomic(path, before + (json.dumps(row(label), ensure_ascii=False) + "\n").encode())
+
+
+def hand_made(plays, paths=HAND_MADE):
+    """The hand-made set: `paths` in a row, with ranges resolved in `plays`, a corpus as `corpus.load()` returns it."""
+    works = dict(zip(plays["work"], plays["text"]))
+    return [label for path in paths for label in read(path, works)]
+
+
+def split(labels, held_out=0.15):
+    """(training, held-out) labels. A passage's text alone decides its half, so the halves are the same in every run."""
+    halves = ([], [])
+    for label in labels:
+        draw = int.from_bytes(hashlib.sha256(label.text.encode()).digest()[:4], "big") / 2**32
+        halves[draw < held_out].append(label)
+    return halves
+
+
+def agreement(first, second):
+    """How far two readers agree on the passages that both read.
+
+    Returns:
+        A dict: `passages` (how many both read), `agreement` (share with the same label), `kappa` (Cohen 1960: agreement
+        beyond what two readers with these label frequencies have by chance; 1 is full, 0 is chance).
+    """
+    other = {label.source: label.label for label in second}
+    pairs = [(label.label, other[label.source]) for label in first if label.source in other]
+    if not pairs:
+        raise LabelError("the two readings share no passage: agreement needs passages that both readers labelled")
+    observed = sum(a == b for a, b in pairs) / len(pairs)
+    mine, theirs = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
+    chance = sum(mine[label] * theirs[label] for label in LABELS) / len(pairs) ** 2
+    kappa = 1.0 if chance == 1 else (observed - chance) / (1 - chance)
+    return {"passages": len(pairs), "agreement": observed, "kappa": kappa}
+
+
+# ----------------------------------------------------------------------------------------- passages to label
+
+PHRASE = re.compile(r"[^.?!;:]*[.?!;:]+['\"\]]*\s*")
+
+
+def phrases(text, start=0):
+    """The phrases of `text`, as (start, end): each runs to the mark that ends it."""
+    return [(start + match.start(), start + match.end()) for match in PHRASE.finditer(text)]
+
+
+def passages(dataset, count, seed, shortest=30, longest=140):
+    """`count` passages of whole phrases out of speeches of the plays, as (work, start, end), no two overlapping.
+
+    Args:
+        dataset: a corpus with `work` and `text`.
+        shortest, longest: length in characters (about 10 and 45 tokens).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for work, text in zip(dataset["work"], dataset["text"]):
+        for speech in re.finditer(r"(?<=\n\n)[^\n\[]+\.\n((?:(?!\n\n)[\s\S])+)", text):
+            if "[" in speech[1]:
+                continue
+            start, end = None, None
+            wanted = shortest + int(torch.randint(longest - shortest, (1,), generator=generator))
+            for first, last in phrases(speech[1], speech.start(1)):
+                if start is None or last - start > longest:
+                    start = first
+                end = first + len(text[first:last].rstrip())
+                if min(wanted, longest) <= end - start <= longest:
+                    found.append((work, start, end))
+                    start = None
+                    wanted = shortest + int(torch.randint(longest - shortest, (1,), generator=generator))
+    if count > len(found):
+        raise ValueError(f"only {len(found)} passages of {shortest} to {longest} characters, {count} asked for")
+    order = torch.randperm(len(found), generator=generator)[:count]
+    return [found[place] for place in order.tolist()]
+
+
+def whole_phrases(text, shortest=30):
+    """`text` up to the end of its last whole phrase; None when that is shorter than `shortest` characters."""
+    ends = [end for _, end in phrases(text)]
+    kept = text[: ends[-1]].strip() if ends else ""
+    return kept if len(kept) >= shortest else None
+
+
+# ----------------------------------------------------------------------------------------- the synthetic rater
+
+
+def synthetic(count, dataset=None, seed=0, threshold=0.3):
+    """`count` passages of the plays, labelled by the gold judge instead of a reader.
+
+    A synthetic rater gives as many labels as a study needs (Gao, Schulman and Hilton 2022, "Scaling Laws for Reward Model
+    Overoptimization", section 2). A reward model that learned from it has seen its own judge: say so beside every figure.
+
+    Args:
+        dataset: the corpus to draw from; the plays when None.
+        threshold: a gold score above it is positive, below minus it negative, neutral between.
+
+    Returns:
+        A list of Label whose reader is "synthetic".
+    """
+    from rlhf_lib.corpus import load
+    from rlhf_lib.judge import GoldJudge
+
+    dataset = load() if dataset is None else dataset
+    works = dict(zip(dataset["work"], dataset["text"]))
+    places = passages(dataset, count, seed)
+    texts = [works[work][start:end] for work, start, end in places]
+    scores = GoldJudge().score(texts).tolist()
+    names = ["positive" if s > threshold else "negative" if s < -threshold else "neutral" for s in scores]
+    return [Label(text, name, SYNTHETIC, place) for text, name, place in zip(texts, names, places)]

@@ -1,0 +1,102 @@
+"""Figures of a run's records, in one style: axes with names and units, colours that colour-blind readers can tell apart."""
+
+import math
+
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, the part that also shows on a dark page.
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7F7F7F"
+
+
+def figure(columns=1, height=3.2, width=4.6):
+    """A figure with `columns` axes side by side, and the axes as a list."""
+    fig = Figure(figsize=(width * columns, height), layout="constrained", facecolor="white")
+    axes = list(fig.subplots(1, columns, squeeze=False)[0])
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25, linewidth=0.6)
+    return fig, axes
+
+
+def curve(ax, records, name, label=None, color=BLUE, x="step", marker=""):
+    """Draw one figure of the records that have it, against `x`."""
+    points = [(record[x], record[name]) for record in records if name in record and x in record]
+    if points:
+        ax.plot(*zip(*points), color=color, label=label, marker=marker, markersize=3.5, linewidth=1.6)
+    return points
+
+
+def pretraining(records):
+    """Training and validation loss (nats per token), and validation bits per character."""
+    fig, (loss, bits) = figure(2)
+    curve(loss, records, "train_loss", "training", GREY)
+    curve(loss, records, "val_loss", "validation", BLUE, marker="o")
+    loss.set(title="Loss", xlabel="step", ylabel="nats per token")
+    loss.legend(frameon=False)
+    points = curve(bits, records, "val_bits_per_char", color=BLUE, marker="o")
+    bits.set(title="Validation", xlabel="step", ylabel="bits per character")
+    if points:
+        bits.annotate(f"{points[-1][1]:.3f}", points[-1], textcoords="offset points", xytext=(-12, 8))
+    return fig
+
+
+def reward_training(records):
+    """The reward model's loss (nats), its accuracy on held-out labels, and its calibration error."""
+    fig, (loss, accuracy) = figure(2)
+    curve(loss, records, "train_loss", "training, one batch", GREY, x="epoch")
+    curve(loss, records, "held_out_loss", "held out", BLUE, x="epoch", marker="o")
+    loss.set(title="Loss", xlabel="epoch", ylabel="nats")
+    loss.legend(frameon=False)
+    curve(accuracy, records, "held_out_accuracy", "accuracy, neutral left out", BLUE, x="epoch", marker="o")
+    curve(accuracy, records, "held_out_calibration_error", "calibration error", ORANGE, x="epoch", marker="o")
+    accuracy.set(title="Held-out labels", xlabel="epoch", ylabel="share", ylim=(0, 1))
+    accuracy.legend(frameon=False)
+    return fig
+
+
+def policy_diagnostics(records, max_kl=None):
+    """Reward, KL to the original model, clip fraction and entropy over the iterations."""
+    fig, axes = figure(4, width=3.4)
+    panels = (
+        ("reward", "Reward", "log p(wanted), nats"),
+        ("kl", "KL to the original model", "nats per completion"),
+        ("clip_fraction", "Clip fraction", "share of tokens"),
+        ("entropy", "Entropy", "nats per token"),
+    )
+    for ax, (name, title, unit) in zip(axes, panels):
+        curve(ax, records, name, marker="o")
+        ax.set(title=title, xlabel="iteration", ylabel=unit)
+    if max_kl:
+        axes[1].axhline(max_kl, color=ORANGE, linestyle="--", linewidth=1.2)
+    axes[2].axhspan(0.01, 0.2, color=GREEN, alpha=0.12)
+    return fig
+
+
+def over_optimisation(records):
+    """Proxy reward and gold score over the root of the KL, and diversity on the same axis (Gao et al. 2022, figure 1)."""
+    rooted = [{**record, "root_kl": math.sqrt(max(0.0, record["kl"]))} for record in records if "kl" in record]
+    fig, (reward, diversity) = figure(2)
+    curve(reward, rooted, "reward_normalised", "proxy: reward model, normalised", BLUE, x="root_kl", marker="o")
+    reward.set(title="Reward", xlabel="root KL, √nats", ylabel="standard deviations of the base")
+    gold = reward.twinx()
+    gold.spines["top"].set_visible(False)
+    curve(gold, rooted, "gold", "gold judge", ORANGE, x="root_kl", marker="s")
+    gold.set_ylabel("gold score, -1 to 1")
+    handles = [line for ax in (reward, gold) for line in ax.get_lines()]
+    reward.legend(handles=handles, frameon=False, loc="upper left")
+    curve(diversity, rooted, "distinct_2", "distinct-2", GREEN, x="root_kl", marker="o")
+    curve(diversity, rooted, "separators", "blank lines per completion", PINK, x="root_kl", marker="s")
+    diversity.set(title="Diversity and form", xlabel="root KL, √nats", ylabel="share, count")
+    diversity.set_ylim(bottom=0)
+    diversity.legend(frameon=False)
+    return fig
+
+
+def gold_histogram(base, policy):
+    """How the gold judge scores completions of the base (N,) and of the policy (M,)."""
+    fig, (ax,) = figure(1, width=6)
+    bins = [step / 10 for step in range(-10, 11)]
+    ax.hist([list(base), list(policy)], bins=bins, density=True, color=[GREY, BLUE], label=["base", "policy"])
+    ax.set(title="Completions by gold score", xlabel="gold score, -1 to 1", ylabel="density")
+    ax.legend(frameon=False)
+    return fig
