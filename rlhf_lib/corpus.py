@@ -71,6 +71,8 @@ def load_path(path):
 
 def as_dataset(works, name):
     works = sorted((work, text.replace("\r\n", "\n").strip("\n")) for work, text in works)
+    if not works:
+        raise CorpusError(f"the corpus {name} is empty (it has no work): give a file with text in it")
     for work, text in works:
         if not text.strip():
             raise CorpusError(f"the corpus {name} is empty (work {work}): give a file with text in it")
@@ -112,7 +114,7 @@ def load_plays():
         write_atomic(cache, json.dumps(works).encode())
     try:
         return as_dataset(json.loads(cache.read_text(encoding="utf-8")), "plays")
-    except (json.JSONDecodeError, UnicodeDecodeError, ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError):  # not JSON, not UTF-8, or JSON of another shape
         raise CorpusError(f"{cache} is damaged: delete it, and it is made again") from None
 
 

@@ -46,7 +46,8 @@ def peak_memory_bytes():
 def join():
     """Join the processes that torchrun started; alone, nothing happens."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # With cards, gloo too: figures that are gathered on the CPU, and waiting, need it.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def world():

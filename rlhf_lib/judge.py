@@ -97,6 +97,7 @@ def blind_rating(ratings):
         result[score] = {side: mean_interval(values) for side, values in sides.items()}
         result[score]["win_rate"] = win_rate(sides["policy"], sides["base"])
     pairs = []
+    ratings = sorted(ratings, key=lambda rating: str(rating["rater"]))  # a rater is on the same side of all pairs with another
     for place, rating in enumerate(ratings):
         others = [o for o in ratings[place + 1 :] if o["sample"] == rating["sample"] and o["rater"] != rating["rater"]]
         pairs += [(rating["positivity"], other["positivity"]) for other in others]
@@ -109,7 +110,7 @@ def correlation(pairs):
     if len(pairs) < 2:
         return None
     x, y = torch.tensor(pairs, dtype=torch.float64).T
-    if x.std() == 0 or y.std() == 0:
+    if (x == x[0]).all() or (y == y[0]).all():
         return None
     return torch.corrcoef(torch.stack([x, y]))[0, 1].item()
 

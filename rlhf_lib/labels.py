@@ -31,7 +31,7 @@ class LabelError(ValueError):
 
 @dataclass(frozen=True)
 class Label:
-    """One labelled passage: `text` is what was read, `source` says where it is from, `line` holds the JSON record."""
+    """One labelled passage: `text` is what was read, `source` says where it is from (as the line does)."""
 
     text: str
     label: str
@@ -61,9 +61,10 @@ def read(path, works=None):
     if not path.exists():
         raise LabelError(f"no label file at {path}: label some passages first, or give the path of one")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also cut inside a text, at U+2028 or U+0085
     except UnicodeDecodeError as error:
-        raise LabelError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise LabelError(f"{path}, line {line}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
     found, seen = [], {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -85,6 +86,7 @@ def parse(line, here, works=None):
         label, reader = row["label"], row["reader"]
         place = ("work", "start", "end") if "work" in row else ("text", "checkpoint")
         source = tuple(row[field] for field in place)
+        hash((source, reader))  # a list or a dict where a name or a number belongs is a TypeError here
     except (json.JSONDecodeError, TypeError, KeyError) as error:
         raise LabelError(f"{here}: not a label ({type(error).__name__}: {error}); see data/README.md for the fields") from None
     if label not in LABELS:
@@ -177,7 +179,7 @@ def passages(dataset, count, seed, shortest=30, longest=140):
     generator = torch.Generator().manual_seed(seed)
     found = []
     for work, text in zip(dataset["work"], dataset["text"]):
-        for speech in re.finditer(r"(?<=\n\n)[^\n\[]+\.\n((?:(?!\n\n)[\s\S])+)", text):
+        for speech in re.finditer(r"(?<=\n\n)[^\n\[]+\.\n(?!\n)((?:(?!\n\n)[\s\S])+)", text):
             if "[" in speech[1]:
                 continue
             start, end = None, None

@@ -266,8 +266,11 @@ def gpt2_weights(tensors):
     renamed = {}
     for name, tensor in tensors.items():
         name = name.removeprefix("transformer.")
-        if name in ("wte.weight", "lm_head.weight"):
-            renamed["embedding.weight"] = renamed["head.weight"] = tensor
+        if name == "wte.weight":
+            renamed["embedding.weight"] = tensor
+            renamed.setdefault("head.weight", tensor)  # published files leave a tied head out
+        elif name == "lm_head.weight":
+            renamed["head.weight"] = tensor
         elif name == "wpe.weight":
             renamed["position_embedding.weight"] = tensor
         elif name.startswith("ln_f."):

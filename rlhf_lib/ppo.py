@@ -24,6 +24,7 @@ def masked_whiten(x, mask, shift_mean=True):
 
     The variance is the biased one (divided by n), with 1e-8 added inside the root.
     """
+    x = torch.where(mask, x, 0)
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean).square(), mask)
     white = (x - mean) * torch.rsqrt(variance + 1e-8)
@@ -80,7 +81,7 @@ def policy_loss(logprobs, old_logprobs, advantages, mask, clip):
     loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
     with torch.no_grad():
         clipped = ((ratio - 1).abs() > clip).to(ratio.dtype)
-        approx_kl = masked_mean(ratio - 1 - log_ratio, mask)
+        approx_kl = masked_mean(torch.expm1(log_ratio) - log_ratio, mask)  # expm1: exact where the ratio is close to 1
     return PolicyLoss(masked_mean(loss, mask), masked_mean(clipped, mask), approx_kl)
 
 
@@ -92,7 +93,7 @@ def value_loss(values, old_values, returns, mask, clip):
         mask: (B, T) bool.
         clip: how far a value may move from its old one before its gradient stops.
     """
-    old_values, returns = old_values.detach(), returns.detach()
+    values, old_values, returns = (torch.where(mask, x, 0) for x in (values, old_values.detach(), returns.detach()))
     near = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * masked_mean(torch.maximum((values - returns).square(), (near - returns).square()), mask)
 
@@ -123,7 +124,7 @@ class AdaptiveKL:
     Args:
         beta: the coefficient to begin with.
         target: the wanted KL, in nats per completion.
-        horizon: over how many completions the coefficient may grow by about a fifth of e.
+        horizon: over how many completions the coefficient may grow by about a fifth.
     """
 
     beta: float
@@ -132,23 +133,21 @@ class AdaptiveKL:
 
     def update(self, kl, completions):
         """Move `beta` after `completions` completions with mean `kl`; returns it."""
-        error = max(-0.2, min(0.2, kl / self.target - 1))
+        error = max(-0.2, min(0.2, float(kl) / self.target - 1))
         self.beta *= 1 + error * completions / self.horizon
         return self.beta
 
 
 def explained_variance(values, returns, mask):
     """1 - Var(returns - values) / Var(returns): 1 is perfect, 0 no better than a constant; nan for constant returns."""
-    mean = masked_mean(returns, mask)
-    variance = masked_mean((returns - mean).square(), mask)
-    error = returns - values
-    unexplained = masked_mean((error - masked_mean(error, mask)).square(), mask)
-    return 1 - unexplained / variance if variance > 0 else torch.tensor(math.nan)
+    error, returns = (returns - values)[mask].detach(), returns[mask].detach()
+    if not (returns != returns[:1]).any():  # the variance of equal numbers is not always 0 after rounding
+        return returns.new_tensor(math.nan)
+    return 1 - error.var(correction=0) / returns.var(correction=0)
 
 
 def entropy(logits, mask=None):
     """The entropy, in nats, of the distributions that `logits` (B, T, V) define; their masked mean when `mask` is given."""
     logprobs = logits.log_softmax(-1)
-    terms = torch.where(logprobs > -math.inf, logprobs.exp() * logprobs, 0)  # 0 log 0 is 0
-    each = -terms.sum(-1)
+    each = -(logprobs.exp() * logprobs.masked_fill(logprobs == -math.inf, 0)).sum(-1)  # 0 log 0 is 0, and so is its gradient
     return each if mask is None else masked_mean(each, mask)

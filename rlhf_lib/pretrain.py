@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from rlhf_lib import runs, tokenization
-from rlhf_lib.devices import autocast, average_gradients, mean_over_processes, shard, world
+from rlhf_lib.devices import autocast, average_gradients, mean_over_processes, shard, wait, world
 from rlhf_lib.model import GPT, GPTConfig
 
 
@@ -210,6 +210,7 @@ def pretrain(model_config, config, train, validation, tokenizer, folder, seed=0,
                 metrics.log("pretrain", step, train_loss=train_loss, tokens=done * config.batch * model_config.context, **figures)
             bar.set_postfix(loss=f"{train_loss:.3f}", bpc=f"{figures.get('val_bits_per_char', math.nan):.3f}")
         progress.tick(done, {"best": best, "losses": losses}, now=bool(figures))
+    wait()  # for the process that writes
     return load_model(Path(folder) / "base", device=device)[0]
 
 

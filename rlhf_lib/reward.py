@@ -35,9 +35,11 @@ class RewardModel(nn.Module):
 
     def forward(self, tokens, mask=None):
         """tokens, mask: (B, T). Returns log-odds (B, T); what stands at a padded position means nothing."""
-        hidden = self.body.hidden(tokens, mask)  # (B, T, C)
+        return self.pool(self.body.hidden(tokens, mask), torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask)
+
+    def pool(self, hidden, mask):
+        """The log-odds (B, T) out of the body's hidden states (B, T, C)."""
         if self.pooling == "mean":
-            mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
             hidden = (hidden * mask[..., None]).cumsum(1) / mask.cumsum(1).clamp(min=1)[..., None]
         hidden = F.dropout(hidden, self.config.dropout, self.training)
         return self.score(hidden.to(self.score.weight.dtype))[..., 0]
@@ -101,15 +103,18 @@ class RewardConfig:
         rate: AdamW's learning rate at its height; it rises over the first tenth and falls to zero in a line.
         weight_decay: AdamW's.
         dropout: in the body and before the output.
+        language_coef: weight of the language-model loss on the same passages, which keeps the body from learning the
+            few labels by heart (Radford et al. 2018, GPT, section 3.2, equation 5); 0 for none.
         pooling: "mean" or "last".
         held_out: the share of labels kept for the test.
     """
 
-    epochs: int = 4
+    epochs: int = 3
     batch: int = 32
-    rate: float = 3e-4
+    rate: float = 1e-3
     weight_decay: float = 0.01
     dropout: float = 0.1
+    language_coef: float = 0.2
     pooling: str = "mean"
     held_out: float = 0.15
 
@@ -120,8 +125,10 @@ class RewardConfig:
             raise ValueError(f"reward.rate must lie in (0, 1], got {self.rate}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"reward.held_out must lie between 0 and 1, got {self.held_out}")
-        if not 0 <= self.dropout < 1 or self.weight_decay < 0:
-            raise ValueError("reward.dropout must lie in [0, 1) and reward.weight_decay not be negative")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"reward.dropout must lie in [0, 1), got {self.dropout}")
+        if self.weight_decay < 0 or self.language_coef < 0:
+            raise ValueError("reward.weight_decay and reward.language_coef must not be negative")
 
 
 def pad_right(rows, device="cpu"):
@@ -202,12 +209,14 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
     gpt.config.dropout = config.dropout
     for block in gpt.blocks:
         block.dropout = config.dropout
-    model = RewardModel(gpt, config.pooling).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, weight_decay=config.weight_decay)
+    language_head = gpt.head
+    model = RewardModel(gpt, config.pooling)
+    both = nn.ModuleDict({"reward": model, "language_head": language_head}).to(device)
+    optimizer = torch.optim.AdamW(both.parameters(), lr=config.rate, weight_decay=config.weight_decay)
     per_epoch = math.ceil(len(rows) / config.batch)
     steps = config.epochs * per_epoch
     metrics = runs.Metrics(folder)
-    progress = runs.Progress(Path(folder) / "reward" / "state.pt", model, [optimizer])
+    progress = runs.Progress(Path(folder) / "reward" / "state.pt", both, [optimizer])
     first, _ = progress.resume()
     metrics.rewind("reward", first)
 
@@ -223,11 +232,14 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
         model.train()
         tokens, mask = pad_right([rows[row] for row in chosen.tolist()], device)  # (B, T) each
         with autocast(device, gpt.config.width):
-            logits = model(tokens, mask)  # (B, T)
+            hidden = model.body.hidden(tokens, mask)  # (B, T, C)
+            logits = model.pool(hidden, mask)  # (B, T)
+            language = language_head(hidden[:, :-1][mask[:, 1:]])  # (real next tokens, V)
         loss = sentiment_loss(logits.float(), targets[chosen].to(device), mask)
-        runs.check_finite(loss.item(), "reward", step)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        language_loss = F.cross_entropy(language.float(), tokens[:, 1:][mask[:, 1:]])
+        runs.check_finite(loss.item() + language_loss.item(), "reward", step)
+        (loss + config.language_coef * language_loss).backward()
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 

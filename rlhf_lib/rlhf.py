@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 
 from rlhf_lib import ppo, runs
 from rlhf_lib.corpus import SEPARATOR
-from rlhf_lib.devices import autocast, average_gradients, gather, shard, world
+from rlhf_lib.devices import autocast, average_gradients, gather, shard, wait, world
 from rlhf_lib.judge import GoldJudge, distinct_n, separators
-from rlhf_lib.sampling import Samples, evaluating, generate, token_logprobs
+from rlhf_lib.pretrain import load_model
+from rlhf_lib.sampling import Samples, distribution, evaluating, generate, token_logprobs
 
 
 @dataclass
@@ -115,7 +116,25 @@ def reference_logprobs(reference, prompt, samples, cut):
 
 def completion_kl(logprobs, ref_logprobs, mask, kind="k1"):
     """KL(current || reference) of each completion, (B,): the masked sum over its tokens, in nats, without a gradient."""
-    return (ppo.kl_estimate(logprobs, ref_logprobs, kind) * mask).sum(1).detach()
+    return torch.where(mask, ppo.kl_estimate(logprobs, ref_logprobs, kind), 0).sum(1).detach()
+
+
+def shape_advantages(rewards, logprobs, ref_logprobs, mask, kl_coef):
+    """What each token is worth before the baseline: its completion's reward, less the penalty on the KL still to come.
+
+    A token cannot change the KL of the tokens before it, so that part would only be noise.
+
+    Args:
+        rewards: (B,), normalised.
+        logprobs, ref_logprobs, mask: (B, T).
+        kl_coef: reward per nat; with 0 every token of a completion has the completion's reward.
+
+    Returns:
+        (B, T), without a gradient: the policy is not rewarded for what it does to its own probabilities in the update.
+    """
+    kl = torch.where(mask, ppo.kl_estimate(logprobs, ref_logprobs, "k1"), 0).detach()
+    to_go = kl.flip(1).cumsum(1).flip(1)
+    return torch.where(mask, rewards[:, None] - kl_coef * to_go, 0)
 
 
 class Normaliser(NamedTuple):
@@ -140,14 +159,13 @@ def update(policy, optimizer, prompt, samples, advantages, config, generator):
 
     Args:
         samples: the rollout, with the log-probabilities under the policy that sampled it.
-        advantages: (B,), one a completion, used at each of its tokens.
+        advantages: (B, T).
 
     Returns:
         A dict of means over the minibatches: `policy_loss`, `clip_fraction`, `approx_kl`, `entropy`; and `first_ratio`,
         the probability ratio of the first minibatch, which is 1 where sampling and update agree.
     """
     figures = []
-    advantages = advantages[:, None].expand(samples.tokens.shape)  # (B, T)
     policy.eval()  # no dropout: the update sees the distribution that was sampled from
     for _ in range(config.epochs):
         for rows in torch.randperm(len(advantages), generator=generator).split(config.minibatch):
@@ -163,7 +181,7 @@ def update(policy, optimizer, prompt, samples, advantages, config, generator):
             optimizer.zero_grad()
             with torch.no_grad():
                 ratio = ppo.masked_mean((logprobs - old_logprobs).exp(), mask)
-                entropy = ppo.entropy(logits / config.temperature, mask)
+                entropy = ppo.entropy(distribution(logits, **config.cut), mask)
             figures.append([loss.item(), clip_fraction.item(), approx_kl.item(), entropy.item(), ratio.item()])
     means = gather(torch.tensor(figures).mean(0, keepdim=True)).mean(0).tolist()
     names = ("policy_loss", "clip_fraction", "approx_kl", "entropy")
@@ -202,6 +220,7 @@ def train_policy(base, reward_model, tokenizer, config, folder, seed=0, judge=No
         originals = rollout(reference, prompt, config.normaliser_samples, config, seed=seed * 1_000_003 + 999_983)
         constants = fit_normaliser(rewards_of(reward_model, originals, config.sentiment))
         kept = {"mean": constants.mean, "std": constants.std, "completions": config.completions, "rare": 0}
+        kept["baseline"] = torch.zeros(config.tokens, device=device)
         progress.tick(0, kept, now=True)
     normalise = Normaliser(kept["mean"], kept["std"])
     completions, rare = kept["completions"], kept["rare"]
@@ -236,8 +255,10 @@ def train_policy(base, reward_model, tokenizer, config, folder, seed=0, judge=No
             if iteration % config.keep_every == 0:
                 runs.save_checkpoint(folder / f"iteration-{iteration:03d}", policy.state_dict(), card, tokenizer)
         if iteration < config.iterations:
-            # Update: the whole completion's reward is the advantage of each of its tokens.
-            advantages = normalise(rewards) - config.kl_coef * kl
+            # Update: the completion's reward is the advantage of each of its tokens, over what the last rollout had there.
+            worth = shape_advantages(normalise(rewards), samples.logprobs, ref_logprobs, samples.mask, config.kl_coef)  # (B, T)
+            advantages = worth - kept["baseline"]
+            kept["baseline"] = ppo.masked_mean(worth, samples.mask, dim=0)  # (T,)
             generator = torch.Generator().manual_seed(step_seed)
             figures |= update(policy, optimizer, prompt, samples, advantages, config, generator)
             runs.check_finite(figures["policy_loss"], "policy", iteration)
@@ -248,6 +269,5 @@ def train_policy(base, reward_model, tokenizer, config, folder, seed=0, judge=No
             metrics.log("policy", iteration, **figures)
         progress.tick(iteration + 1, {**kept, "completions": completions, "rare": rare})
 
-    from rlhf_lib.pretrain import load_model
-
+    wait()  # for the process that writes
     return load_model(folder, device)[0]

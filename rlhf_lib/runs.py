@@ -8,6 +8,7 @@
 Weights are safetensors; the training state loads with `weights_only=True`: nothing here is ever unpickled.
 """
 
+import contextlib
 import errno
 import io
 import json
@@ -47,7 +48,8 @@ def write_atomic(path, content):
             os.fsync(file.fileno())
         os.replace(fresh, path)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # no fresh file, or its folder is a file
+            fresh.unlink()
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         what = "the disk is full: free some space" if full else f"{error.strerror}: make the folder writable"
         raise RunError(f"cannot write {path} ({what}, then run again; the last good file is kept)") from error
@@ -75,7 +77,9 @@ def read_card(folder):
         raise CheckpointError(f"no checkpoint in {folder}: it needs a model.safetensors")
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()["card"])
+            card = json.loads(file.metadata()["card"])
+        card["tokenizer"]  # every card of ours has it
+        return card
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or not a checkpoint of this project ({error}): train it again") from None
 
@@ -128,7 +132,7 @@ def load_state(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has no single class for a damaged file
-        reason = str(error).splitlines()[0][:80]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:80]
         raise CheckpointError(f"{path} is damaged ({reason}): delete it to begin this stage again") from None
 
 

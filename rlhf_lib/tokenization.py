@@ -35,7 +35,12 @@ class PieceTokenizer:
 
     @classmethod
     def train(cls, texts, vocab_size=None):
-        """The `vocab_size` most frequent pieces of `texts` (an iterable of str), all of them when None."""
+        """The most frequent pieces of `texts` (an iterable of str), all of them when `vocab_size` is None.
+
+        `vocab_size` counts END and UNKNOWN, so it is at least 3.
+        """
+        if vocab_size is not None and vocab_size < 3:
+            raise ValueError(f"vocab_size must be at least 3 (END, UNKNOWN and a piece), got {vocab_size}")
         counts = Counter(piece for text in texts for piece in cls.cut(text))
         ranked = sorted(counts, key=lambda piece: (-counts[piece], piece))  # ties in a fixed order
         return cls(ranked if vocab_size is None else ranked[: vocab_size - 2])
@@ -87,8 +92,9 @@ class BPETokenizer:
         self.vocab_size = tokenizer.get_vocab_size()
 
     @classmethod
-    def train(cls, texts, vocab_size=2048):
-        """`vocab_size` counts END and the 256 bytes, so it is at least 257."""
+    def train(cls, texts, vocab_size=None):
+        """`vocab_size` counts END and the 256 bytes, so it is at least 257; 2048 when None."""
+        vocab_size = 2048 if vocab_size is None else vocab_size
         if vocab_size < 257:
             raise ValueError(f"vocab_size must be at least 257 (256 bytes and END) for BPE, got {vocab_size}")
         tokenizer = Tokenizer(models.BPE())
