@@ -77,7 +77,7 @@ PRESETS = {
         model=GPTConfig(vocab_size=1024, context=128, layers=2, heads=4, width=128),
         pretrain=PretrainConfig(steps=100, batch=8, evaluations=2),
         reward=RewardConfig(epochs=1),
-        rlhf=RLHFConfig(iterations=3, completions=64, tokens=32, epochs=2, minibatch=32, normaliser_samples=256),
+        rlhf=RLHFConfig(iterations=3, completions=64, tokens=32, minibatch=32, normaliser_samples=256),
         evaluate=EvaluateConfig(samples=256),
     ),
     # Two CPU cores.
@@ -91,7 +91,7 @@ PRESETS = {
         preset="gpu",
         model=GPTConfig(vocab_size=4096, context=256, layers=8, heads=8, width=512, dropout=0.2),
         pretrain=PretrainConfig(steps=2500, batch=64, weight_decay=0.1, evaluations=10),
-        rlhf=RLHFConfig(iterations=60, completions=512, minibatch=128, rate=5e-5, most_completions=2048),
+        rlhf=RLHFConfig(iterations=40, completions=1024, minibatch=256, rate=2e-4, most_completions=4096),
         evaluate=EvaluateConfig(samples=2048),
     ),
 }

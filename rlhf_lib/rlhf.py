@@ -3,6 +3,10 @@
 It follows the Deep Learning Curriculum (Hilton 2022), chapter 7: the reward is the log-probability of the wanted
 sentiment, normalised by constants that never change; it is the advantage of every token of its completion; there is no
 value function; training stops at a KL of ten nats from the original model.
+
+Two things are added, both small, and both can be seen to matter (`--rlhf.kl_coef 0` takes the first away): a penalty on the
+KL, so that distance is only spent where it pays; and a baseline, the last rollout's mean at each position. Without a
+baseline the advantages turn positive as the policy improves, and PPO makes whatever was sampled likelier, good or bad.
 """
 
 import copy
@@ -43,18 +47,18 @@ class RLHFConfig:
     """
 
     sentiment: str = "positive"
-    iterations: int = 20
-    completions: int = 256
+    iterations: int = 22
+    completions: int = 512
     tokens: int = 48
-    most_completions: int = 1024
+    most_completions: int = 2048
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-    epochs: int = 4
-    minibatch: int = 64
-    rate: float = 1e-4
+    epochs: int = 2
+    minibatch: int = 128
+    rate: float = 3e-4
     clip: float = 0.2
-    kl_coef: float = 0.0
+    kl_coef: float = 0.1
     max_kl: float = 10.0
     normaliser_samples: int = 2048
     keep_every: int = 5
