@@ -18,6 +18,8 @@ test: $(READY)
 	@echo "Checking style, then running the tests."
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/python -m pytest -q
+	@echo "Running the worked notebooks."
+	@$(BIN)/python -m pytest -q --nbval-lax solutions
 
 lab: $(READY)
 	@$(BIN)/jupyter lab --notebook-dir=notebooks

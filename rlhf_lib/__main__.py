@@ -51,6 +51,9 @@ def parser():
     score = commands.add_parser("score", help="score texts with a reward model")
     score.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's folder or a reward model's")
     score.add_argument("--file", required=True, metavar="FILE", help="JSON lines with `text`; - for standard input")
+    publish = commands.add_parser("publish", help="copy a finished run's checkpoints in half precision")
+    publish.add_argument("--run", required=True, metavar="DIR", help="the run's folder")
+    publish.add_argument("--to", required=True, metavar="DIR", help="where the checkpoints go")
     return main
 
 
@@ -152,6 +155,12 @@ def score(options):
         print(json.dumps({**row, "p_positive": p}, ensure_ascii=False))
 
 
+def publish(options):
+    from rlhf_lib.pipeline import publish
+
+    publish(options.run, options.to)
+
+
 def stage(options):
     from rlhf_lib import devices
     from rlhf_lib.pipeline import Pipeline
@@ -170,7 +179,7 @@ def stage(options):
 def main(arguments=None):
     options = parser().parse_args(arguments)
     try:
-        {"sample": sample, "score": score}.get(options.command, stage)(options)
+        {"sample": sample, "score": score, "publish": publish}.get(options.command, stage)(options)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from the last saved step.", file=sys.stderr)
         return 130

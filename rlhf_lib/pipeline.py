@@ -326,5 +326,26 @@ class Pipeline:
         return self.summarise()
 
 
+def publish(run, folder):
+    """Copy a finished run's checkpoints to `folder` in half precision, with its settings and summary.
+
+    A published folder serves wherever a run's folder does: `--checkpoint`, `--start`, `load_model`.
+    """
+    run, folder = Path(run), Path(folder)
+    if not (run / "summary.json").exists():
+        raise runs.RunError(f"{run} holds no finished run: only one with a summary.json is published")
+    for stage in ("base", "reward", "policy"):
+        tokenizer = tokenization.load(run / stage / "tokenizer.json")
+        card, tensors = runs.load_checkpoint(run / stage, tokenizer)
+        runs.save_checkpoint(folder / stage, {name: tensor.half() for name, tensor in tensors.items()}, card, tokenizer)
+    summary = json.loads((run / "summary.json").read_text())
+    settings = json.loads((run / "settings.json").read_text())
+    begun = flat(PRESETS[settings["preset"]])
+    other = [f"--{name} {value}" for name, value in settings.items() if value != begun[name] and name != "seed"]
+    command = ["python -m rlhf_lib run", f"--preset {settings['preset']}", f"--seed {settings['seed']}", *other, "--out DIR"]
+    runs.write_json(folder / "settings.json", settings)
+    runs.write_json(folder / "summary.json", {"command": " ".join(command), **summary})
+
+
 def ratio(value, base):
     return value / base if base else None

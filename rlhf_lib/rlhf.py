@@ -187,7 +187,7 @@ def update(policy, optimizer, prompt, samples, advantages, config, generator):
                 ratio = ppo.masked_mean((logprobs - old_logprobs).exp(), mask)
                 entropy = ppo.entropy(distribution(logits, **config.cut), mask)
             figures.append([loss.item(), clip_fraction.item(), approx_kl.item(), entropy.item(), ratio.item()])
-    means = gather(torch.tensor(figures).mean(0, keepdim=True)).mean(0).tolist()
+    means = gather(torch.tensor(figures, device=samples.tokens.device).mean(0, keepdim=True)).mean(0).tolist()
     names = ("policy_loss", "clip_fraction", "approx_kl", "entropy")
     return {**dict(zip(names, means)), "first_ratio": figures[0][4]}
 
@@ -224,7 +224,7 @@ def train_policy(base, reward_model, tokenizer, config, folder, seed=0, judge=No
         originals = rollout(reference, prompt, config.normaliser_samples, config, seed=seed * 1_000_003 + 999_983)
         constants = fit_normaliser(rewards_of(reward_model, originals, config.sentiment))
         kept = {"mean": constants.mean, "std": constants.std, "completions": config.completions, "rare": 0}
-        kept["baseline"] = torch.zeros(config.tokens, device=device)
+        kept["baseline"] = torch.zeros(config.tokens)
         progress.tick(0, kept, now=True)
     normalise = Normaliser(kept["mean"], kept["std"])
     completions, rare = kept["completions"], kept["rare"]
@@ -261,7 +261,7 @@ def train_policy(base, reward_model, tokenizer, config, folder, seed=0, judge=No
         if iteration < config.iterations:
             # Update: the completion's reward is the advantage of each of its tokens, over what the last rollout had there.
             worth = shape_advantages(normalise(rewards), samples.logprobs, ref_logprobs, samples.mask, config.kl_coef)  # (B, T)
-            advantages = worth - kept["baseline"]
+            advantages = worth - kept["baseline"].to(device)
             kept["baseline"] = ppo.masked_mean(worth, samples.mask, dim=0)  # (T,)
             generator = torch.Generator().manual_seed(step_seed)
             figures |= update(policy, optimizer, prompt, samples, advantages, config, generator)

@@ -183,6 +183,9 @@ class Metrics:
 # ----------------------------------------------------------------------------------------- a stage that resumes
 
 
+SAVE_SECONDS = float(os.environ.get("RLHF_SAVE_SECONDS", 20))
+
+
 class Progress:
     """The state a stage continues from: saved every `seconds`, so that a kill costs at most so much.
 
@@ -191,10 +194,10 @@ class Progress:
     Args:
         path: the stage's `state.pt`.
         model, optimizers: whose state is kept.
-        seconds: how often `tick` saves.
+        seconds: how often `tick` saves; the environment's RLHF_SAVE_SECONDS, or 20.
     """
 
-    def __init__(self, path, model, optimizers, seconds=20):
+    def __init__(self, path, model, optimizers, seconds=SAVE_SECONDS):
         self.path, self.model, self.optimizers, self.seconds = Path(path), model, optimizers, seconds
         self.saved = self.started = time.monotonic()
         self.before = 0.0  # seconds spent before this process
@@ -216,7 +219,7 @@ class Progress:
 
     def tick(self, step, extra=None, now=False):
         """Save, if it is time (or `now`): `step` is the next step to do, `extra` a dict of tensors and numbers."""
-        if world()[0] == 0 and (now or time.monotonic() - self.saved > self.seconds):
+        if world()[0] == 0 and (now or time.monotonic() - self.saved >= self.seconds):
             self.saved = time.monotonic()
             state = {"step": step, "extra": extra or {}, "seconds": self.before + self.saved - self.started}
             state["model"] = self.model.state_dict()

@@ -310,13 +310,24 @@ def test_the_checkpoint_holds_the_returned_model_its_tokenizer_and_its_card(fini
     assert card["val_loss"] == pytest.approx(pretrain.evaluate(model, TOKENS[:200], 200)["loss"], rel=1e-5)
 
 
+# The training text backwards: the better the one is learned, the worse the other is read.
+BACKWARDS = dict(validation=(TOKENS[:200].flip(0), 200), matrix_rate=0.1, embedding_rate=0.05, head_rate=0.05, evaluations=6)
+
+
 def test_the_best_model_on_the_validation_text_is_kept_not_the_last(tmp_path):
-    """The validation text is the training text backwards: the better the one is learned, the worse the other is read."""
-    validation = (TOKENS[:200].flip(0), 200)
-    model = train(tmp_path, validation=validation, matrix_rate=0.1, embedding_rate=0.05, head_rate=0.05, evaluations=6)
+    model = train(tmp_path, **BACKWARDS)
     losses = [record["val_loss"] for record in runs.Metrics(tmp_path).read() if "val_loss" in record]
     assert min(losses) < losses[-1] - 0.05
-    assert pretrain.evaluate(model, *validation)["loss"] == pytest.approx(min(losses), rel=1e-5)
+    assert pretrain.evaluate(model, *BACKWARDS["validation"])["loss"] == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_a_resumed_run_remembers_which_model_was_best(interrupted, tmp_path):
+    with interrupted(saved=22, stop=23), pytest.raises(KeyboardInterrupt):
+        train(tmp_path, **BACKWARDS)
+    best = min(record["val_loss"] for record in runs.Metrics(tmp_path).read() if "val_loss" in record)
+    model = train(tmp_path, **BACKWARDS)
+    assert runs.Metrics(tmp_path).read()[-1]["val_loss"] > best + 0.05  # read after the resume, and worse
+    assert pretrain.evaluate(model, *BACKWARDS["validation"])["loss"] == pytest.approx(best, rel=1e-5)
 
 
 def test_another_seed_trains_another_model(finished, tmp_path):
