@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7F7F7F"
 
 
-def figure(columns=1, height=3.2, width=4.6):
-    """A figure with `columns` axes side by side, and the axes as a list."""
-    fig = Figure(figsize=(width * columns, height), layout="constrained", facecolor="white")
-    axes = list(fig.subplots(1, columns, squeeze=False)[0])
+def figure(columns=1, rows=1, height=3.2, width=4.6):
+    """A figure with `rows` by `columns` axes, and the axes as a list, row by row."""
+    fig = Figure(figsize=(width * columns, height * rows), layout="constrained", facecolor="white")
+    axes = list(fig.subplots(rows, columns, squeeze=False).flat)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.25, linewidth=0.6)
@@ -56,7 +56,7 @@ def reward_training(records):
 
 def policy_diagnostics(records, max_kl=None):
     """Reward, KL to the original model, clip fraction and entropy over the iterations."""
-    fig, axes = figure(4, width=3.4)
+    fig, axes = figure(2, rows=2, height=2.7)
     panels = (
         ("reward", "Reward", "log p(wanted), nats"),
         ("kl", "KL to the original model", "nats per completion"),

@@ -43,7 +43,7 @@ def write_report(folder, samples=20):
     html = page.render(
         summary=summary,
         minutes=f"{summary['seconds']['total'] / 60:.1f}",
-        raters=f"the labels of {len(readers)} readers" if readers else "the synthetic rater, which is also the gold judge",
+        raters=f"the labels of {len(readers)} readers (who they are: data/README.md)" if readers else "the synthetic rater, which is also the gold judge",
         figures={name: png(fig) for name, fig in figures.items()},
         pairs=list(zip(base[:samples], tuned[:samples])),
     )

@@ -1,6 +1,9 @@
 import contextlib
+import json
+import random
 
 import pytest
+import torch
 
 from rlhf_lib import runs
 
@@ -33,3 +36,81 @@ def interrupted():
             yield done
 
     return patched
+
+
+# ----------------------------------------------------------------------------------------- a whole run in a few seconds
+
+NAMES = ("ANNE", "BRUTUS", "CELIA", "DUKE", "EGEUS")
+MOOD = {
+    "positive": ("love", "joy", "sweet", "happy", "fair", "blessed"),
+    "negative": ("hate", "death", "cruel", "sorrow", "foul", "cursed"),
+    "neutral": ("table", "door", "seven", "paper", "street", "corner"),
+}
+PLAIN = ("the", "my", "and", "thou", "hast", "this", "night", "we", "will", "see")
+
+
+def words(draw, mood, count):
+    """`count` words, every other one of `mood`, as a sentence."""
+    chosen = [draw.choice(MOOD[mood] if place % 2 else PLAIN) for place in range(count)]
+    return " ".join(chosen).capitalize() + "."
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Settings, by their dotted names, of a run that takes seconds: a made-up play, made-up labels, a very small model."""
+    folder, draw = tmp_path_factory.mktemp("tiny"), random.Random(0)
+    moods = list(MOOD)
+    speeches = [f"{draw.choice(NAMES)}.\n{words(draw, draw.choice(moods), draw.randint(6, 12))}\n\n" for _ in range(400)]
+    (folder / "play.txt").write_text("".join(speeches), encoding="utf-8")
+    rows = []
+    for number in range(150):
+        mood = moods[number % 3]
+        rows.append({"text": words(draw, mood, 8), "checkpoint": "none", "label": mood, "reader": f"r{number % 4}"})
+    assert len({row["text"] for row in rows}) == len(rows)
+    (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {
+        "corpus": str(folder / "play.txt"),
+        "labels": str(folder / "labels.jsonl"),
+        "rlhf.tokens": 16,
+        "rlhf.minibatch": 16,
+        "rlhf.completions": 32,
+        "rlhf.most_completions": 32,
+        "rlhf.iterations": 2,
+        "rlhf.epochs": 2,
+        "rlhf.normaliser_samples": 64,
+        "rlhf.keep_every": 2,
+        "model.vocab_size": 300,
+        "model.context": 64,
+        "model.layers": 2,
+        "model.heads": 2,
+        "model.width": 32,
+        "pretrain.steps": 40,
+        "pretrain.batch": 8,
+        "pretrain.evaluations": 4,
+        "reward.epochs": 4,
+        "reward.batch": 8,
+        "evaluate.samples": 64,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tiny):
+    """`tiny_settings(changes)`: the Settings of the tiny run, with changes by dotted name."""
+    from rlhf_lib.pipeline import PRESETS, changed
+
+    return lambda changes=None: changed(PRESETS["smoke"], {**tiny, **(changes or {})})
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_settings, tmp_path_factory):
+    """The folder of a finished tiny run, made on the CPU by one thread. Not to be written to."""
+    from rlhf_lib.pipeline import Pipeline
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    try:
+        Pipeline(tiny_settings(), folder, torch.device("cpu")).run()
+    finally:
+        torch.set_num_threads(threads)
+    return folder
