@@ -1,5 +1,6 @@
 """Where the work runs: the device, the precision, and several processes with one copy of the model each."""
 
+import atexit
 import contextlib
 import os
 
@@ -48,6 +49,7 @@ def join():
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         # With cards, gloo too: figures that are gathered on the CPU, and waiting, need it.
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(dist.destroy_process_group)  # else its threads may abort the process that ends
 
 
 def world():

@@ -1,3 +1,4 @@
+import atexit
 import contextlib
 import os
 import subprocess
@@ -116,6 +117,17 @@ def test_rows_that_do_not_divide_are_refused(monkeypatch, count, size):
         devices.shard(count)
 
 
+def test_processes_with_cards_exchange_what_lies_on_the_cpu_too(monkeypatch):
+    """NCCL alone takes no tensor on the CPU, and the loops gather figures there."""
+    backends = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: backends.append(backend))
+    monkeypatch.setattr(atexit, "register", lambda function: None)
+    devices.join()
+    assert dict(pair.split(":") for pair in backends[0].split(",")) == {"cpu": "gloo", "cuda": "nccl"}
+
+
 # ---------------------------------------------------------------------------------------------------------------- two processes
 
 VALUES = [(1.0, 2.5), (0.1, 0.2), (2.0**24 + 1, 2.0**24 + 3), (3, 4)]  # the third is beyond float32's whole numbers
@@ -129,6 +141,7 @@ GATHERED = {
 # Each process trains on its half of the batch, and writes down what it saw. It reads its task from a file, so that the
 # process it is compared with has the very same one.
 SCRIPT = """
+import atexit
 import sys
 import time
 from pathlib import Path
@@ -141,6 +154,7 @@ folder = Path(sys.argv[1])
 model, x, y, values, whole = torch.load(folder / "task.pt", weights_only=False)
 
 assert devices.world() == (0, 1)
+atexit.register(lambda: (folder / f"left-{rank}").write_text(str(devices.world()[1])))  # runs behind what join() registers
 devices.join()
 devices.join()  # a second time changes nothing
 rank, size = devices.world()
@@ -200,7 +214,8 @@ def two_processes(tmp_path_factory):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run = subprocess.run([*command, folder / "script.py", folder], env=env, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr[-3000:]
-    return [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in (0, 1)]
+    results = [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return [{**result, "left": (folder / f"left-{rank}").read_text()} for rank, result in enumerate(results)]
 
 
 def test_two_processes_know_each_other_and_wait(two_processes):
@@ -209,6 +224,11 @@ def test_two_processes_know_each_other_and_wait(two_processes):
         assert result["shard"] == slice(4 * rank, 4 * rank + 4)
         assert result["refusal"] == "7 rows do not divide among 2 processes: choose a multiple of 2"
         assert result["arrived"]
+
+
+def test_two_processes_part_before_they_end(two_processes):
+    """A process that ends while still in the group may be aborted by the group's threads, and the run reported as failed."""
+    assert [result["left"] for result in two_processes] == ["1", "1"]  # each is alone again
 
 
 def test_two_processes_take_the_steps_that_one_takes_on_the_whole_batch(two_processes):

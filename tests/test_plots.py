@@ -22,8 +22,9 @@ REWARD = [
 ]  # fmt: skip
 POLICY = [
     {
-        "stage": "policy", "step": step, "kl": kl, "reward": -0.7 + 0.1 * step, "reward_normalised": 0.5 * step, "gold": 0.1 * step,
-        "distinct_2": 0.9 - 0.1 * step, "separators": 1.5, "clip_fraction": 0.05, "entropy": 4.0 - step, "completions": 64,
+        "stage": "policy", "step": step, "kl": kl, "reward": -0.7 + 0.1 * step, "reward_normalised": 0.5 * step,
+        "gold": 0.1 * step, "distinct_2": 0.9 - 0.1 * step,
+        "separators": 1.5, "clip_fraction": 0.05, "entropy": 4.0 - step, "completions": 64,
     }
     for step, kl in enumerate((-0.01, 1.0, 4.0))
 ]  # fmt: skip
@@ -47,7 +48,7 @@ def drawn(figure):
 
 def lines(ax):
     """The curves of an axis, as {label: [(x, y), ...]}."""
-    return {line.get_label(): list(zip(*(values.tolist() for values in line.get_data()))) for line in ax.get_lines()}
+    return {line.get_label(): list(zip(*([float(v) for v in values] for values in line.get_data()))) for line in ax.get_lines()}
 
 
 def points(records, name, x="step"):
@@ -104,7 +105,7 @@ def test_the_policys_panels_show_reward_kl_clip_fraction_and_entropy():
         expected = points(POLICY, name) + ([(3, LAST[name])] if name in LAST else [])
         assert expected in lines(ax).values()
     # the line where training stops
-    assert [(0, 6.5), (1, 6.5)] in [[(float(x), y) for x, y in values] for values in lines(axes[1]).values()]
+    assert [(0, 6.5), (1, 6.5)] in lines(axes[1]).values()
     assert len(plots.policy_diagnostics(POLICY).axes[1].get_lines()) == 1
 
 

@@ -33,7 +33,9 @@ SUMMARY = {
 }
 METRICS = [
     ("pretrain", 9, {"train_loss": 5.0, "val_loss": 4.8, "val_bits_per_char": 3.1}),
-    ("reward", 9, {"train_loss": 0.6, "epoch": 1.0, "held_out_loss": 0.6, "held_out_accuracy": 0.8, "held_out_calibration_error": 0.1}),
+    ("reward", 9, {
+        "train_loss": 0.6, "epoch": 1.0, "held_out_loss": 0.6, "held_out_accuracy": 0.8, "held_out_calibration_error": 0.1,
+    }),
     *(
         ("policy", step, {
             "kl": 1.0 * step, "reward": -0.7, "reward_normalised": 0.1 * step, "gold": 0.1, "distinct_2": 0.9, "separators": 1.0,
@@ -76,6 +78,7 @@ class Page(HTMLParser):
 
 def page(folder, metrics=METRICS, samples=SAMPLES, count=20, **changes):
     """The report of a made-up run."""
+    folder.mkdir(parents=True, exist_ok=True)
     summary = {**copy.deepcopy(SUMMARY), **changes}
     runs.write_json(folder / "summary.json", summary)
     runs.write_json(folder / "settings.json", {"rlhf.max_kl": 10.0})
@@ -85,6 +88,12 @@ def page(folder, metrics=METRICS, samples=SAMPLES, count=20, **changes):
     (folder / "samples.jsonl").write_text(lines, encoding="utf-8")
     report.write_report(folder, samples=count)
     return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Pictures that take no time to draw, for tests that look at the words alone."""
+    monkeypatch.setattr(report, "png", lambda figure: base64.b64encode(b"\x89PNG").decode())
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +114,7 @@ def test_the_page_says_the_figures_with_their_meaning(full):
         "Distinct-2 ratio 0.876",
         "Separator ratio 1.234",
         "Preset smoke, seed 7, on cpu; 3.0 minutes",
-        "the labels of 3 readers",
+        "The reward model learned from: the labels of 3 readers",
         "pretrain 61 s",
         "1.23 GB",
     ):
@@ -136,7 +145,7 @@ def test_samples_stand_side_by_side_with_their_scores(full):
     assert "The first 20 completions" in full.text
 
 
-def test_the_number_of_samples_can_be_chosen_and_may_be_more_than_there_are(tmp_path):
+def test_the_number_of_samples_can_be_chosen_and_may_be_more_than_there_are(tmp_path, plain):
     assert "policy line 3 " not in page(tmp_path / "a", count=3).text
     few = page(tmp_path / "b", samples=SAMPLES[:2] + SAMPLES[30:32], count=20)
     assert "The first 2 completions" in few.text and "policy line 1 " in few.text
@@ -145,20 +154,23 @@ def test_the_number_of_samples_can_be_chosen_and_may_be_more_than_there_are(tmp_
 HOSTILE = "<script>alert(\"x\")</script><img src=x onerror=alert(1)></div>&amp; 'quoted' {{ 7 * 7 }} {% raw %}"
 
 
-def test_a_sample_with_html_stays_text(tmp_path):
+def test_a_sample_with_html_stays_text(tmp_path, plain):
     drawn = [{"source": side, "text": HOSTILE, "gold": 0.0, "reward": -1.0} for side in ("base", "policy")] * 2
-    plain, attacked = page(tmp_path / "plain", samples=SAMPLES[:2] + SAMPLES[30:32]), page(tmp_path / "attacked", samples=drawn)
-    assert attacked.tags == plain.tags  # not one tag more
+    expected, attacked = (
+        page(tmp_path / "plain", samples=SAMPLES[:2] + SAMPLES[30:32]),
+        page(tmp_path / "attacked", samples=drawn),
+    )
+    assert attacked.tags == expected.tags  # not one tag more
     assert attacked.text.count(HOSTILE) == 4
     assert "49" not in attacked.text.split("Samples side by side")[1].split("Time")[0]
 
 
-def test_names_from_the_summary_stay_text_too(tmp_path):
+def test_names_from_the_summary_stay_text_too(tmp_path, plain):
     attacked = page(tmp_path, preset="<b>bold</b>")
     assert "<b>bold</b>" in attacked.text and "b" not in attacked.tags
 
 
-def test_line_breaks_of_a_sample_are_kept_and_any_character_is_fine(tmp_path):
+def test_line_breaks_of_a_sample_are_kept_and_any_character_is_fine(tmp_path, plain):
     text = "KING.\nO, sweet é – 🙂\u2028and\u0085more\x0b\ufffd"
     drawn = [{"source": side, "text": text, "gold": 0.0, "reward": -1.0} for side in ("base", "policy")]
     page(tmp_path, samples=drawn)
@@ -178,12 +190,12 @@ def test_a_policy_that_stopped_at_once_still_gets_its_report(tmp_path):
     assert "PPO" in page(tmp_path, [(stage, step, figures)]).images
 
 
-def test_a_ratio_that_does_not_exist_is_a_dash(tmp_path):
+def test_a_ratio_that_does_not_exist_is_a_dash(tmp_path, plain):
     text = page(tmp_path, distinct_2_ratio=None, separator_ratio=None).text
     assert "Distinct-2 ratio – " in text and "Separator ratio – " in text and "None" not in text
 
 
-def test_the_synthetic_rater_is_named(tmp_path):
+def test_the_synthetic_rater_is_named(tmp_path, plain):
     text = page(tmp_path / "a", raters=["synthetic"]).text
     assert "the synthetic rater, which is also the gold judge" in text
     assert "readers" not in text

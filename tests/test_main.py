@@ -1,0 +1,440 @@
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rlhf_lib import __main__ as command_line
+from rlhf_lib import reward, runs
+from rlhf_lib.model import GPT, GPTConfig
+from rlhf_lib.pipeline import PRESETS, Pipeline, flat
+from rlhf_lib.tokenization import CharTokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = [*command_line.STAGES, "sample", "score", "publish"]
+LETTERS = CharTokenizer(list("\nabcdefghij"))
+
+
+@pytest.fixture
+def call(capsys):
+    """`call(...)`: what the command line returns and prints, (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        code = command_line.main([str(argument) for argument in arguments])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def rows(call):
+    """`rows(...)`: the JSON lines that a command prints when all goes well."""
+
+    def run(*arguments):
+        code, out, err = call(*arguments)
+        assert code == 0, err
+        return [json.loads(line) for line in out.split("\n") if line]
+
+    return run
+
+
+def settings_of(*arguments):
+    return command_line.settings_of(command_line.parser().parse_args([str(argument) for argument in arguments]))
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """A checkpoint whose tokens are single letters, so that a sample's tokens can be read off its text; drawn weights."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=LETTERS.vocab_size, context=32, layers=2, heads=2, width=16)).eval()
+    for weight in model.parameters():
+        if weight.dim() == 2:
+            nn.init.normal_(weight, std=0.4)
+    folder = tmp_path_factory.mktemp("letters")
+    runs.save_checkpoint(folder, model.state_dict(), {"kind": "gpt", "config": model.config.asdict()}, LETTERS)
+    return folder, model
+
+
+# ----------------------------------------------------------------------------------------- help and flags
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_is_printed_and_exits_0(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        command_line.main([*([command] if command else []), "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "usage: python -m rlhf_lib" in text
+    if command is None:
+        assert all(re.search(rf"^ +{name}\b", text, re.MULTILINE) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("field", [field for field in flat(PRESETS["laptop"]) if "." in field])
+def test_every_setting_is_explained(field):
+    assert len(command_line.explain(field)) > 5, f"the docstring has no line for {field}"
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["run"], ["run", "--out", "x", "--model.width", "wide"], ["sample"]])
+def test_a_command_that_is_not_understood_exits_2(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        command_line.main(arguments)
+    assert end.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+OTHER_WORDS = {
+    "corpus": "my.txt", "tokenizer": "char", "labels": "synthetic:50", "start": "runs/other", "model.positions": "learned",
+    "model.norm": "layernorm", "model.activation": "gelu", "reward.pooling": "last", "rlhf.sentiment": "negative",
+}  # fmt: skip
+# Halved, for they may not stand above their partners; everything else is doubled.
+HALVED = ("rlhf.tokens", "rlhf.minibatch", "reward.held_out", "pretrain.decay", "rlhf.top_p", "model.heads")
+
+
+def other(field, value):
+    """A value for `field` that is allowed and is not the preset's."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return OTHER_WORDS[field] if value != OTHER_WORDS[field] else "plays"
+    if not value:
+        return 0.5 if isinstance(value, float) else 3
+    return type(value)(value / 2) if field in HALVED or isinstance(value, float) else 2 * value
+
+
+@pytest.mark.parametrize("command", command_line.STAGES)
+def test_every_setting_has_a_flag_that_arrives(command, tmp_path):
+    for field, value in flat(PRESETS["laptop"]).items():
+        if field == "preset":
+            continue
+        wanted = other(field, value)
+        text = {True: "yes", False: "no"}[wanted] if isinstance(wanted, bool) else wanted
+        got = flat(settings_of(command, "--out", tmp_path / "new", f"--{field}", text))
+        assert got == {**flat(PRESETS["laptop"]), field: wanted}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_preset_gives_the_settings_and_laptop_is_the_default(preset, tmp_path):
+    assert settings_of("run", "--preset", preset, "--out", tmp_path / "new") == PRESETS[preset]
+    assert settings_of("run", "--out", tmp_path / "new") == PRESETS["laptop"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model.width", 100, "--model.heads", 5],  # 100 does not go with the preset's 4 heads
+        ["--model.heads", 5, "--model.width", 100],
+        ["--rlhf.completions", 30, "--rlhf.minibatch", 10],
+        ["--rlhf.minibatch", 10, "--rlhf.completions", 30],
+        ["--rlhf.tokens", 300, "--model.context", 400],
+        ["--model.context", 400, "--rlhf.tokens", 300],
+    ],
+)
+def test_settings_that_fit_together_are_taken_in_any_order(flags, tmp_path):
+    got = flat(settings_of("run", "--preset", "laptop", "--out", tmp_path / "new", *flags))
+    for flag, value in zip(flags[::2], flags[1::2]):
+        assert got[flag.removeprefix("--")] == value
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--preset", "gpu", "--rlhf.iterations", 3, "--model.qk_norm", "no", "--labels", "synthetic:40"],
+        ["--model.width", 320, "--model.heads", 5],
+        ["--rlhf.completions", 768, "--rlhf.minibatch", 96],
+    ],
+)
+def test_a_later_command_needs_no_settings_again_and_takes_the_same_ones(flags, tmp_path):
+    begun = settings_of("run", "--out", tmp_path, *flags)
+    Pipeline(begun, tmp_path, torch.device("cpu"))
+    assert settings_of("train-reward", "--out", tmp_path) == begun
+    assert settings_of("run", "--out", tmp_path, *flags) == begun
+
+
+# ----------------------------------------------------------------------------------------- sample
+
+
+def parse(text):
+    """The tokens of a sample of LETTERS."""
+    pieces = re.findall(r"<\|endoftext\|>|<\|unknown\|>|.", text, re.DOTALL)
+    return [{"<|endoftext|>": 0, "<|unknown|>": 1}.get(piece) or LETTERS.tokens.get(piece, 0) for piece in pieces]
+
+
+@pytest.mark.parametrize(("flags", "temperature", "top_k"), [([], 1.0, None), (["--temperature", 0.7, "--top-k", 5], 0.7, 5)])
+def test_a_samples_log_probability_equals_rescoring(rows, letters, flags, temperature, top_k):
+    folder, model = letters
+    samples = rows("sample", "--checkpoint", folder, "-n", 6, "--tokens", 10, "--seed", 3, *flags)
+    assert len(samples) == 6
+    prompt = LETTERS.encode("\n\n")
+    for sample in samples:
+        assert sample.keys() == {"text", "tokens", "logprob"}
+        tokens = parse(sample["text"])
+        assert sample["tokens"] == len(tokens) <= 10
+        logprob = 0.0
+        for place, token in enumerate(tokens):
+            scores = model(torch.tensor([prompt + tokens[:place]]))[0, -1] / temperature
+            kept = scores.sort(descending=True).values[:top_k]
+            logprob += (scores[token] - kept.logsumexp(0)).item()
+        assert sample["logprob"] == pytest.approx(logprob, abs=1e-4)
+        assert sample["tokens"] == 10 or tokens[-1] == 0  # it ends early only at END
+
+
+def test_the_same_seed_gives_the_same_samples(rows, letters):
+    ask = ("sample", "--checkpoint", letters[0], "-n", 5, "--tokens", 8)
+    assert rows(*ask, "--seed", 4) == rows(*ask, "--seed", 4) != rows(*ask, "--seed", 5)
+    assert rows(*ask) == rows(*ask, "--seed", 0)
+
+
+def test_n_is_the_number_of_lines(rows, letters):
+    assert len(rows("sample", "--checkpoint", letters[0], "--tokens", 2)) == 10
+    assert len(rows("sample", "--checkpoint", letters[0], "-n", 300, "--tokens", 2)) == 300
+
+
+def test_a_sample_continues_the_prompt(rows, letters):
+    folder, model = letters
+    tokens = LETTERS.encode("abcab")
+    for _ in range(6):
+        tokens.append(model(torch.tensor([tokens]))[0, -1].argmax().item())
+    (sample,) = rows("sample", "--checkpoint", folder, "-n", 1, "--prompt", "abcab", "--tokens", 6, "--top-k", 1)
+    expected = tokens[5:][: tokens[5:].index(0) + 1 if 0 in tokens[5:] else None]
+    assert parse(sample["text"]) == expected  # without the prompt itself
+    assert sample["logprob"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_runs_folder_stands_for_its_policy_and_a_checkpoints_for_itself(rows, tiny_run):
+    ask = ("-n", 3, "--tokens", 8, "--seed", 1)
+    policy = rows("sample", "--checkpoint", tiny_run, *ask)
+    assert policy == rows("sample", "--checkpoint", tiny_run / "policy", *ask)
+    assert policy != rows("sample", "--checkpoint", tiny_run / "base", *ask)
+    assert all(sample["logprob"] < 0 and 1 <= sample["tokens"] <= 8 and sample["text"] for sample in policy)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["-n", 0], "-n must be at least 1, got 0"),
+        (["--temperature", 0], "temperature must be above 0, got 0.0"),
+        (["--top-k", -1], "top_k must be 0"),
+        (["--top-p", 1.5], r"top_p must lie in \(0, 1\], got 1.5"),
+        (["--prompt", ""], "every prompt needs at least one token"),
+        (["--tokens", 0], "must be at least 1"),
+        (["--tokens", 31], "a prompt of 2 tokens and 31 new ones are more than the model's context of 32"),
+    ],
+)
+def test_sample_refuses_what_cannot_be_sampled(call, letters, flags, sentence):
+    code, out, err = call("sample", "--checkpoint", letters[0], *flags)
+    assert (code, out) == (1, "")
+    assert re.search(f"^error: .*{sentence}", err) and "Traceback" not in err
+
+
+# ----------------------------------------------------------------------------------------- score
+
+
+def lines_of(path, *lines):
+    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_score_adds_p_positive_and_keeps_order_and_fields(rows, tiny_run, tmp_path):
+    given = [
+        {"text": "The love and joy we will.", "id": 3, "note": {"by": ["é", None]}},
+        {"id": 1, "text": "Death"},
+        {"text": "The cruel night hast death thou sorrow.", "p_positive": "old"},
+        {"text": "The love and joy we will.", "id": 3, "note": {"by": ["é", None]}},
+        {"text": "Seven\n\ntables 🙂", "tokens": 4, "logprob": -1.5},
+    ]
+    scored = rows("score", "--checkpoint", tiny_run, "--file", lines_of(tmp_path / "a.jsonl", *given))
+    assert len(scored) == len(given)
+    model, tokenizer = reward.load_model(tiny_run / "reward")
+    for row, before in zip(scored, given):
+        assert {**row, "p_positive": 0} == {**before, "p_positive": 0}
+        assert 0 <= row["p_positive"] <= 1
+        logit = model.logits(torch.tensor([tokenizer.encode(before["text"])])).item()  # by itself, without padding
+        assert row["p_positive"] == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-5)
+    assert scored[0] == scored[3]
+    assert len({row["p_positive"] for row in scored}) == 4
+
+
+def test_a_positive_text_scores_above_a_negative_one(rows, tiny_run, tmp_path):
+    """The tiny reward model has learned its labels, so a score that is turned round shows."""
+    file = lines_of(
+        tmp_path / "a.jsonl",
+        {"text": "The love my joy and sweet thou happy."},
+        {"text": "The hate my death and foul thou cruel."},
+    )
+    positive, negative = rows("score", "--checkpoint", tiny_run / "reward", "--file", file)
+    assert positive["p_positive"] > negative["p_positive"] + 0.1
+
+
+def test_score_reads_standard_input_and_skips_blank_lines(rows, tiny_run, tmp_path, monkeypatch):
+    given = '{"text": "love"}\n\n   \n{"text": "hate"}'
+    expected = rows("score", "--checkpoint", tiny_run, "--file", lines_of(tmp_path / "a.jsonl", given))
+    assert [row["text"] for row in expected] == ["love", "hate"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+    assert rows("score", "--checkpoint", tiny_run, "--file", "-") == expected
+
+
+def test_score_of_nothing_is_nothing(rows, tiny_run, tmp_path):
+    assert rows("score", "--checkpoint", tiny_run, "--file", lines_of(tmp_path / "a.jsonl", "\n")) == []
+
+
+def test_what_sample_writes_score_reads(call, tiny_run, tmp_path):
+    _, out, _ = call("sample", "--checkpoint", tiny_run, "-n", 40, "--tokens", 12)
+    (tmp_path / "samples.jsonl").write_text(out, encoding="utf-8")
+    code, scored, err = call("score", "--checkpoint", tiny_run, "--file", tmp_path / "samples.jsonl")
+    assert code == 0, err
+    before, after = ([json.loads(line) for line in text.split("\n") if line] for text in (out, scored))
+    assert [{**row, "p_positive": 0} for row in before] == [{**row, "p_positive": 0} for row in after]
+
+
+def test_a_line_separator_inside_a_text_is_no_line_break(rows, tiny_run, tmp_path):
+    """U+2028, U+0085 and their like stand unescaped in JSON lines, such as those that sample writes."""
+    line = json.dumps({"text": "love\u2028and\u0085joy"}, ensure_ascii=False) + "\n"
+    (row,) = rows("score", "--checkpoint", tiny_run, "--file", lines_of(tmp_path / "a.jsonl", line))
+    assert row["text"] == "love\u2028and\u0085joy"
+
+
+GOOD = '{"text": "love"}\n'
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (GOOD + "\n{text: love}\n", "line 3: not a JSON object with `text`"),
+        (GOOD + '{"txt": "love"}\n', "line 2: not a JSON object with `text`"),
+        ('{"text": 5}\n' + GOOD, "line 1: not a JSON object with `text`"),
+        ('{"text": null}\n', "line 1: not a JSON object with `text`"),
+        (GOOD + "[1, 2]\n", "line 2: not a JSON object with `text`"),
+        (GOOD + '"text"\n', "line 2: not a JSON object with `text`"),
+        (GOOD + GOOD + '{"text": ""}\n', "line 3: 0 tokens; the reward model reads 1 to 64"),
+        (GOOD + json.dumps({"text": "é" * 200}), "line 2: 400 tokens; the reward model reads 1 to 64"),
+        (GOOD + '{"text": "\\ud800"}\n', "line 2: "),  # half a character: no text at all
+    ],
+)
+def test_score_names_the_line_that_is_wrong(call, tiny_run, tmp_path, lines, sentence):
+    file = lines_of(tmp_path / "bad.jsonl", lines)
+    code, out, err = call("score", "--checkpoint", tiny_run, "--file", file)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {file}, {sentence}"), err
+
+
+def test_score_says_what_is_wrong_with_the_file(call, tiny_run, tmp_path):
+    code, _, err = call("score", "--checkpoint", tiny_run, "--file", tmp_path / "none.jsonl")
+    assert code == 1 and err.startswith(f"error: no file at {tmp_path / 'none.jsonl'}")
+    (tmp_path / "latin.jsonl").write_bytes('{"text": "é"}'.encode("latin-1"))
+    code, _, err = call("score", "--checkpoint", tiny_run, "--file", tmp_path / "latin.jsonl")
+    assert code == 1 and "not UTF-8 at byte 10" in err
+    code, _, err = call("score", "--checkpoint", tiny_run, "--file", tmp_path)
+    assert code == 1 and err.startswith("error: ") and str(tmp_path) in err
+
+
+# ----------------------------------------------------------------------------------------- errors in a sentence
+
+
+def foreign(folder):
+    """A checkpoint of another project: good safetensors without our card."""
+    folder.mkdir(parents=True)
+    LETTERS.save(folder / "tokenizer.json")
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.ones(2)}, folder / "model.safetensors")
+    return folder
+
+
+def rubbish(folder):
+    folder.mkdir(parents=True)
+    LETTERS.save(folder / "tokenizer.json")
+    (folder / "model.safetensors").write_bytes(b"\x80\x04rubbish" * 50)
+    return folder
+
+
+@pytest.mark.parametrize("make", [foreign, rubbish])
+@pytest.mark.parametrize("command", [["sample"], ["score", "--file", "-"]])
+def test_a_foreign_checkpoint_is_refused(call, tmp_path, monkeypatch, make, command):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(GOOD))
+    folder = make(tmp_path / "other")
+    code, out, err = call(command[0], "--checkpoint", folder, *command[1:])
+    assert (code, out) == (1, "")
+    assert re.match(rf"error: {folder}.* not a checkpoint of this project", err), err
+
+
+@pytest.mark.parametrize("command", [["sample"], ["score", "--file", "-"]])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_missing_checkpoint_is_named(call, tmp_path, command, there):
+    folder = tmp_path if there else tmp_path / "none"
+    code, out, err = call(command[0], "--checkpoint", folder, *command[1:])
+    assert (code, out) == (1, "")
+    assert err == f"error: no checkpoint in {folder}: give a run's folder, or one that holds a model.safetensors\n"
+
+
+def test_a_checkpoint_of_the_other_kind_is_refused(call, tiny_run, letters, tmp_path):
+    code, _, err = call("sample", "--checkpoint", tiny_run / "reward")
+    assert code == 1 and "holds a reward checkpoint, not a language model" in err
+    code, _, err = call("score", "--checkpoint", letters[0], "--file", lines_of(tmp_path / "a.jsonl", GOOD))
+    assert code == 1 and "holds a gpt checkpoint, not a reward model" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--pretrain.steps", 0], r"pretrain\.steps must be at least 1, got 0"),
+        (["--rlhf.sentiment", "sad"], r"rlhf\.sentiment must be positive or negative, got 'sad'"),
+        (["--model.width", 30], "width must be a multiple of 2 \\* heads, got width 30"),
+        (["--rlhf.tokens", 5000], r"rlhf\.tokens must be below model\.context, got 5000"),
+        (["--seed", -1], "seed must not be negative, got -1"),
+        (["--tokenizer", "syllable"], "tokenizer must be one of word, char, bpe, got 'syllable'"),
+        (["--evaluate.samples", 1], r"evaluate\.samples must be at least 2, got 1"),
+        (["--corpus", "/no/such/play.txt"], "no corpus at /no/such/play.txt: give plays, tiny, gutenberg, or the path"),
+        (["--start", "/no/such/run"], "/no/such/run"),
+    ],
+)
+def test_a_bad_setting_is_refused_in_a_sentence(call, tmp_path, flags, sentence):
+    code, out, err = call("run", "--preset", "smoke", "--out", tmp_path / "new", *flags)
+    assert (code, out) == (1, "")
+    assert re.match(rf"error: .*{sentence}", err), err
+    assert err.count("\n") == 1
+
+
+def test_missing_labels_are_named(call, tiny_run, tiny, tmp_path):
+    """With the base of another run, so that the labels are what the command comes to first."""
+    flags = [part for name, value in {**tiny, "labels": "/no/labels.jsonl"}.items() for part in (f"--{name}", value)]
+    out = tmp_path / "new"
+    settings = settings_of("run", "--preset", "smoke", "--out", out, *flags)
+    Pipeline(settings, out, torch.device("cpu"))
+    runs.write_json(out / "stages.json", {"pretrain": {"seconds": 0, "peak_memory_bytes": 0}})
+    (out / "base").mkdir()
+    for name in ("tokenizer.json", "model.safetensors"):
+        (out / "base" / name).write_bytes((tiny_run / "base" / name).read_bytes())
+    code, _, err = call("train-reward", "--out", out)
+    assert code == 1 and err.startswith("error: no label file at /no/labels.jsonl"), err
+
+
+def test_settings_that_are_damaged_are_named(call, tmp_path):
+    (tmp_path / "settings.json").write_text('{"preset": ')
+    code, _, err = call("run", "--preset", "smoke", "--out", tmp_path)
+    assert code == 1 and err.startswith("error: ") and "settings.json" in err
+
+
+def test_a_bug_is_not_passed_off_as_a_users_mistake(monkeypatch, tiny_run):
+    def broken(options):
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(command_line, "sample", broken)
+    with pytest.raises(TypeError, match="a bug"):
+        command_line.main(["sample", "--checkpoint", str(tiny_run)])
+
+
+def test_the_module_exits_with_the_code_and_prints_no_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "rlhf_lib", "run", "--preset", "smoke", "--out", tmp_path / "x", "--pretrain.batch", "0"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: pretrain.batch must be at least 1, got 0"
+    assert done.stdout == "" and not (tmp_path / "x").exists()
