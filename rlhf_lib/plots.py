@@ -18,6 +18,13 @@ def figure(columns=1, rows=1, height=3.2, width=4.6):
     return fig, axes
 
 
+def legend(ax, **options):
+    """The legend of what has been drawn with a label; none when nothing has."""
+    handles, names = ax.get_legend_handles_labels()
+    if handles:
+        ax.legend(handles, names, frameon=False, **options)
+
+
 def curve(ax, records, name, label=None, color=BLUE, x="step", marker=""):
     """Draw one figure of the records that have it, against `x`."""
     points = [(record[x], record[name]) for record in records if name in record and x in record]
@@ -32,7 +39,7 @@ def pretraining(records):
     curve(loss, records, "train_loss", "training", GREY)
     curve(loss, records, "val_loss", "validation", BLUE, marker="o")
     loss.set(title="Loss", xlabel="step", ylabel="nats per token")
-    loss.legend(frameon=False)
+    legend(loss)
     points = curve(bits, records, "val_bits_per_char", color=BLUE, marker="o")
     bits.set(title="Validation", xlabel="step", ylabel="bits per character")
     if points:
@@ -46,11 +53,11 @@ def reward_training(records):
     curve(loss, records, "train_loss", "training, one batch", GREY, x="epoch")
     curve(loss, records, "held_out_loss", "held out", BLUE, x="epoch", marker="o")
     loss.set(title="Loss", xlabel="epoch", ylabel="nats")
-    loss.legend(frameon=False)
+    legend(loss)
     curve(accuracy, records, "held_out_accuracy", "accuracy, neutral left out", BLUE, x="epoch", marker="o")
     curve(accuracy, records, "held_out_calibration_error", "calibration error", ORANGE, x="epoch", marker="o")
     accuracy.set(title="Held-out labels", xlabel="epoch", ylabel="share", ylim=(0, 1))
-    accuracy.legend(frameon=False)
+    legend(accuracy)
     return fig
 
 
@@ -88,7 +95,7 @@ def over_optimisation(records):
     curve(diversity, rooted, "separators", "blank lines per completion", PINK, x="root_kl", marker="s")
     diversity.set(title="Diversity and form", xlabel="root KL, √nats", ylabel="share, count")
     diversity.set_ylim(bottom=0)
-    diversity.legend(frameon=False)
+    legend(diversity)
     return fig
 
 
@@ -98,5 +105,5 @@ def gold_histogram(base, policy):
     bins = [step / 10 for step in range(-10, 11)]
     ax.hist([list(base), list(policy)], bins=bins, density=True, color=[GREY, BLUE], label=["base", "policy"])
     ax.set(title="Completions by gold score", xlabel="gold score, -1 to 1", ylabel="density")
-    ax.legend(frameon=False)
+    legend(ax)
     return fig

@@ -199,15 +199,14 @@ def pretrain(model_config, config, train, validation, tokenizer, folder, seed=0,
         if done % every == 0 or done == config.steps:
             scores = evaluate(model, *validation)
             figures = {f"val_{name}": score for name, score in scores.items()}
-            if scores["loss"] < best and world()[0] == 0:
+            if scores["loss"] < best:
                 card = {"kind": "gpt", "config": model_config.asdict(), "seed": seed, "step": done, **figures}
                 runs.save_checkpoint(Path(folder) / "base", model.state_dict(), card, tokenizer)
             best = min(best, scores["loss"])
         if figures or done % 10 == 0:
             train_loss = sum(losses) / len(losses)
             losses = []
-            if world()[0] == 0:
-                metrics.log("pretrain", step, train_loss=train_loss, tokens=done * config.batch * model_config.context, **figures)
+            metrics.log("pretrain", step, train_loss=train_loss, tokens=done * config.batch * model_config.context, **figures)
             bar.set_postfix(loss=f"{train_loss:.3f}", bpc=f"{figures.get('val_bits_per_char', math.nan):.3f}")
         progress.tick(done, {"best": best, "losses": losses}, now=bool(figures))
     wait()  # for the process that writes

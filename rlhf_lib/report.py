@@ -27,7 +27,7 @@ def write_report(folder, samples=20):
     max_kl = json.loads((folder / "settings.json").read_text())["rlhf.max_kl"]
     metrics = runs.Metrics(folder)
     pretraining, reward, policy = (metrics.read(stage) for stage in ("pretrain", "reward", "policy"))
-    drawn = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    drawn = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n") if line]
     base, tuned = ([row for row in drawn if row["source"] == side] for side in ("base", "policy"))
     figures = {
         "policy": plots.policy_diagnostics(policy, max_kl),
@@ -43,7 +43,9 @@ def write_report(folder, samples=20):
     html = page.render(
         summary=summary,
         minutes=f"{summary['seconds']['total'] / 60:.1f}",
-        raters=f"the labels of {len(readers)} readers (who they are: data/README.md)" if readers else "the synthetic rater, which is also the gold judge",
+        raters=f"the labels of {len(readers)} readers (who they are: data/README.md)"
+        if readers
+        else "the synthetic rater, which is also the gold judge",
         figures={name: png(fig) for name, fig in figures.items()},
         pairs=list(zip(base[:samples], tuned[:samples])),
     )

@@ -247,16 +247,14 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
         if place + 1 == per_epoch:
             figures = {f"held_out_{name}": figure for name, figure in test(model, tokenizer, held_out).items()}
         if figures or (step + 1) % 10 == 0:
-            if world()[0] == 0:
-                metrics.log("reward", step, train_loss=loss.item(), epoch=(step + 1) / per_epoch, **figures)
+            metrics.log("reward", step, train_loss=loss.item(), epoch=(step + 1) / per_epoch, **figures)
             bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{figures.get('held_out_accuracy', math.nan):.3f}")
         progress.tick(step + 1, now=step + 1 == steps)
     model.eval()
     scores = test(model, tokenizer, held_out)
-    if world()[0] == 0:
-        raters = sorted({label.reader for label in learn})
-        card = {"kind": "reward", "config": gpt.config.asdict(), "pooling": config.pooling, "seed": seed}
-        runs.save_checkpoint(Path(folder) / "reward", model.state_dict(), {**card, "raters": raters, **scores}, tokenizer)
+    raters = sorted({label.reader for label in learn})
+    card = {"kind": "reward", "config": gpt.config.asdict(), "pooling": config.pooling, "seed": seed}
+    runs.save_checkpoint(Path(folder) / "reward", model.state_dict(), {**card, "raters": raters, **scores}, tokenizer)
     return model, scores
 
 

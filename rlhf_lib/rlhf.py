@@ -24,7 +24,7 @@ from rlhf_lib.corpus import SEPARATOR
 from rlhf_lib.devices import autocast, average_gradients, gather, shard, wait, world
 from rlhf_lib.judge import GoldJudge, distinct_n, separators
 from rlhf_lib.pretrain import load_model
-from rlhf_lib.sampling import Samples, distribution, evaluating, generate, token_logprobs
+from rlhf_lib.sampling import Samples, distribution, evaluating, generate, kept_tokens, token_logprobs
 
 
 @dataclass
@@ -111,11 +111,20 @@ def rewards_of(reward_model, samples, sentiment="positive"):
 
 
 @torch.no_grad()
-def reference_logprobs(reference, prompt, samples, cut):
-    """The original model's log-probabilities of the completions' tokens: (B, T)."""
-    rows = zip(samples.tokens.split(128), samples.mask.split(128))
+def reference_logprobs(reference, prompt, samples, cut, keep=None):
+    """The original model's log-probabilities of the completions' tokens: (B, T).
+
+    Args:
+        cut: temperature, top_k and top_p.
+        keep: (B, T, V) bool, the tokens that the sampler's cut left; None when it cut none.
+    """
+    parts = []
     with evaluating(reference):
-        return torch.cat([token_logprobs(reference, [prompt] * len(part[0]), *part, **cut)[0] for part in rows])
+        for rows in torch.arange(len(samples.tokens)).split(128):
+            kept = None if keep is None else keep[rows]
+            some = (samples.tokens[rows], samples.mask[rows])
+            parts.append(token_logprobs(reference, [prompt] * len(rows), *some, keep=kept, **cut)[0])
+    return torch.cat(parts)
 
 
 def completion_kl(logprobs, ref_logprobs, mask, kind="k1"):
@@ -158,12 +167,13 @@ def fit_normaliser(rewards):
     return Normaliser(rewards.mean().item(), rewards.std().item())
 
 
-def update(policy, optimizer, prompt, samples, advantages, config, generator):
+def update(policy, optimizer, prompt, samples, advantages, config, generator, keep=None):
     """PPO's epochs over one rollout.
 
     Args:
         samples: the rollout, with the log-probabilities under the policy that sampled it.
         advantages: (B, T).
+        keep: (B, T, V) bool, the tokens that the sampler's cut left; None when it cut none.
 
     Returns:
         A dict of means over the minibatches: `policy_loss`, `clip_fraction`, `approx_kl`, `entropy`; and `first_ratio`,
@@ -176,7 +186,8 @@ def update(policy, optimizer, prompt, samples, advantages, config, generator):
             whole = samples.mask[rows].sum()
             rows = rows[shard(len(rows))]
             tokens, old_logprobs, mask = (part[rows] for part in (samples.tokens, samples.logprobs, samples.mask))
-            logprobs, logits = token_logprobs(policy, [prompt] * len(rows), tokens, mask, **config.cut)
+            kept = None if keep is None else keep[rows]
+            logprobs, logits = token_logprobs(policy, [prompt] * len(rows), tokens, mask, keep=kept, **config.cut)
             loss, clip_fraction, approx_kl = ppo.policy_loss(logprobs, old_logprobs, advantages[rows], mask, config.clip)
             weight = mask.sum() * world()[1] / whole  # 1, unless the processes' shares differ in length
             (loss * weight).backward()
@@ -185,7 +196,7 @@ def update(policy, optimizer, prompt, samples, advantages, config, generator):
             optimizer.zero_grad()
             with torch.no_grad():
                 ratio = ppo.masked_mean((logprobs - old_logprobs).exp(), mask)
-                entropy = ppo.entropy(distribution(logits, **config.cut), mask)
+                entropy = ppo.entropy(distribution(logits, **config.cut, keep=kept), mask)
             figures.append([loss.item(), clip_fraction.item(), approx_kl.item(), entropy.item(), ratio.item()])
     means = gather(torch.tensor(figures, device=samples.tokens.device).mean(0, keepdim=True)).mean(0).tolist()
     names = ("policy_loss", "clip_fraction", "approx_kl", "entropy")
@@ -235,7 +246,8 @@ def train_policy(base, reward_model, tokenizer, config, folder, seed=0, judge=No
         step_seed = seed * 1_000_003 + iteration
         samples = rollout(policy, prompt, completions, config, step_seed)  # (B, T) each
         rewards = rewards_of(reward_model, samples, config.sentiment)  # (B,)
-        ref_logprobs = reference_logprobs(reference, prompt, samples, config.cut)  # (B, T)
+        keep = kept_tokens(policy, [prompt] * completions, samples.tokens, samples.mask, **config.cut)  # (B, T, V) or None
+        ref_logprobs = reference_logprobs(reference, prompt, samples, config.cut, keep)  # (B, T)
         kl = completion_kl(samples.logprobs, ref_logprobs, samples.mask)  # (B,)
         runs.check_finite(kl.mean().item(), "policy", iteration, limit=100 * config.max_kl)
         if kl.mean() > config.max_kl:
@@ -253,24 +265,22 @@ def train_policy(base, reward_model, tokenizer, config, folder, seed=0, judge=No
             "completions": completions,
         }
         bar.set_postfix(kl=f"{figures['kl']:.2f}", reward=f"{figures['reward']:.3f}", gold=f"{figures['gold']:.3f}")
-        if world()[0] == 0:
-            card = {"kind": "gpt", "config": policy.config.asdict(), "seed": seed, "iteration": iteration, **figures}
-            runs.save_checkpoint(folder, policy.state_dict(), card, tokenizer)
-            if iteration % config.keep_every == 0:
-                runs.save_checkpoint(folder / f"iteration-{iteration:03d}", policy.state_dict(), card, tokenizer)
+        card = {"kind": "gpt", "config": policy.config.asdict(), "seed": seed, "iteration": iteration, **figures}
+        runs.save_checkpoint(folder, policy.state_dict(), card, tokenizer)
+        if iteration % config.keep_every == 0:
+            runs.save_checkpoint(folder / f"iteration-{iteration:03d}", policy.state_dict(), card, tokenizer)
         if iteration < config.iterations:
             # Update: the completion's reward is the advantage of each of its tokens, over what the last rollout had there.
             worth = shape_advantages(normalise(rewards), samples.logprobs, ref_logprobs, samples.mask, config.kl_coef)  # (B, T)
             advantages = worth - kept["baseline"].to(device)
             kept["baseline"] = ppo.masked_mean(worth, samples.mask, dim=0)  # (T,)
             generator = torch.Generator().manual_seed(step_seed)
-            figures |= update(policy, optimizer, prompt, samples, advantages, config, generator)
+            figures |= update(policy, optimizer, prompt, samples, advantages, config, generator, keep)
             runs.check_finite(figures["policy_loss"], "policy", iteration)
             rare = rare + 1 if figures["clip_fraction"] < 0.01 else 0
             if rare == 3 and 2 * completions <= config.most_completions:
                 completions, rare = 2 * completions, 0  # steps this small leave room for a less noisy gradient
-        if world()[0] == 0:
-            metrics.log("policy", iteration, **figures)
+        metrics.log("policy", iteration, **figures)
         progress.tick(iteration + 1, {**kept, "completions": completions, "rare": rare})
 
     wait()  # for the process that writes

@@ -63,7 +63,12 @@ def write_json(path, record):
 
 
 def save_checkpoint(folder, tensors, card, tokenizer):
-    """Write a checkpoint: `tokenizer.json`, then `model.safetensors` with `card` (a dict) in its metadata."""
+    """Write a checkpoint: `tokenizer.json`, then `model.safetensors` with `card` (a dict) in its metadata.
+
+    Under torchrun only the first process writes, here and wherever this module writes a run's files.
+    """
+    if world()[0] > 0:
+        return
     tokenizer.save(Path(folder) / "tokenizer.json")
     card = {**card, "tokenizer": tokenizer.fingerprint()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -154,6 +159,8 @@ class Metrics:
         return [record for record in self._records() if stage in (None, record["stage"])]
 
     def log(self, stage, step, **figures):
+        if world()[0] > 0:
+            return
         record = {"stage": stage, "step": step, **figures}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,10 +168,11 @@ class Metrics:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise RunError(f"cannot write {self.path} ({error.strerror}): free some space, then run again") from error
-        return record
 
     def rewind(self, stage, step):
         """Drop every record of `stage` at or after `step`, and a line that was cut short."""
+        if world()[0] > 0:
+            return
         kept = [r for r in self._records() if r["stage"] != stage or r["step"] < step]
         write_atomic(self.path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 

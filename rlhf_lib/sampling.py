@@ -44,7 +44,7 @@ def pad_left(prompts, device="cpu"):
     return tokens.to(device), mask.to(device)
 
 
-def distribution(logits, temperature=1.0, top_k=0, top_p=1.0):
+def distribution(logits, temperature=1.0, top_k=0, top_p=1.0, keep=None):
     """Log-probabilities (..., V) of the distribution that is sampled from; -inf for tokens that are cut.
 
     Sampling, reference and update all go through here, so they agree on temperature and on the cut.
@@ -54,6 +54,7 @@ def distribution(logits, temperature=1.0, top_k=0, top_p=1.0):
         temperature: above 0; divides the logits.
         top_k: keep the k most likely tokens (Fan et al. 2018); 0 keeps all.
         top_p: of those, keep the fewest whose probability reaches p (Holtzman et al. 2020, section 3.1); 1 keeps all.
+        keep: (..., V) bool, the tokens that another model's cut left (see `kept_tokens`), in place of top_k and top_p.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}; for the most likely token use top_k=1")
@@ -62,6 +63,8 @@ def distribution(logits, temperature=1.0, top_k=0, top_p=1.0):
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
     logits = logits.float() / temperature
+    if keep is not None:
+        return logits.masked_fill(~keep, -math.inf).log_softmax(-1)
     if 0 < top_k < logits.shape[-1]:
         keep = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, logits.topk(top_k).indices, True)
         logits = logits.masked_fill(~keep, -math.inf)
@@ -159,12 +162,13 @@ def generate(
     return Samples(out, logprobs, out_mask)
 
 
-def token_logprobs(model, prompts, tokens, mask, *, temperature=1.0, top_k=0, top_p=1.0):
+def token_logprobs(model, prompts, tokens, mask, *, temperature=1.0, top_k=0, top_p=1.0, keep=None):
     """The log-probabilities of completions, without a cache: those that `generate` returned, now with a gradient.
 
     Args:
         prompts: as for `generate`.
         tokens, mask: (B, T), a completion each, as in Samples.
+        keep: (B, T, V) bool, the tokens that the sampler's cut left, in place of a cut of this model's own.
 
     Returns:
         logprobs (B, T), 0 where masked, and logits (B, T, V) before temperature and cut.
@@ -176,5 +180,20 @@ def token_logprobs(model, prompts, tokens, mask, *, temperature=1.0, top_k=0, to
     padded = not bool(start_mask.all())  # padding on the right is behind everything that counts
     hidden = model.hidden(whole, whole_mask if padded else None)[:, P - 1 :]  # (B, T, C)
     logits = model.head(hidden)  # (B, T, V)
-    logprobs = distribution(logits, temperature, top_k, top_p).gather(2, tokens[:, :, None])[:, :, 0]
+    logprobs = distribution(logits, temperature, top_k, top_p, keep).gather(2, tokens[:, :, None])[:, :, 0]
     return torch.where(mask, logprobs, 0), logits
+
+
+@torch.no_grad()
+def kept_tokens(model, prompts, tokens, mask, *, temperature=1.0, top_k=0, top_p=1.0):
+    """Which tokens top-k and top-p left to the sampler at each position: (B, T, V) bool, or None when nothing is cut.
+
+    Reference and update must cut these same tokens. A cut of their own could leave out a token that was sampled, whose
+    log-probability would then be minus infinity, and so would any KL or ratio made of it.
+    """
+    if top_k == 0 and top_p == 1:
+        return None
+    with evaluating(model):
+        logits = token_logprobs(model, prompts, tokens, mask)[1]
+    keep = distribution(logits, temperature, top_k, top_p) > -math.inf
+    return keep.scatter(2, tokens[:, :, None], True)  # a tie at the border may fall the other way without the cache

@@ -380,15 +380,13 @@ def test_damaged_cached_plays_are_named_and_deleting_them_heals(data, tmp_path, 
 # ----------------------------------------------------------------------------------------- the hub
 
 
-@pytest.mark.parametrize(("name", "repository"), [("tiny", "karpathy/tiny_shakespeare"), ("gutenberg", "manu/project_gutenberg")])
+@pytest.mark.parametrize(("name", "repository"), [("tiny", "karpathy/tiny_shakespeare"), ("gutenberg", corpus.GUTENBERG)])
 def test_a_hub_that_fails_points_to_the_plays_and_to_files(monkeypatch, name, repository):
     def fail(*arguments, **options):
         raise ConnectionError("no route to the hub " + "x" * 500)
 
     monkeypatch.setattr(corpus, "load_dataset", fail)
-    said = (
-        rf"the hub's data set {repository} could not be loaded \(ConnectionError: no route to the hub x+\): use the corpus plays"
-    )
+    said = rf"{re.escape(repository)} could not be loaded \(ConnectionError: no route to the hub x+\): use the corpus plays"
     with pytest.raises(CorpusError, match=said) as caught:
         corpus.load(name)
     assert "the path of a text file" in str(caught.value)
@@ -414,23 +412,18 @@ def test_tiny_is_one_work_of_all_splits_in_their_order(monkeypatch):
     assert asked == ["karpathy/tiny_shakespeare"]
 
 
-def test_gutenberg_stops_at_the_complete_works(monkeypatch):
-    def rows():
-        yield {"id": "1000-0", "text": "not this"}
-        yield {"id": "10-0", "text": "nor this"}
-        yield {"id": "100-0", "text": "THE SONNETS\r\n\r\nFrom fairest"}
-        raise AssertionError("read on after the complete works")
-
-    monkeypatch.setattr(corpus, "load_dataset", lambda name, **options: rows())
+def test_gutenberg_is_the_works_without_the_notes_around_them(monkeypatch, tmp_path):
+    """The real loading code, on a small file in the place of the address."""
+    whole = (
+        "Title: Works\n\n*** START OF THE PROJECT ***\r\n\nTHE SONNETS\n\nFrom fairest\n\n\n*** END OF THE PROJECT ***\nNotes.\n"
+    )
+    (tmp_path / "pg100.txt").write_text(whole, encoding="utf-8", newline="")
+    monkeypatch.setattr(corpus, "GUTENBERG", str(tmp_path / "pg100.txt"))
+    load = corpus.load_dataset
+    monkeypatch.setattr(corpus, "load_dataset", lambda *names, **options: load(*names, cache_dir=str(tmp_path), **options))
     assert corpus.load("gutenberg").to_list() == [{"work": "complete-works", "text": "THE SONNETS\n\nFrom fairest"}]
 
 
-@pytest.mark.parametrize("number", [100, "100", "100-0", "00100-8"])
-def test_gutenberg_knows_text_100_however_it_is_written(number):
-    rows = [{"id": "1100-0", "text": "a"}, {"id": number, "text": "b"}, {"id": "100-0", "text": "c"}]
-    assert corpus.gutenberg_work(rows) == ("complete-works", "b")
-
-
-def test_a_gutenberg_set_without_text_100_is_refused():
-    with pytest.raises(CorpusError, match="text 100, the complete works of Shakespeare, is not in"):
-        corpus.gutenberg_work([{"id": "1000-0", "text": "a"}, {"id": "1-100", "text": "b"}])
+def test_a_gutenberg_file_without_its_marks_is_refused():
+    with pytest.raises(CorpusError, match="has no START and END marks"):
+        corpus.gutenberg_text("THE SONNETS\n\n*** END OF THE PROJECT ***\n")
