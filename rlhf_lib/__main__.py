@@ -44,7 +44,7 @@ def parser():
     sample.add_argument("-n", type=int, default=10, metavar="N", help="how many (10)")
     sample.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same samples (0)")
     sample.add_argument("--prompt", default="\n\n", help="what each sample continues (a blank line)")
-    sample.add_argument("--tokens", type=int, default=48, metavar="N", help="most new tokens in each (48)")
+    sample.add_argument("--tokens", type=int, metavar="N", help="most new tokens in each (48, or what the context has room for)")
     sample.add_argument("--temperature", type=float, default=1.0, metavar="X")
     sample.add_argument("--top-k", type=int, default=0, metavar="N")
     sample.add_argument("--top-p", type=float, default=1.0, metavar="X")
@@ -83,7 +83,7 @@ def settings_of(options):
     given = {name: value for name, value in vars(options).items() if name not in ("command", "out", "preset")}
     saved = Path(options.out) / "settings.json"
     if saved.exists():
-        begun = json.loads(saved.read_text())
+        begun = runs.read_json(saved)
         preset = getattr(options, "preset", begun["preset"])
         base = (
             changed(PRESETS[preset], {k: v for k, v in begun.items() if k != "preset"})
@@ -114,10 +114,14 @@ def sample(options):
         raise ValueError(f"-n must be at least 1, got {options.n}")
     model, tokenizer = pretrain.load_model(stage_folder(options.checkpoint, "policy", "base"), pick_device())
     prompt = tokenizer.encode(options.prompt)
-    uniforms = torch.rand(options.n, options.tokens, generator=torch.Generator().manual_seed(options.seed))
+    room = model.config.context - len(prompt)
+    length = options.tokens if options.tokens is not None else max(1, min(48, room))
+    if length < 1:
+        raise ValueError(f"--tokens must be at least 1, got {length}")
+    uniforms = torch.rand(options.n, length, generator=torch.Generator().manual_seed(options.seed))
     for some in uniforms.split(128):
         samples = sampling.generate(
-            model, [prompt] * len(some), options.tokens, uniforms=some, end_token=tokenizer.end_token,
+            model, [prompt] * len(some), length, uniforms=some, end_token=tokenizer.end_token,
             temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
         )  # fmt: skip
         for tokens, logprobs, mask in zip(*samples):
@@ -136,6 +140,8 @@ def score(options):
         raise ValueError(f"no file at {options.file}: give a file of JSON lines with `text`") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{options.file}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"{options.file} cannot be read ({error.strerror}): give a file of JSON lines with `text`") from None
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():

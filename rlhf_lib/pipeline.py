@@ -109,13 +109,11 @@ def from_dict(saved):
 
 def changed(settings, changes):
     """`settings` with `changes`, a dict of dotted names to values: {"seed": 1, "pretrain.steps": 50}."""
+    rows = asdict(settings)
     for name, value in changes.items():
         part, _, inner = name.rpartition(".")
-        if part:
-            settings = replace(settings, **{part: replace(getattr(settings, part), **{inner: value})})
-        else:
-            settings = replace(settings, **{name: value})
-    return settings
+        (rows[part] if part else rows)[inner] = value
+    return from_dict(rows)  # all at once: what is checked is the outcome
 
 
 def flat(settings):
@@ -143,7 +141,7 @@ class Pipeline:
         self.metrics = runs.Metrics(self.folder)
         saved = self.folder / "settings.json"
         if saved.exists():
-            old, new = json.loads(saved.read_text()), json.loads(json.dumps(flat(settings)))
+            old, new = runs.read_json(saved), json.loads(json.dumps(flat(settings)))
             for name in new:
                 if old.get(name) != new[name]:
                     raise runs.RunError(
@@ -157,7 +155,7 @@ class Pipeline:
 
     def stages(self):
         path = self.folder / "stages.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return runs.read_json(path) if path.exists() else {}
 
     def begin(self, state=None):
         """The moment at which a stage began; one that was stopped began so much earlier as it had already worked."""
@@ -340,8 +338,8 @@ def publish(run, folder):
         tokenizer = tokenization.load(run / stage / "tokenizer.json")
         card, tensors = runs.load_checkpoint(run / stage, tokenizer)
         runs.save_checkpoint(folder / stage, {name: tensor.half() for name, tensor in tensors.items()}, card, tokenizer)
-    summary = json.loads((run / "summary.json").read_text())
-    settings = json.loads((run / "settings.json").read_text())
+    summary = runs.read_json(run / "summary.json")
+    settings = runs.read_json(run / "settings.json")
     begun = flat(PRESETS[settings["preset"]])
     other = [f"--{name} {value}" for name, value in settings.items() if value != begun[name] and name != "seed"]
     command = ["python -m rlhf_lib run", f"--preset {settings['preset']}", f"--seed {settings['seed']}", *other, "--out DIR"]

@@ -59,6 +59,14 @@ def write_json(path, record):
     write_atomic(path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def read_json(path):
+    """The JSON file at `path`. Raises RunError, naming it, when it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise RunError(f"{path} is damaged ({error}): choose another --out, or delete the run's folder") from None
+
+
 # ----------------------------------------------------------------------------------------- checkpoints
 
 
@@ -159,15 +167,17 @@ class Metrics:
         return [record for record in self._records() if stage in (None, record["stage"])]
 
     def log(self, stage, step, **figures):
-        if world()[0] > 0:
-            return
+        """Append one record; returns it."""
         record = {"stage": stage, "step": step, **figures}
+        if world()[0] > 0:
+            return record
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise RunError(f"cannot write {self.path} ({error.strerror}): free some space, then run again") from error
+        return record
 
     def rewind(self, stage, step):
         """Drop every record of `stage` at or after `step`, and a line that was cut short."""

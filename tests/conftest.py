@@ -89,6 +89,7 @@ def tiny(tmp_path_factory):
         "pretrain.evaluations": 4,
         "reward.epochs": 4,
         "reward.batch": 8,
+        "reward.rate": 5e-3,
         "evaluate.samples": 64,
     }
 

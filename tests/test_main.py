@@ -219,9 +219,9 @@ def test_a_runs_folder_stands_for_its_policy_and_a_checkpoints_for_itself(rows, 
     ("flags", "sentence"),
     [
         (["-n", 0], "-n must be at least 1, got 0"),
-        (["--temperature", 0], "temperature must be above 0, got 0.0"),
-        (["--top-k", -1], "top_k must be 0"),
-        (["--top-p", 1.5], r"top_p must lie in \(0, 1\], got 1.5"),
+        (["--tokens", 8, "--temperature", 0], "temperature must be above 0, got 0.0"),
+        (["--tokens", 8, "--top-k", -1], "top_k must be 0"),
+        (["--tokens", 8, "--top-p", 1.5], r"top_p must lie in \(0, 1\], got 1.5"),
         (["--prompt", ""], "every prompt needs at least one token"),
         (["--tokens", 0], "must be at least 1"),
         (["--tokens", 31], "a prompt of 2 tokens and 31 new ones are more than the model's context of 32"),
@@ -269,7 +269,7 @@ def test_a_positive_text_scores_above_a_negative_one(rows, tiny_run, tmp_path):
         {"text": "The hate my death and foul thou cruel."},
     )
     positive, negative = rows("score", "--checkpoint", tiny_run / "reward", "--file", file)
-    assert positive["p_positive"] > negative["p_positive"] + 0.1
+    assert positive["p_positive"] > negative["p_positive"] + 0.05
 
 
 def test_score_reads_standard_input_and_skips_blank_lines(rows, tiny_run, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from rlhf_lib.model import GPT, GPTConfig
-from rlhf_lib.sampling import Samples, distribution, draw, evaluating, generate, pad_left, token_logprobs
+from rlhf_lib.sampling import Samples, distribution, draw, evaluating, generate, kept_tokens, pad_left, token_logprobs
 
 V, CONTEXT = 7, 24
 ALMOST_ONE = math.nextafter(1, 0)  # 1 - 2^-53; as float32 it rounds to 1
@@ -486,3 +486,61 @@ def test_completions_are_likelier_the_more_the_model_agrees_with_itself():
     with torch.no_grad():
         theirs, _ = token_logprobs(other, PROMPTS * 50, samples.tokens, samples.mask)
     assert samples.logprobs.sum(1).mean() > theirs.sum(1).mean() + 0.5
+
+
+# ------------------------------------------------------------------------------------------------- one cut for several models
+
+
+def test_a_given_cut_replaces_top_k_and_top_p_but_not_the_temperature():
+    logits = torch.tensor([[0.4, 0.1, 0.3, 0.2]]).log()
+    keep = torch.tensor([[False, True, False, True]])  # neither is among the two most likely
+    got = distribution(logits, temperature=0.5, top_k=2, top_p=0.3, keep=keep).exp()
+    torch.testing.assert_close(got, torch.tensor([[0, 1 / 5, 0, 4 / 5]]))  # squares of 1 and 2, over their sum
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("cut", [cut for cut in CUTS if "top_k" in cut or "top_p" in cut], ids=str)
+def test_the_kept_tokens_are_those_the_sampler_could_draw(cut, training):
+    model = random_gpt(dropout=0.5)
+    samples = generate(model, PROMPTS, 9, uniforms=random_uniforms(4, 9), end_token=2, **cut)
+    keep = kept_tokens(model.train(training), PROMPTS, samples.tokens, samples.mask, **cut)
+    assert model.training == training
+    model.eval()
+    for row, prompt in enumerate(PROMPTS):
+        for step in range(int(samples.mask[row].sum())):
+            before = torch.tensor(prompt + samples.tokens[row, :step].tolist())[None]
+            with torch.no_grad():
+                expected = [p > 0 for p in slow_distribution(model(before)[0, -1].tolist(), **cut)]
+            assert keep[row, step].tolist() == expected
+    assert not keep[samples.mask].all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_without_a_cut_there_are_no_kept_tokens_to_share(temperature):
+    tokens, mask = random_completions(4, 9)
+    assert kept_tokens(random_gpt(), PROMPTS, tokens, mask, temperature=temperature) is None
+
+
+@pytest.mark.parametrize("cut", [dict(top_k=2), dict(temperature=0.8, top_p=0.5)], ids=str)
+def test_another_model_gives_every_sampled_token_a_probability_under_the_samplers_cut(cut):
+    model, other = random_gpt(0), random_gpt(1)
+    samples = generate(model, PROMPTS * 5, 8, uniforms=random_uniforms(20, 8), end_token=2, **cut)
+    keep = kept_tokens(model, PROMPTS * 5, samples.tokens, samples.mask, **cut)
+    with torch.no_grad():
+        own, _ = token_logprobs(model, PROMPTS * 5, samples.tokens, samples.mask, keep=keep, **cut)
+        theirs, logits = token_logprobs(other, PROMPTS * 5, samples.tokens, samples.mask, keep=keep, **cut)
+        theirs_alone, _ = token_logprobs(other, PROMPTS * 5, samples.tokens, samples.mask, **cut)
+    torch.testing.assert_close(own, samples.logprobs, atol=2e-5, rtol=0)
+    assert theirs.isfinite().all() and theirs_alone.isinf().any()  # its own cut would leave some of them out
+    # Over the kept tokens its probabilities are its softmax, scaled up to a sum of 1.
+    weights = (logits / cut.get("temperature", 1)).softmax(2)
+    expected = weights.gather(2, samples.tokens[:, :, None])[:, :, 0] / (weights * keep).sum(2)
+    torch.testing.assert_close(theirs[samples.mask].exp(), expected[samples.mask], atol=1e-5, rtol=1e-4)
+
+
+def test_a_sampled_token_is_always_among_the_kept():
+    """Without the cache a tie at the border of the cut may fall the other way; here the tokens are not even the model's own."""
+    tokens, mask = random_completions(4, 9)
+    keep = kept_tokens(random_gpt(), PROMPTS, tokens, mask, top_k=1)
+    assert keep.gather(2, tokens[:, :, None])[:, :, 0][mask].all()
+    assert keep.sum(2).max() == 2 and keep.sum(2).min() == 1  # the likeliest, and the token itself

@@ -1,0 +1,468 @@
+import itertools
+import json
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rlhf_lib import __main__ as command_line
+from rlhf_lib import corpus, labels, pipeline, pretrain, reward, rlhf, runs
+from rlhf_lib.judge import GoldJudge
+from rlhf_lib.pipeline import PRESETS, EvaluateConfig, Pipeline, Settings, changed, flat, from_dict
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+# What DESIGN.md promises of summary.json.
+PROMISED = {
+    "val_bits_per_char", "val_perplexity", "reward_accuracy", "kl_nats", "gold_base", "gold_policy", "gold_win_rate",
+    "distinct_2_ratio", "separator_ratio", "seconds", "peak_memory_bytes",
+}  # fmt: skip
+
+
+def read(path):
+    return json.loads(Path(path).read_text())
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def stamps(folder):
+    """Which files there are, and which write left each of them: an atomic write makes a new file."""
+    return {name: ((folder / name).stat().st_ino, (folder / name).stat().st_mtime_ns) for name in files(folder)}
+
+
+def figures_of(folder):
+    """The summary without what differs from run to run."""
+    return {name: value for name, value in read(folder / "summary.json").items() if name not in ("seconds", "peak_memory_bytes")}
+
+
+@pytest.fixture
+def begun(tiny_settings, tmp_path):
+    """`begun(changes)`: a Pipeline in a fresh folder."""
+    return lambda changes=None: Pipeline(tiny_settings(changes), tmp_path / "run", CPU)
+
+
+@pytest.fixture(scope="module")
+def drawn(tiny_run):
+    """The judged samples of the tiny run, by side."""
+    rows = [json.loads(line) for line in (tiny_run / "samples.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    return {side: [row for row in rows if row["source"] == side] for side in ("base", "policy")}
+
+
+# ----------------------------------------------------------------------------------------- settings
+
+
+def test_the_settings_survive_the_way_through_a_file():
+    for settings in PRESETS.values():
+        assert changed(PRESETS["laptop"], {}) == PRESETS["laptop"]
+        assert from_dict(json.loads(json.dumps(pipeline.asdict(settings)))) == settings
+
+
+def test_changed_and_flat_speak_of_the_same_names():
+    settings = changed(PRESETS["smoke"], {"seed": 5, "pretrain.steps": 7, "model.qk_norm": False})
+    assert (settings.seed, settings.pretrain.steps, settings.model.qk_norm) == (5, 7, False)
+    assert flat(settings) == {**flat(PRESETS["smoke"]), "seed": 5, "pretrain.steps": 7, "model.qk_norm": False}
+    assert PRESETS["smoke"].seed == 0 and PRESETS["smoke"].pretrain.steps != 7  # the preset itself stays
+
+
+def test_changes_that_fit_together_are_taken_in_any_order():
+    for names in (("model.width", "model.heads"), ("model.heads", "model.width")):
+        wanted = {"model.width": 100, "model.heads": 5}
+        settings = changed(PRESETS["laptop"], {name: wanted[name] for name in names})
+        assert (settings.model.width, settings.model.heads) == (100, 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Settings(seed=-1), "seed must not be negative, got -1"),
+        (lambda: Settings(tokenizer="syllable"), "tokenizer must be one of word, char, bpe, got 'syllable'"),
+        (lambda: changed(Settings(), {"rlhf.tokens": 128}), r"rlhf\.tokens must be below model\.context, got 128 and 128"),
+        (lambda: EvaluateConfig(samples=1), r"evaluate\.samples must be at least 2, got 1"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+def test_the_presets_grow():
+    smoke, laptop, gpu = (PRESETS[name] for name in ("smoke", "laptop", "gpu"))
+    for part in ("model.width", "model.layers", "pretrain.steps", "rlhf.iterations", "evaluate.samples"):
+        assert flat(smoke)[part] < flat(laptop)[part] <= flat(gpu)[part], part
+    assert [settings.preset for settings in PRESETS.values()] == list(PRESETS)
+
+
+def test_labels_are_the_hand_made_ones_a_file_or_the_synthetic_raters(begun, tiny):
+    assert [label.text for label in begun().label_set()] == [
+        json.loads(line)["text"] for line in Path(tiny["labels"]).read_text().splitlines()
+    ]
+
+
+def test_the_hand_made_labels_are_the_preset(tiny_settings, tmp_path):
+    hand = Pipeline(tiny_settings({"labels": "hand"}), tmp_path, CPU).label_set()
+    assert len(hand) == sum(len(path.read_text(encoding="utf-8").splitlines()) for path in labels.HAND_MADE)
+    assert labels.SYNTHETIC not in {label.reader for label in hand}
+
+
+def test_synthetic_labels_are_passages_of_the_runs_own_corpus(tiny_settings, tiny, tmp_path):
+    made = Pipeline(tiny_settings({"labels": "synthetic:40"}), tmp_path, CPU).label_set()
+    text = Path(tiny["corpus"]).read_text()
+    assert len(made) == 40 and {label.reader for label in made} == {labels.SYNTHETIC}
+    assert all(label.text in text for label in made)
+
+
+# ----------------------------------------------------------------------------------------- a whole run
+
+
+def test_a_run_leaves_every_file_and_no_training_state(tiny_run):
+    there = files(tiny_run)
+    checkpoints = [
+        f"{stage}/{name}" for stage in ("base", "reward", "policy") for name in ("model.safetensors", "tokenizer.json")
+    ]
+    for name in (*checkpoints, "settings.json", "stages.json", "metrics.jsonl", "summary.json", "samples.jsonl", "report.html"):
+        assert name in there
+    assert not [name for name in there if name.endswith((".pt", ".tmp"))]
+    assert set(read(tiny_run / "stages.json")) == set(pipeline.STAGES)
+    assert {record["stage"] for record in runs.Metrics(tiny_run).read()} == {"pretrain", "reward", "policy"}
+
+
+def test_the_summary_has_what_is_promised(tiny_run, tiny):
+    summary = read(tiny_run / "summary.json")
+    assert summary.keys() >= PROMISED
+    low, high = summary["gold_win_rate_interval"]
+    assert 0 <= low < summary["gold_win_rate"] < high <= 1
+    assert 0 <= summary["reward_accuracy"] <= 1
+    assert summary["raters"] == ["r0", "r1", "r2", "r3"]
+    assert set(summary["seconds"]) == {*pipeline.STAGES, "total"}
+    assert all(seconds >= 0 for seconds in summary["seconds"].values())
+    parts = sum(seconds for stage, seconds in summary["seconds"].items() if stage != "total")
+    assert summary["seconds"]["total"] == pytest.approx(parts, abs=0.01)
+    assert 50e6 < summary["peak_memory_bytes"] < 50e9  # bytes, not kilobytes
+    assert (summary["preset"], summary["seed"], summary["device"]) == ("smoke", 0, "cpu")
+
+
+def test_bits_and_perplexity_are_those_of_the_saved_base(tiny_run, tiny):
+    summary = read(tiny_run / "summary.json")
+    base, tokenizer = pretrain.load_model(tiny_run / "base")
+    text = corpus.split(corpus.load(tiny["corpus"]))["validation"]["text"][0]
+    tokens = [*tokenizer.encode(text), 0]
+    nats = 0.0
+    for start in range(0, len(tokens) - 1, 64):  # by windows of the context
+        window = torch.tensor(tokens[start : start + 65])
+        logprobs = base(window[None, :-1])[0].log_softmax(-1)
+        nats -= sum(logprobs[place, token].item() for place, token in enumerate(window[1:].tolist()))
+    assert summary["val_bits_per_char"] == pytest.approx(nats / math.log(2) / len(text), rel=1e-4)
+    assert summary["val_perplexity"] == pytest.approx(math.exp(nats / (len(tokens) - 1)), rel=1e-4)
+    assert summary["val_bits_per_char"] < 4  # it has learned something: drawing letters alike takes 4.7
+
+
+def test_the_reward_models_accuracy_is_that_on_the_held_out_labels(tiny_run, tiny):
+    summary = read(tiny_run / "summary.json")
+    model, tokenizer = reward.load_model(tiny_run / "reward")
+    rows = [label for label in labels.split(labels.read(tiny["labels"]))[1] if label.label != "neutral"]
+    right = 0
+    for row in rows:
+        logit = model.logits(torch.tensor([tokenizer.encode(row.text)])).item()
+        right += (logit > 0) == (row.label == "positive")
+    assert summary["reward_passages"] == len(rows) > 3
+    assert summary["reward_accuracy"] == pytest.approx(right / len(rows))
+    assert summary["reward_accuracy"] > 0.7  # these labels are easy
+
+
+def test_gold_scores_rewards_and_win_rate_are_those_of_the_samples(tiny_run, drawn):
+    summary = read(tiny_run / "summary.json")
+    for side, rows in drawn.items():
+        assert len(rows) == 64
+        gold = [row["gold"] for row in rows]
+        assert gold == pytest.approx(GoldJudge().score([row["text"] for row in rows]).tolist())
+        assert summary[f"gold_{side}"] == pytest.approx(sum(gold) / 64)
+        assert summary[f"reward_{side}"] == pytest.approx(sum(row["reward"] for row in rows) / 64)
+        assert all(row["reward"] < 0 for row in rows)  # log-probabilities
+        assert len({row["text"] for row in rows}) > 32
+    pairs = [(policy["gold"], base["gold"]) for policy in drawn["policy"] for base in drawn["base"]]
+    wins = sum(1.0 if policy > base else 0.5 if policy == base else 0.0 for policy, base in pairs)
+    assert summary["gold_win_rate"] == pytest.approx(wins / 64**2)
+    assert {row["text"] for row in drawn["base"]} != {row["text"] for row in drawn["policy"]}
+
+
+def test_diversity_and_separators_are_policy_over_base(tiny_run, drawn):
+    summary, distinct, blank = read(tiny_run / "summary.json"), {}, {}
+    for side, rows in drawn.items():
+        words = [row["text"].lower().split() for row in rows]
+        pairs = [(a, b) for row in words for a, b in itertools.pairwise(row)]
+        distinct[side] = len(set(pairs)) / len(pairs)
+        blank[side] = sum(row["text"].count("\n\n") for row in rows)
+    assert summary["distinct_2_ratio"] == pytest.approx(distinct["policy"] / distinct["base"])
+    assert summary["separator_ratio"] == pytest.approx(blank["policy"] / blank["base"])
+
+
+def test_a_ratio_over_nothing_is_none():
+    assert pipeline.ratio(1.0, 0.0) is None
+    assert pipeline.ratio(1.0, 4.0) == 0.25
+
+
+def test_the_kl_is_that_between_the_saved_policy_and_base(tiny_run, tiny_settings):
+    summary, config = read(tiny_run / "summary.json"), tiny_settings().rlhf
+    base, tokenizer = pretrain.load_model(tiny_run / "base")
+    policy, _ = pretrain.load_model(tiny_run / "policy")
+    prompt = tokenizer.encode("\n\n")
+    samples = rlhf.rollout(policy, prompt, 600, config, seed=4321)
+    whole = torch.cat([torch.tensor([prompt] * 600), samples.tokens], 1)
+    sides = []
+    for model in (policy, base):
+        logprobs = model(whole[:, :-1]).log_softmax(-1)[:, len(prompt) - 1 :].gather(2, samples.tokens[:, :, None])[:, :, 0]
+        sides.append(torch.where(samples.mask, logprobs, 0).sum(1))
+    kl = sides[0] - sides[1]
+    error = math.hypot(kl.std().item() / math.sqrt(600), summary["kl_nats_error"])
+    assert summary["kl_nats"] == pytest.approx(kl.mean().item(), abs=4 * error)
+    assert summary["kl_nats"] != 0
+
+
+def test_the_report_shows_the_run(tiny_run):
+    summary, page = read(tiny_run / "summary.json"), (tiny_run / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 5
+    assert f"{summary['val_bits_per_char']:.3f}" in page and "the labels of 4 readers" in page
+
+
+def test_a_second_run_does_no_stage_again(tiny_run, tiny_settings, monkeypatch, tmp_path):
+    folder = tmp_path / "copy"
+    for name in files(tiny_run):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((tiny_run / name).read_bytes())
+    before, contents = stamps(folder), {name: (folder / name).read_bytes() for name in files(folder)}
+    for module, name in ((pretrain, "pretrain"), (reward, "train"), (rlhf, "train_policy"), (rlhf, "rollout")):
+        monkeypatch.setattr(module, name, lambda *_, name=name, **__: pytest.fail(f"{name} was done again"))
+    summary = Pipeline(tiny_settings(), folder, CPU).run()
+    assert summary == read(tiny_run / "summary.json")
+    assert {name: (folder / name).read_bytes() for name in files(folder)} == contents
+    unwritten = [name for name, stamp in stamps(folder).items() if stamp == before[name]]
+    assert {"base/model.safetensors", "reward/model.safetensors", "policy/model.safetensors", "metrics.jsonl"} <= set(unwritten)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [
+        ("seed", 1, "seed=0, not 1"),
+        ("rlhf.rate", 0.5, r"rlhf\.rate=[\d.e-]+, not 0\.5"),
+        ("model.width", 64, r"model\.width=32, not 64"),
+        ("labels", "hand", r"labels='.*labels\.jsonl', not 'hand'"),
+        ("reward.pooling", "last", r"reward\.pooling='mean', not 'last'"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused_by_name(tiny_run, tiny_settings, field, value, shown):
+    before = stamps(tiny_run)
+    with pytest.raises(runs.RunError, match=rf"{tiny_run} holds a run with {shown}: choose another --out"):
+        Pipeline(tiny_settings({field: value}), tiny_run, CPU)
+    assert stamps(tiny_run) == before
+
+
+def test_the_settings_are_written_down(tiny_run, tiny_settings):
+    assert read(tiny_run / "settings.json") == flat(tiny_settings())
+
+
+# ----------------------------------------------------------------------------------------- stages by themselves
+
+
+@pytest.mark.parametrize(
+    ("method", "stage"),
+    [("train_reward", "pretrain"), ("train_policy", "reward"), ("evaluate", "policy"), ("report", "evaluate")],
+)
+def test_a_stage_out_of_order_says_what_to_run_first(begun, tmp_path, method, stage):
+    with pytest.raises(runs.RunError, match=rf"has no finished {stage} stage: run `(.+)` first") as error:
+        getattr(begun(), method)()
+    arguments = re.search("`python -m rlhf_lib (.+)`", str(error.value))[1].split()
+    assert arguments[1:] == ["--out", str(tmp_path / "run")]
+    advised = command_line.parser().parse_args(arguments)
+    assert command_line.STAGES[advised.command][1] in ("pretrain", "train_reward", "train_policy", "evaluate")
+    assert command_line.STAGES[advised.command][1].endswith(stage)
+    assert files(tmp_path / "run") == ["settings.json"]
+
+
+def test_stages_one_by_one_give_what_run_gives(tiny_run, tiny, tmp_path, capsys, monkeypatch):
+    """Through the command line, each stage by a call of its own that is told the folder alone."""
+    monkeypatch.setattr(pipeline.devices, "pick_device", lambda: CPU)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    flags = [part for name, value in tiny.items() for part in (f"--{name}", str(value))]
+    for place, command in enumerate(("pretrain", "train-reward", "train-policy", "evaluate", "report")):
+        more = ["--preset", "smoke", *flags] if place == 0 else []
+        assert command_line.main([command, "--out", str(tmp_path), *more]) == 0, capsys.readouterr().err
+    torch.set_num_threads(threads)
+    assert figures_of(tmp_path) == figures_of(tiny_run)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (tiny_run / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "samples.jsonl").read_bytes() == (tiny_run / "samples.jsonl").read_bytes()
+    assert (tmp_path / "report.html").exists()
+
+
+def test_start_takes_base_and_reward_of_another_run(tiny_run, begun, tmp_path):
+    summary = begun({"start": str(tiny_run), "rlhf.sentiment": "negative"}).run()
+    folder = tmp_path / "run"
+    for stage in ("base", "reward"):
+        for name in ("model.safetensors", "tokenizer.json"):
+            assert (folder / stage / name).read_bytes() == (tiny_run / stage / name).read_bytes()
+    assert (folder / "policy" / "model.safetensors").read_bytes() != (tiny_run / "policy" / "model.safetensors").read_bytes()
+    assert {record["stage"] for record in runs.Metrics(folder).read()} == {"policy"}
+    old = read(tiny_run / "summary.json")
+    assert summary.keys() == old.keys()
+    for name in ("val_bits_per_char", "val_perplexity", "reward_accuracy", "reward_passages", "raters", "gold_base"):
+        assert summary[name] == pytest.approx(old[name], rel=1e-6), name
+    assert summary["reward_base"] == pytest.approx(
+        sum(math.log(-math.expm1(row["reward"])) for row in rows_of(tiny_run)) / 64, abs=1e-3
+    )  # log p(negative) of the same base samples
+    assert (folder / "report.html").read_text(encoding="utf-8").count("data:image/png") == 3
+
+
+def rows_of(folder, side="base"):
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    return [row for row in rows if row["source"] == side]
+
+
+def test_start_from_a_folder_without_a_run_is_refused(begun, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(runs.RunError, match=rf"{tmp_path / 'empty'} has no base/tokenizer\.json: --start needs the folder"):
+        begun({"start": str(tmp_path / "empty")}).run()
+
+
+def test_a_published_run_serves_like_the_run_in_half_the_space(tiny_run, begun, tmp_path, capsys):
+    folder = tmp_path / "published"
+    assert command_line.main(["publish", "--run", str(tiny_run), "--to", str(folder)]) == 0
+    for stage in ("base", "reward", "policy"):
+        small, whole = ((where / stage / "model.safetensors").stat().st_size for where in (folder, tiny_run))
+        assert small < 0.6 * whole
+        _, tensors = runs.load_checkpoint(tiny_run / stage)
+        for name, tensor in runs.load_checkpoint(folder / stage)[1].items():
+            torch.testing.assert_close(tensor.float(), tensors[name], rtol=1e-3, atol=1e-6)
+    published, summary = read(folder / "summary.json"), read(tiny_run / "summary.json")
+    command = published.pop("command")
+    assert published == summary
+    # the command that it names gives the same settings
+    arguments = command.removeprefix("python -m rlhf_lib ").replace("--out DIR", f"--out {tmp_path / 'again'}").split()
+    assert flat(command_line.settings_of(command_line.parser().parse_args(arguments))) == read(tiny_run / "settings.json")
+    # its folder serves for sampling and for going on
+    capsys.readouterr()
+    assert command_line.main(["sample", "--checkpoint", str(folder), "-n", "2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    again = begun({"start": str(folder), "rlhf.iterations": 1})
+    again.pretrain()
+    again.train_reward()
+    again.train_policy()
+    assert again.stages()["reward"]["reward_accuracy"] == summary["reward_accuracy"]
+
+
+def test_only_a_finished_run_is_published(begun, tmp_path):
+    begun()
+    with pytest.raises(runs.RunError, match=r"holds no finished run: only one with a summary\.json is published"):
+        pipeline.publish(tmp_path / "run", tmp_path / "published")
+
+
+# ----------------------------------------------------------------------------------------- processes
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+on_cpu = pytest.mark.skipif(torch.backends.mps.is_available(), reason="the command would run on the Apple GPU")
+
+
+def command(folder, tiny, changes=None):
+    flags = [part for name, value in {**tiny, **(changes or {})}.items() for part in (f"--{name}", str(value))]
+    return ["-m", "rlhf_lib", "run", "--preset", "smoke", "--out", str(folder), *flags]
+
+
+def started(arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, env={**ENVIRONMENT, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def inode(path):
+    """A number that changes with every atomic write."""
+    return path.stat().st_ino if path.exists() else None
+
+
+@on_cpu
+def test_a_run_killed_at_drawn_moments_ends_with_the_same_figures(tiny_run, tiny, tmp_path):
+    """SIGKILL, as often as four times, each at a drawn moment of the work; the training state is saved at every step."""
+    folder, draw, killed = tmp_path / "run", random.Random(11), 0
+    saved = folder / "settings.json"  # written anew when the work begins, behind the imports
+    work = read(tiny_run / "summary.json")["seconds"]["total"]
+    for attempt in range(5):
+        before = inode(saved)
+        process = started(command(folder, tiny), RLHF_SAVE_SECONDS="0")
+        if attempt < 4:
+            while process.poll() is None and inode(saved) == before:
+                time.sleep(0.02)
+            time.sleep(draw.uniform(0, 0.6 * work))
+            process.kill()
+        _, err = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, err.decode()
+        killed += 1
+    assert killed >= 1 and process.returncode == 0
+    assert figures_of(folder) == figures_of(tiny_run)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert (folder / name).read_bytes() == (tiny_run / name).read_bytes()
+    for stage in ("base", "reward", "policy"):
+        tensors, expected = (runs.load_checkpoint(where / stage)[1] for where in (folder, tiny_run))
+        assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    assert set(read(folder / "summary.json")["seconds"]) == {*pipeline.STAGES, "total"}
+
+
+def test_ctrl_c_says_how_to_go_on(tiny, tmp_path):
+    folder = tmp_path / "run"
+    process = started(command(folder, tiny, {"pretrain.steps": 100_000}))
+    while process.poll() is None and len(runs.Metrics(folder).read()) < 3:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130, err.decode()
+    assert err.decode().rstrip().endswith("Stopped. The same command goes on from the last saved step.")
+    assert "Traceback" not in err.decode()
+    assert "pretrain" not in Pipeline(settings_in(folder), folder, CPU).stages()  # and it is not taken for done
+
+
+def settings_in(folder):
+    return command_line.settings_of(SimpleNamespace(out=folder))
+
+
+@on_cpu
+def test_two_processes_compute_what_one_does(tiny_run, tiny, tmp_path):
+    folder = tmp_path / "run"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = started([*launcher, *command(folder, tiny)])
+    _, err = process.communicate()
+    assert process.returncode == 0, err.decode()
+    pairs = list(zip(runs.Metrics(folder).read(), runs.Metrics(tiny_run).read(), strict=True))
+    for two, one in pairs:
+        assert two.keys() == one.keys() and (two["stage"], two["step"]) == (one["stage"], one["step"])
+        for name in one.keys() - {"stage"}:
+            assert two[name] == pytest.approx(one[name], abs=2e-3), (one["stage"], one["step"], name)
+    figures, expected = figures_of(folder), figures_of(tiny_run)
+    for name in ("val_bits_per_char", "reward_accuracy", "kl_nats", "reward_policy", "gold_base"):
+        assert figures[name] == pytest.approx(expected[name], abs=2e-3), name
+    assert not [name for name in files(folder) if name.endswith((".pt", ".tmp"))]
+
+
+# ----------------------------------------------------------------------------------------- the preset
+
+
+@pytest.mark.timeout(900)
+def test_the_smoke_preset_goes_through_every_stage_on_the_plays_and_the_hand_made_labels(tmp_path):
+    summary = Pipeline(PRESETS["smoke"], tmp_path).run()
+    assert set(read(tmp_path / "stages.json")) == set(pipeline.STAGES)
+    assert summary.keys() >= PROMISED
+    assert summary["val_bits_per_char"] < 4
+    assert summary["reward_accuracy"] > 0.5 and summary["reward_passages"] > 100
+    assert len(summary["raters"]) > 1 and labels.SYNTHETIC not in summary["raters"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 5
+    assert f"the labels of {len(summary['raters'])} readers" in page
