@@ -202,7 +202,7 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
     if not learn or not held_out:
         raise ValueError(f"{len(labels)} labels are too few to learn from and to test on: label more passages")
     rows = [tokenizer.encode(label.text) for label in learn]
-    longest = max(map(len, rows))
+    longest = max(len(tokenizer.encode(label.text)) for label in labels)
     if longest > gpt.config.context:
         raise ValueError(f"a passage has {longest} tokens, more than the context of {gpt.config.context}: use a longer context")
     targets = torch.tensor([label.target for label in learn])
@@ -236,8 +236,10 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
             logits = model.pool(hidden, mask)  # (B, T)
             language = language_head(hidden[:, :-1][mask[:, 1:]])  # (real next tokens, V)
         loss = sentiment_loss(logits.float(), targets[chosen].to(device), mask)
-        language_loss = F.cross_entropy(language.float(), tokens[:, 1:][mask[:, 1:]])
-        runs.check_finite(loss.item() + language_loss.item(), "reward", step)
+        language_loss = 0.0  # passages of one token have no next one
+        if mask[:, 1:].any():
+            language_loss = F.cross_entropy(language.float(), tokens[:, 1:][mask[:, 1:]])
+        runs.check_finite(loss.item() + float(language_loss), "reward", step)
         (loss + config.language_coef * language_loss).backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
