@@ -47,7 +47,7 @@ class Settings:
         corpus: plays, tiny, gutenberg, or the path of a text file or of a folder of them.
         tokenizer: word, char or bpe.
         labels: hand (the hand-made set), the path of a label file, or synthetic:N for N passages by the synthetic rater.
-        start: the folder of another run whose base and reward model are taken instead of trained; empty for none.
+        begin_from: the folder of another run whose base and reward model are taken instead of trained; empty for none.
     """
 
     preset: str = "laptop"
@@ -55,7 +55,7 @@ class Settings:
     corpus: str = "plays"
     tokenizer: str = "bpe"
     labels: str = "hand"
-    start: str = ""
+    begin_from: str = ""
     model: GPTConfig = field(default_factory=GPTConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -200,7 +200,7 @@ class Pipeline:
             return
         started = self.begin("base")
         s = self.settings
-        if s.start:
+        if s.begin_from:
             self.take("base")
             card = runs.read_card(self.folder / "base")
             scores = {name: card[f"val_{name}"] for name in ("bits_per_char", "perplexity")}
@@ -221,7 +221,7 @@ class Pipeline:
             return
         started = self.begin("reward")
         s = self.settings
-        if s.start:
+        if s.begin_from:
             self.take("reward")
             scores = {name: runs.read_card(self.folder / "reward")[name] for name in ("accuracy", "passages")}
         else:
@@ -245,9 +245,11 @@ class Pipeline:
     def take(self, stage):
         """Copy the checkpoint of `stage` from the run that this one starts from."""
         for name in ("tokenizer.json", "model.safetensors"):
-            source = Path(self.settings.start) / stage / name
+            source = Path(self.settings.begin_from) / stage / name
             if not source.exists():
-                raise runs.RunError(f"{self.settings.start} has no {stage}/{name}: --start needs the folder of a finished run")
+                raise runs.RunError(
+                    f"{self.settings.begin_from} has no {stage}/{name}: --begin_from needs the folder of a finished run"
+                )
             if devices.world()[0] == 0:
                 runs.write_atomic(self.folder / stage / name, source.read_bytes())
         devices.wait()
@@ -321,15 +323,17 @@ class Pipeline:
 
     def run(self):
         """Every stage that is not done yet; returns the summary."""
-        for stage in (self.pretrain, self.train_reward, self.train_policy, self.evaluate, self.report):
+        for stage in (self.pretrain, self.train_reward, self.train_policy, self.evaluate):
             stage()
+        if "report" not in self.stages():
+            self.report()
         return self.summarise()
 
 
 def publish(run, folder):
     """Copy a finished run's checkpoints to `folder` in half precision, with its settings and summary.
 
-    A published folder serves wherever a run's folder does: `--checkpoint`, `--start`, `load_model`.
+    A published folder serves wherever a run's folder does: `--checkpoint`, `--begin_from`, `load_model`.
     """
     run, folder = Path(run), Path(folder)
     if not (run / "summary.json").exists():

@@ -25,7 +25,8 @@ class PretrainConfig:
         weight_decay: of Muon, pulled towards zero by rate * weight_decay each step.
         warmup: steps over which the rates rise from zero.
         decay: the last part of the run, in (0, 1], over which they fall to zero.
-        evaluations: how often the validation text is read during the run, the end included.
+        evaluations: about how often the validation text is read during the run; once more at the end where it does not
+            divide the steps.
     """
 
     steps: int = 500
@@ -162,8 +163,9 @@ def pretrain(model_config, config, train, validation, tokenizer, folder, seed=0,
     Raises:
         RunError: the loss is not finite or explodes; the best weights so far are kept.
     """
-    if int(train.max()) >= model_config.vocab_size:
-        raise ValueError(f"token {int(train.max())} is outside the model's vocab_size of {model_config.vocab_size}")
+    largest = max(int(tokens.max()) if len(tokens) else 0 for tokens in (train, validation[0]))
+    if largest >= model_config.vocab_size:
+        raise ValueError(f"token {largest} is outside the model's vocab_size of {model_config.vocab_size}")
     torch.manual_seed(seed)
     model = GPT(model_config).to(device)
     optimizers = make_optimizers(model, config)
@@ -198,6 +200,7 @@ def pretrain(model_config, config, train, validation, tokenizer, folder, seed=0,
         figures = {}
         if done % every == 0 or done == config.steps:
             scores = evaluate(model, *validation)
+            runs.check_finite(scores["loss"], "pretrain", step)
             figures = {f"val_{name}": score for name, score in scores.items()}
             if scores["loss"] < best:
                 card = {"kind": "gpt", "config": model_config.asdict(), "seed": seed, "step": done, **figures}

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lib import labels as label_sets
 from rlhf_lib import runs, tokenization
-from rlhf_lib.devices import autocast, world
+from rlhf_lib.devices import autocast, wait, world
 from rlhf_lib.model import GPT, GPTConfig
 
 
@@ -236,10 +236,10 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
             logits = model.pool(hidden, mask)  # (B, T)
             language = language_head(hidden[:, :-1][mask[:, 1:]])  # (real next tokens, V)
         loss = sentiment_loss(logits.float(), targets[chosen].to(device), mask)
-        language_loss = 0.0  # passages of one token have no next one
+        language_loss = torch.zeros((), device=device)  # passages of one token have no next one
         if mask[:, 1:].any():
             language_loss = F.cross_entropy(language.float(), tokens[:, 1:][mask[:, 1:]])
-        runs.check_finite(loss.item() + float(language_loss), "reward", step)
+        runs.check_finite(loss.item() + language_loss.item(), "reward", step)
         (loss + config.language_coef * language_loss).backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
@@ -257,6 +257,7 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
     raters = sorted({label.reader for label in learn})
     card = {"kind": "reward", "config": gpt.config.asdict(), "pooling": config.pooling, "seed": seed}
     runs.save_checkpoint(Path(folder) / "reward", model.state_dict(), {**card, "raters": raters, **scores}, tokenizer)
+    wait()  # for the process that writes
     return model, scores
 
 

@@ -89,7 +89,7 @@ def test_a_command_that_is_not_understood_exits_2(arguments, capsys):
 
 
 OTHER_WORDS = {
-    "corpus": "my.txt", "tokenizer": "char", "labels": "synthetic:50", "start": "runs/other", "model.positions": "learned",
+    "corpus": "my.txt", "tokenizer": "char", "labels": "synthetic:50", "begin_from": "runs/other", "model.positions": "learned",
     "model.norm": "layernorm", "model.activation": "gelu", "reward.pooling": "last", "rlhf.sentiment": "negative",
 }  # fmt: skip
 # Halved, for they may not stand above their partners; everything else is doubled.
@@ -391,7 +391,7 @@ def test_a_checkpoint_of_the_other_kind_is_refused(call, tiny_run, letters, tmp_
         (["--tokenizer", "syllable"], "tokenizer must be one of word, char, bpe, got 'syllable'"),
         (["--evaluate.samples", 1], r"evaluate\.samples must be at least 2, got 1"),
         (["--corpus", "/no/such/play.txt"], "no corpus at /no/such/play.txt: give plays, tiny, gutenberg, or the path"),
-        (["--start", "/no/such/run"], "/no/such/run"),
+        (["--begin_from", "/no/such/run"], "/no/such/run"),
     ],
 )
 def test_a_bad_setting_is_refused_in_a_sentence(call, tmp_path, flags, sentence):

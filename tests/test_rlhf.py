@@ -519,6 +519,27 @@ def test_a_penalty_keeps_the_policy_closer(tmp_path):
     assert kls[1] < 0.5 * kls[0]
 
 
+def test_the_advantage_is_the_normalised_reward_over_what_the_last_rollout_had_there(tmp_path, monkeypatch):
+    seen, update = [], rlhf.update
+
+    def look(policy, optimizer, prompt, samples, advantages, *rest):
+        seen.append((samples, advantages.clone()))
+        return update(policy, optimizer, prompt, samples, advantages, *rest)
+
+    monkeypatch.setattr(rlhf, "update", look)
+    rlhf.train_policy(gpt(spread=0), Likes(), TOKENIZER, small(iterations=3, kl_coef=0.0, rate=3e-3), tmp_path)
+    assert len(seen) == 3
+    constants = runs.load_state(tmp_path / "policy" / "state.pt")["extra"]
+    baseline = [0.0] * 8
+    for samples, advantages in seen:
+        worth = (rlhf.rewards_of(Likes(), samples) - constants["mean"]) / constants["std"]  # (B,)
+        for place in range(8):
+            counts = samples.mask[:, place]
+            expected = worth[counts] - baseline[place]
+            torch.testing.assert_close(advantages[counts, place], expected, rtol=0, atol=1e-5)
+            baseline[place] = worth[counts].mean() if counts.any() else 0.0
+
+
 @pytest.mark.parametrize("cut", [{"top_k": 3}, {"top_p": 0.6}])
 def test_reference_and_update_cut_the_tokens_that_sampling_cut(tmp_path, cut):
     """Otherwise a token that the policy still samples and the reference cuts makes the KL infinite."""
