@@ -72,8 +72,12 @@ class RLHFConfig:
         for name in ("rate", "clip", "max_kl", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"rlhf.{name} must be above 0, got {getattr(self, name)}")
-        if self.kl_coef < 0:
+        if not self.kl_coef >= 0:
             raise ValueError(f"rlhf.kl_coef must not be negative, got {self.kl_coef}")
+        if self.top_k < 0:
+            raise ValueError(f"rlhf.top_k must be 0 (keep all) or more, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"rlhf.top_p must lie in (0, 1], got {self.top_p}")
         if self.completions % self.minibatch:
             raise ValueError(
                 f"rlhf.completions must be a multiple of rlhf.minibatch, got {self.completions} and {self.minibatch}"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed.run import get_args_parser
 
 from rlhf_lib import __main__ as command_line
 from rlhf_lib import reward, runs
@@ -116,6 +117,13 @@ def test_every_setting_has_a_flag_that_arrives(command, tmp_path):
         text = {True: "yes", False: "no"}[wanted] if isinstance(wanted, bool) else wanted
         got = flat(settings_of(command, "--out", tmp_path / "new", f"--{field}", text))
         assert got == {**flat(PRESETS["laptop"]), field: wanted}
+
+
+def test_torchrun_takes_no_flag_for_one_of_its_own():
+    """It reads abbreviations of its own options everywhere on the line."""
+    flags = [part for field in flat(PRESETS["laptop"]) for part in (f"--{field}", "1")]
+    options = get_args_parser().parse_args(["--nproc-per-node=2", "-m", "rlhf_lib", "run", *flags, "--out", "x"])
+    assert options.training_script_args == ["run", *flags, "--out", "x"]
 
 
 @pytest.mark.parametrize("preset", PRESETS)

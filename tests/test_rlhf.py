@@ -110,6 +110,9 @@ def log_probabilities(model, samples, temperature=1.0, top_k=0, top_p=1.0):
             for value in (0.0, -1.0, math.nan)
         ),
         ({"kl_coef": -0.1}, r"rlhf\.kl_coef must not be negative, got -0\.1"),
+        ({"kl_coef": float("nan")}, r"rlhf\.kl_coef must not be negative, got nan"),
+        ({"top_k": -1}, r"rlhf\.top_k must be 0 \(keep all\) or more, got -1"),
+        ({"top_p": 2.0}, r"rlhf\.top_p must lie in \(0, 1\], got 2\.0"),
         (
             {"completions": 96, "minibatch": 64},
             r"rlhf\.completions must be a multiple of rlhf\.minibatch, got 96 and 64",
