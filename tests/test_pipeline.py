@@ -384,9 +384,19 @@ def command(folder, tiny, changes=None):
     return ["-m", "rlhf_lib", "run", "--preset", "smoke", "--out", str(folder), *flags]
 
 
+def listen_to_ctrl_c():
+    """A test run in the background ignores SIGINT, and its children would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def started(arguments, **environment):
     return subprocess.Popen(
-        [sys.executable, *arguments], cwd=ROOT, env={**ENVIRONMENT, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**ENVIRONMENT, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=listen_to_ctrl_c,
     )
 
 
