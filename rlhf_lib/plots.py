@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, the part that also shows on a dark page.
@@ -31,6 +32,29 @@ def curve(ax, records, name, label=None, color=BLUE, x="step", marker=""):
     if points:
         ax.plot(*zip(*points), color=color, label=label, marker=marker, markersize=3.5, linewidth=1.6)
     return points
+
+
+def side_by_side(got, expected, title="", mask=None):
+    """Two matrices as images in one colour scale: what came out, and what was expected; masked places are left white.
+
+    Args:
+        got, expected: (rows, columns) tensors.
+        mask: (rows, columns) bool, the places that count; None for all.
+    """
+    pair = [
+        part.detach().double().masked_fill(~mask, math.nan) if mask is not None else part.detach().double()
+        for part in (got, expected)
+    ]
+    finite = torch.cat([part[part.isfinite()] for part in pair])
+    low, high = (finite.min().item(), finite.max().item()) if len(finite) else (0.0, 1.0)
+    fig, axes = figure(2, height=3.0, width=3.6)
+    for ax, part, name in zip(axes, pair, ("came out", "expected")):
+        image = ax.imshow(part.numpy(), vmin=low, vmax=high, cmap="viridis", aspect="auto")
+        ax.set(title=name, xlabel="column", ylabel="row")
+        ax.grid(False)
+    fig.colorbar(image, ax=axes)
+    fig.suptitle(title)
+    return fig
 
 
 def pretraining(records):

@@ -142,6 +142,21 @@ def pad_right(rows, device="cpu"):
     return tokens.to(device), mask.to(device)
 
 
+def batches(lengths, size, generator):
+    """One epoch: rows of like length together, which saves padding, in batches of `size` in a drawn order.
+
+    Args:
+        lengths: (N,) int64; rows are sorted by it within every 16 batches' worth of a drawn order.
+
+    Returns:
+        A list of ceil(N / size) tensors of row numbers; every row is in one of them.
+    """
+    order = torch.randperm(len(lengths), generator=generator)
+    sorted_parts = [part[lengths[part].argsort(stable=True)] for part in order.split(16 * size)]
+    rows = [rows for part in sorted_parts for rows in part.split(size)]
+    return [rows[place] for place in torch.randperm(len(rows), generator=generator).tolist()]
+
+
 @torch.no_grad()
 def score_texts(model, tokenizer, texts, batch=128):
     """The log-odds of positive of each text (N,), on the CPU. Raises ValueError for an empty text, or one over the context."""
@@ -202,7 +217,8 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
     if not learn or not held_out:
         raise ValueError(f"{len(labels)} labels are too few to learn from and to test on: label more passages")
     rows = [tokenizer.encode(label.text) for label in learn]
-    longest = max(len(tokenizer.encode(label.text)) for label in labels)
+    lengths = torch.tensor([len(row) for row in rows])
+    longest = max(int(lengths.max()), *(len(tokenizer.encode(label.text)) for label in held_out))
     if longest > gpt.config.context:
         raise ValueError(f"a passage has {longest} tokens, more than the context of {gpt.config.context}: use a longer context")
     targets = torch.tensor([label.target for label in learn])
@@ -223,8 +239,9 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
     bar = tqdm(range(first, steps), initial=first, total=steps, desc="reward", disable=world()[0] > 0)
     for step in bar:
         epoch, place = divmod(step, per_epoch)
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-        chosen = order[place * config.batch : (place + 1) * config.batch]
+        if place == 0 or step == first:
+            order = batches(lengths, config.batch, torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        chosen = order[place]
         runs.seed_step(seed, step)  # dropout
         factor = min((step + 1) / (0.1 * steps + 1), (steps - step) / (0.9 * steps))
         for group in optimizer.param_groups:

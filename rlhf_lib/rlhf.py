@@ -4,9 +4,10 @@ It follows the Deep Learning Curriculum (Hilton 2022), chapter 7: the reward is 
 sentiment, normalised by constants that never change; it is the advantage of every token of its completion; there is no
 value function; training stops at a KL of ten nats from the original model.
 
-Two things are added, both small, and both can be seen to matter (`--rlhf.kl_coef 0` takes the first away): a penalty on the
-KL, so that distance is only spent where it pays; and a baseline, the last rollout's mean at each position. Without a
-baseline the advantages turn positive as the policy improves, and PPO makes whatever was sampled likelier, good or bad.
+Three things are added, all small, and each can be seen to matter: a penalty on the KL, so that distance is only spent where it
+pays (`--rlhf.kl_coef 0` takes it away); a price on blank lines, so that the form of a play stays (`--rlhf.form_coef 0`); and a
+baseline, the last rollout's mean at each position. Without a baseline the advantages turn positive as the policy improves,
+and PPO makes whatever was sampled likelier, good or bad.
 """
 
 import copy
@@ -35,30 +36,32 @@ class RLHFConfig:
         sentiment: what to write more of, "positive" or "negative".
         iterations: rollouts, each followed by an update.
         completions, tokens: completions in a rollout, and tokens in each.
-        most_completions: how far a rollout is enlarged when clipping is rare.
+        most_completions: how far a rollout is enlarged when clipping is rare at the full rate.
         temperature, top_k, top_p: of sampling, and so of reference and update too.
         epochs, minibatch: passes over a rollout, and completions in an optimiser step.
-        rate: Adam's learning rate.
+        rate: Adam's learning rate; over the second half of the iterations it falls to zero in a line.
         clip: how far the probability ratio may leave 1.
         kl_coef: penalty on the KL to the original model, in normalised reward per nat; 0 for none.
+        form_coef: price of a blank line, in normalised reward, per blank line too many in the average completion; 0 for none.
         max_kl: training stops when the KL of a completion passes it, in nats.
         normaliser_samples: completions of the original model that the reward's mean and deviation come from.
         keep_every: iterations between the checkpoints that are kept on the way.
     """
 
     sentiment: str = "positive"
-    iterations: int = 22
-    completions: int = 512
+    iterations: int = 12
+    completions: int = 640
     tokens: int = 48
     most_completions: int = 2048
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     epochs: int = 2
-    minibatch: int = 128
+    minibatch: int = 160
     rate: float = 3e-4
     clip: float = 0.2
-    kl_coef: float = 0.1
+    kl_coef: float = 0.08
+    form_coef: float = 1.0
     max_kl: float = 10.0
     normaliser_samples: int = 2048
     keep_every: int = 5
@@ -72,8 +75,9 @@ class RLHFConfig:
         for name in ("rate", "clip", "max_kl", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"rlhf.{name} must be above 0, got {getattr(self, name)}")
-        if not self.kl_coef >= 0:
-            raise ValueError(f"rlhf.kl_coef must not be negative, got {self.kl_coef}")
+        for name in ("kl_coef", "form_coef"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"rlhf.{name} must not be negative, got {getattr(self, name)}")
         if self.top_k < 0:
             raise ValueError(f"rlhf.top_k must be 0 (keep all) or more, got {self.top_k}")
         if not 0 < self.top_p <= 1:
@@ -129,6 +133,25 @@ def reference_logprobs(reference, prompt, samples, cut, keep=None):
             some = (samples.tokens[rows], samples.mask[rows])
             parts.append(token_logprobs(reference, [prompt] * len(rows), *some, keep=kept, **cut)[0])
     return torch.cat(parts)
+
+
+def blank_lines(samples, tokenizer):
+    """How many blank lines each completion has, (B,) float: the form that the policy should not change."""
+    texts = [tokenizer.decode(row[mask]) for row, mask in zip(samples.tokens, samples.mask)]
+    return torch.tensor([float(text.count(SEPARATOR)) for text in texts])
+
+
+def form_price(blanks, original, form_coef):
+    """What a blank line costs, in normalised reward: `form_coef` times how many too many there are in a completion on average.
+
+    Short speeches have room for few bad feelings, so the reward likes them a little, and a KL penalty hardly holds them back:
+    half as many blank lines again cost a tenth of a nat. Where there are too few, the price is a prize.
+
+    Args:
+        blanks: (B,), blank lines in each completion.
+        original: the original model's mean.
+    """
+    return form_coef * (blanks.mean().item() - original)
 
 
 def completion_kl(logprobs, ref_logprobs, mask, kind="k1"):
@@ -238,7 +261,8 @@ def train_policy(base, reward_model, tokenizer, config, folder, seed=0, judge=No
     if first == 0:
         originals = rollout(reference, prompt, config.normaliser_samples, config, seed=seed * 1_000_003 + 999_983)
         constants = fit_normaliser(rewards_of(reward_model, originals, config.sentiment))
-        kept = {"mean": constants.mean, "std": constants.std, "completions": config.completions, "rare": 0}
+        blanks = blank_lines(originals, tokenizer).mean().item()
+        kept = {"mean": constants.mean, "std": constants.std, "blanks": blanks, "completions": config.completions, "rare": 0}
         kept["baseline"] = torch.zeros(config.tokens)
         progress.tick(0, kept, now=True)
     normalise = Normaliser(kept["mean"], kept["std"])
@@ -274,14 +298,19 @@ def train_policy(base, reward_model, tokenizer, config, folder, seed=0, judge=No
         if iteration % config.keep_every == 0:
             runs.save_checkpoint(folder / f"iteration-{iteration:03d}", policy.state_dict(), card, tokenizer)
         if iteration < config.iterations:
+            factor = min(1, 2 * (1 - iteration / config.iterations))
+            for group in optimizer.param_groups:
+                group["lr"] = config.rate * factor
             # Update: the completion's reward is the advantage of each of its tokens, over what the last rollout had there.
-            worth = shape_advantages(normalise(rewards), samples.logprobs, ref_logprobs, samples.mask, config.kl_coef)  # (B, T)
+            blanks = blank_lines(samples, tokenizer).to(device)  # (B,)
+            net = normalise(rewards) - form_price(blanks, kept["blanks"], config.form_coef) * blanks  # (B,)
+            worth = shape_advantages(net, samples.logprobs, ref_logprobs, samples.mask, config.kl_coef)  # (B, T)
             advantages = worth - kept["baseline"].to(device)
             kept["baseline"] = ppo.masked_mean(worth, samples.mask, dim=0)  # (T,)
             generator = torch.Generator().manual_seed(step_seed)
             figures |= update(policy, optimizer, prompt, samples, advantages, config, generator, keep)
             runs.check_finite(figures["policy_loss"], "policy", iteration)
-            rare = rare + 1 if figures["clip_fraction"] < 0.01 else 0
+            rare = rare + 1 if figures["clip_fraction"] < 0.01 and factor == 1 else 0
             if rare == 3 and 2 * completions <= config.most_completions:
                 completions, rare = 2 * completions, 0  # steps this small leave room for a less noisy gradient
         metrics.log("policy", iteration, **figures)

@@ -2,7 +2,9 @@ import io
 import math
 import re
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -149,3 +151,18 @@ def test_colours_of_one_axis_differ():
         for ax in draw(records).axes:
             colours = [line.get_color() for line in ax.get_lines()]
             assert len(set(colours)) == len(colours)
+
+
+def test_side_by_side_shows_both_in_one_scale_and_leaves_masked_places_out():
+    got, expected = torch.tensor([[0.0, 5.0], [9.0, 1.0]]), torch.tensor([[0.0, 2.0], [9.0, 1.0]])
+    mask = torch.tensor([[True, True], [False, True]])
+    fig = plots.side_by_side(got, expected, "mask", mask)
+    left, right = (ax.images[0] for ax in fig.axes[:2])
+    assert left.get_clim() == right.get_clim() == (0, 5)
+    assert left.get_array()[0].tolist() == [0, 5] and right.get_array()[0].tolist() == [0, 2]
+    assert math.isnan(float(np.ma.filled(left.get_array(), np.nan)[1, 0]))
+    assert [ax.get_title() for ax in fig.axes[:2]] == ["came out", "expected"]
+
+
+def test_side_by_side_draws_outputs_without_a_finite_number():
+    plots.side_by_side(torch.full((2, 2), math.nan), torch.full((2, 2), math.inf)).canvas.draw()

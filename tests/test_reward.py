@@ -230,6 +230,26 @@ def test_texts_are_scored_in_their_order_and_as_if_alone(batch):
     assert scores.unique().numel() == len(TEXTS)  # so that no two could have changed places
 
 
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=400), st.integers(1, 12), st.integers(0, 5))
+@settings(deadline=None, max_examples=40)
+def test_an_epoch_has_every_row_once_in_batches_of_one_size_but_the_last(lengths, size, seed):
+    parts = reward.batches(torch.tensor(lengths), size, torch.Generator().manual_seed(seed))
+    assert sorted(torch.cat(parts).tolist()) == list(range(len(lengths)))
+    assert sorted(len(part) for part in parts)[1:] == [size] * (len(parts) - 1)
+    assert len(parts) == math.ceil(len(lengths) / size)
+
+
+def test_batches_hold_rows_of_like_length_in_an_order_that_the_seed_decides():
+    lengths = torch.randint(10, 50, (1600,), generator=torch.Generator().manual_seed(0))
+    first, again, other = (reward.batches(lengths, 20, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert all(torch.equal(*pair) for pair in zip(first, again))
+    assert not torch.equal(torch.cat(first), torch.cat(other))
+    spread = [(lengths[rows].max() - lengths[rows].min()).item() for rows in first]
+    assert max(spread) <= 8  # 320 rows of 40 lengths in 16 batches: 2 or 3 lengths a batch; 39 in a drawn order
+    means = torch.tensor([lengths[rows].double().mean() for rows in first])
+    assert torch.corrcoef(torch.stack([means, torch.arange(len(means)).double()]))[0, 1].abs() < 0.3  # not from short to long
+
+
 def test_no_texts_have_no_scores():
     assert reward.score_texts(random_model(), LETTERS, []).shape == (0,)
 

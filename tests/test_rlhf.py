@@ -40,6 +40,7 @@ def gpt(seed=0, dropout=0.0, spread=0.4):
 
 def small(**changes):
     shape = dict(iterations=3, completions=16, most_completions=16, tokens=8, epochs=2, minibatch=8, normaliser_samples=64)
+    shape["form_coef"] = 0.0
     return RLHFConfig(**{**shape, "rate": 1e-3, "keep_every": 2, **changes})
 
 
@@ -111,6 +112,7 @@ def log_probabilities(model, samples, temperature=1.0, top_k=0, top_p=1.0):
         ),
         ({"kl_coef": -0.1}, r"rlhf\.kl_coef must not be negative, got -0\.1"),
         ({"kl_coef": float("nan")}, r"rlhf\.kl_coef must not be negative, got nan"),
+        ({"form_coef": -2.0}, r"rlhf\.form_coef must not be negative, got -2\.0"),
         ({"top_k": -1}, r"rlhf\.top_k must be 0 \(keep all\) or more, got -1"),
         ({"top_p": 2.0}, r"rlhf\.top_p must lie in \(0, 1\], got 2\.0"),
         (
@@ -127,7 +129,7 @@ def test_config_refuses_a_bad_value_by_name(changes, sentence):
 def test_config_takes_the_ends_of_its_ranges():
     config = RLHFConfig(
         sentiment="negative", iterations=1, completions=1, tokens=1, epochs=1, minibatch=1, normaliser_samples=1,
-        keep_every=1, kl_coef=0.0, temperature=0.5, top_k=3, top_p=0.9,
+        keep_every=1, kl_coef=0.0, form_coef=0.0, temperature=0.5, top_k=3, top_p=0.9,
     )  # fmt: skip
     assert config.cut == {"temperature": 0.5, "top_k": 3, "top_p": 0.9}
 
@@ -543,6 +545,59 @@ def test_the_advantage_is_the_normalised_reward_over_what_the_last_rollout_had_t
             baseline[place] = worth[counts].mean() if counts.any() else 0.0
 
 
+def test_the_rate_holds_for_half_of_the_iterations_and_then_falls_to_zero(tmp_path, monkeypatch):
+    rates, update = [], rlhf.update
+
+    def look(policy, optimizer, *rest):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return update(policy, optimizer, *rest)
+
+    monkeypatch.setattr(rlhf, "update", look)
+    rlhf.train_policy(gpt(), Likes(), TOKENIZER, small(iterations=8, rate=4e-3), tmp_path)
+    assert rates == pytest.approx([4e-3] * 5 + [3e-3, 2e-3, 1e-3])  # by hand
+
+
+# ----------------------------------------------------------------------------------------- form
+
+
+def test_blank_lines_are_counted_in_what_the_mask_leaves():
+    text = ["a\n\nb\n\n", "a\nbcdef", "\n\n\n\nab"]
+    tokens = torch.tensor([TOKENIZER.encode(one) for one in (text[0] + "a", text[1], text[2] + "a")])
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[2, 2:] = False
+    assert rlhf.blank_lines(Samples(tokens, tokens * 0.0, mask), TOKENIZER).tolist() == [2, 0, 1]
+
+
+def test_the_price_of_a_blank_line_by_hand():
+    blanks = torch.tensor([0.0, 1.0, 2.0, 3.0])  # 1.5 a completion
+    assert rlhf.form_price(blanks, 1.0, 2.0) == pytest.approx(1.0)
+    assert rlhf.form_price(blanks, 2.0, 2.0) == pytest.approx(-1.0)  # too few: a prize
+    assert rlhf.form_price(blanks, 1.0, 0.0) == 0
+
+
+def test_a_reward_that_likes_blank_lines_makes_more_of_them_unless_they_have_a_price(tmp_path):
+    line_break = TOKENIZER.encode("\n")[0]
+    shares = []
+    for coefficient in (0.0, 20.0):
+        folder = tmp_path / str(coefficient)
+        config = small(
+            iterations=14,
+            completions=64,
+            most_completions=64,
+            minibatch=16,
+            rate=6e-3,
+            kl_coef=0.0,
+            form_coef=coefficient,
+            max_kl=100.0,
+        )
+        rlhf.train_policy(gpt(spread=0), Likes([line_break]), TOKENIZER, config, folder)
+        rows = records(folder)
+        shares.append(sum(row["separators"] for row in rows[-3:]) / 3)
+    first = rows[0]["separators"]
+    assert shares[0] > first + 0.5
+    assert shares[1] < first + 0.25 * (shares[0] - first)
+
+
 @pytest.mark.parametrize("cut", [{"top_k": 3}, {"top_p": 0.6}])
 def test_reference_and_update_cut_the_tokens_that_sampling_cut(tmp_path, cut):
     """Otherwise a token that the policy still samples and the reference cuts makes the KL infinite."""
@@ -556,25 +611,34 @@ def test_reference_and_update_cut_the_tokens_that_sampling_cut(tmp_path, cut):
 @pytest.mark.parametrize(
     ("most", "expected"),
     [
-        (64, [16] * 3 + [32] * 3 + [64] * 3),
-        (40, [16] * 3 + [32] * 6),
-        (16, [16] * 9),
+        (64, [16] * 3 + [32] * 3 + [64] * 11),
+        (40, [16] * 3 + [32] * 14),
+        (16, [16] * 17),
     ],
 )
 def test_the_rollout_doubles_after_three_iterations_that_hardly_clip(tmp_path, most, expected):
-    config = small(iterations=8, most_completions=most, tokens=3, rate=1e-9)  # steps too small to leave the clip range
+    config = small(iterations=16, most_completions=most, tokens=3, rate=1e-9)  # steps too small to leave the clip range
     rlhf.train_policy(gpt(), Likes(), TOKENIZER, config, tmp_path)
     assert [record["completions"] for record in records(tmp_path)] == expected
     assert all(record["clip_fraction"] == 0 for record in records(tmp_path)[:-1])
 
 
 def test_only_three_such_iterations_in_a_row_double_it(tmp_path, monkeypatch):
-    fractions = iter([0.0, 0.0, 0.5, 0.009, 0.0, 0.01, 0.0, 0.0, 0.0, 0.2])
+    fractions = iter([0.0, 0.0, 0.5, 0.009, 0.0, 0.01, 0.0, 0.0, 0.0] + [0.2] * 11)
     update = rlhf.update
     monkeypatch.setattr(rlhf, "update", lambda *arguments: {**update(*arguments), "clip_fraction": next(fractions)})
-    config = small(iterations=10, most_completions=64, tokens=3)
+    config = small(iterations=20, most_completions=64, tokens=3)
     rlhf.train_policy(gpt(), Likes(), TOKENIZER, config, tmp_path)
-    assert [record["completions"] for record in records(tmp_path)] == [16] * 9 + [32] * 2
+    assert [record["completions"] for record in records(tmp_path)] == [16] * 9 + [32] * 12
+
+
+def test_little_clipping_does_not_count_once_the_rate_falls(tmp_path):
+    config = small(iterations=4, most_completions=64, tokens=3, rate=1e-9)  # at the full rate: iterations 0, 1 and 2
+    rlhf.train_policy(gpt(), Likes(), TOKENIZER, config, tmp_path)
+    assert [record["completions"] for record in records(tmp_path)] == [16, 16, 16, 32, 32]
+    config = small(iterations=3, most_completions=64, tokens=3, rate=1e-9)  # 0 and 1
+    rlhf.train_policy(gpt(), Likes(), TOKENIZER, config, tmp_path / "short")
+    assert [record["completions"] for record in records(tmp_path / "short")] == [16] * 4
 
 
 def test_the_judge_only_measures(tmp_path):
