@@ -4,6 +4,10 @@ import atexit
 import contextlib
 import os
 
+# Batches of many lengths fill oneDNN's cache with a kernel for every shape, up to a gigabyte in a run. It is read once, at the
+# first matrix product; a small cache is as fast, since most shapes never come back.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+
 import torch
 import torch.distributed as dist
 

@@ -202,8 +202,6 @@ class Pipeline:
         s = self.settings
         if s.begin_from:
             self.take("base")
-            card = runs.read_card(self.folder / "base")
-            scores = {name: card[f"val_{name}"] for name in ("bits_per_char", "perplexity")}
         else:
             train_text, validation_text = self.texts()
             vocab_size = None if s.tokenizer == "char" else s.model.vocab_size
@@ -211,9 +209,10 @@ class Pipeline:
             train, _ = pretrain.encode_corpus(train_text, tokenizer)
             validation = pretrain.encode_corpus(validation_text, tokenizer)
             config = replace(s.model, vocab_size=tokenizer.vocab_size)
-            model = pretrain.pretrain(config, s.pretrain, train, validation, tokenizer, self.folder, s.seed, self.device)
-            scores = pretrain.evaluate(model, *validation)
-        self.finish("pretrain", started, "base", val_bits_per_char=scores["bits_per_char"], val_perplexity=scores["perplexity"])
+            pretrain.pretrain(config, s.pretrain, train, validation, tokenizer, self.folder, s.seed, self.device)
+        card = runs.read_card(self.folder / "base")
+        scores = {name: card[name] for name in ("val_bits_per_char", "val_perplexity")}
+        self.finish("pretrain", started, "base", **scores)
 
     def train_reward(self):
         self.need("pretrain", "pretrain")
