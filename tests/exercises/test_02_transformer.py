@@ -1,0 +1,253 @@
+"""Chapter 02: other correct answers pass, and what is special about its checks."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rlhf_lib.exercises import EXERCISES, NotYet, answer, check, draw, judge, load
+from rlhf_lib.model import GPT, GPTConfig, rotary_table, rotate
+
+load()
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what is solved is noted in the working directory
+
+
+# ----------------------------------------------------------------------------------------- other correct answers
+
+
+def causal_mask(T, S):
+    return torch.arange(S)[None, :] <= torch.arange(S - T, S)[:, None]
+
+
+def attention(q, k, v, mask):
+    scores = torch.einsum("bhtd,bhsd->bhts", q, k) / math.sqrt(q.shape[-1])
+    scores = torch.where(mask, scores, torch.tensor(-1e30))
+    powers = (scores - scores.amax(-1, keepdim=True)).exp()
+    weights = powers / powers.sum(-1, keepdim=True)
+    return torch.einsum("bhts,bhsd->bhtd", weights, v), weights
+
+
+def multi_head(x, qkv, out, heads):
+    """A loop over the heads, each with its own rows of the weights and its own columns of the output matrix."""
+    B, T, C = x.shape
+    D = C // heads
+    y = torch.zeros_like(x)
+    for head in range(heads):
+        rows = range(head * D, (head + 1) * D)
+        q, k, v = (x @ qkv[[part * C + row for row in rows]].T for part in range(3))
+        scores = torch.baddbmm(torch.full((T, T), -torch.inf).triu(1).expand(B, T, T), q, k.transpose(1, 2), alpha=D**-0.5)
+        y = y + scores.softmax(-1) @ v @ out[:, list(rows)].T
+    return y
+
+
+def rotary(x, positions):
+    half = x.shape[-1] // 2
+    angles = torch.outer(positions.float(), torch.exp(-math.log(10000) * torch.arange(half) / half))
+    angles = torch.cat([angles, angles], dim=-1)
+    swapped = torch.cat([-x[..., half:], x[..., :half]], dim=-1)  # the form in most published code
+    return x * angles.cos() + swapped * angles.sin()
+
+
+def layer_norm(x, gain, bias, eps):
+    centred = x - x.mean(dim=-1, keepdim=True)
+    return torch.addcmul(bias, centred * torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + eps), gain)
+
+
+def block(x, norm1, attend, norm2, feed):
+    stream = [x]
+    for norm, part in ((norm1, attend), (norm2, feed)):
+        stream.append(part(norm(sum(stream))))
+    return torch.stack(stream).sum(0)
+
+
+def gpt_logits(tokens, weights, layers, heads):
+    """One text and one position at a time, in float64."""
+    w = {name: tensor.double() for name, tensor in weights.items()}
+    C = w["embedding.weight"].shape[1]
+    D = C // heads
+
+    def norm(x, name):
+        centred = x - x.mean()
+        return centred / (centred.square().mean() + 1e-5).sqrt() * w[name + ".weight"] + w[name + ".bias"]
+
+    def linear(x, name):
+        return w[name + ".weight"] @ x + w[name + ".bias"]
+
+    rows = []
+    for text in tokens.tolist():
+        stream = [w["embedding.weight"][token] + w["position_embedding.weight"][t] for t, token in enumerate(text)]
+        for layer in range(layers):
+            at = f"blocks.{layer}."
+            three = [linear(norm(x, at + "norm1"), at + "attention.qkv") for x in stream]
+            for t in range(len(text)):
+                parts = []
+                for head in range(heads):
+                    here = slice(head * D, (head + 1) * D)
+                    q = three[t][:C][here]
+                    keys = torch.stack([three[s][C : 2 * C][here] for s in range(t + 1)])
+                    values = torch.stack([three[s][2 * C :][here] for s in range(t + 1)])
+                    parts.append((keys @ q / D**0.5).softmax(0) @ values)
+                stream[t] = stream[t] + linear(torch.cat(parts), at + "attention.out")
+            for t, x in enumerate(stream):
+                h = linear(norm(x, at + "norm2"), at + "up")
+                h = 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+                stream[t] = x + linear(h, at + "down")
+        rows.append(torch.stack([w["embedding.weight"] @ norm(x, "norm") for x in stream]))
+    return torch.stack(rows).float()
+
+
+def count_parameters(vocab_size, context, layers, width):
+    shapes = [(vocab_size, width), (context, width), (width,), (width,)]
+    for _ in range(layers):
+        shapes += [(width,)] * 4 + [(3 * width, width), (3 * width,), (width, width), (width,)]
+        shapes += [(4 * width, width), (4 * width,), (width, 4 * width), (width,)]
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def reversal_batch(sequences, separator):
+    n = sequences.shape[1]
+    row = F.pad(sequences, (0, n + 1), value=separator)
+    row[:, n + 1 :] = sequences[:, torch.arange(n - 1, -1, -1)]
+    scored = torch.arange(2 * n) >= n
+    return row[:, :-1], torch.where(scored, row[:, 1:], -100)
+
+
+ALTERNATIVES = {
+    one.__name__: one
+    for one in (
+        causal_mask, attention, multi_head, rotary, layer_norm, block, gpt_logits, count_parameters, reversal_batch,
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_every_correct_answer_passes(name, seed):
+    check(name, ALTERNATIVES[name], seed=seed)
+
+
+def test_every_exercise_of_the_chapter_has_another_correct_answer():
+    assert set(ALTERNATIVES) == {name for name, one in EXERCISES.items() if one.number.startswith("2.")}
+
+
+# ----------------------------------------------------------------------------------------- what is special here
+
+
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_mistakes_are_told_apart_for_many_seeds(name):
+    for seed in range(2, 8):
+        inputs = draw(name, seed)
+        for sentence, mistake in EXERCISES[name].mistakes.items():
+            assert judge(name, inputs, answer(name, mistake, inputs)).mistake == sentence
+
+
+def said(name, function):
+    with pytest.raises(NotYet) as refused:
+        check(name, function)
+    return str(refused.value)
+
+
+def test_sampling_code_without_the_causal_mask_gets_its_name():
+    assert "nothing is masked" in said("causal_mask", lambda T, S: torch.ones(T, S).bool())
+    assert "every position sees the future" in said("multi_head", lambda x, qkv, out, heads: heads_by_pytorch(x, qkv, out, heads))
+
+
+def heads_by_pytorch(x, qkv, out, heads):
+    """What one gets from nn.MultiheadAttention when attn_mask is forgotten."""
+    layer = nn.MultiheadAttention(x.shape[-1], heads, bias=False, batch_first=True)
+    layer.in_proj_weight.data, layer.out_proj.weight.data = qkv, out
+    return layer(x, x, x, need_weights=False)[0]
+
+
+def test_a_triangle_from_the_first_key_shows_only_where_there_are_more_keys_than_queries():
+    """This is how scaled_dot_product_attention's is_causal=True counts, and it breaks a cache."""
+
+    def is_causal(T, S):
+        return F.scaled_dot_product_attention(torch.zeros(T, 1), torch.zeros(S, 1), torch.eye(S), is_causal=True) > 0
+
+    inputs = draw("causal_mask")
+    verdict = judge("causal_mask", inputs, answer("causal_mask", is_causal, inputs))
+    assert "the T queries are the last of the S positions" in verdict.message
+    assert verdict.arguments == {"T": 1, "S": 3}  # the smallest input with more keys than queries
+
+
+def test_attention_without_its_scale_is_named_also_when_it_is_pytorchs_own():
+    def unscaled(q, k, v, mask):
+        weights = (q @ k.mT).masked_fill(~mask, float("-inf")).softmax(-1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0), weights
+
+    assert "this is attention without the 1/sqrt(D)" in said("attention", unscaled)
+
+
+def test_an_overflow_is_named_and_shown_on_the_large_scores():
+    def naive(q, k, v, mask):
+        powers = torch.exp(q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~mask, 0)
+        weights = powers / powers.sum(-1, keepdim=True)
+        return weights @ v, weights
+
+    inputs = draw("attention")
+    verdict = judge("attention", inputs, answer("attention", naive, inputs))
+    assert "overflows" in verdict.message and verdict.arguments is inputs[-1]
+
+
+def test_the_worked_example_of_attention():
+    first = draw("attention")[0]
+    output, weights = EXERCISES["attention"].right(**first)
+    torch.testing.assert_close(weights[0, 0, 0], torch.tensor([0.8808, 0.1192]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(output[0, 0, 0], torch.tensor([0.8808, 0.1192, 0.0, 0.0]), atol=1e-4, rtol=0)
+
+
+def test_rotary_is_what_the_library_does():
+    config = GPTConfig(width=16, heads=2)
+    x, positions = torch.randn(2, 2, 5, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 4])
+    ours = EXERCISES["rotary"].right(x, positions)
+    torch.testing.assert_close(ours, rotate(x, rotary_table(config, positions[None])), atol=1e-5, rtol=0)
+
+
+def test_a_mistake_that_nobody_foresaw_shows_the_smallest_failing_input():
+    def half(sequences, separator):  # right for one and for two tokens
+        inputs, targets = reversal_batch(sequences, separator)
+        return inputs, targets + (sequences.shape[1] > 2)
+
+    inputs = draw("reversal_batch")
+    verdict = judge("reversal_batch", inputs, answer("reversal_batch", half, inputs))
+    assert verdict.mistake == "" and verdict.arguments is inputs[2]
+    assert "came out:" in verdict.message and "expected:" in verdict.message
+
+
+def test_the_loss_of_the_reversal_task_counts_the_answer_alone():
+    """A model that knows the answers, and nothing of the question, has no loss under PyTorch's own cross-entropy."""
+    sequences = torch.randint(1, 9, (4, 5), generator=torch.Generator().manual_seed(0))
+    _, targets = EXERCISES["reversal_batch"].right(sequences, 9)
+    logits = 50.0 * F.one_hot(targets.clamp(min=0), 10).float()
+    assert F.cross_entropy(logits.flatten(0, 1), targets.flatten()) < 1e-6
+    assert int((targets == -100).sum()) == 4 * 5
+
+
+def test_the_published_size_of_gpt2():
+    assert EXERCISES["count_parameters"].right(vocab_size=50257, context=1024, layers=12, width=768) == 124_439_808
+    inputs = draw("count_parameters")
+    right = answer("count_parameters", count_parameters, inputs)
+    near = [*right[:-1], right[-1] + 1]  # one too many out of 124 million
+    assert not judge("count_parameters", inputs, near).passed
+
+
+def test_gpt_logits_is_what_the_library_computes_for_its_own_weights():
+    model = GPT(GPTConfig.gpt2(vocab_size=11, context=8, layers=2, heads=2, width=8)).eval()
+    tokens = torch.randint(11, (2, 6), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(gpt_logits(tokens, model.state_dict(), 2, 2), model(tokens), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["causal_mask", "attention", "multi_head"])
+def test_pictures_are_drawn_from_what_came_out(name):
+    exercise, inputs = EXERCISES[name], draw(name)[1]
+    right = answer(name, exercise.right, [inputs])[0]
+    figure = exercise.draw_picture(inputs, right, right)
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["came out", "expected"]

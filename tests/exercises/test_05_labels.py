@@ -1,0 +1,156 @@
+"""Chapter 05: correct answers written differently, and what is special about its checks."""
+
+import math
+import random
+import statistics
+import zlib
+
+import pytest
+import torch
+from scipy import stats
+
+from rlhf_lib import exercises, labels
+from rlhf_lib.exercises.labels import LABELS, wilson_interval
+
+PLACES = {label: place for place, label in enumerate(LABELS)}
+
+
+def soft_targets(labels):
+    return torch.tensor([0.5 + 0.5 * (label == "positive") - 0.5 * (label == "negative") for label in labels])
+
+
+def split_labels(texts, held_out):
+    halves = ([], [])
+    for text in texts:
+        halves[zlib.crc32(text.encode()) / 2**32 < held_out].append(text)
+    return halves
+
+
+def majority_vote(votes):
+    best = [statistics.multimode(one) for one in votes]
+    return [labels[0] if len(labels) == 1 else "neutral" for labels in best]
+
+
+def confusion(first, second):
+    table = torch.zeros(3, 3)
+    for a, b in zip(first, second):
+        table[PLACES[a], PLACES[b]] += 1
+    return table
+
+
+def confusion_by_bincount(first, second):
+    places = torch.tensor([3 * PLACES[a] + PLACES[b] for a, b in zip(first, second)])
+    return places.bincount(minlength=9).view(3, 3)
+
+
+def cohen_kappa(first, second):
+    """From the confusion matrix, as one minus the share of disagreement over what is expected of it."""
+    table = confusion(first, second).double()
+    expected = torch.outer(table.sum(1), table.sum(0)) / table.sum()
+    away = ~torch.eye(3, dtype=torch.bool)
+    return 1 - table[away].sum() / expected[away].sum() if expected[away].sum() else torch.tensor(1.0)
+
+
+def wilson(right, total, z):
+    """The roots of (1 + z2/n) p2 - (2 s + z2/n) p + s2 = 0."""
+    s, w = right / total, z * z / total
+    root = math.sqrt((2 * s + w) ** 2 - 4 * (1 + w) * s * s)
+    return (2 * s + w - root) / (2 * (1 + w)), (2 * s + w + root) / (2 * (1 + w))
+
+
+def bootstrap_interval(values, draws):
+    means = torch.gather(values.expand(len(draws), -1), 1, draws).mean(1)
+    return torch.quantile(means, 0.025), torch.quantile(means, 0.975)
+
+
+def pick_uncertain(p_positive, labelled, count):
+    """By entropy, which is highest at one half."""
+    entropy = torch.distributions.Bernoulli(p_positive.double()).entropy()
+    return entropy.masked_fill(labelled, -1).topk(count).indices
+
+
+ALTERNATIVES = {
+    "soft_targets": soft_targets,
+    "split_labels": split_labels,
+    "majority_vote": majority_vote,
+    "confusion": confusion,
+    "cohen_kappa": cohen_kappa,
+    "wilson_interval": wilson,
+    "bootstrap_interval": bootstrap_interval,
+    "pick_uncertain": pick_uncertain,
+}
+
+
+def split_as_the_library(texts, held_out):
+    some = [labels.Label(text, "neutral", "me", (text, "x")) for text in texts]
+    return [[label.text for label in half] for half in labels.split(some, held_out)]
+
+
+def kappa_as_the_library(first, second):
+    readings = [[labels.Label("x", label, "me", (n,)) for n, label in enumerate(some)] for some in (first, second)]
+    return labels.agreement(*readings)["kappa"]
+
+
+MORE = [
+    ("split_labels", split_as_the_library),
+    ("cohen_kappa", kappa_as_the_library),
+    ("confusion", confusion_by_bincount),
+]
+
+
+def verdict(name, function, seed=0):
+    inputs = exercises.draw(name, seed)
+    return exercises.judge(name, inputs, exercises.answer(name, function, inputs))
+
+
+@pytest.mark.parametrize("name, function", [*ALTERNATIVES.items(), *MORE])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_correct_answer_passes(name, function, seed):
+    found = verdict(name, function, seed)
+    assert found.passed, found.message
+
+
+def test_the_unseeded_shuffle_that_was_published_has_its_name():
+    def shuffled(texts, held_out):
+        texts = list(texts)
+        random.shuffle(texts)
+        size = round(held_out * len(texts))
+        return texts[size:], texts[:size]
+
+    assert "an unseeded shuffle" in verdict("split_labels", shuffled).mistake
+
+
+def test_pythons_own_hash_is_caught_without_a_second_process():
+    def salted(texts, held_out):
+        return [t for t in texts if hash(t) % 1000 >= 1000 * held_out], [t for t in texts if hash(t) % 1000 < 1000 * held_out]
+
+    found = verdict("split_labels", salted)
+    assert "differs from process to process" in found.mistake
+    assert not found.got["the next run has the same halves"]
+
+
+def test_a_tie_shows_the_smallest_vote_that_fails():
+    found = verdict("majority_vote", lambda votes: [statistics.mode(one) for one in votes])
+    assert "voted for first" in found.mistake
+    assert found.arguments == {"votes": [["positive", "negative"]]}
+
+
+def test_two_readers_of_one_mind_are_not_a_division_by_zero():
+    inputs = [{"first": ["neutral"] * 2, "second": ["neutral"] * 2}]
+    assert exercises.judge("cohen_kappa", inputs, [torch.tensor(1.0)]).passed
+    assert not exercises.judge("cohen_kappa", inputs, [torch.tensor(math.nan)]).passed
+
+
+def test_the_interval_that_the_check_expects_is_scipys():
+    bounds = stats.binomtest(742, 867).proportion_ci(0.95, method="wilson")
+    low, high = wilson_interval.right(742, 867, stats.norm.ppf(0.975))
+    assert (low.item(), high.item()) == pytest.approx((bounds.low, bounds.high), abs=1e-6)
+
+
+def test_places_among_the_unlabelled_are_told_from_places_among_all():
+    def unmapped(p_positive, labelled, count):
+        return (p_positive[~labelled] - 0.5).abs().argsort()[:count]
+
+    found = verdict("pick_uncertain", unmapped)
+    assert "translate them back" in found.mistake
+    assert found.arguments["labelled"].tolist() == [True, False, False, False]

@@ -1,0 +1,144 @@
+"""Chapter 06's checks: answers written another way pass, and the published mistakes get their names."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rlhf_lib import exercises, reward
+from rlhf_lib.sampling import pad_left
+
+
+def last_token(x, mask):
+    places = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
+    return x[torch.arange(len(x)), places]
+
+
+def mean_pool(hidden, mask):
+    weights = mask.float() / mask.float().sum(1, keepdim=True)
+    return torch.einsum("bt,btc->bc", weights, hidden)
+
+
+def soft_label_loss(logits, targets, mask):
+    z = last_token(logits, mask)
+    return -(targets * F.logsigmoid(z) + (1 - targets) * F.logsigmoid(-z)).mean()
+
+
+def label_token_reward(logits, mask, positive, negative):
+    return F.logsigmoid(last_token(logits[..., positive], mask) - last_token(logits[..., negative], mask))
+
+
+def clear_accuracy(logits, targets):
+    return (logits * (targets - 0.5) > 0).sum() / (targets != 0.5).sum()
+
+
+def calibration_error(logits, targets, bins):
+    clear = targets != 0.5
+    confidence = logits[clear].abs().sigmoid()
+    right = ((logits > 0) == (targets == 1))[clear].float()
+    place = (confidence * bins).floor().long().clamp(max=bins - 1)
+    gaps = torch.zeros(bins).scatter_add(0, place, right - confidence)
+    return gaps.abs().sum() / clear.sum()
+
+
+@torch.no_grad()
+def score_rows(model, rows, batch):
+    model.eval()
+    order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
+    scores = torch.zeros(len(rows))
+    for start in range(0, len(order), batch):
+        places = order[start : start + batch]
+        tokens, mask = pad_left([rows[place] for place in places])  # on the left: then the last column is the last real token
+        scores[places] = model(tokens, mask)[:, -1]
+    return scores
+
+
+def pair_loss(chosen, rejected):
+    return F.softplus(rejected - chosen).mean()
+
+
+def ranked_loss(rewards):
+    margins = rewards[:, :, None] - rewards[:, None, :]  # (N, K, K): row better than column above the diagonal
+    above = torch.ones_like(margins[0], dtype=torch.bool).triu(1)
+    return F.softplus(-margins[:, above]).mean()
+
+
+ALTERNATIVES = {
+    one.__name__: one
+    for one in (
+        last_token, mean_pool, soft_label_loss, label_token_reward, clear_accuracy, calibration_error, score_rows, pair_loss,
+        ranked_loss,
+    )
+}  # fmt: skip
+
+
+def verdict(name, function, seed=0):
+    inputs = exercises.draw(name, seed)
+    return exercises.judge(name, inputs, exercises.answer(name, function, inputs))
+
+
+@pytest.mark.parametrize("name", ALTERNATIVES)
+@pytest.mark.parametrize("seed", [0, 5])
+def test_every_correct_answer_passes(name, seed):
+    found = verdict(name, ALTERNATIVES[name], seed)
+    assert found.passed, found.message
+
+
+@pytest.mark.parametrize(
+    "name, function",
+    [
+        ("last_token", lambda x, mask: reward.last_real(x, mask)),
+        ("soft_label_loss", lambda logits, targets, mask: reward.sentiment_loss(logits, targets, mask)),
+        ("pair_loss", lambda chosen, rejected: reward.bradley_terry_loss(chosen, rejected)),
+        ("ranked_loss", lambda rewards: reward.ranking_loss(rewards)),
+    ],
+)
+def test_the_library_s_own_kernels_pass(name, function):
+    assert verdict(name, function).passed
+
+
+def test_a_mean_over_padding_gets_its_name():
+    found = verdict("mean_pool", lambda hidden, mask: hidden.sum(1) / hidden.shape[1])
+    assert "padding is part of the mean" in found.message
+    assert found.arguments["hidden"].shape == (1, 3, 1)  # the worked example of the card already shows it
+
+
+def test_dividing_by_the_number_of_pairs_twice_gets_its_name_and_three_answers_show_it():
+    def learner(rewards):
+        count = rewards.shape[1] * (rewards.shape[1] - 1) / 2
+        return ranked_loss(rewards) / count
+
+    found = verdict("ranked_loss", learner)
+    assert "number of pairs twice" in found.message
+    assert found.arguments["rewards"].shape == (1, 3)  # with two answers there is one pair, and dividing by it is harmless
+
+
+def test_log_of_sigmoid_gets_its_name_and_only_a_wide_margin_shows_it():
+    found = verdict("pair_loss", lambda chosen, rejected: -torch.log(torch.sigmoid(chosen - rejected)).mean())
+    assert "underflows" in found.message
+    assert (found.arguments["chosen"] - found.arguments["rejected"]).abs().max() == 1000
+
+
+def test_a_loss_without_a_gradient_does_not_pass():
+    assert not verdict("pair_loss", lambda chosen, rejected: pair_loss(chosen.detach(), rejected)).passed
+
+
+def test_scoring_with_dropout_on_gets_its_name():
+    @torch.no_grad()
+    def learner(model, rows, batch):
+        groups = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+        return torch.cat([model.logits(*reward.pad_right(group)) for group in groups])
+
+    assert "dropout is still on" in verdict("score_rows", learner).message
+
+
+def test_the_oracles_of_accuracy_and_calibration_agree_with_the_library_s_test(monkeypatch):
+    logits = torch.randn(200, generator=torch.Generator().manual_seed(3))
+    targets = torch.randint(3, (200,), generator=torch.Generator().manual_seed(4)) / 2
+    labels = [SimpleNamespace(text="", target=target) for target in targets.tolist()]
+    monkeypatch.setattr(reward, "score_texts", lambda model, tokenizer, texts: logits)
+    figures = reward.test(None, None, labels)
+    calibration = exercises.find("calibration_error").right(logits, targets, 10).item()
+    assert abs(calibration - figures["calibration_error"]) < 1e-5 and calibration > 0.05
+    assert abs(exercises.find("clear_accuracy").right(logits, targets).item() - figures["accuracy"]) < 1e-6

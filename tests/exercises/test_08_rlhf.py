@@ -1,0 +1,191 @@
+"""Chapter 08's checks: correct answers written another way pass, and the published bugs of RLHF get their names."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rlhf_lib import exercises, ppo, rlhf
+
+
+def log_reward(logits, sentiment):
+    sign = {"positive": 1, "negative": -1}[sentiment]
+    return -F.softplus(-sign * logits)
+
+
+class FitNormaliser:
+    """A class serves as well as a function that returns a function."""
+
+    def __init__(self, base_rewards):
+        self.variance, self.mean = torch.var_mean(base_rewards)
+
+    def __call__(self, rewards):
+        return rewards.sub(self.mean).mul(self.variance.rsqrt())
+
+
+def action_mask(tokens, prompt_length, end_token):
+    completion = tokens[:, prompt_length:]
+    ended = (completion == end_token).cummax(1).values.roll(1, 1)
+    ended[:, 0] = False
+    return F.pad(~ended, (prompt_length - 1, 0), value=False)
+
+
+def completion_kl(logprobs, ref_logprobs, mask):
+    return torch.einsum("bt,bt->b", logprobs - ref_logprobs, mask.float())
+
+
+def token_advantages(rewards, logprobs, ref_logprobs, mask, kl_coef):
+    with torch.no_grad():
+        penalty = (logprobs - ref_logprobs).masked_fill(~mask, 0)
+        later = torch.ones(mask.shape[1], mask.shape[1]).tril()  # (s, t): s is at or after t
+        return (rewards.unsqueeze(1) - kl_coef * penalty @ later) * mask
+
+
+def with_baseline(worth, mask, baseline):
+    counts = mask.sum(0)
+    following = (worth * mask).sum(0) / counts.clamp(min=1)
+    return (worth - baseline).masked_fill(~mask, 0), following
+
+
+def update_policy(policy, optimizer, tokens, old_logprobs, advantages, mask, temperature, epochs, minibatch, clip):
+    policy.train(False)
+    clip_fractions = []
+    for _ in range(epochs):
+        for start in range(0, tokens.shape[0], minibatch):
+            part = slice(start, start + minibatch)
+            logits = policy(tokens[part, :-1]) / temperature
+            logprobs = -F.cross_entropy(logits.transpose(1, 2), tokens[part, 1:], reduction="none")
+            figures = ppo.policy_loss(logprobs, old_logprobs[part], advantages[part], mask[part], clip)
+            policy.zero_grad()
+            figures.loss.backward()
+            optimizer.step()
+            clip_fractions += [figures.clip_fraction]
+    return clip_fractions
+
+
+def rollout_sizes(clip_fractions, completions, most):
+    sizes, rare = [], []
+    for fraction in clip_fractions:
+        rare = [*rare, fraction] if fraction < 0.01 else []
+        if len(rare) >= 3 and completions <= most / 2:
+            completions, rare = completions * 2, []
+        sizes.append(completions)
+    return sizes
+
+
+def kept_iteration(kls, max_kl):
+    kept = 0
+    for iteration, kl in enumerate(kls):
+        if not kl.mean() <= max_kl:
+            break
+        kept = iteration
+    return kept
+
+
+ALTERNATIVES = {
+    "log_reward": log_reward,
+    "fit_normaliser": FitNormaliser,
+    "action_mask": action_mask,
+    "completion_kl": completion_kl,
+    "token_advantages": token_advantages,
+    "with_baseline": with_baseline,
+    "update_policy": update_policy,
+    "rollout_sizes": rollout_sizes,
+    "kept_iteration": kept_iteration,
+}
+
+
+def verdict(name, function, seed=0):
+    inputs = exercises.draw(name, seed)
+    return exercises.judge(name, inputs, exercises.answer(name, function, inputs))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_every_correct_answer_passes(name, seed):
+    assert verdict(name, ALTERNATIVES[name], seed).passed
+
+
+def test_the_course_s_own_kernels_pass():
+    assert verdict("completion_kl", rlhf.completion_kl).passed
+    assert verdict("token_advantages", rlhf.shape_advantages).passed
+    assert verdict("fit_normaliser", rlhf.fit_normaliser).passed
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "words"),
+    [
+        (
+            "log_reward",
+            lambda logits, sentiment: torch.log(torch.sigmoid(logits if sentiment == "positive" else -logits)),
+            "rounds to 0",
+        ),
+        ("fit_normaliser", lambda base: lambda rewards: (rewards - rewards.mean()) / rewards.std(), "its own mean"),
+        ("completion_kl", lambda logprobs, ref_logprobs, mask: ((ref_logprobs - logprobs) * mask).sum(1), "upside down"),
+        ("completion_kl", lambda logprobs, ref_logprobs, mask: ppo.masked_mean(logprobs - ref_logprobs, mask, 1), "mean"),
+    ],
+)
+def test_published_bugs_are_named(name, function, words):
+    found = verdict(name, function)
+    assert not found.passed
+    assert found.mistake
+    assert words in found.message
+
+
+def test_a_kl_that_is_not_detached_is_found_by_its_gradient_alone():
+    def attached(rewards, logprobs, ref_logprobs, mask, kl_coef):
+        kl = torch.where(mask, logprobs - ref_logprobs, 0)
+        return torch.where(mask, rewards[:, None] - kl_coef * kl.flip(1).cumsum(1).flip(1), 0)
+
+    inputs = exercises.draw("token_advantages")
+    ours = exercises.answer("token_advantages", attached, inputs)
+    right = exercises.answer("token_advantages", token_advantages, inputs)
+    for one, other in zip(ours, right):
+        torch.testing.assert_close(one["advantages"], other["advantages"])
+    assert "detach" in exercises.judge("token_advantages", inputs, ours).message
+
+
+def test_the_worked_example_of_the_advantages():
+    (first, *_) = exercises.draw("token_advantages")
+    out = exercises.answer("token_advantages", exercises.find("token_advantages").right, [first])[0]
+    assert out["advantages"].tolist()[0] == pytest.approx([0.925, 0.975, 0.975])
+
+
+def test_the_update_s_first_minibatch_clips_nothing_when_the_policy_is_the_one_that_sampled():
+    (first, *rest) = exercises.draw("update_policy")
+    (on_policy, *stale) = exercises.answer("update_policy", update_policy, [first, *rest])
+    assert on_policy["clip fractions"][0] == 0
+    assert all(0 < float(one["clip fractions"][0]) <= 1 for one in stale)
+
+
+def test_dropout_left_on_is_named_and_a_policy_put_back_to_training_mode_is_not():
+    def back_in_training(policy, optimizer, **others):
+        fractions = update_policy(policy, optimizer, **others)
+        policy.train()
+        return fractions
+
+    def forgets(policy, optimizer, **others):
+        class Training:  # a policy whose mode cannot be changed
+            train = eval = staticmethod(lambda mode=True: policy)
+            zero_grad = staticmethod(policy.zero_grad)
+            __call__ = staticmethod(policy)
+
+        return update_policy(Training(), optimizer, **others)
+
+    assert verdict("update_policy", back_in_training).passed
+    assert not verdict("update_policy", forgets).passed
+
+
+def test_the_smallest_failing_example_is_shown():
+    only_full_rows = verdict("completion_kl", lambda logprobs, ref_logprobs, mask: torch.tensor([math.log(2)]))
+    assert "The smallest input that fails" in only_full_rows.message  # right on the first input, wrong from the second on
+    assert only_full_rows.arguments["logprobs"].shape == (2, 3)
+    anything = verdict("action_mask", lambda tokens, prompt_length, end_token: torch.zeros(tokens.shape).bool())
+    assert "the shape is (1, 4), it should be (1, 3)" in anything.message
+
+
+def test_the_policy_that_is_kept_has_been_measured_within_the_limit():
+    for arguments in exercises.draw("kept_iteration", 3):
+        kept = kept_iteration(**arguments)
+        assert arguments["kls"][kept].mean() <= arguments["max_kl"]

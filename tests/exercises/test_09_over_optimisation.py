@@ -1,0 +1,156 @@
+"""Chapter 09's checks: correct answers written another way pass, and what is special about best-of-n and small samples."""
+
+import math
+import re
+import statistics
+from collections import defaultdict
+
+import pytest
+import torch
+from scipy import stats
+
+from rlhf_lib import exercises, judge
+
+
+def win_rate(first, second):
+    ordered = second.sort().values
+    below = torch.searchsorted(ordered, first, right=False)
+    up_to = torch.searchsorted(ordered, first, right=True)
+    return ((below + up_to) / 2 / len(second)).mean().item()
+
+
+def mean_interval(values):
+    xs = values.tolist()
+    mean, error = statistics.fmean(xs), statistics.stdev(xs) / math.sqrt(len(xs))
+    reach = -stats.t.ppf(0.025, df=len(xs) - 1) * error
+    return mean, mean - reach, mean + reach
+
+
+def best_of_n(rewards, n):
+    whole = rewards[: len(rewards) - len(rewards) % n]
+    places = torch.arange(len(whole)).reshape(-1, n)
+    return places.gather(1, whole.reshape(-1, n).max(1, keepdim=True).indices).squeeze(1)
+
+
+def best_of_n_kl(n):
+    return 1 / n - 1 - math.log(1 / n)
+
+
+def best_of_n_gold(proxy, gold, n):
+    """The weights by a recursion from the top rank down, without a binomial coefficient."""
+    by_rank = gold[proxy.argsort(descending=True)].tolist()
+    share, total, size = 1.0, 0.0, len(by_rank)
+    for rank, score in enumerate(by_rank):  # share: of the groups that hold none of the better samples
+        left = size - rank
+        total += share * n / left * score
+        share *= max(left - n, 0) / left
+    return total
+
+
+def distinct_n(texts, n):
+    found = []
+    for text in texts:
+        words = text.lower().split()
+        found += zip(*(words[shift:] for shift in range(n)))
+    return len(set(found)) / max(1, len(found))
+
+
+def separator_ratio(policy_texts, base_texts):
+    own, base = (sum(len(re.findall("\n\n", text)) for text in texts) for texts in (policy_texts, base_texts))
+    return None if base == 0 else own * len(base_texts) / (len(policy_texts) * base)
+
+
+def fit_gold(kl, gold):
+    """The normal equations of the two columns, solved by Cramer's rule."""
+    d = kl.double().clamp(min=0).sqrt()
+    a, b, c = (d**2).sum(), -(d**3).sum(), (d**4).sum()
+    p, q = (d * gold).sum(), -(d**2 * gold).sum()
+    alpha, beta = (p * c - q * b) / (a * c - b * b), (a * q - b * p) / (a * c - b * b)
+    return alpha.item(), beta.item(), (alpha / beta / 2).square().item()
+
+
+def rating_table(ratings, score):
+    raters = defaultdict(list)
+    for one in ratings:
+        raters[one["source"], one["sample"]].append(one[score])
+    sides = {side: [statistics.fmean(xs) for (source, _), xs in raters.items() if source == side] for side in ("base", "policy")}
+    means = {side: statistics.fmean(xs) for side, xs in sides.items()}
+    signs = [(policy > base) - (policy < base) for policy in sides["policy"] for base in sides["base"]]
+    return {**means, "win_rate": (1 + statistics.fmean(signs)) / 2}
+
+
+ALTERNATIVES = {
+    "win_rate": win_rate,
+    "mean_interval": mean_interval,
+    "best_of_n": best_of_n,
+    "best_of_n_kl": best_of_n_kl,
+    "best_of_n_gold": best_of_n_gold,
+    "distinct_n": distinct_n,
+    "separator_ratio": separator_ratio,
+    "fit_gold": fit_gold,
+    "rating_table": rating_table,
+}
+
+
+def verdict(name, function, seed=0):
+    inputs = exercises.draw(name, seed)
+    return exercises.judge(name, inputs, exercises.answer(name, function, inputs))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_every_correct_answer_passes(name, seed):
+    assert verdict(name, ALTERNATIVES[name], seed).passed
+
+
+def test_the_course_s_own_judge_passes():
+    assert verdict("win_rate", lambda first, second: judge.win_rate(first, second).rate).passed
+    for name in ("mean_interval", "best_of_n_kl", "distinct_n"):
+        assert verdict(name, getattr(judge, name)).passed
+
+
+def test_the_worked_examples():
+    right = {name: exercises.find(name).right for name in ALTERNATIVES}
+    assert right["win_rate"](torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.0, 2.0, 2.0])) == pytest.approx(6 / 9)
+    assert right["best_of_n_kl"](4) == pytest.approx(0.6363, abs=1e-4)
+    first = exercises.draw("best_of_n_gold")[0]
+    assert right["best_of_n_gold"](**first) == pytest.approx(2.0)
+    assert right["distinct_n"](["my love my love"], 2) == pytest.approx(2 / 3)
+    assert right["fit_gold"](**exercises.draw("fit_gold")[0]) == pytest.approx((4.0, 1.0, 4.0))
+
+
+def test_the_best_of_n_formula_is_the_kl_that_simulation_finds():
+    n, draws = 4, 200_000
+    best = torch.rand(draws, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64).amax(1)
+    simulated = (n * best ** (n - 1)).log().mean().item()
+    assert exercises.find("best_of_n_kl").right(n) == pytest.approx(simulated, abs=0.01)
+
+
+def test_the_unbiased_estimate_beats_one_cut_into_groups():
+    generator = torch.Generator().manual_seed(0)
+    once = exercises.find("best_of_n_gold").mistakes
+    once = next(mistake for sentence, mistake in once.items() if "cuts the samples into groups once" in sentence)
+    found = {"once": [], "all": []}
+    for _ in range(100):
+        proxy = torch.rand(64, generator=generator)
+        gold = proxy + 0.3 * torch.randn(64, generator=generator)
+        found["once"].append(once(proxy, gold, 8))
+        found["all"].append(best_of_n_gold(proxy, gold, 8))
+    assert statistics.fmean(found["once"]) == pytest.approx(statistics.fmean(found["all"]), abs=0.03)
+    assert statistics.stdev(found["all"]) < 0.8 * statistics.stdev(found["once"])
+
+
+def test_a_hidden_division_by_zero_is_named():
+    def careless(policy_texts, base_texts):
+        rates = [sum(text.count("\n\n") for text in texts) / len(texts) for texts in (policy_texts, base_texts)]
+        return rates[0] / rates[1]
+
+    assert "return None" in verdict("separator_ratio", careless).message
+
+
+def test_the_smallest_input_that_fails_is_the_one_shown():
+    found = verdict("best_of_n", lambda rewards, n: torch.tensor([1, 2]))
+    assert found.arguments["n"] == 3  # right on the first input
+    assert "The smallest input that fails" in found.message
+    constant = verdict("best_of_n_kl", lambda n: 0.0)
+    assert constant.arguments == {"n": 2}  # best-of-1 is 0 from the base

@@ -1,0 +1,262 @@
+"""The checks, checked: what must hold for every exercise of every chapter, and how a check speaks to a learner."""
+
+import io
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf_lib import exercises
+from rlhf_lib.exercises import EXERCISES, Changed, NotYet, Raised, answer, check, draw, equal, judge
+
+exercises.load()
+NAMES = sorted(EXERCISES)
+MISTAKES = [(name, sentence) for name in NAMES for sentence in EXERCISES[name].mistakes]
+SOLUTIONS = Path(__file__).resolve().parents[2] / "solutions"
+SEEDS = (0, 1, 7)
+
+
+# ----------------------------------------------------------------------------------------- every exercise
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inputs_are_the_same_for_the_same_seed_and_others_for_another(name):
+    assert equal(draw(name, 3), draw(name, 3), 0)
+    assert not equal(draw(name, 3), draw(name, 4), 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inputs_and_answers_are_plain_data_that_another_process_can_read(name):
+    inputs = draw(name)
+    file = io.BytesIO()
+    torch.save([inputs, answer(name, EXERCISES[name].right, inputs)], file)
+    file.seek(0)
+    again, _ = torch.load(file, weights_only=True)
+    assert equal(again, inputs, 0)
+
+
+@pytest.mark.parametrize("name, sentence", MISTAKES)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_named_mistake_fails_with_its_own_message(name, sentence, seed):
+    inputs = draw(name, seed)
+    verdict = judge(name, inputs, answer(name, EXERCISES[name].mistakes[sentence], inputs))
+    assert not verdict.passed
+    assert verdict.mistake == sentence and sentence in verdict.message
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exercise_names_at_least_four_mistakes(name):
+    assert len(EXERCISES[name].mistakes) >= 4
+
+
+def filled(value, number):
+    """An output of the same form with one number everywhere."""
+    if isinstance(value, torch.Tensor):
+        return torch.full_like(value, number)
+    if isinstance(value, dict):
+        return {key: filled(one, number) for key, one in value.items()}
+    if isinstance(value, list):
+        return [filled(one, number) for one in value]
+    return type(value)(number) if isinstance(value, (bool, int, float)) else value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_constant_cannot_pass(name):
+    inputs = draw(name)
+    right = answer(name, EXERCISES[name].right, inputs)
+    assert not any(isinstance(output, (Raised, Changed)) for output in right)
+    for number in (0, 1):
+        if any(not equal(filled(output, number), filled(output, 1 - number), 0) for output in right):  # there are numbers in it
+            assert not judge(name, inputs, [filled(output, number) for output in right]).passed
+    assert not judge(name, inputs, [None] * len(inputs)).passed
+    for constant in (None, 0, "", [], torch.zeros(3)):
+        assert not judge(name, inputs, answer(name, lambda *a, constant=constant, **given: constant, inputs)).passed
+    if any(not equal(output, right[0], 0) for output in right):  # else what is judged is a list of properties, all of them True
+        assert not judge(name, inputs, [right[0]] * len(inputs)).passed
+        assert not judge(name, inputs, [right[-1]] * len(inputs)).passed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_returning_an_argument_cannot_pass(name):
+    inputs = draw(name)
+    for argument in inputs[0]:
+        outputs = answer(name, lambda *a, argument=argument, **given: given.get(argument, a[0] if a else None), inputs)
+        assert not judge(name, inputs, outputs).passed, argument
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_check_answers_quickly(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    started = time.process_time()
+    check(name, EXERCISES[name].right)
+    assert time.process_time() - started < 2 * max(1, torch.get_num_threads())  # seconds of work, whatever else is running
+
+
+def test_numbers_are_in_order_without_gaps_in_every_chapter():
+    for chapter in exercises.CHAPTERS:
+        numbers = sorted(int(one.number.split(".")[1]) for one in EXERCISES.values() if one.number.startswith(f"{int(chapter)}."))
+        assert numbers == list(range(1, len(numbers) + 1)), chapter
+        assert 5 <= len(numbers) <= 9, chapter
+    assert len(EXERCISES) >= 50
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_exercise_has_its_stub_and_its_check_in_its_chapter(name):
+    chapter = int(EXERCISES[name].number.split(".")[0])
+    (path,) = SOLUTIONS.glob(f"{chapter:02}_*.ipynb")
+    cells = {cell.get("id"): cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]}
+    answer_cell, check_cell = "".join(cells[name]["source"]), "".join(cells[f"check-{name}"]["source"])
+    assert re.search(rf"^(def|class) {name}\b", answer_cell, re.MULTILINE) and "### BEGIN SOLUTION" in answer_cell
+    assert f'check("{name}", {name})' in check_cell
+    assert cells[name]["metadata"]["nbgrader"]["solution"] and cells[f"check-{name}"]["metadata"]["nbgrader"]["grade"]
+
+
+# ----------------------------------------------------------------------------------------- how a check speaks
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_stub_is_told_what_to_do(here):
+    def stub(**arguments):
+        raise NotImplementedError()
+
+    with pytest.raises(NotYet, match=r"^7.1 discounted_returns: not written yet. Write it in the cell above, run that cell"):
+        check("discounted_returns", stub)
+
+
+def test_nothing_returned_is_said(here):
+    with pytest.raises(NotYet, match="returned None; end it with a return"):
+        check("discounted_returns", lambda rewards, gamma: None)
+
+
+def test_an_exception_is_shown_with_the_smallest_input(here):
+    def broken(rewards, gamma):
+        raise IndexError("index 3 is out of range")
+
+    with pytest.raises(
+        NotYet, match=r"raised IndexError: index 3 is out of range(.|\n)*rewards = \[0.0, 0.0, 1.0\]\n    gamma = 0.5$"
+    ):
+        check("discounted_returns", broken)
+
+
+def test_an_unknown_mistake_shows_the_smallest_failing_input_and_both_outputs(here):
+    def odd(rewards, gamma):
+        right = EXERCISES["discounted_returns"].right(rewards, gamma)
+        return right if len(rewards) < 4 else right + 1  # right on the small inputs
+
+    inputs = draw("discounted_returns")
+    verdict = judge("discounted_returns", inputs, answer("discounted_returns", odd, inputs))
+    smallest = next(one for one in inputs if len(one["rewards"]) >= 4)
+    assert not verdict.passed and verdict.mistake == ""
+    assert verdict.arguments is smallest
+    assert "4 of 4 values are off, by up to 1" in verdict.message
+    assert "came out:" in verdict.message and "expected:" in verdict.message
+
+
+def test_a_wrong_shape_is_named(here):
+    with pytest.raises(NotYet, match=r"the shape is \(3, 1\), it should be \(3,\)"):
+        check("discounted_returns", lambda rewards, gamma: EXERCISES["discounted_returns"].right(rewards, gamma)[:, None])
+
+
+def test_writing_into_an_argument_is_refused(here):
+    def in_place(rewards, gamma):
+        right = EXERCISES["discounted_returns"].right(rewards, gamma)
+        rewards[:] = right
+        return right
+
+    with pytest.raises(NotYet, match="changed its argument rewards in place; make a new tensor instead"):
+        check("discounted_returns", in_place)
+
+
+def test_an_infinity_is_named(here):
+    def infinite(rewards, gamma):
+        return EXERCISES["discounted_returns"].right(rewards, gamma) / 0.0
+
+    with pytest.raises(NotYet, match="infinity or a NaN"):
+        check("discounted_returns", infinite)
+
+
+def test_an_unknown_exercise_lists_the_known_ones():
+    with pytest.raises(KeyError, match=r"no exercise 'nothing'(.*)gae"):
+        check("nothing", print)
+
+
+def test_the_message_is_all_that_a_notebook_shows():
+    assert NotYet("7.3 gae: wrong")._render_traceback_() == ["✗ 7.3 gae: wrong"]
+
+
+def test_a_picture_is_drawn_for_a_wrong_output_and_odd_outputs_do_no_harm(here, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("IPython.display.display", drawn.append)
+    right = EXERCISES["gae"].right
+    with pytest.raises(NotYet):
+        check("gae", lambda **given: tuple(part * 2 for part in right(**given)))
+    assert [type(one).__name__ for one in drawn] == ["Figure"]
+    with pytest.raises(NotYet):
+        check("gae", lambda **given: "nothing like it")
+    assert len(drawn) == 1
+
+
+# ----------------------------------------------------------------------------------------- what is remembered
+
+
+def test_a_pass_is_remembered_and_a_failure_is_not(here):
+    with pytest.raises(NotYet):
+        check("gae", lambda **given: None)
+    assert exercises.solved() == {}
+    check("gae", EXERCISES["gae"].right)
+    first = exercises.solved()
+    assert set(first) == {"gae"}
+    check("gae", EXERCISES["gae"].right)
+    check("value_loss", EXERCISES["value_loss"].right)
+    assert set(exercises.solved()) == {"gae", "value_loss"} and exercises.solved()["gae"] == first["gae"]
+
+
+def test_the_table_counts_what_is_solved(here):
+    check("gae", EXERCISES["gae"].right)
+    (row,) = [line for line in exercises.progress().splitlines() if line.startswith("| 07")]
+    count = sum(one.number.startswith("7.") for one in EXERCISES.values())
+    assert f"| 1 of {count} |" in row and "value_loss" in row and "gae" not in row.split("|")[3]
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"gae": "yes"}', b"\xff\xfe"])
+def test_a_damaged_memory_does_not_stop_a_learner(here, content):
+    (here / exercises.PROGRESS).write_bytes(content)
+    check("gae", EXERCISES["gae"].right)
+    assert set(exercises.solved()) == {"gae"}
+
+
+# ----------------------------------------------------------------------------------------- comparing
+
+
+@pytest.mark.parametrize(
+    "a, b, same",
+    [
+        (torch.tensor(1.0), 1.0, True),
+        (torch.tensor([1, 2]), torch.tensor([1.0, 2.0]), True),
+        (torch.tensor([True]), torch.tensor([1]), False),
+        (torch.tensor([1.0]), torch.tensor(1.0), False),
+        (torch.tensor(float("nan")), torch.tensor(float("nan")), True),
+        (torch.tensor(1.0), torch.tensor(1.00002), False),
+        (torch.tensor(1.0), torch.tensor(1.000002), True),
+        (["a", "b"], ["a", "b"], True),
+        (["a"], ["a", "b"], False),
+        ({"x": 1}, {"x": 1.0}, True),
+        ({"x": 1}, {"y": 1}, False),
+        (None, torch.tensor(0.0), False),
+        ("1", 1, False),
+        (Raised("ValueError", "a"), Raised("ValueError", "b"), True),
+        (Raised("ValueError", "a"), Raised("KeyError", "a"), False),
+        (Raised("ValueError", "a"), ["ValueError", "a"], False),
+    ],
+)
+def test_when_two_outputs_are_the_same(a, b, same):
+    assert equal(a, b, 1e-5) is same
+    assert equal(b, a, 1e-5) is same
