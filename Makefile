@@ -1,13 +1,15 @@
 # make run    the whole pipeline, laptop preset, into runs/laptop
 # make test   everything that CI runs
 # make lab    JupyterLab on notebooks/
-.PHONY: run test lab notebooks setup
+# make bench  the benchmarks, into benchmarks/results; ROWS="decode ppo" for some of them, CORPUS=FILE for a text of your own
+.PHONY: run test lab notebooks bench setup
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 PRESET ?= laptop
 OUT ?= runs/$(PRESET)
+CORPUS ?= tiny
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 run: $(READY)
@@ -18,14 +20,18 @@ test: $(READY)
 	@echo "Checking style, then running the tests."
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/python -m pytest -q
-	@echo "Running the worked notebooks."
-	@$(BIN)/python -m pytest -q --nbval-lax solutions
+	@echo "Running the worked notebooks at the smoke preset, two at a time."
+	@RLHF_PRESET=smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval-lax solutions
 
 lab: $(READY)
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
 
 notebooks: $(READY)
 	@$(BIN)/python -m rlhf_lib.notebooks
+
+bench: .venv/bench
+	@echo "Measuring against the peers; leave the machine alone until it is done (about an hour on two cores)."
+	@$(BIN)/python -m benchmarks $(ROWS) --corpus $(CORPUS)
 
 setup: $(READY)
 
@@ -38,3 +44,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
 	@echo "Ready."
+
+# The peers, at the versions of constraints.txt, beside everything else.
+.venv/bench: $(READY)
+	@echo "Adding the benchmarks' peers to .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch .venv/bench

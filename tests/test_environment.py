@@ -87,7 +87,7 @@ def test_this_python_is_allowed():
 # ----------------------------------------------------------------------------------------- commands
 
 
-@pytest.mark.parametrize("target", ["run", "test", "lab", "notebooks", "setup"])
+@pytest.mark.parametrize("target", ["run", "test", "lab", "notebooks", "bench", "setup"])
 def test_make_has_the_target(target):
     done = make("--dry-run", target)
     assert done.returncode == 0, done.stderr

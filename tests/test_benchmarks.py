@@ -1,0 +1,265 @@
+"""The benchmarks' own parts: medians, disturbance, the table, the plot; and one group of rows at tiny shapes."""
+
+import json
+import math
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import decode, growth, measure, pipeline, pretrain, table
+from benchmarks.__main__ import GROUPS, main
+from benchmarks.measure import BenchmarkError, Row
+from rlhf_lib.pretrain import evaluate
+
+OPTIONS = SimpleNamespace(rounds=2, retries=3)
+
+
+def row(**changes):
+    return Row(**{"name": "a", "work": "b", "unit": "tokens/s", "ours": [3.0], "peer": "p", "theirs": [2.0], **changes})
+
+
+# ----------------------------------------------------------------------------------------- rounds and disturbance
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A made-up machine of 2 cores: `spend(wall, own, others)` lets time go by."""
+    state = {"wall": 0.0, "own": 0.0, "busy": 0.0}
+
+    def spend(wall, own, others):
+        state["wall"] += wall
+        state["own"] += own
+        state["busy"] += own + others
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: state["wall"])
+    monkeypatch.setattr(measure, "own_seconds", lambda: state["own"])
+    monkeypatch.setattr(measure, "busy_seconds", lambda: state["busy"])
+    monkeypatch.setattr(measure.os, "cpu_count", lambda: 2)
+    return spend
+
+
+def test_others_are_what_this_process_did_not_take(machine):
+    with measure.Watch() as watch:
+        machine(wall=10, own=15, others=3)
+    assert watch.others == pytest.approx(3 / 20)
+
+
+def rounds(machine, others):
+    """`measure` over rounds of ten seconds in which others take these CPU seconds; the figures number the attempts."""
+    attempts = iter(enumerate(others))
+
+    def once():
+        number, seconds = next(attempts)
+        machine(wall=10, own=10, others=seconds)
+        return {"ours": number, "peer": -number}
+
+    return measure.measure(once, OPTIONS, "test"), next(attempts, (None,))[0]
+
+
+def test_quiet_rounds_are_measured_once(machine):
+    (figures, others), left = rounds(machine, [0.1, 0.9, 99])
+    assert figures == {"ours": [0, 1], "peer": [0, -1]}
+    assert others == pytest.approx([0.005, 0.045])
+    assert left == 2
+
+
+def test_a_disturbed_round_is_measured_again(machine):
+    (figures, others), left = rounds(machine, [5, 1.1, 0.2, 0, 99])
+    assert figures["ours"] == [2, 3]
+    assert others == pytest.approx([0.01, 0])
+    assert left == 4
+
+
+def test_a_round_that_never_is_quiet_keeps_its_quietest_attempt_and_says_so(machine):
+    (figures, others), left = rounds(machine, [5, 2, 3, 4, 0, 99])
+    assert figures["ours"] == [1, 4] and left == 5  # three repetitions, no more
+    assert others == pytest.approx([0.1, 0])
+    assert row(others=others).disturbed == 1
+    assert "**disturbed** in 1 of 2 rounds" in table.markdown([row(others=others)])
+    assert "disturbed" not in table.markdown([row(others=[0.05, 0.0])])
+
+
+def test_the_watch_sees_this_machine():
+    with measure.Watch() as watch:
+        time.sleep(0.5)  # long beside a tick of the system's clock
+    assert 0 <= watch.others < 1.2
+
+
+# ----------------------------------------------------------------------------------------- rows
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours", "theirs", "gain", "wanted", "met"),
+    [
+        ("faster", [10, 1, 12], [5, 4, 40], 2.0, 2.0, True),
+        ("faster", [10], [5], 2.0, 2.1, False),
+        ("sooner", [5, 5], [10, 14], 2.4, 2, True),
+        ("sooner", [math.inf], [10], 0.0, 1, False),
+        ("lower", [1.75], [2.0], 0.25, 0.1, True),
+        ("lower", [1.95], [2.0], 0.05, 0.1, False),
+        ("at most", [4, 5, 9], [], 5, 5, True),
+        ("at most", [6], [], 6, 5, False),
+        ("faster", [10], [5], 2.0, None, None),
+    ],
+)
+def test_a_row_compares_medians(kind, ours, theirs, gain, wanted, met):
+    made = row(kind=kind, ours=ours, theirs=theirs, wanted=wanted)
+    assert made.gain == pytest.approx(gain)
+    assert made.met is met
+    assert ("missed" in table.markdown([made])) == (met is False)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="kind must be one of faster, sooner, lower, at most, got 'better'"):
+        row(kind="better")
+
+
+def test_the_table_shows_median_spread_ratio_and_what_was_wanted():
+    made = row(ours=[11000.4, 12000.2, 9000], theirs=[2000, 3000, 2500], wanted=6)
+    line = table.markdown([made]).splitlines()[2]
+    assert line == "| b (tokens/s) | 11,000 (9,000 to 12,000) | p | 2,500 (2,000 to 3,000) | 4.4 x | 6 x, **missed** |"
+
+
+def test_unlike_results_are_not_compared():
+    ours = torch.tensor([1.0, -50.0])
+    assert measure.agree(ours, ours + 1e-3, 1e-4, "logits").startswith("logits agree within 2e-05")
+    with pytest.raises(BenchmarkError, match="logits differ"):
+        measure.agree(ours, ours + 1e-2, 1e-4, "logits")
+    with pytest.raises(BenchmarkError):
+        measure.agree(ours * math.nan, ours, 1e-4, "logits")
+
+
+def test_a_peer_with_other_weights_is_found_out():
+    ours, theirs = decode.gpt2_pair(decode.QUICK[0].shape)
+    prompts = torch.zeros(2, 1, dtype=torch.long)
+    decode.check(ours, theirs, prompts, 4)
+    with torch.no_grad():
+        theirs.transformer.h[0].mlp.c_fc.weight[0] += 1
+    with pytest.raises(BenchmarkError, match="differ"):
+        decode.check(ours, theirs, prompts, 4)
+
+
+# ----------------------------------------------------------------------------------------- results
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "machine", lambda device: {"name": device, "versions": {"python": "3"}})
+    return lambda: table.Results(tmp_path, ["decode", "ppo"])
+
+
+def test_results_of_single_rows_come_together_in_the_tables_order(results):
+    results().add("cpu", "ppo", [row(name="second", work="iterate")])
+    results().add("cpu", "decode", [row(name="first", work="write")])
+    results().add("cuda", "decode", [row(name="third", work="write fast")])
+    again = results()
+    assert [one.name for one in again.rows("cpu")] == ["first", "second"]
+    page = (again.folder / "table.md").read_text()
+    assert page.index("write (") < page.index("iterate (") < page.index("## GPU: cuda") < page.index("write fast (")
+    saved = json.loads((again.folder / "results.json").read_text())["cpu"]["groups"]["decode"][0]
+    assert saved["median"] == 3.0 and saved["gain"] == 1.5
+
+
+def test_a_row_that_is_measured_again_replaces_the_old_one(results):
+    results().add("cpu", "decode", [row(ours=[1.0])])
+    results().add("cpu", "decode", [row(ours=[2.0])])
+    assert [one.ours for one in results().rows("cpu")] == [[2.0]]
+
+
+def test_rows_of_another_machine_are_not_mixed_in(results, monkeypatch):
+    results().add("cpu", "decode", [row()])
+    monkeypatch.setattr(table, "machine", lambda device: {"name": "another", "versions": {}})
+    results().add("cpu", "ppo", [row(name="new")])
+    assert [one.name for one in results().rows("cpu")] == ["new"]
+
+
+def test_the_plot_is_small_and_shows_every_comparison(results):
+    made = results()
+    made.add("cpu", "decode", [row(name=f"row {place}", wanted=2.0) for place in range(12)])
+    file = made.folder / "speed-cpu.png"
+    assert file.read_bytes().startswith(b"\x89PNG") and 5_000 < file.stat().st_size < 200_000
+    (ax,) = table.plot(made.rows("cpu")).axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == [f"row {place}" for place in reversed(range(12))]
+    assert table.plot([row(kind="at most", theirs=[])]) is None
+
+
+def test_a_page_names_the_machine_and_its_versions():
+    here = table.machine("cpu")
+    assert here["versions"]["torch"] == torch.__version__ and here["threads"] == torch.get_num_threads()
+    page = table.page("cpu", here, [row(check="logits agree")])
+    assert here["name"] in page and f"torch {torch.__version__}" in page and "logits agree" in page
+
+
+# ----------------------------------------------------------------------------------------- parts of single rows
+
+
+def test_the_time_to_a_loss_lies_between_two_evaluations():
+    points = [(10.0, 3.0), (20.0, 2.0), (30.0, 1.0)]
+    assert pretrain.reached(points, 3.5) == 10
+    assert pretrain.reached(points, 2.0) == 20
+    assert pretrain.reached(points, 1.75) == pytest.approx(22.5)
+    assert pretrain.reached(points, 0.5) == math.inf
+
+
+def test_the_recipes_rate_rises_to_its_height_and_falls_to_its_end():
+    rates = [pretrain.recipe_rate(step, 2000, 100, 1e-3, 1e-4) for step in range(2000)]
+    assert rates[0] == pytest.approx(1e-3 / 101)
+    assert max(rates) == rates[100] == pytest.approx(1e-3)
+    assert rates[1050] == pytest.approx(5.5e-4)
+    assert rates[-1] == pytest.approx(1e-4, rel=1e-3)
+
+
+def test_evaluation_is_off_the_clock(machine, monkeypatch):
+    monkeypatch.setattr(pretrain, "EVALUATE", lambda *_: machine(7, 0, 0) or {"loss": 2.5})
+    clock = pretrain.Clock()
+    machine(3, 0, 0)
+    clock.evaluate()
+    machine(2, 0, 0)
+    assert clock.evaluate() == {"loss": 2.5}
+    assert clock.points == [(3, 2.5), (5, 2.5)]
+
+
+def test_both_sides_evaluate_alike():
+    shape = dict(layers=1, heads=2, width=16, context=8)
+    data = SimpleNamespace(vocab_size=11, validation=(torch.arange(300) % 11, 300))
+    assert "agree" in pretrain.same_loss(data, shape)
+    assert pretrain.ours.evaluate is evaluate  # put back after every run
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
+def test_the_exponent_of_growth(power):
+    sizes = [32, 64, 256]
+    assert growth.exponent(sizes, [0.3 * size**power for size in sizes]) == pytest.approx(power)
+
+
+def test_memory_is_judged_over_the_second_half():
+    assert growth.per_iteration([100, 900, 950, 1000, 1000, 1000]) == 0
+    assert growth.per_iteration([0, 10, 20, 30, 40, 50]) == 10
+
+
+def test_the_peers_time_is_the_sum_of_its_parts():
+    work = {"pretrain": 600, "reward": 300, "policy": 120, "samples": 400}
+    total, terms = pipeline.arithmetic(work, (10, 2, 20))
+    assert total == 60 + 30 + 60 + 20
+    assert "PPO 120 completions / 2 = 1.0 min" in terms and terms.endswith("together 2.8 min")
+
+
+# ----------------------------------------------------------------------------------------- the command
+
+
+def test_rows_that_do_not_exist_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["decode", "walk"])
+    assert f"no rows called walk: choose from {', '.join(GROUPS)}" in capsys.readouterr().err
+
+
+def test_a_group_of_rows_runs_alone_at_tiny_shapes(tmp_path, capsys):
+    assert main(["decode", "--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert "transformers generate, no cache" in printed.out
+    assert "round 2 of 2" in printed.err
+    (first, second) = json.loads((tmp_path / "results.json").read_text())["cpu"]["groups"]["decode"]
+    assert first["peer"] == "transformers generate, cache" and len(first["ours"]) == len(first["theirs"]) == 2
+    assert "logits agree" in second["check"] and "log-probabilities of what is sampled agree" in second["check"]
