@@ -1,8 +1,12 @@
 """The learner's edition: `notebooks/` out of the worked notebooks in `solutions/`, by nbgrader's own preprocessors.
 
 python -m rlhf_lib.notebooks        write notebooks/ (make notebooks)
+
+The repository's address stands in pyproject.toml alone. From there it is stamped into every worked notebook's badge (the cell
+`badge`) and into its first code cell (the cell `setup`).
 """
 
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -10,6 +14,43 @@ import nbformat
 from rlhf_lib.runs import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
+
+BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}/blob/main/notebooks/{name})"
+
+SETUP = """\
+# On Colab: fetch the course and install what Colab lacks (its own torch stays). Anywhere else this cell does nothing.
+import os
+
+keep_on_drive = False  # @param {{type:"boolean"}}
+if "COLAB_RELEASE_TAG" in os.environ:
+    if keep_on_drive:
+        from google.colab import drive
+
+        drive.mount("/content/drive")
+        os.environ["RLHF_RUNS"] = "/content/drive/MyDrive/{folder}"
+    if not os.path.exists("/content/{folder}"):
+        !git clone --quiet --depth 1 {url} /content/{folder}
+    %pip install --quiet --editable /content/{folder}
+    import sys
+
+    sys.path.insert(0, "/content/{folder}")
+    %cd -q /content/{folder}/notebooks"""
+
+
+def address():
+    """The repository's public address, from pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+
+
+def stamp(notebook, name):
+    """Put badge and first code cell into a worked notebook; returns whether that changed anything."""
+    url = address()
+    colab = url.replace("https://github.com/", "https://colab.research.google.com/github/")
+    fresh = {"badge": BADGE.format(colab=colab, name=name), "setup": SETUP.format(url=url, folder=url.rsplit("/", 1)[1])}
+    old = [cell for cell in notebook.cells if cell.id in fresh and cell.source != fresh[cell.id]]
+    for cell in old:
+        cell.source = fresh[cell.id]
+    return bool(old)
 
 
 def learner_edition(path):
@@ -35,9 +76,12 @@ def learner_edition(path):
 
 
 def write_all(source=ROOT / "solutions", target=ROOT / "notebooks"):
-    """Write the learner's edition of every notebook in `source` to `target`; returns the paths written."""
+    """Stamp every notebook in `source`, and write its learner's edition to `target`; returns the paths written."""
     written = []
     for path in sorted(Path(source).glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        if stamp(notebook, path.name):
+            write_atomic(path, (nbformat.writes(notebook) + "\n").encode())
         text = nbformat.writes(learner_edition(path)) + "\n"
         write_atomic(Path(target) / path.name, text.encode())
         written.append(Path(target) / path.name)

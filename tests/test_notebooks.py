@@ -1,0 +1,210 @@
+import ast
+import builtins
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from rlhf_lib import notebooks
+from rlhf_lib.exercises import NotYet
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKED = sorted((ROOT / "solutions").glob("*.ipynb"))
+ANSWER = "def double(x):\n    ### BEGIN SOLUTION\n    return 2 * x\n    ### END SOLUTION"
+TEST = "assert double(2) == 4\n### BEGIN HIDDEN TESTS\nassert double(3) == 6\n### END HIDDEN TESTS"
+
+
+def cell(make, source, name, grade=None):
+    made = make(source, id=name)
+    if grade is not None:
+        made.metadata["nbgrader"] = dict(
+            grade=grade,
+            grade_id=name,
+            locked=grade,
+            schema_version=3,
+            solution=not grade,
+            task=False,
+            **({"points": 1} if grade else {}),
+        )
+    return made
+
+
+@pytest.fixture
+def worked(tmp_path):
+    """A folder with one worked notebook."""
+    cells = [
+        cell(new_markdown_cell, "", "badge"),
+        cell(new_code_cell, "#", "setup"),
+        cell(new_code_cell, ANSWER, "double", grade=False),
+        cell(new_code_cell, TEST, "check-double", grade=True),
+    ]
+    cells[2].outputs = [nbformat.v4.new_output("stream", text="4")]
+    (tmp_path / "solutions").mkdir()
+    nbformat.write(new_notebook(cells=cells), tmp_path / "solutions" / "42_a_chapter.ipynb")
+    return tmp_path
+
+
+def test_the_learner_gets_a_stub_and_neither_answer_nor_hidden_test_nor_output(worked):
+    (path,) = notebooks.write_all(worked / "solutions", worked / "notebooks")
+    cells = {one.id: one for one in nbformat.read(path, as_version=4).cells}
+    assert "return 2 * x" not in cells["double"].source and "raise NotImplementedError()" in cells["double"].source
+    assert cells["check-double"].source.strip() == "assert double(2) == 4"
+    assert cells["double"].outputs == []
+
+
+def test_badge_and_first_cell_carry_the_address_of_pyproject(worked):
+    url = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    owner_and_name = url.removeprefix("https://github.com/")
+    notebooks.write_all(worked / "solutions", worked / "notebooks")
+    for folder in ("solutions", "notebooks"):
+        cells = {one.id: one.source for one in nbformat.read(worked / folder / "42_a_chapter.ipynb", as_version=4).cells}
+        assert f"colab.research.google.com/github/{owner_and_name}/blob/main/notebooks/42_a_chapter.ipynb" in cells["badge"]
+        assert f"git clone --quiet --depth 1 {url} " in cells["setup"]
+
+
+def test_a_stamped_notebook_is_not_written_again(worked):
+    notebooks.write_all(worked / "solutions", worked / "notebooks")
+    path = worked / "solutions" / "42_a_chapter.ipynb"
+    before = path.stat().st_mtime_ns
+    notebooks.write_all(worked / "solutions", worked / "notebooks")
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_broken_rule_of_nbgrader_names_the_notebook(worked):
+    path = worked / "solutions" / "42_a_chapter.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[2].source = "def double(x):\n    ### BEGIN SOLUTION\n    return 2 * x"
+    nbformat.write(notebook, path)
+    with pytest.raises(ValueError, match=r"42_a_chapter\.ipynb: RuntimeError"):
+        notebooks.write_all(worked / "solutions", worked / "notebooks")
+
+
+def test_the_first_cell_does_nothing_outside_colab():
+    source = notebooks.SETUP.format(url="https://example.org/x/y", folder="y")
+    plain = "\n".join(
+        line.replace(line.strip(), "pass") if line.strip()[:1] in "!%" and line.strip() else line for line in source.splitlines()
+    )
+    tree = ast.parse(plain)
+    assert all(isinstance(one, (ast.Import, ast.Assign, ast.If)) for one in tree.body)
+    (condition,) = [one for one in tree.body if isinstance(one, ast.If)]
+    assert "COLAB_RELEASE_TAG" in ast.unparse(condition.test)
+
+
+# ----------------------------------------------------------------------------------------- the repository's own notebooks
+
+
+@pytest.mark.parametrize("path", WORKED, ids=lambda path: path.name)
+def test_the_editions_are_in_step(path):
+    fresh = nbformat.writes(notebooks.learner_edition(path)) + "\n"
+    assert (ROOT / "notebooks" / path.name).read_text(encoding="utf-8") == fresh, "run make notebooks"
+
+
+@pytest.mark.parametrize("path", WORKED, ids=lambda path: path.name)
+def test_a_worked_notebook_is_executed_stamped_small_and_without_errors(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert path.stat().st_size < 1_000_000
+    assert not notebooks.stamp(notebook, path.name), "run make notebooks"
+    ids = [one.id for one in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    if not path.name.startswith("00"):
+        assert {"badge", "setup"} <= set(ids)
+    counts = [one.execution_count for one in notebook.cells if one.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))  # nbval compares nothing in a cell that was never run
+    for one in notebook.cells:
+        assert not any(output.output_type == "error" for output in one.get("outputs", [])), one.id
+
+
+def test_no_grade_id_is_used_twice_and_every_notebook_has_its_learner_edition():
+    grades = []
+    for path in WORKED:
+        notebook = nbformat.read(path, as_version=4)
+        grades += [one.metadata.nbgrader.grade_id for one in notebook.cells if "nbgrader" in one.metadata]
+    assert len(set(grades)) == len(grades)
+    assert {path.name for path in (ROOT / "notebooks").glob("*.ipynb")} == {path.name for path in WORKED}
+
+
+# ----------------------------------------------------------------------------------------- what a learner meets
+
+CHAPTERS = [path for path in WORKED if not path.name.startswith("00")]
+
+
+def part(cell):
+    """What nbgrader takes a cell for: answer, check, or nothing of its own."""
+    grading = cell.metadata.get("nbgrader", {})
+    return "answer" if grading.get("solution") else "check" if grading.get("grade") else ""
+
+
+def python(cell):
+    """A code cell's source without IPython's magics and shell lines."""
+    lines = cell.source.splitlines()
+    return "\n".join(
+        f"{line[: len(line) - len(line.lstrip())]}pass" if line.strip()[:1] in ("%", "!") else line for line in lines
+    )
+
+
+def names_used(source):
+    return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+def names_made(source):
+    """Functions and classes that a cell defines at its top."""
+    return {node.name for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+def test_an_unsolved_exercise_fails_at_its_own_check_and_says_what_to_do(path, tmp_path, monkeypatch):
+    """Run a learner's cells as far as exercises go: imports, stubs, checks."""
+    monkeypatch.chdir(tmp_path)
+    cells = [one for one in nbformat.read(ROOT / "notebooks" / path.name, as_version=4).cells if one.cell_type == "code"]
+    space, checks = {"__name__": "learner"}, 0
+    exec(python(next(one for one in cells if one.id == "imports")), space)
+    for one in cells:
+        if part(one) == "answer":
+            exec(one.source, space)
+        if part(one) == "check":
+            name = one.metadata.nbgrader.grade_id.removeprefix("check-")
+            with pytest.raises(NotYet, match=rf"^[\d.]+ {name}: not written yet. Write it in the cell above"):
+                exec(one.source, space)
+            checks += 1
+    assert checks >= 5
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+def test_no_other_cell_needs_a_learners_answer(path):
+    cells = [one for one in nbformat.read(path, as_version=4).cells if one.cell_type == "code"]
+    answers = set().union(*(names_made(one.source) for one in cells if part(one) == "answer"))
+    assert answers and not answers & set(dir(builtins))
+    for one in cells:
+        if not part(one):
+            assert not names_used(python(one)) & answers, one.id
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+def test_a_card_has_its_difficulty_importance_time_and_hints_that_open_one_by_one(path):
+    cells = nbformat.read(path, as_version=4).cells
+    for place, one in enumerate(cells):
+        if part(one) == "answer":
+            card = cells[place - 1].source
+            assert re.search(
+                r"^### Exercise \d\.\d · .+\n+Difficulty [●○]{5} · importance [●○]{5} · \d+ minutes", card, re.MULTILINE
+            ), one.id
+            hints = re.findall(r"<details><summary>Hint (\d)</summary>", card)
+            assert hints == [str(number + 1) for number in range(len(hints))] and hints, one.id
+            assert re.search(r"</details>\s*" * len(hints) + "$", card), one.id  # each inside the one before
+            assert part(cells[place + 1]) == "check", one.id
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+def test_nbgrader_accepts_the_answers(path, tmp_path):
+    """`nbgrader validate` on a chapter's imports, answers and checks; its experiments are run by nbval."""
+    from nbgrader.validator import Validator
+
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [one for one in notebook.cells if part(one) or one.id == "imports"]
+    nbformat.write(notebook, tmp_path / path.name)
+    found = Validator().validate(str(tmp_path / path.name))
+    assert not found.get("failed") and not found.get("changed"), found
