@@ -82,8 +82,9 @@ def blind_rating(ratings):
             `positivity` and `sense`, each from 1 to 5.
 
     Returns:
-        A dict with, for each score, `base` and `policy` as (mean, low, high), and `win_rate` of policy over base; and
-        `correlation`, between raters' positivity on samples that two or more rated (None when there are none).
+        A dict with, for each score, `base` and `policy` as (mean, low, high), and `win_rate` of policy over base, where a sample
+        that several raters read counts once, with their mean; and `correlation`, between raters' positivity on samples that
+        two or more rated (None when there are none).
     """
     for number, rating in enumerate(ratings, 1):
         for score in ("positivity", "sense"):
@@ -93,7 +94,7 @@ def blind_rating(ratings):
             raise ValueError(f"rating {number}: source must be base or policy, got {rating['source']!r}")
     result = {}
     for score in ("positivity", "sense"):
-        sides = {side: [r[score] for r in ratings if r["source"] == side] for side in ("base", "policy")}
+        sides = {side: sample_means([r for r in ratings if r["source"] == side], score) for side in ("base", "policy")}
         result[score] = {side: mean_interval(values) for side, values in sides.items()}
         result[score]["win_rate"] = win_rate(sides["policy"], sides["base"])
     pairs = []
@@ -103,6 +104,14 @@ def blind_rating(ratings):
         pairs += [(rating["positivity"], other["positivity"]) for other in others]
     result["correlation"] = correlation(pairs)
     return result
+
+
+def sample_means(ratings, score):
+    """The mean `score` of each sample over its raters, a list."""
+    by_sample = {}
+    for rating in ratings:
+        by_sample.setdefault(rating["sample"], []).append(rating[score])
+    return [sum(scores) / len(scores) for scores in by_sample.values()]
 
 
 def correlation(pairs):

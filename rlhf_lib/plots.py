@@ -4,6 +4,7 @@ import math
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's palette, the part that also shows on a dark page.
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7F7F7F"
@@ -31,6 +32,8 @@ def curve(ax, records, name, label=None, color=BLUE, x="step", marker=""):
     points = [(record[x], record[name]) for record in records if name in record and x in record]
     if points:
         ax.plot(*zip(*points), color=color, label=label, marker=marker, markersize=3.5, linewidth=1.6)
+        if x == "step":
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return points
 
 

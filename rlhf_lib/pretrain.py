@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from rlhf_lib import runs, tokenization
 from rlhf_lib.devices import autocast, average_gradients, mean_over_processes, shard, wait, world
 from rlhf_lib.model import GPT, GPTConfig
+from rlhf_lib.sampling import evaluating
 
 
 @dataclass
@@ -126,21 +127,20 @@ def evaluate(model, tokens, characters, batch=64):
     Returns:
         A dict: `loss` (nats per token), `perplexity` (per token), `bits_per_char`.
     """
-    model.eval()
     context, device = model.config.context, next(model.parameters()).device
     if len(tokens) < 2:
         raise ValueError("the validation text has fewer than two tokens: use a longer text")
     nats = 0.0
-    for start in range(0, len(tokens) - 1, batch * context):
-        piece = tokens[start : start + batch * context + 1].to(device)
-        whole = (len(piece) - 1) // context * context
-        for width, first, last in ((context, 0, whole), (len(piece) - 1 - whole, whole, len(piece) - 1)):
-            if first == last:
-                continue
-            inputs, targets = piece[first:last].view(-1, width), piece[first + 1 : last + 1]
-            with autocast(device, model.config.width):
-                logits = model(inputs)
-            nats += F.cross_entropy(logits.float().flatten(0, 1), targets, reduction="sum").item()
+    with evaluating(model), autocast(device, model.config.width):
+        for start in range(0, len(tokens) - 1, batch * context):
+            piece = tokens[start : start + batch * context + 1].to(device)
+            whole = (len(piece) - 1) // context * context
+            for width, first, last in ((context, 0, whole), (len(piece) - 1 - whole, whole, len(piece) - 1)):
+                if first == last:
+                    continue
+                logits = model(piece[first:last].view(-1, width))
+                targets = piece[first + 1 : last + 1]
+                nats += F.cross_entropy(logits.float().flatten(0, 1), targets, reduction="sum").item()
     loss = nats / (len(tokens) - 1)
     return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "bits_per_char": nats / characters / math.log(2)}
 

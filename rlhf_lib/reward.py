@@ -13,6 +13,7 @@ from rlhf_lib import labels as label_sets
 from rlhf_lib import runs, tokenization
 from rlhf_lib.devices import autocast, wait, world
 from rlhf_lib.model import GPT, GPTConfig
+from rlhf_lib.sampling import evaluating
 
 
 class RewardModel(nn.Module):
@@ -160,7 +161,6 @@ def batches(lengths, size, generator):
 @torch.no_grad()
 def score_texts(model, tokenizer, texts, batch=128):
     """The log-odds of positive of each text (N,), on the CPU. Raises ValueError for an empty text, or one over the context."""
-    model.eval()
     device = next(model.parameters()).device
     rows = [tokenizer.encode(text) for text in texts]
     for number, tokens in enumerate(rows, 1):
@@ -168,9 +168,9 @@ def score_texts(model, tokenizer, texts, batch=128):
             raise ValueError(f"text {number} has {len(tokens)} tokens: the reward model reads 1 to {model.config.context}")
     order = sorted(range(len(rows)), key=lambda place: len(rows[place]))  # rows of one length together: little padding
     scores = torch.zeros(len(rows))
-    for start in range(0, len(order), batch):
-        places = order[start : start + batch]
-        with autocast(device, model.config.width):
+    with evaluating(model), autocast(device, model.config.width):
+        for start in range(0, len(order), batch):
+            places = order[start : start + batch]
             scores[places] = model.logits(*pad_right([rows[place] for place in places], device)).float().cpu()
     return scores
 

@@ -79,7 +79,8 @@ def save_checkpoint(folder, tensors, card, tokenizer):
         return
     tokenizer.save(Path(folder) / "tokenizer.json")
     card = {**card, "tokenizer": tokenizer.fingerprint()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # A copy each: safetensors refuses tensors that share memory, as a tied head and embedding do.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_atomic(Path(folder) / "model.safetensors", safetensors_bytes(tensors, {"card": json.dumps(card)}))
 
 

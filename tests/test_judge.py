@@ -246,18 +246,26 @@ def test_blind_rating_by_hand():
     result = judge.blind_rating(RATINGS)
     assert set(result) == {"positivity", "sense", "correlation"}
     positivity, sense = result["positivity"], result["sense"]
-    assert positivity["policy"] == pytest.approx(judge.mean_interval([5, 4, 5, 3]))
+    # Samples count once, with the mean of their raters: p 4.5 and q 4 against b 1.5 and c 3.
+    assert positivity["policy"] == pytest.approx(judge.mean_interval([4.5, 4]))
     assert positivity["policy"][0] == pytest.approx(4.25)
-    assert positivity["base"] == pytest.approx(judge.mean_interval([1, 2, 3]))
-    assert positivity["base"][0] == pytest.approx(2)
-    assert sense["policy"][0] == pytest.approx(2)
-    assert sense["base"][0] == pytest.approx(4)
-    # Of the 12 pairs the policy wins 11 in positivity and ties one (3 against 3); in sense the base wins all but
-    # one tie, again of 3 against 3.
-    assert positivity["win_rate"].rate == pytest.approx(11.5 / 12)
-    assert sense["win_rate"].rate == pytest.approx(0.5 / 12)
+    assert positivity["base"] == pytest.approx(judge.mean_interval([1.5, 3]))
+    assert sense["policy"] == pytest.approx(judge.mean_interval([2.5, 1.5]))
+    assert sense["base"] == pytest.approx(judge.mean_interval([4.5, 3]))
+    assert positivity["win_rate"].rate == pytest.approx(1)
+    assert sense["win_rate"].rate == pytest.approx(0)
     # Ann 5, 1, 3 and Ben 4, 2, 5 on p, b, q: deviations (2, -2, 0) and (1, -5, 4) / 3, so 4 / sqrt(8 * 42 / 9).
     assert result["correlation"] == pytest.approx(4 / math.sqrt(8 * 42 / 9))
+
+
+def test_more_raters_of_the_same_samples_do_not_make_the_interval_narrower():
+    """Raters who agree say nothing new about other samples."""
+    one = [rating(f"{side}{k}", side, "Ann", k % 5 + 1, k % 5 + 1) for side in ("base", "policy") for k in range(6)]
+    three = [{**each, "rater": name} for each in one for name in ("Ann", "Ben", "Cleo")]
+    single, triple = judge.blind_rating(one), judge.blind_rating(three)
+    for score in ("positivity", "sense"):
+        assert triple[score]["policy"] == pytest.approx(single[score]["policy"])
+        assert triple[score]["win_rate"] == pytest.approx(single[score]["win_rate"])
 
 
 def test_the_order_of_the_ratings_does_not_matter():

@@ -191,6 +191,15 @@ def test_a_checkpoint_comes_back_to_the_bit(tmp_path):
     assert tokenization.load(tmp_path / "base" / "tokenizer.json").fingerprint() == TOKENIZER.fingerprint()
 
 
+def test_tensors_that_share_memory_are_kept_both(tmp_path):
+    """As the tied head and embedding of GPT-2."""
+    shared = torch.arange(6.0)
+    save(tmp_path / "base", {"embedding": shared, "head": shared, "part": shared[2:4]}, {"kind": "gpt"})
+    _, found = runs.load_checkpoint(tmp_path / "base", TOKENIZER)
+    assert torch.equal(found["embedding"], shared) and torch.equal(found["head"], shared)
+    assert torch.equal(found["part"], shared[2:4])
+
+
 def test_a_folder_without_a_checkpoint_says_what_is_missing(tmp_path):
     for act in (runs.read_card, runs.load_checkpoint):
         with pytest.raises(CheckpointError, match=r"no checkpoint in .*: it needs a model\.safetensors"):
