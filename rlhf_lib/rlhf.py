@@ -135,9 +135,13 @@ def reference_logprobs(reference, prompt, samples, cut, keep=None):
     return torch.cat(parts)
 
 
-def blank_lines(samples, tokenizer):
+def texts_of(samples, tokenizer):
+    """The completions as text, a list of B."""
+    return [tokenizer.decode(row[mask]) for row, mask in zip(samples.tokens, samples.mask)]
+
+
+def blank_lines(texts):
     """How many blank lines each completion has, (B,) float: the form that the policy should not change."""
-    texts = [tokenizer.decode(row[mask]) for row, mask in zip(samples.tokens, samples.mask)]
     return torch.tensor([float(text.count(SEPARATOR)) for text in texts])
 
 
@@ -261,7 +265,7 @@ def train_policy(base, reward_model, tokenizer, config, folder, seed=0, judge=No
     if first == 0:
         originals = rollout(reference, prompt, config.normaliser_samples, config, seed=seed * 1_000_003 + 999_983)
         constants = fit_normaliser(rewards_of(reward_model, originals, config.sentiment))
-        blanks = blank_lines(originals, tokenizer).mean().item()
+        blanks = blank_lines(texts_of(originals, tokenizer)).mean().item()
         kept = {"mean": constants.mean, "std": constants.std, "blanks": blanks, "completions": config.completions, "rare": 0}
         kept["baseline"] = torch.zeros(config.tokens)
         progress.tick(0, kept, now=True)
@@ -280,7 +284,7 @@ def train_policy(base, reward_model, tokenizer, config, folder, seed=0, judge=No
         runs.check_finite(kl.mean().item(), "policy", iteration, limit=100 * config.max_kl)
         if kl.mean() > config.max_kl:
             break
-        texts = [tokenizer.decode(row[mask]) for row, mask in zip(samples.tokens, samples.mask)]
+        texts = texts_of(samples, tokenizer)
         figures = {
             "kl": kl.mean().item(),
             "kl_error": (kl.std() / math.sqrt(len(kl))).item(),
@@ -302,7 +306,7 @@ def train_policy(base, reward_model, tokenizer, config, folder, seed=0, judge=No
             for group in optimizer.param_groups:
                 group["lr"] = config.rate * factor
             # Update: the completion's reward is the advantage of each of its tokens, over what the last rollout had there.
-            blanks = blank_lines(samples, tokenizer).to(device)  # (B,)
+            blanks = blank_lines(texts).to(device)  # (B,)
             net = normalise(rewards) - form_price(blanks, kept["blanks"], config.form_coef) * blanks  # (B,)
             worth = shape_advantages(net, samples.logprobs, ref_logprobs, samples.mask, config.kl_coef)  # (B, T)
             advantages = worth - kept["baseline"].to(device)

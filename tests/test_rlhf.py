@@ -565,7 +565,7 @@ def test_blank_lines_are_counted_in_what_the_mask_leaves():
     tokens = torch.tensor([TOKENIZER.encode(one) for one in (text[0] + "a", text[1], text[2] + "a")])
     mask = torch.ones_like(tokens, dtype=torch.bool)
     mask[2, 2:] = False
-    assert rlhf.blank_lines(Samples(tokens, tokens * 0.0, mask), TOKENIZER).tolist() == [2, 0, 1]
+    assert rlhf.blank_lines(rlhf.texts_of(Samples(tokens, tokens * 0.0, mask), TOKENIZER)).tolist() == [2, 0, 1]
 
 
 def test_the_price_of_a_blank_line_by_hand():

@@ -164,21 +164,26 @@ def judge(name, inputs, outputs):
     return Verdict(False, "\n".join(lines), **found)
 
 
+def verdict(name, function, seed=0):
+    """The three steps in one: draw inputs, take the answers of `function`, judge them. Returns a Verdict."""
+    inputs = draw(name, seed)
+    return judge(name, inputs, answer(name, function, inputs))
+
+
 def check(name, function, seed=0):
     """Check a learner's function, say what is wrong with it, and remember that it passed.
 
     Raises:
         NotYet: it is not right; the message says why.
     """
-    inputs = draw(name, seed)
-    verdict = judge(name, inputs, answer(name, function, inputs))
-    if not verdict.passed:
+    found = verdict(name, function, seed)
+    if not found.passed:
         picture = find(name).draw_picture
-        if picture and not isinstance(verdict.got, (Raised, Changed)) and verdict.got is not None:
-            show(picture, verdict)
-        raise NotYet(verdict.message) from None
+        if picture and not isinstance(found.got, (Raised, Changed)) and found.got is not None:
+            show(picture, found)
+        raise NotYet(found.message) from None
     remember(name)
-    print(f"✓ {verdict.message}")
+    print(f"✓ {found.message}")
 
 
 def show(picture, verdict):

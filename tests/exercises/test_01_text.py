@@ -10,8 +10,7 @@ import pytest
 import torch
 from tokenizers import Regex, pre_tokenizers
 
-from rlhf_lib import exercises
-from rlhf_lib.exercises import text
+from rlhf_lib.exercises import text, verdict
 
 UNKNOWN = text.UNKNOWN
 
@@ -100,11 +99,6 @@ ALTERNATIVES = {
     "bits_per_character": bits_per_character,
 }
 MORE = [("split_works", split_works_by_lot), ("windows", windows_by_reshape)]
-
-
-def verdict(name, function, seed=0):
-    inputs = exercises.draw(name, seed)
-    return exercises.judge(name, inputs, exercises.answer(name, function, inputs))
 
 
 @pytest.mark.parametrize("name, function", [*ALTERNATIVES.items(), *MORE])

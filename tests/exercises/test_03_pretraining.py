@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rlhf_lib import exercises, pretrain
+from rlhf_lib.exercises import verdict
 
 # ----------------------------------------------------------------------------------------- other right answers
 
@@ -116,11 +117,6 @@ MORE = [
     ("accumulate_gradients", accumulate_gradients_summed),
     ("training_state", training_state_cloned),
 ]
-
-
-def verdict(name, function, seed=0):
-    inputs = exercises.draw(name, seed)
-    return exercises.judge(name, inputs, exercises.answer(name, function, inputs))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

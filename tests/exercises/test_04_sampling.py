@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from rlhf_lib import exercises
+from rlhf_lib.exercises import verdict
 from rlhf_lib.model import causal_mask
 from rlhf_lib.sampling import draw, pad_left
 
@@ -77,11 +78,6 @@ ALTERNATIVES = {
         with_temperature, top_k_filter, top_p_filter, draw_token, until_end, sample, sequence_logprob, left_padding, cached_step,
     )
 }  # fmt: skip
-
-
-def verdict(name, function, seed=0):
-    inputs = exercises.draw(name, seed)
-    return exercises.judge(name, inputs, exercises.answer(name, function, inputs))
 
 
 @pytest.mark.parametrize("name", ALTERNATIVES)

@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 
 from rlhf_lib import exercises, labels
+from rlhf_lib.exercises import verdict
 from rlhf_lib.exercises.labels import LABELS, wilson_interval
 
 PLACES = {label: place for place, label in enumerate(LABELS)}
@@ -96,11 +97,6 @@ MORE = [
     ("cohen_kappa", kappa_as_the_library),
     ("confusion", confusion_by_bincount),
 ]
-
-
-def verdict(name, function, seed=0):
-    inputs = exercises.draw(name, seed)
-    return exercises.judge(name, inputs, exercises.answer(name, function, inputs))
 
 
 @pytest.mark.parametrize("name, function", [*ALTERNATIVES.items(), *MORE])

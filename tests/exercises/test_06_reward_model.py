@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from rlhf_lib import exercises, reward
+from rlhf_lib.exercises import verdict
 from rlhf_lib.sampling import pad_left
 
 
@@ -71,11 +72,6 @@ ALTERNATIVES = {
         ranked_loss,
     )
 }  # fmt: skip
-
-
-def verdict(name, function, seed=0):
-    inputs = exercises.draw(name, seed)
-    return exercises.judge(name, inputs, exercises.answer(name, function, inputs))
 
 
 @pytest.mark.parametrize("name", ALTERNATIVES)

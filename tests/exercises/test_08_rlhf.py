@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from rlhf_lib import exercises, ppo, rlhf
+from rlhf_lib.exercises import verdict
 
 
 def log_reward(logits, sentiment):
@@ -94,11 +95,6 @@ ALTERNATIVES = {
     "rollout_sizes": rollout_sizes,
     "kept_iteration": kept_iteration,
 }
-
-
-def verdict(name, function, seed=0):
-    inputs = exercises.draw(name, seed)
-    return exercises.judge(name, inputs, exercises.answer(name, function, inputs))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 
 from rlhf_lib import exercises, judge
+from rlhf_lib.exercises import verdict
 
 
 def win_rate(first, second):
@@ -90,11 +91,6 @@ ALTERNATIVES = {
     "fit_gold": fit_gold,
     "rating_table": rating_table,
 }
-
-
-def verdict(name, function, seed=0):
-    inputs = exercises.draw(name, seed)
-    return exercises.judge(name, inputs, exercises.answer(name, function, inputs))
 
 
 @pytest.mark.parametrize("seed", range(3))
