@@ -161,14 +161,19 @@ class Row:
 
     @property
     def gain(self):
-        """What is compared with `wanted`, out of the medians of both sides."""
-        ours = statistics.median(self.ours)
+        """What is compared with `wanted`: the median over the rounds of each round's ratio or difference.
+
+        A machine that is slow for a round slows both sides of it, and leaves their ratio as it is. Sides that were not
+        measured in the same rounds are compared by their medians.
+        """
         if self.kind == "at most":
-            return ours
-        theirs = statistics.median(self.theirs)
+            return statistics.median(self.ours)
+        pairs = list(zip(self.ours, self.theirs))
+        if len(self.ours) != len(self.theirs):
+            pairs = [(statistics.median(self.ours), statistics.median(self.theirs))]
         if self.kind == "lower":
-            return theirs - ours
-        return ours / theirs if self.kind == "faster" else theirs / ours
+            return statistics.median(theirs - ours for ours, theirs in pairs)
+        return statistics.median(ours / theirs if self.kind == "faster" else theirs / ours for ours, theirs in pairs)
 
     @property
     def met(self):

@@ -82,8 +82,9 @@ def page(device, here, rows):
     checks = "\n".join(f"- {row.name}: {'; '.join(filter(None, (row.check, row.note)))}" for row in rows if row.check or row.note)
     return (
         f"## {title}: {here['name']}\n\n{facts}\n\nVersions: {versions}\n\n{markdown(rows)}\n\n"
-        f"Medians; lowest and highest in brackets. A round in which other processes took more than {QUIET:.0%} of the machine "
-        f"was measured again.\n\n### What was checked first, and notes\n\n{checks}\n"
+        f"Medians, lowest and highest in brackets; the comparison is the median of those of the rounds. A round in which other "
+        f"processes took more than {QUIET:.0%} of the machine was measured again.\n\n"
+        f"### What was checked first, and notes\n\n{checks}\n"
     )
 
 

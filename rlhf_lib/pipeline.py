@@ -85,7 +85,7 @@ PRESETS = {
     "laptop": Settings(
         preset="laptop",
         model=GPTConfig(vocab_size=2048, context=128, layers=4, heads=4, width=256),
-        pretrain=PretrainConfig(steps=400, batch=32),
+        pretrain=PretrainConfig(steps=400, batch=32, evaluations=4),
     ),
     # A Colab T4.
     "gpu": Settings(

@@ -101,8 +101,11 @@ def policy_diagnostics(records, max_kl=None):
         curve(ax, records, name, marker="o")
         ax.set(title=title, xlabel="iteration", ylabel=unit)
     if max_kl:
-        axes[1].axhline(max_kl, color=ORANGE, linestyle="--", linewidth=1.2)
-    axes[2].axhspan(0.01, 0.2, color=GREEN, alpha=0.12)
+        axes[1].axhline(max_kl, color=ORANGE, linestyle="--", linewidth=1.2, label="limit")
+    axes[2].axhspan(0.01, 0.2, color=GREEN, alpha=0.12, label="1 to 20 %")
+    axes[3].set_ylim(bottom=0)  # it is estimated from what was drawn: without the whole scale, noise looks like news
+    for ax in axes[1:3]:
+        legend(ax)
     return fig
 
 
@@ -115,9 +118,11 @@ def over_optimisation(records):
     gold = reward.twinx()
     gold.spines["top"].set_visible(False)
     curve(gold, rooted, "gold", "gold judge", ORANGE, x="root_kl", marker="s")
+    low, high = gold.get_ylim()
+    gold.set_ylim(min(low, -0.1), max(high, 0.7))  # so that a small change looks small
     gold.set_ylabel("gold score, -1 to 1")
     handles = [line for ax in (reward, gold) for line in ax.get_lines()]
-    reward.legend(handles=handles, frameon=False, loc="upper left")
+    reward.legend(handles=handles, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2)
     curve(diversity, rooted, "distinct_2", "distinct-2", GREEN, x="root_kl", marker="o")
     curve(diversity, rooted, "separators", "blank lines per completion", PINK, x="root_kl", marker="s")
     diversity.set(title="Diversity and form", xlabel="root KL, √nats", ylabel="share, count")

@@ -25,7 +25,7 @@ from rlhf_lib.corpus import SEPARATOR
 from rlhf_lib.devices import autocast, average_gradients, gather, shard, wait, world
 from rlhf_lib.judge import GoldJudge, distinct_n, separators
 from rlhf_lib.pretrain import load_model
-from rlhf_lib.sampling import Samples, distribution, evaluating, generate, kept_tokens, token_logprobs
+from rlhf_lib.sampling import Samples, evaluating, generate, kept_tokens, token_logprobs
 
 
 @dataclass
@@ -207,8 +207,8 @@ def update(policy, optimizer, prompt, samples, advantages, config, generator, ke
         keep: (B, T, V) bool, the tokens that the sampler's cut left; None when it cut none.
 
     Returns:
-        A dict of means over the minibatches: `policy_loss`, `clip_fraction`, `approx_kl`, `entropy`; and `first_ratio`,
-        the probability ratio of the first minibatch, which is 1 where sampling and update agree.
+        A dict of means over the minibatches: `policy_loss`, `clip_fraction`, `approx_kl`; and `first_ratio`, the probability
+        ratio of the first minibatch, which is 1 where sampling and update agree.
     """
     figures = []
     policy.eval()  # no dropout: the update sees the distribution that was sampled from
@@ -218,7 +218,7 @@ def update(policy, optimizer, prompt, samples, advantages, config, generator, ke
             rows = rows[shard(len(rows))]
             tokens, old_logprobs, mask = (part[rows] for part in (samples.tokens, samples.logprobs, samples.mask))
             kept = None if keep is None else keep[rows]
-            logprobs, logits = token_logprobs(policy, [prompt] * len(rows), tokens, mask, keep=kept, **config.cut)
+            logprobs = token_logprobs(policy, [prompt] * len(rows), tokens, mask, keep=kept, **config.cut)[0]
             loss, clip_fraction, approx_kl = ppo.policy_loss(logprobs, old_logprobs, advantages[rows], mask, config.clip)
             weight = mask.sum() * world()[1] / whole  # 1, unless the processes' shares differ in length
             (loss * weight).backward()
@@ -227,11 +227,9 @@ def update(policy, optimizer, prompt, samples, advantages, config, generator, ke
             optimizer.zero_grad()
             with torch.no_grad():
                 ratio = ppo.masked_mean((logprobs - old_logprobs).exp(), mask)
-                entropy = ppo.entropy(distribution(logits, **config.cut, keep=kept), mask)
-            figures.append([loss.item(), clip_fraction.item(), approx_kl.item(), entropy.item(), ratio.item()])
+            figures.append([loss.item(), clip_fraction.item(), approx_kl.item(), ratio.item()])
     means = gather(torch.tensor(figures, device=samples.tokens.device).mean(0, keepdim=True)).mean(0).tolist()
-    names = ("policy_loss", "clip_fraction", "approx_kl", "entropy")
-    return {**dict(zip(names, means)), "first_ratio": figures[0][4]}
+    return {**dict(zip(("policy_loss", "clip_fraction", "approx_kl"), means)), "first_ratio": figures[0][3]}
 
 
 def train_policy(base, reward_model, tokenizer, config, folder, seed=0, judge=None):
@@ -291,6 +289,7 @@ def train_policy(base, reward_model, tokenizer, config, folder, seed=0, judge=No
             "kl_k3": completion_kl(samples.logprobs, ref_logprobs, samples.mask, "k3").mean().item(),
             "reward": rewards.mean().item(),
             "reward_normalised": normalise(rewards).mean().item(),
+            "entropy": -ppo.masked_mean(samples.logprobs, samples.mask).item(),  # nats per token
             "gold": judge.score(texts).mean().item(),
             "distinct_2": distinct_n(texts),
             "separators": separators(texts),

@@ -62,7 +62,7 @@ def distribution(logits, temperature=1.0, top_k=0, top_p=1.0, keep=None):
         raise ValueError(f"top_k must be 0 (keep all) or more, got {top_k}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
-    logits = logits.float() / temperature
+    logits = logits.float() if temperature == 1 else logits.float() / temperature
     if keep is not None:
         return logits.masked_fill(~keep, -math.inf).log_softmax(-1)
     if 0 < top_k < logits.shape[-1]:

@@ -93,7 +93,8 @@ def test_the_watch_sees_this_machine():
 @pytest.mark.parametrize(
     ("kind", "ours", "theirs", "gain", "wanted", "met"),
     [
-        ("faster", [10, 1, 12], [5, 4, 40], 2.0, 2.0, True),
+        ("faster", [10, 4, 12], [4, 2, 40], 2.0, 2.0, True),  # 2.5, 2 and 0.3: of the rounds, not of the medians
+        ("faster", [10, 1, 12], [5, 3], 2.5, 2.0, True),  # not the same rounds
         ("faster", [10], [5], 2.0, 2.1, False),
         ("sooner", [5, 5], [10, 14], 2.4, 2, True),
         ("sooner", [math.inf], [10], 0.0, 1, False),
@@ -104,7 +105,7 @@ def test_the_watch_sees_this_machine():
         ("faster", [10], [5], 2.0, None, None),
     ],
 )
-def test_a_row_compares_medians(kind, ours, theirs, gain, wanted, met):
+def test_a_row_compares_what_was_measured_in_one_round(kind, ours, theirs, gain, wanted, met):
     made = row(kind=kind, ours=ours, theirs=theirs, wanted=wanted)
     assert made.gain == pytest.approx(gain)
     assert made.met is met
@@ -119,7 +120,7 @@ def test_an_unknown_kind_is_refused():
 def test_the_table_shows_median_spread_ratio_and_what_was_wanted():
     made = row(ours=[11000.4, 12000.2, 9000], theirs=[2000, 3000, 2500], wanted=6)
     line = table.markdown([made]).splitlines()[2]
-    assert line == "| b (tokens/s) | 11,000 (9,000 to 12,000) | p | 2,500 (2,000 to 3,000) | 4.4 x | 6 x, **missed** |"
+    assert line == "| b (tokens/s) | 11,000 (9,000 to 12,000) | p | 2,500 (2,000 to 3,000) | 4 x | 6 x, **missed** |"
 
 
 def test_unlike_results_are_not_compared():
@@ -187,9 +188,11 @@ def test_the_plot_is_small_and_shows_every_comparison(results):
 
 def test_a_page_names_the_machine_and_its_versions():
     here = table.machine("cpu")
-    assert here["versions"]["torch"] == torch.__version__ and here["threads"] == torch.get_num_threads()
+    assert (
+        here["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0] and here["threads"] == torch.get_num_threads()
+    )
     page = table.page("cpu", here, [row(check="logits agree")])
-    assert here["name"] in page and f"torch {torch.__version__}" in page and "logits agree" in page
+    assert here["name"] in page and f"torch {torch.__version__.split('+')[0]}" in page and "logits agree" in page
 
 
 # ----------------------------------------------------------------------------------------- parts of single rows

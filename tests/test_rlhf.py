@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rlhf_lib import rlhf, runs
+from rlhf_lib import ppo, rlhf, runs
 from rlhf_lib.model import GPT, GPTConfig
 from rlhf_lib.pretrain import load_model
 from rlhf_lib.reward import RewardModel, score_texts
 from rlhf_lib.rlhf import Normaliser, RLHFConfig
-from rlhf_lib.sampling import Samples
+from rlhf_lib.sampling import Samples, token_logprobs
 from rlhf_lib.tokenization import CharTokenizer
 
 TOKENIZER = CharTokenizer(list("\nabcdefgh"))  # END, UNKNOWN, the line break, and eight letters: 11 tokens
@@ -381,13 +381,20 @@ def test_every_epoch_takes_every_completion_once():
     assert figures["policy_loss"] == pytest.approx(-advantages.mean().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize(("cut", "expected"), [({}, math.log(V)), ({"top_k": 3, "temperature": 0.6}, math.log(3))])
-def test_the_entropy_is_that_of_the_distribution_that_is_sampled_from(cut, expected):
-    policy, config = gpt(spread=0), small(epochs=1, **cut)
-    samples = rlhf.rollout(policy, PROMPT, 16, config, seed=0)
-    optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
-    figures = rlhf.update(policy, optimizer, PROMPT, samples, torch.ones(16, 8), config, torch.Generator())
-    assert figures["entropy"] == pytest.approx(expected, abs=1e-4)
+@pytest.mark.parametrize(("cut", "expected"), [({}, math.log(V)), ({"top_k": V - 1, "temperature": 0.6}, math.log(V - 1))])
+def test_the_entropy_of_even_choices_is_exact(tmp_path, cut, expected):
+    config = small(iterations=1, normaliser_samples=64, **cut)
+    rlhf.train_policy(gpt(spread=0), Likes(), TOKENIZER, config, tmp_path)
+    assert records(tmp_path)[0]["entropy"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_entropy_agrees_with_that_of_the_whole_distribution(moved):
+    samples = rlhf.rollout(moved.policy, PROMPT, 2000, moved.config, seed=77)
+    logits = token_logprobs(moved.policy, [PROMPT] * 2000, samples.tokens, samples.mask)[1]
+    exact = ppo.entropy(logits, samples.mask).item()
+    error = samples.logprobs[samples.mask].std().item() / math.sqrt(moved.config.completions * samples.mask.sum().item() / 2000)
+    assert moved.records[-1]["entropy"] == pytest.approx(exact, abs=4 * error)
+    assert exact < math.log(V) - 4 * error  # so an even distribution's would not pass
 
 
 def test_figures_of_an_update_show_a_ratio_that_left_the_clip_range():
@@ -471,8 +478,8 @@ def test_the_folder_holds_the_policy_that_was_returned_and_those_on_the_way(move
 
 def test_every_iteration_leaves_a_record_with_the_known_names(moved):
     assert [record["step"] for record in moved.records] == list(range(len(moved.records)))
-    names = {"kl", "reward", "reward_normalised", "gold", "distinct_2", "separators", "completions"}
-    learning = {"policy_loss", "clip_fraction", "approx_kl", "entropy", "first_ratio"}
+    names = {"kl", "reward", "reward_normalised", "entropy", "gold", "distinct_2", "separators", "completions"}
+    learning = {"policy_loss", "clip_fraction", "approx_kl", "first_ratio"}
     for record in moved.records[:-1]:
         assert names | learning <= record.keys()
     assert names <= moved.records[-1].keys()
