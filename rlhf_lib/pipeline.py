@@ -268,7 +268,7 @@ class Pipeline:
         for place, (side, model) in enumerate({"base": base, "policy": policy}.items()):
             seed = self.settings.seed * 1_000_003 + 500_000 + place  # apart from every seed of training
             samples = rlhf.rollout(model, prompt, self.settings.evaluate.samples, config, seed)
-            texts = [tokenizer.decode(row[mask]) for row, mask in zip(samples.tokens, samples.mask)]
+            texts = rlhf.texts_of(samples, tokenizer)
             rewards = rlhf.rewards_of(reward_model, samples, config.sentiment)
             sides[side] = {"samples": samples, "texts": texts, "gold": gold.score(texts), "rewards": rewards}
             for text, score, proxy in zip(texts, sides[side]["gold"].tolist(), rewards.tolist()):
