@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rlhf_lib import runs
 
+CLEAR = ("positive", "negative")
 STAGES = {
     "run": ("every stage, from the plays to the report", "run"),
     "pretrain": ("pretrain the GPT", "pretrain"),
@@ -50,7 +51,9 @@ def parser():
     sample.add_argument("--top-p", type=float, default=1.0, metavar="X")
     score = commands.add_parser("score", help="score texts with a reward model")
     score.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's folder or a reward model's")
-    score.add_argument("--file", required=True, metavar="FILE", help="JSON lines with `text`; - for standard input")
+    score.add_argument(
+        "--file", required=True, metavar="FILE", help="JSON lines with `text`, perhaps `label`; - for standard input"
+    )
     publish = commands.add_parser("publish", help="copy a finished run's checkpoints in half precision")
     publish.add_argument("--run", required=True, metavar="DIR", help="the run's folder")
     publish.add_argument("--to", required=True, metavar="DIR", help="where the checkpoints go")
@@ -159,6 +162,9 @@ def score(options):
     scores = reward.score_texts(model, tokenizer, [row["text"] for row in rows]).sigmoid().tolist() if rows else []
     for row, p in zip(rows, scores):
         print(json.dumps({**row, "p_positive": p}, ensure_ascii=False))
+    right = [(p > 0.5) == (row["label"] == "positive") for row, p in zip(rows, scores) if row.get("label") in CLEAR]
+    if right:
+        print(f"right on {sum(right) / len(right):.1%} of {len(right)} passages labelled positive or negative", file=sys.stderr)
 
 
 def publish(options):

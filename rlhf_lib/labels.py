@@ -4,6 +4,8 @@ A line is a passage, a label and who read it. The passage is a place in the play
 
     {"work": "hamlet", "start": 1200, "end": 1275, "label": "negative", "reader": "r1"}
     {"text": "KING.\\nWelcome, sweet prince.", "checkpoint": "base-1", "label": "positive", "reader": "r2"}
+
+A line may also say how far the passage makes sense, `"sense": 4`, from 1 (none) to 5 (reads like a real line).
 """
 
 import hashlib
@@ -22,6 +24,7 @@ LABELS = ("negative", "neutral", "positive")
 TARGETS = {"negative": 0.0, "neutral": 0.5, "positive": 1.0}
 HAND_MADE = (DATA / "labels" / "plays.jsonl", DATA / "labels" / "samples.jsonl")
 SECOND_READING = DATA / "labels" / "second_reading.jsonl"
+BLIND = DATA / "labels" / "blind.jsonl"  # samples of three models, read without their source; nothing learns from them
 SYNTHETIC = "synthetic"  # the reader's name in a set that no person read
 
 
@@ -37,6 +40,7 @@ class Label:
     label: str
     reader: str
     source: tuple
+    sense: int | None = None
 
     @property
     def target(self):
@@ -103,13 +107,17 @@ def parse(line, here, works=None):
         text = whole[start:end]
     if not isinstance(text, str) or not text.strip():
         raise LabelError(f"{here}: the passage is empty; delete the line")
-    return Label(text, label, reader, source)
+    sense = row.get("sense")
+    if sense not in (None, 1, 2, 3, 4, 5) or isinstance(sense, bool | float):
+        raise LabelError(f"{here}: sense must be a whole number from 1 to 5, got {sense!r}")
+    return Label(text, label, reader, source, sense)
 
 
 def row(label):
     """A Label as the dict that stands on its line."""
     fields = ("work", "start", "end") if len(label.source) == 3 else ("text", "checkpoint")
-    return {**dict(zip(fields, label.source)), "label": label.label, "reader": label.reader}
+    sense = {} if label.sense is None else {"sense": label.sense}
+    return {**dict(zip(fields, label.source)), "label": label.label, **sense, "reader": label.reader}
 
 
 def write(path, labels):
@@ -130,6 +138,14 @@ def hand_made(plays, paths=HAND_MADE):
     """The hand-made set: `paths` in a row, with ranges resolved in `plays`, a corpus as `corpus.load()` returns it."""
     works = dict(zip(plays["work"], plays["text"]))
     return [label for path in paths for label in read(path, works)]
+
+
+def first_readings(labels):
+    """`labels` without the second and later readings of a passage."""
+    first = {}
+    for label in labels:
+        first.setdefault(label.source, label)
+    return list(first.values())
 
 
 def split(labels, held_out=0.15):

@@ -179,6 +179,7 @@ def pretrain(model_config, config, train, validation, tokenizer, folder, seed=0,
     every = max(1, config.steps // config.evaluations)
     losses = list(kept.get("losses", []))  # since the last record
 
+    shown = {}
     bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc="pretrain", disable=world()[0] > 0)
     for step in bar:
         runs.seed_step(seed, step)  # dropout, if any
@@ -210,7 +211,10 @@ def pretrain(model_config, config, train, validation, tokenizer, folder, seed=0,
             train_loss = sum(losses) / len(losses)
             losses = []
             metrics.log("pretrain", step, train_loss=train_loss, tokens=done * config.batch * model_config.context, **figures)
-            bar.set_postfix(loss=f"{train_loss:.3f}", bpc=f"{figures.get('val_bits_per_char', math.nan):.3f}")
+            shown["loss"] = train_loss
+            if figures:
+                shown["bpc"] = figures["val_bits_per_char"]
+            bar.set_postfix(shown)
         progress.tick(done, {"best": best, "losses": losses}, now=bool(figures))
     wait()  # for the process that writes
     return load_model(Path(folder) / "base", device=device)[0]

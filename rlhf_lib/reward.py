@@ -236,6 +236,7 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
     first, _ = progress.resume()
     metrics.rewind("reward", first)
 
+    shown = {}
     bar = tqdm(range(first, steps), initial=first, total=steps, desc="reward", disable=world()[0] > 0)
     for step in bar:
         epoch, place = divmod(step, per_epoch)
@@ -267,7 +268,10 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
             figures = {f"held_out_{name}": figure for name, figure in test(model, tokenizer, held_out).items()}
         if figures or (step + 1) % 10 == 0:
             metrics.log("reward", step, train_loss=loss.item(), epoch=(step + 1) / per_epoch, **figures)
-            bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{figures.get('held_out_accuracy', math.nan):.3f}")
+            shown["loss"] = loss.item()
+            if figures:
+                shown["accuracy"] = figures["held_out_accuracy"]
+            bar.set_postfix(shown)
         progress.tick(step + 1, now=step + 1 == steps)
     model.eval()
     scores = test(model, tokenizer, held_out)

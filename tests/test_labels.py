@@ -25,8 +25,8 @@ def some_plays(plays):
     return plays.select(range(0, 38, 5))
 
 
-def own(text, label="neutral", reader="r1", checkpoint="base-1"):
-    return Label(text, label, reader, (text, checkpoint))
+def own(text, label="neutral", reader="r1", checkpoint="base-1", sense=None):
+    return Label(text, label, reader, (text, checkpoint), sense)
 
 
 def put(folder, *lines):
@@ -62,6 +62,7 @@ LABEL = st.builds(
     st.sampled_from(labels.LABELS),
     st.text(max_size=4),
     st.text(max_size=4),
+    st.sampled_from([None, 1, 3, 5]),
 )
 
 
@@ -92,6 +93,23 @@ def test_ranges_survive_a_round_trip_as_ranges(tmp_path):
     assert labels.read(tmp_path / "again.jsonl", WORKS) == found
 
 
+def test_sense_is_read_and_written_where_there_is_one(tmp_path):
+    path = put(tmp_path, OWN, {**RANGE, "sense": 4}, {**OWN, "reader": "r3", "sense": 1})
+    found = labels.read(path, WORKS)
+    assert [label.sense for label in found] == [None, 4, 1]
+    labels.write(tmp_path / "again.jsonl", found)
+    rows = [json.loads(line) for line in (tmp_path / "again.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert rows == [OWN, {**RANGE, "sense": 4}, {**OWN, "reader": "r3", "sense": 1}]
+
+
+def test_first_readings_keep_the_first_of_each_passage_in_order():
+    given = [own("b", reader="r1"), own("a", reader="r2"), own("b", "positive", "r3"), own("c"), own("a", reader="r4")]
+    assert labels.first_readings(given) == [given[0], given[1], given[3]]
+    other = own("b", checkpoint="base-2")  # another model wrote the same words: another passage
+    assert labels.first_readings([given[0], other]) == [given[0], other]
+    assert labels.first_readings([]) == []
+
+
 def test_append_keeps_what_is_there_and_heals_a_missing_line_end(tmp_path):
     path = tmp_path / "labels.jsonl"
     path.write_text(json.dumps(OWN))  # no line end, as an editor may leave it
@@ -116,6 +134,10 @@ BAD = {
     "unknown label": ({**OWN, "label": "sad"}, "unknown label 'sad'; use one of negative, neutral, positive"),
     "label in capitals": ({**OWN, "label": "Positive"}, "unknown label 'Positive'"),
     "label is a number": ({**OWN, "label": 1}, "unknown label 1"),
+    **{
+        f"sense {sense!r}": ({**OWN, "sense": sense}, "sense must be a whole number from 1 to 5, got ")
+        for sense in (0, 6, 3.0, 2.5, True, "4", [4])
+    },
     "unknown work": ({**RANGE, "work": "hamlet-2"}, "the work 'hamlet-2' is not in the corpus"),
     "end after the work": ({**RANGE, "end": 65}, "the range 8 to 65 lies outside hamlet, which has 64 characters"),
     "start before the work": ({**RANGE, "start": -1}, "the range -1 to 28 lies outside hamlet"),
@@ -463,3 +485,24 @@ def test_the_hand_made_set_is_well_formed(plays):
     agreement = labels.agreement(found, second)
     assert agreement["passages"] >= 200
     assert agreement["kappa"] > 0.5
+
+
+def test_the_blind_reading_is_well_formed_and_makes_samples_a_half_of_all(plays):
+    read = labels.read(labels.BLIND)
+    first = labels.first_readings(read)
+    second = read[len(first) :]  # they stand at the end
+    assert len(first) >= 3000 and len(second) >= 200
+    assert set(first).isdisjoint(second)
+    assert all(label.sense is not None for label in read)
+    for writer in ("laptop-0", "laptop-0/policy", "laptop-0/negative"):
+        assert sum(label.source[1] == writer for label in first) >= 1000, writer
+    found = labels.hand_made(plays)
+    assert {label.text for label in found}.isdisjoint(label.text for label in first)  # nothing has learned from it
+    assert {label.reader for label in found}.isdisjoint(label.reader for label in read)
+    samples = sum(len(label.source) == 2 for label in found) + len(first)
+    assert samples >= sum(len(label.source) == 3 for label in found)
+    agreement = labels.agreement(first, second)
+    assert agreement["passages"] == len(second)
+    assert agreement["kappa"] > 0.5
+    lengths = [len(label.text) for label in first]
+    assert min(lengths) >= 30
