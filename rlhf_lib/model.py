@@ -3,6 +3,7 @@
 B: batch    T: new positions    S: all positions, cached ones included    C: width    H: heads    D: C // H
 """
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -131,11 +132,33 @@ class Attention(nn.Module):
             q, k = rotate(q, positions), rotate(k, positions)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
-        dropout = self.config.dropout if self.training else 0.0
-        # One new position may look at everything; several look at themselves and what lies before them.
-        causal = mask is None and T > 1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        y = attend(q, k, v, mask, self.config.dropout if self.training else 0.0)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
+
+
+def attend(q, k, v, mask=None, dropout=0.0):
+    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
+
+    Args:
+        q: (B, H, T, D), the queries of the last T of S positions.
+        k, v: (B, H, S, D).
+        mask: (B or 1, 1, T, S) bool, where a query may look. None for T = S, each looking at itself and what lies before
+            it, and for T = 1, which may look at everything.
+        dropout: probability with which a weight is left out.
+
+    Returns:
+        (B, H, T, D).
+    """
+    T, S = q.shape[2], k.shape[2]
+    causal = mask is None and T > 1
+    if not q.is_cpu or T * S > 2**16:  # on a CPU, PyTorch's fused kernel pays only where the scores would fill its cache
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+    scores = q * q.shape[3] ** -0.5 @ k.transpose(2, 3)  # (B, H, T, S)
+    if causal:
+        scores = scores + torch.full((T, S), -math.inf, dtype=scores.dtype).triu(1)
+    elif mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return F.dropout(scores.softmax(-1), dropout) @ v
 
 
 def rotary_table(config, positions):

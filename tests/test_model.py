@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rlhf_lib.model import GPT, Attention, GPTConfig, KVCache, Norm, gpt2_weights, rotary_table, rotate
+from rlhf_lib.model import GPT, Attention, GPTConfig, KVCache, Norm, attend, gpt2_weights, rotary_table, rotate
 
 V, CONTEXT = 13, 16
 CHOICES = {
@@ -451,6 +452,46 @@ def test_a_quarter_turn_by_hand():
     config = GPTConfig(width=2, heads=1)
     turned = rotate(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), rotary_table(config, torch.tensor([[math.pi / 2]])))
     close(turned.flatten(), torch.tensor([0.0, 1.0]), 1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    shape=st.tuples(*(st.integers(1, 4) for _ in range(2)), st.integers(1, 9), st.integers(1, 8)),
+    more=st.integers(0, 6),
+    kind=st.sampled_from(("causal", "one", "mask")),
+    seed=st.integers(0, 99),
+)
+def test_attend_equals_pytorchs_own_attention_and_so_does_its_gradient(shape, more, kind, seed):
+    B, H, T, D = shape
+    T, S = {"causal": (T, T), "one": (1, T + more), "mask": (T, T + more)}[kind]
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda size: torch.randn(B, H, size, D, generator=generator, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    q, k, v = draw(T), draw(S), draw(S)
+    mask = None
+    if kind == "mask":
+        mask = torch.rand(B, 1, T, S, generator=generator) < 0.5
+        mask[..., 0] = True  # no row is empty
+    mine = attend(q, k, v, mask)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=kind == "causal")
+    torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10)
+    weight = torch.randn(mine.shape, generator=generator, dtype=torch.float64)
+    grads = [torch.autograd.grad((y * weight).sum(), (q, k, v)) for y in (mine, expected)]
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
+
+
+def test_attend_is_the_same_on_either_side_of_the_size_where_the_fused_kernel_takes_over():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 300, 8, generator=generator)
+    whole = attend(q, k, v)  # 300 x 300 scores: fused
+    torch.testing.assert_close(whole[:, :, :200], attend(*(part[:, :, :200] for part in (q, k, v))), rtol=1e-5, atol=1e-6)
+
+
+def test_attend_leaves_weights_out_at_the_rate_of_dropout_and_keeps_their_mean():
+    torch.manual_seed(0)
+    q, k, v = torch.zeros(64, 1, 16, 4), torch.zeros(64, 1, 16, 4), torch.eye(16)[:, :4].expand(64, 1, 16, 4)
+    seen = attend(q, k, v, torch.ones(1, 1, 16, 16, dtype=torch.bool), dropout=0.25)  # every weight is 1/16, or left out
+    assert sorted(seen.unique().tolist()) == pytest.approx([0, 1 / 12])
+    assert (seen == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
 
 
 @pytest.mark.parametrize("qk_norm", [True, False])

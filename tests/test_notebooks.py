@@ -198,6 +198,17 @@ def test_a_card_has_its_difficulty_importance_time_and_hints_that_open_one_by_on
             assert part(cells[place + 1]) == "check", one.id
 
 
+@pytest.mark.parametrize("path", WORKED, ids=lambda path: path.name)
+def test_a_diagram_is_no_wider_than_a_small_window(path):
+    """JupyterLab beside its file browser shows 88 characters at 1,250 pixels; a longer line wraps and breaks the picture."""
+    for one in nbformat.read(path, as_version=4).cells:
+        if one.cell_type == "markdown":
+            fenced = "".join(re.findall(r"^```\w*\n(.*?)^```", one.source, re.MULTILINE | re.DOTALL)).splitlines()
+            indented = re.findall(r"^    (.+)", one.source, re.MULTILINE)
+            wide = [line for line in fenced + indented if len(line) > 84 and not line.startswith("!")]
+            assert not wide, (one.id, wide)
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
 def test_nbgrader_accepts_the_answers(path, tmp_path):
     """`nbgrader validate` on a chapter's imports, answers and checks; its experiments are run by nbval."""
