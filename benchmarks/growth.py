@@ -13,7 +13,7 @@ from rlhf_lib.model import GPT, GPTConfig
 from rlhf_lib.sampling import generate
 
 MODEL = dict(layers=4, heads=4, width=128, vocab_size=2048)
-BATCHES, TOKENS, ITERATIONS = [32, 64, 128, 256], [128, 256, 512, 1024], 30
+BATCHES, TOKENS, ITERATIONS = [32, 64, 128, 256], [128, 256, 512, 1024], 90  # the allocator settles by iteration 45
 MEGABYTE = 2**20
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rlhf_lib import runs
 
-CLEAR = ("positive", "negative")
 STAGES = {
     "run": ("every stage, from the plays to the report", "run"),
     "pretrain": ("pretrain the GPT", "pretrain"),
@@ -162,7 +161,8 @@ def score(options):
     scores = reward.score_texts(model, tokenizer, [row["text"] for row in rows]).sigmoid().tolist() if rows else []
     for row, p in zip(rows, scores):
         print(json.dumps({**row, "p_positive": p}, ensure_ascii=False))
-    right = [(p > 0.5) == (row["label"] == "positive") for row, p in zip(rows, scores) if row.get("label") in CLEAR]
+    clear = [(row["label"], p) for row, p in zip(rows, scores) if row.get("label") in ("positive", "negative")]
+    right = [(p > 0.5) == (label == "positive") for label, p in clear]
     if right:
         print(f"right on {sum(right) / len(right):.1%} of {len(right)} passages labelled positive or negative", file=sys.stderr)
 

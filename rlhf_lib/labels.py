@@ -34,7 +34,8 @@ class LabelError(ValueError):
 
 @dataclass(frozen=True)
 class Label:
-    """One labelled passage: `text` is what was read, `source` says where it is from (as the line does)."""
+    """One labelled passage: `text` is what was read, `source` says where it is from (as the line does), `sense` how far it makes
+    sense, from 1 to 5, or None."""
 
     text: str
     label: str
@@ -59,7 +60,8 @@ def read(path, works=None):
         A list of Label, in the file's order.
 
     Raises:
-        LabelError: a line is not JSON, lacks a field, has an unknown label, a range outside its work, or is there twice.
+        LabelError: a line is not JSON, lacks a field, has an unknown label, a sense that is none of 1 to 5, a range outside
+            its work, or is there twice.
     """
     path = Path(path)
     if not path.exists():

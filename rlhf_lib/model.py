@@ -142,8 +142,8 @@ def attend(q, k, v, mask=None, dropout=0.0):
     Args:
         q: (B, H, T, D), the queries of the last T of S positions.
         k, v: (B, H, S, D).
-        mask: (B or 1, 1, T, S) bool, where a query may look. None for T = S, each looking at itself and what lies before
-            it, and for T = 1, which may look at everything.
+        mask: (B or 1, 1, T, S) bool, where a query may look, at least at one place. None for T = S, each looking at itself and
+            what lies before it, and for T = 1, which may look at everything.
         dropout: probability with which a weight is left out.
 
     Returns:
@@ -151,13 +151,13 @@ def attend(q, k, v, mask=None, dropout=0.0):
     """
     T, S = q.shape[2], k.shape[2]
     causal = mask is None and T > 1
-    if not q.is_cpu or T * S > 2**16:  # on a CPU, PyTorch's fused kernel pays only where the scores would fill its cache
+    if not q.is_cpu or T * S > 2**16:  # on a CPU the fused kernel pays only where the scores outgrow the processor's cache
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
-    scores = q * q.shape[3] ** -0.5 @ k.transpose(2, 3)  # (B, H, T, S)
+    scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)  # (B, H, T, S)
     if causal:
-        scores = scores + torch.full((T, S), -math.inf, dtype=scores.dtype).triu(1)
-    elif mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
+        mask = torch.ones(T, S, dtype=torch.bool).tril()
+    if mask is not None:  # adding costs less than filling the scores themselves
+        scores = scores + torch.zeros(mask.shape, dtype=scores.dtype).masked_fill(~mask, -math.inf)
     return F.dropout(scores.softmax(-1), dropout) @ v
 
 

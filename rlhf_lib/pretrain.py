@@ -211,9 +211,9 @@ def pretrain(model_config, config, train, validation, tokenizer, folder, seed=0,
             train_loss = sum(losses) / len(losses)
             losses = []
             metrics.log("pretrain", step, train_loss=train_loss, tokens=done * config.batch * model_config.context, **figures)
-            shown["loss"] = train_loss
+            shown["loss"] = f"{train_loss:.3f}"
             if figures:
-                shown["bpc"] = figures["val_bits_per_char"]
+                shown["bpc"] = f"{figures['val_bits_per_char']:.3f}"
             bar.set_postfix(shown)
         progress.tick(done, {"best": best, "losses": losses}, now=bool(figures))
     wait()  # for the process that writes

@@ -268,9 +268,9 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
             figures = {f"held_out_{name}": figure for name, figure in test(model, tokenizer, held_out).items()}
         if figures or (step + 1) % 10 == 0:
             metrics.log("reward", step, train_loss=loss.item(), epoch=(step + 1) / per_epoch, **figures)
-            shown["loss"] = loss.item()
+            shown["loss"] = f"{loss.item():.3f}"
             if figures:
-                shown["accuracy"] = figures["held_out_accuracy"]
+                shown["accuracy"] = f"{figures['held_out_accuracy']:.3f}"
             bar.set_postfix(shown)
         progress.tick(step + 1, now=step + 1 == steps)
     model.eval()

@@ -280,24 +280,20 @@ def test_a_positive_text_scores_above_a_negative_one(rows, tiny_run, tmp_path):
     assert positive["p_positive"] > negative["p_positive"] + 0.05
 
 
-def test_score_of_labelled_lines_says_how_many_it_got_right(call, tiny_run, tmp_path):
-    texts = [
-        f"The {a} my {b} and {c} thou." for a in ("love", "hate") for b in ("joy", "death") for c in ("sweet", "cruel", "we")
-    ]
-    labels = ["positive", "negative", "neutral"] * 4
-    given = [{"text": text, "label": label} for text, label in zip(texts, labels)] + [{"text": "love"}]
-    code, out, err = call("score", "--checkpoint", tiny_run, "--file", lines_of(tmp_path / "a.jsonl", *given))
-    assert code == 0, err
-    scored = [json.loads(line) for line in out.splitlines()]
-    assert len(scored) == 13
-    right = sum(
-        row["p_positive"] > 0.5 if row["label"] == "positive" else row["p_positive"] < 0.5
-        for row in scored[:12]
-        if row["label"] != "neutral"
-    )
-    assert err.splitlines()[-1] == f"right on {right / 8:.1%} of 8 passages labelled positive or negative"
-    neutral = lines_of(tmp_path / "b.jsonl", {"text": "love", "label": "neutral"}, {"text": "hate"})
-    assert "right on" not in call("score", "--checkpoint", tiny_run, "--file", neutral)[2]
+def test_score_of_labelled_lines_says_how_many_it_got_right(call, rows, tiny_run, tmp_path):
+    texts = [f"The {a} my {b} and {c} thou." for a in ("love", "hate") for b in ("joy", "death") for c in ("sweet", "cruel")]
+    happy = {row["text"]: row["p_positive"] > 0.5 for row in rows(
+        "score", "--checkpoint", tiny_run, "--file", lines_of(tmp_path / "a.jsonl", *({"text": text} for text in texts))
+    )}  # fmt: skip
+    right = [{"text": text, "label": "positive" if happy[text] else "negative"} for text in texts]
+    wrong = [{**row, "label": "negative" if happy[row["text"]] else "positive"} for row in right[:3]]
+    for given, share in ((right, "100.0% of 8"), (right[3:] + wrong, "62.5% of 8"), (wrong, "0.0% of 3")):
+        given = [*given, {"text": "love", "label": "neutral"}, {"text": "hate"}]  # neither counts
+        code, _, err = call("score", "--checkpoint", tiny_run, "--file", lines_of(tmp_path / "b.jsonl", *given))
+        assert code == 0
+        assert err.splitlines()[-1] == f"right on {share} passages labelled positive or negative"
+    code, _, err = call("score", "--checkpoint", tiny_run, "--file", lines_of(tmp_path / "c.jsonl", *given[3:]))
+    assert code == 0 and "right on" not in err
 
 
 def test_score_reads_standard_input_and_skips_blank_lines(rows, tiny_run, tmp_path, monkeypatch):

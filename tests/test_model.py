@@ -1,5 +1,6 @@
 import itertools
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -458,18 +459,21 @@ def test_a_quarter_turn_by_hand():
 @given(
     shape=st.tuples(*(st.integers(1, 4) for _ in range(2)), st.integers(1, 9), st.integers(1, 8)),
     more=st.integers(0, 6),
-    kind=st.sampled_from(("causal", "one", "mask")),
+    kind=st.sampled_from(("causal", "one", "mask", "one mask for all rows")),
     seed=st.integers(0, 99),
 )
 def test_attend_equals_pytorchs_own_attention_and_so_does_its_gradient(shape, more, kind, seed):
     B, H, T, D = shape
-    T, S = {"causal": (T, T), "one": (1, T + more), "mask": (T, T + more)}[kind]
+    T, S = {"causal": (T, T), "one": (1, T + more)}.get(kind, (T, T + more))
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda size: torch.randn(B, H, size, D, generator=generator, dtype=torch.float64, requires_grad=True)  # noqa: E731
+
+    def draw(size):
+        return torch.randn(B, H, size, D, generator=generator, dtype=torch.float64, requires_grad=True)
+
     q, k, v = draw(T), draw(S), draw(S)
     mask = None
-    if kind == "mask":
-        mask = torch.rand(B, 1, T, S, generator=generator) < 0.5
+    if "mask" in kind:
+        mask = torch.rand(B if kind == "mask" else 1, 1, T, S, generator=generator) < 0.5
         mask[..., 0] = True  # no row is empty
     mine = attend(q, k, v, mask)
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=kind == "causal")
@@ -479,11 +483,29 @@ def test_attend_equals_pytorchs_own_attention_and_so_does_its_gradient(shape, mo
     torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
 
 
-def test_attend_is_the_same_on_either_side_of_the_size_where_the_fused_kernel_takes_over():
+@pytest.mark.parametrize("masked", [False, True])
+def test_attend_is_the_same_on_either_side_of_the_size_where_the_fused_kernel_takes_over(masked):
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, 300, 8, generator=generator)
-    whole = attend(q, k, v)  # 300 x 300 scores: fused
-    torch.testing.assert_close(whole[:, :, :200], attend(*(part[:, :, :200] for part in (q, k, v))), rtol=1e-5, atol=1e-6)
+    mask = torch.rand(1, 1, 300, 300, generator=generator) < 0.5
+    mask = (mask | torch.eye(300, dtype=torch.bool)).tril() if masked else None
+    with mock.patch.object(F, "scaled_dot_product_attention", wraps=F.scaled_dot_product_attention) as fused:
+        whole = attend(q, k, v, mask)  # 300 x 300 scores
+        assert fused.call_count == 1
+        part = attend(*(x[:, :, :200] for x in (q, k, v)), mask[..., :200, :200] if masked else None)
+        assert fused.call_count == 1
+    torch.testing.assert_close(whole[:, :, :200], part, rtol=1e-5, atol=1e-6)
+
+
+def test_attend_in_bfloat16_is_as_exact_as_the_fused_kernel_up_to_the_rounding_of_its_scores():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 8, 4, 128, 64, generator=generator, dtype=torch.float64)
+    exact = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        mine = attend(*(x.bfloat16() for x in (q, k, v)))
+    fused = F.scaled_dot_product_attention(*(x.bfloat16() for x in (q, k, v)), is_causal=True)
+    errors = [(y.double() - exact).square().mean().sqrt().item() for y in (mine, fused)]
+    assert errors[0] < 2 * errors[1] < 0.01
 
 
 def test_attend_leaves_weights_out_at_the_rate_of_dropout_and_keeps_their_mean():

@@ -200,7 +200,9 @@ def test_a_card_has_its_difficulty_importance_time_and_hints_that_open_one_by_on
 
 @pytest.mark.parametrize("path", WORKED, ids=lambda path: path.name)
 def test_a_diagram_is_no_wider_than_a_small_window(path):
-    """JupyterLab beside its file browser shows 88 characters at 1,250 pixels; a longer line wraps and breaks the picture."""
+    """JupyterLab beside its file browser shows 84 characters and more at 1,250 pixels; a longer line wraps and breaks the
+    picture. A command, which begins with !, may wrap.
+    """
     for one in nbformat.read(path, as_version=4).cells:
         if one.cell_type == "markdown":
             fenced = "".join(re.findall(r"^```\w*\n(.*?)^```", one.source, re.MULTILINE | re.DOTALL)).splitlines()

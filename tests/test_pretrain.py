@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -294,6 +295,18 @@ def test_metrics_are_logged_every_ten_steps_and_at_every_evaluation(finished):
         if "val_loss" in record:
             assert record["val_perplexity"] == pytest.approx(math.exp(record["val_loss"]))
             assert record["val_bits_per_char"] == pytest.approx(record["val_loss"] * 199 / 200 / math.log(2))
+
+
+def test_the_progress_bar_keeps_the_last_bits_per_character_between_evaluations(tmp_path):
+    shown = []
+    with mock.patch.object(pretrain.tqdm, "set_postfix", side_effect=lambda figures: shown.append(dict(figures))):
+        train(tmp_path, evaluations=2)
+    records, last = runs.Metrics(tmp_path).read("pretrain"), None
+    assert [record["step"] + 1 for record in records] == [10, 12, 20, 24]
+    for figures, record in zip(shown, records, strict=True):
+        last = record.get("val_bits_per_char", last)
+        expected = {"loss": f"{record['train_loss']:.3f}", **({} if last is None else {"bpc": f"{last:.3f}"})}
+        assert figures == expected
 
 
 def test_the_checkpoint_holds_the_returned_model_its_tokenizer_and_its_card(finished):
