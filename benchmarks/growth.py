@@ -9,7 +9,7 @@ import torch
 from benchmarks.measure import Row, measure, seconds
 from benchmarks.ppo import CPU, QUICK, Models, Stopwatch, our_ppo
 from rlhf_lib import corpus
-from rlhf_lib.model import GPT, GPTConfig
+from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.sampling import generate
 
 MODEL = dict(layers=4, heads=4, width=128, vocab_size=2048)

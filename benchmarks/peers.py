@@ -4,7 +4,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.measure import agree
-from rlhf_lib.model import GPT, GPTConfig, gpt2_weights
+from rlhf_lib.models.gpt import GPT, GPTConfig
+from rlhf_lib.models.weights import gpt2_weights
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 
@@ -13,8 +14,7 @@ def gpt2_config(config, **more):
     """The transformers configuration of a GPTConfig, without dropout and without an end token."""
     return GPT2Config(
         vocab_size=config.vocab_size, n_positions=config.context, n_embd=config.width, n_layer=config.layers,
-        n_head=config.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
-        tie_word_embeddings=config.tied, **more,
+        n_head=config.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None, **more,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from benchmarks.peers import gpt2_pair
 from benchmarks.ppo import Iteration, Models, trl_ppo
 from benchmarks.pretrain import training_sides
 from rlhf_lib import corpus, labels, runs, tokenization
+from rlhf_lib.files import read_json
 
 CLIP = 128  # completions of the shorter rollout at which TRL's rate is measured
 
@@ -24,27 +25,27 @@ def finished(folder):
     if not (folder / "summary.json").exists():
         print(f"{folder} holds no finished run: running the laptop preset", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "rlhf_lib", "run", "--preset", "laptop", "--out", folder], check=True)
-    settings = runs.read_json(folder / "settings.json")
-    return runs.read_json(folder / "summary.json"), settings, amounts(folder, settings)
+    settings = read_json(folder / "settings.json")
+    return read_json(folder / "summary.json"), settings, amounts(folder, settings)
 
 
 def amounts(folder, settings):
     """The work of a run, stage by stage: tokens trained on, completions of PPO, tokens sampled beside it."""
     tokenizer = tokenization.load(folder / "base" / "tokenizer.json")
     learned, _ = labels.split(labels.hand_made(corpus.load("plays")), settings["reward.held_out"])
-    rollouts = [record["completions"] for record in runs.Metrics(folder).read("policy")]
+    rollouts = [record["rollout_size"] for record in runs.Metrics(folder).read("policy")]
     return {
         "pretrain": settings["pretrain.steps"] * settings["pretrain.batch"] * settings["model.context"],
         "reward": settings["reward.epochs"] * sum(len(tokenizer.encode(label.text)) for label in learned),
         "policy": sum(rollouts[:-1]),  # the last rollout is only measured
-        "samples": (settings["rlhf.normaliser_samples"] + 2 * settings["evaluate.samples"]) * settings["rlhf.tokens"],
+        "samples": (settings["normaliser_samples"] + 2 * settings["evaluate_samples"]) * settings["ppo.max_new_tokens"],
     }
 
 
 def peer_rates(settings, options):
     """What the peers do in a second at the run's shapes, and the share of the machine that others took."""
     sizes = {name: settings[f"model.{name}"] for name in ("layers", "heads", "width", "context", "vocab_size")}
-    tokens, minibatch = settings["rlhf.tokens"], min(CLIP, settings["rlhf.minibatch"])
+    tokens, minibatch = settings["ppo.max_new_tokens"], min(CLIP, settings["ppo.minibatch"])
     shape = Iteration(
         sizes["layers"],
         sizes["heads"],
@@ -52,7 +53,7 @@ def peer_rates(settings, options):
         sizes["vocab_size"],
         minibatch,
         tokens,
-        settings["rlhf.epochs"],
+        settings["ppo.epochs"],
         minibatch,
     )
     models = Models(shape, "\n\n".join(corpus.load(settings["corpus"])["text"]))
@@ -113,7 +114,7 @@ def rows(options):
     rest = {"unit": "seconds", "ours": ours}
     return [
         Row(
-            name="laptop preset", work=f"whole pipeline, {settings['preset']} preset", kind="at most", wanted=480, **rest,
+            name="laptop preset", work=f"whole pipeline, {settings['preset']} preset", kind="at most", wanted=300, **rest,
             note=f"ours: {stages}; {'; '.join(quality)}",
         ),
         Row(
@@ -127,8 +128,8 @@ def quick_run(folder, text):
     """A run of the smoke preset, made smaller; returns its folder."""
     small = {
         "model.vocab_size": 300, "model.context": 256, "model.width": 32, "model.heads": 2, "pretrain.steps": 2,
-        "rlhf.iterations": 2, "rlhf.tokens": 8, "rlhf.completions": 8, "rlhf.minibatch": 8, "rlhf.normaliser_samples": 16,
-        "reward.batch": 512, "evaluate.samples": 8, "corpus": text,
+        "ppo.iterations": 2, "ppo.max_new_tokens": 8, "ppo.rollout_size": 8, "ppo.minibatch": 8, "normaliser_samples": 16,
+        "reward.batch": 512, "evaluate_samples": 8, "corpus": text,
     }  # fmt: skip
     options = [part for name, value in small.items() for part in (f"--{name}", str(value))]
     subprocess.run([sys.executable, "-m", "rlhf_lib", "run", "--preset", "smoke", "--out", folder, *options], check=True)

@@ -1,6 +1,5 @@
 """An iteration of PPO against TRL's PPO and GRPO: the whole loops of both sides, as people run them."""
 
-import contextlib
 import copy
 import os
 import tempfile
@@ -11,15 +10,17 @@ import torch
 
 from benchmarks.measure import BenchmarkError, Row, agree, card_busy, measure, profile, silent, wait
 from benchmarks.peers import TOLERANCE, gpt2_config, gpt2_pair, same_logits
-from rlhf_lib import corpus, devices, rlhf, tokenization
+from rlhf_lib import corpus, tokenization
 from rlhf_lib.judge import GoldJudge
-from rlhf_lib.model import GPT, GPTConfig, gpt2_weights
-from rlhf_lib.pipeline import PRESETS
-from rlhf_lib.reward import RewardModel, pad_right
-from rlhf_lib.rlhf import RLHFConfig
+from rlhf_lib.models.gpt import GPT, GPTConfig
+from rlhf_lib.models.heads import RewardModel
+from rlhf_lib.models.layers import pad
+from rlhf_lib.models.weights import gpt2_weights
+from rlhf_lib.pipelines.shakespeare import PRESETS
+from rlhf_lib.trainers import ppo, rewards, rollouts
 
 MEASURED = 2  # iterations in a round, behind one that warms up
-RATE = 1e-5
+LR = 1e-5
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ QUICK = Iteration(2, 2, 32, 300, completions=8, tokens=8, epochs=2, minibatch=8)
 
 def of_preset(name):
     """The preset's models, and its rollout and update."""
-    model, rlhf = PRESETS[name].model, PRESETS[name].rlhf
+    model, ppo = PRESETS[name].model, PRESETS[name].ppo
     shapes = (model.layers, model.heads, model.width, model.vocab_size)
-    return Iteration(*shapes, rlhf.completions, rlhf.tokens, rlhf.epochs, rlhf.minibatch)
+    return Iteration(*shapes, ppo.rollout_size, ppo.max_new_tokens, ppo.epochs, ppo.minibatch)
 
 
 class Models:
@@ -70,11 +71,11 @@ class Models:
         self.peer_tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=copy.deepcopy(self.tokenizer.tokenizer), eos_token=end, pad_token=end
         )
-        self.prompt = rlhf.prompt_tokens(self.tokenizer)
+        self.prompt = self.tokenizer.encode(corpus.SEPARATOR)
         sizes = {name: getattr(shape, name) for name in ("layers", "heads", "width", "vocab_size")}
         sizes["context"] = len(self.prompt) + shape.tokens
-        self.policy, self.peer_policy = gpt2_pair({**sizes, "tied": False}, device)
-        config = GPTConfig.gpt2(**sizes, tied=False)
+        self.policy, self.peer_policy = gpt2_pair(sizes, device)
+        config = GPTConfig.gpt2(**sizes)
         self.peer_reward = GPT2ForSequenceClassification(gpt2_config(config, num_labels=1, pad_token_id=0)).to(device).eval()
         body = GPT(config)
         body.load_state_dict(gpt2_weights(self.peer_reward.state_dict()))
@@ -91,35 +92,37 @@ class Models:
     @torch.no_grad()
     def peer_rewards(self, completion_ids, **_):
         """The peer's reward model as a reward function of GRPO: it reads the tokens, not their text encoded again."""
-        tokens, mask = pad_right(completion_ids, self.peer_reward.device)
+        tokens, mask = pad(completion_ids, "right", self.peer_reward.device)
         return self.peer_reward(input_ids=tokens, attention_mask=mask).logits[:, 0].tolist()
 
 
-class Stopwatch(GoldJudge):
-    """The gold judge, which the loop asks once an iteration; it notes when, and `look` what else is wanted."""
+class Stopwatch:
+    """What the loop calls once an iteration to watch a rollout: the gold judge; it notes when, and `look` what else is wanted."""
 
     def __init__(self, device="cpu", look=None):
-        super().__init__()
         self.device, self.look, self.times, self.seen = device, look, [], []
+        self.gold = GoldJudge()
 
-    def score(self, texts):
+    def __call__(self, rollout, rewards):
         wait(self.device)
         self.times.append(time.perf_counter())
         if self.look is not None:
             self.seen.append(self.look())
-        return super().score(texts)
+        return {"gold": self.gold.score(rollout.texts).mean().item()}
 
 
 def our_ppo(models, shape, iterations=1 + MEASURED, watch=None, device="cpu"):
-    """Completions a second of `train_policy`, checkpoints and records included, behind the first iteration."""
-    config = RLHFConfig(
-        iterations=iterations, completions=shape.completions, tokens=shape.tokens, most_completions=shape.completions,
-        epochs=shape.epochs, minibatch=shape.minibatch, rate=RATE, max_kl=1e9, normaliser_samples=shape.completions,
+    """Completions a second of `trainers.ppo.train`, checkpoints and records included, behind the first iteration."""
+    config = ppo.PPOConfig(
+        iterations=iterations, rollout_size=shape.completions, max_new_tokens=shape.tokens, max_rollout_size=shape.completions,
+        epochs=shape.epochs, minibatch=shape.minibatch, lr=LR, max_kl=1e9,
     )  # fmt: skip
     watch = watch or Stopwatch(device)
-    precision = devices.autocast(device, shape.width) if torch.device(device).type == "cuda" else contextlib.nullcontext()
-    with tempfile.TemporaryDirectory() as folder, precision, silent():
-        rlhf.train_policy(models.policy, models.reward, models.tokenizer, config, folder, judge=watch)
+    drawn = torch.Generator().manual_seed(0)
+    originals = rollouts.sample(models.policy, models.tokenizer, [models.prompt] * shape.completions, shape.tokens, drawn)
+    reward = rewards.fit_reward(models.reward, originals)
+    with tempfile.TemporaryDirectory() as folder, silent():
+        ppo.train(models.policy, models.tokenizer, [models.prompt], reward, config, folder, watch=watch)
     return rate(watch.times, shape)
 
 
@@ -134,7 +137,7 @@ def peer_settings(shape, folder, device):
 
     AcceleratorState._reset_state(reset_partial_state=True)  # else the first trainer's device stays for all
     return dict(
-        output_dir=folder, per_device_train_batch_size=shape.completions, learning_rate=RATE, use_cpu=device == "cpu",
+        output_dir=folder, per_device_train_batch_size=shape.completions, learning_rate=LR, use_cpu=device == "cpu",
         bf16=device == "cuda", gradient_checkpointing=False, report_to="none", save_strategy="no", disable_tqdm=True,
         logging_steps=1, temperature=1.0,
     )  # fmt: skip
@@ -220,10 +223,10 @@ def rows(options):
     return [
         Row(
             name="PPO iteration, against TRL PPO", work=f"PPO iteration, {shape}", ours=figures["ours"], peer="TRL PPO",
-            theirs=figures["TRL PPO"], wanted=8, note=note, **rest,
+            theirs=figures["TRL PPO"], wanted=4, note=note, **rest,
         ),
         Row(
             name="PPO iteration, against TRL GRPO", work=f"PPO iteration, {once_over}, against GRPO at its own settings",
-            ours=figures["ours, one epoch"], peer="TRL GRPO", theirs=figures["TRL GRPO"], wanted=4, **rest,
+            ours=figures["ours, one epoch"], peer="TRL GRPO", theirs=figures["TRL GRPO"], wanted=2.5, **rest,
         ),
     ]  # fmt: skip

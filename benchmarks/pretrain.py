@@ -15,15 +15,15 @@ from torch.nn import functional as F
 from benchmarks.measure import Row, agree, measure, profile, seconds, silent
 from benchmarks.peers import TOLERANCE, gpt2_pair
 from rlhf_lib import corpus, devices, tokenization
-from rlhf_lib import pretrain as ours
-from rlhf_lib.model import GPT, GPTConfig
-from rlhf_lib.pipeline import PRESETS
+from rlhf_lib.models.gpt import GPT, GPTConfig
+from rlhf_lib.pipelines.shakespeare import PRESETS
+from rlhf_lib.trainers import pretrain as ours
 
 # ----------------------------------------------------------------------------------------- to a validation loss
 
 SHAPE = dict(layers=4, heads=4, width=128, context=64)  # nanoGPT's published CPU recipe for characters
 RECIPE = dict(steps=2000, batch=12, warmup=100, high=1e-3, low=1e-4, betas=(0.9, 0.99), weight_decay=0.1, clip=1.0)
-OURS = ours.PretrainConfig(batch=12, embedding_rate=2e-2, head_rate=2e-2, decay=1.0, evaluations=10)
+OURS = ours.PretrainConfig(batch=12, embedding_lr=2e-2, head_lr=2e-2, decay=1.0, evaluations=10)
 STEPS = {2.0: 170, 1.9: 290}  # of our schedule, which ends at zero, for each loss
 EVALUATIONS = 10
 EVALUATE = ours.evaluate
@@ -122,7 +122,7 @@ def train_ours(config, data, shape, seed=0):
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(ours, "evaluate", clock.evaluate), silent():
         model = GPTConfig(**shape, vocab_size=data.vocab_size)
-        ours.pretrain(model, config, data.train, data.validation, data.tokenizer, folder, seed)
+        ours.train(model, config, data.train, data.validation, data.tokenizer, folder, seed)
     return clock.points
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import QUIET, Row
-from rlhf_lib import devices, plots, runs
+from rlhf_lib import devices, plots
+from rlhf_lib.files import read_json, write_atomic, write_json
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "tokenizers", "numpy")
 UNITS = {"faster": " x", "sooner": " x", "lower": " lower", "at most": ""}
@@ -120,7 +121,7 @@ class Results:
     def __init__(self, folder, order):
         self.folder, self.order = Path(folder), list(order)
         path = self.folder / "results.json"
-        self.saved = runs.read_json(path) if path.exists() else {}
+        self.saved = read_json(path) if path.exists() else {}
 
     def add(self, device, group, rows):
         """Take in the rows of a group, and write everything anew."""
@@ -129,7 +130,7 @@ class Results:
         groups = old["groups"] if old.get("machine") == here else {}
         records = [{**asdict(row), "median": statistics.median(row.ours), "gain": row.gain, "met": row.met} for row in rows]
         self.saved[device] = {"machine": here, "groups": {**groups, group: records}}
-        runs.write_json(self.folder / "results.json", self.saved)
+        write_json(self.folder / "results.json", self.saved)
         self.write()
 
     def rows(self, device):
@@ -149,4 +150,4 @@ class Results:
             pages.append(page(device, part["machine"], rows))
             if fig := plot(rows):
                 fig.savefig(self.folder / f"speed-{device}.png", dpi=110)
-        runs.write_atomic(self.folder / "table.md", "\n".join(pages).encode())
+        write_atomic(self.folder / "table.md", "\n".join(pages).encode())

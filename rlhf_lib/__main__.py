@@ -3,10 +3,9 @@
 import argparse
 import json
 import sys
-from dataclasses import fields
 from pathlib import Path
 
-from rlhf_lib import runs
+from rlhf_lib.files import RunError, read_json
 
 STAGES = {
     "run": ("every stage, from the plays to the report", "run"),
@@ -19,7 +18,8 @@ STAGES = {
 
 
 def parser():
-    from rlhf_lib.pipeline import PRESETS, flat
+    from rlhf_lib.pipelines.settings import explain, flat
+    from rlhf_lib.pipelines.shakespeare import PRESETS
 
     main = argparse.ArgumentParser(prog="python -m rlhf_lib", description=__doc__)
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -35,7 +35,7 @@ def parser():
             if field != "preset":
                 kind = boolean if isinstance(default, bool) else type(default)
                 metavar = {str: "TEXT", int: "N", float: "X"}.get(type(default), "yes|no")
-                text = "" if "." not in field else explain(field)
+                text = explain(PRESETS["laptop"], field).replace("%", "%%")
                 command.add_argument(
                     f"--{field}", type=kind, metavar=metavar, default=argparse.SUPPRESS, help=f"{text} (laptop: {default})"
                 )
@@ -44,7 +44,9 @@ def parser():
     sample.add_argument("-n", type=int, default=10, metavar="N", help="how many (10)")
     sample.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same samples (0)")
     sample.add_argument("--prompt", default="\n\n", help="what each sample continues (a blank line)")
-    sample.add_argument("--tokens", type=int, metavar="N", help="most new tokens in each (48, or what the context has room for)")
+    sample.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="most new tokens in each (48, or what the context has room for)"
+    )
     sample.add_argument("--temperature", type=float, default=1.0, metavar="X")
     sample.add_argument("--top-k", type=int, default=0, metavar="N")
     sample.add_argument("--top-p", type=float, default=1.0, metavar="X")
@@ -59,19 +61,6 @@ def parser():
     return main
 
 
-def explain(field):
-    """The line of a config field's docstring."""
-    from rlhf_lib.pipeline import Settings
-
-    part, name = field.split(".")
-    cls = next(f.default_factory for f in fields(Settings) if f.name == part)
-    for line in cls.__doc__.splitlines():
-        names, colon, text = line.strip().partition(": ")
-        if colon and name in names.split(", "):
-            return text.replace("%", "%%").rstrip(".,")
-    return ""
-
-
 def boolean(text):
     if text.lower() not in ("yes", "no", "true", "false"):
         raise argparse.ArgumentTypeError(f"must be yes or no, got {text!r}")
@@ -80,12 +69,13 @@ def boolean(text):
 
 def settings_of(options):
     """The Settings that the options ask for: those of a run that was begun in the folder, or a preset with changes."""
-    from rlhf_lib.pipeline import PRESETS, changed, flat
+    from rlhf_lib.pipelines.settings import changed, flat
+    from rlhf_lib.pipelines.shakespeare import PRESETS
 
     given = {name: value for name, value in vars(options).items() if name not in ("command", "out", "preset")}
     saved = Path(options.out) / "settings.json"
     if saved.exists():
-        begun = runs.read_json(saved)
+        begun = read_json(saved)
         preset = getattr(options, "preset", begun["preset"])
         base = (
             changed(PRESETS[preset], {k: v for k, v in begun.items() if k != "preset"})
@@ -100,26 +90,28 @@ def settings_of(options):
 
 def stage_folder(folder, *stages):
     """The checkpoint that `folder` stands for: itself, or the first of `stages` inside it."""
+    from rlhf_lib.checkpoints import CheckpointError
+
     for place in (Path(folder), *(Path(folder) / stage for stage in stages)):
         if (place / "model.safetensors").exists():
             return place
-    raise runs.CheckpointError(f"no checkpoint in {folder}: give a run's folder, or one that holds a model.safetensors")
+    raise CheckpointError(f"no checkpoint in {folder}: give a run's folder, or one that holds a model.safetensors")
 
 
 def sample(options):
     import torch
 
-    from rlhf_lib import pretrain, sampling
+    from rlhf_lib import checkpoints, sampling
     from rlhf_lib.devices import pick_device
 
     if options.n < 1:
         raise ValueError(f"-n must be at least 1, got {options.n}")
-    model, tokenizer = pretrain.load_model(stage_folder(options.checkpoint, "policy", "base"), pick_device())
+    model, tokenizer = checkpoints.load(stage_folder(options.checkpoint, "policy", "base"), pick_device())
     prompt = tokenizer.encode(options.prompt)
     room = model.config.context - len(prompt)
-    length = options.tokens if options.tokens is not None else max(1, min(48, room))
+    length = options.max_new_tokens if options.max_new_tokens is not None else max(1, min(48, room))
     if length < 1:
-        raise ValueError(f"--tokens must be at least 1, got {length}")
+        raise ValueError(f"--max-new-tokens must be at least 1, got {length}")
     uniforms = torch.rand(options.n, length, generator=torch.Generator().manual_seed(options.seed))
     for some in uniforms.split(128):
         samples = sampling.generate(
@@ -132,10 +124,11 @@ def sample(options):
 
 
 def score(options):
-    from rlhf_lib import reward
+    from rlhf_lib import checkpoints
     from rlhf_lib.devices import pick_device
+    from rlhf_lib.trainers import reward
 
-    model, tokenizer = reward.load_model(stage_folder(options.checkpoint, "reward"), pick_device())
+    model, tokenizer = checkpoints.load(stage_folder(options.checkpoint, "reward"), pick_device(), "reward")
     try:
         text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -168,17 +161,17 @@ def score(options):
 
 
 def publish(options):
-    from rlhf_lib.pipeline import publish
+    from rlhf_lib.pipelines.shakespeare import publish
 
     publish(options.run, options.to)
 
 
 def stage(options):
     from rlhf_lib import devices
-    from rlhf_lib.pipeline import Pipeline
+    from rlhf_lib.pipelines.shakespeare import Shakespeare
 
     devices.join()
-    summary = getattr(Pipeline(settings_of(options), options.out), STAGES[options.command][1])()
+    summary = getattr(Shakespeare(settings_of(options), options.out), STAGES[options.command][1])()
     if summary and devices.world()[0] == 0:
         low, high = summary["gold_win_rate_interval"]
         print(
@@ -206,10 +199,11 @@ def main(arguments=None):
 
 
 def known_errors():
+    from rlhf_lib.checkpoints import CheckpointError
     from rlhf_lib.corpus import CorpusError
     from rlhf_lib.labels import LabelError
 
-    return (CorpusError, LabelError, runs.RunError, runs.CheckpointError)
+    return (CorpusError, LabelError, RunError, CheckpointError)
 
 
 KNOWN_ERRORS = known_errors()

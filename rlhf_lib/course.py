@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from rlhf_lib.corpus import DATA
-from rlhf_lib.pipeline import PRESETS
+from rlhf_lib.pipelines.shakespeare import PRESETS
 
 RUNS = Path(os.environ.get("RLHF_RUNS", DATA.parent / "runs"))  # on Colab, a folder on Drive keeps what you make
 PUBLISHED = DATA / "checkpoints" / "laptop-0"

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from rlhf_lib.corpus import DATA
-from rlhf_lib.runs import write_atomic
+from rlhf_lib.files import write_atomic
 
 LABELS = ("negative", "neutral", "positive")
 TARGETS = {"negative": 0.0, "neutral": 0.5, "positive": 1.0}
@@ -226,13 +226,14 @@ def whole_phrases(text, shortest=30):
 # ----------------------------------------------------------------------------------------- the synthetic rater
 
 
-def synthetic(count, dataset=None, seed=0, threshold=0.3):
-    """`count` passages of the plays, labelled by the gold judge instead of a reader.
+def synthetic(judge, count, dataset=None, seed=0, threshold=0.3):
+    """`count` passages of the plays, labelled by a gold judge instead of a reader.
 
     A synthetic rater gives as many labels as a study needs (Gao, Schulman and Hilton 2022, "Scaling Laws for Reward Model
     Overoptimization", section 2). A reward model that learned from it has seen its own judge: say so beside every figure.
 
     Args:
+        judge: a `judge.GoldJudge`.
         dataset: the corpus to draw from; the plays when None.
         threshold: a gold score above it is positive, below minus it negative, neutral between.
 
@@ -240,12 +241,11 @@ def synthetic(count, dataset=None, seed=0, threshold=0.3):
         A list of Label whose reader is "synthetic".
     """
     from rlhf_lib.corpus import load
-    from rlhf_lib.judge import GoldJudge
 
     dataset = load() if dataset is None else dataset
     works = dict(zip(dataset["work"], dataset["text"]))
     places = passages(dataset, count, seed)
     texts = [works[work][start:end] for work, start, end in places]
-    scores = GoldJudge().score(texts).tolist()
+    scores = judge.score(texts).tolist()
     names = ["positive" if s > threshold else "negative" if s < -threshold else "neutral" for s in scores]
     return [Label(text, name, SYNTHETIC, place) for text, name, place in zip(texts, names, places)]

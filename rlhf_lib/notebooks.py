@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 
-from rlhf_lib.runs import write_atomic
+from rlhf_lib.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -92,7 +92,7 @@ def policy_diagnostics(records, max_kl=None):
     """Reward, KL to the original model, clip fraction and entropy over the iterations."""
     fig, axes = figure(2, rows=2, height=2.7)
     panels = (
-        ("reward", "Reward", "log p(wanted), nats"),
+        ("reward", "Reward", "standard deviations of the base"),
         ("kl", "KL to the original model", "nats per completion"),
         ("clip_fraction", "Clip fraction", "share of tokens"),
         ("entropy", "Entropy", "nats per token"),

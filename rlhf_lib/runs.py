@@ -1,15 +1,13 @@
-"""A run's folder: weights and training state written atomically, figures in `metrics.jsonl`, resume.
+"""A run's folder: stats in `metrics.jsonl`, and stages that resume.
 
     DIR/
-      metrics.jsonl        one JSON object a line: stage, step, and the figures of that step
-      STAGE/model.safetensors, tokenizer.json    a checkpoint: weights, and what is needed to read them
-      STAGE/state.pt       the training state that a killed stage continues from
+      metrics.jsonl        one JSON object a line: stage, step, and the stats of that step
+      OUT/model.safetensors, tokenizer.json    a stage's checkpoint: weights, and what is needed to read them
+      OUT/state.pt         the training state that a killed stage continues from
 
-Weights are safetensors; the training state loads with `weights_only=True`: nothing here is ever unpickled.
+The training state loads with `weights_only=True`: nothing here is ever unpickled.
 """
 
-import contextlib
-import errno
 import io
 import json
 import math
@@ -18,143 +16,18 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
+from tqdm.auto import tqdm
 
-from rlhf_lib.devices import world
+from rlhf_lib import checkpoints
+from rlhf_lib.checkpoints import CheckpointError
+from rlhf_lib.devices import seed_for, wait, world
+from rlhf_lib.files import RunError, write_atomic
 
-
-class RunError(RuntimeError):
-    """A run that cannot go on; the message says why, what is kept, and what to do."""
-
-
-class CheckpointError(ValueError):
-    """A file that is not a usable checkpoint; the message names it and says what to do."""
-
-
-def write_atomic(path, content):
-    """Write `content` (bytes) to `path` so that at any moment the old or the new content is there, never half of one.
-
-    Raises:
-        RunError: the disk is full or the folder cannot be written; what was at `path` is still there.
-    """
-    path = Path(path)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(fresh, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # no fresh file, or its folder is a file
-            fresh.unlink()
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        what = "the disk is full: free some space" if full else f"{error.strerror}: make the folder writable"
-        raise RunError(f"cannot write {path} ({what}, then run again; the last good file is kept)") from error
-
-
-def write_json(path, record):
-    write_atomic(path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(path):
-    """The JSON file at `path`. Raises RunError, naming it, when it is damaged."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise RunError(f"{path} is damaged ({error}): choose another --out, or delete the run's folder") from None
-
-
-# ----------------------------------------------------------------------------------------- checkpoints
-
-
-def save_checkpoint(folder, tensors, card, tokenizer):
-    """Write a checkpoint: `tokenizer.json`, then `model.safetensors` with `card` (a dict) in its metadata.
-
-    Under torchrun only the first process writes, here and wherever this module writes a run's files.
-    """
-    if world()[0] > 0:
-        return
-    tokenizer.save(Path(folder) / "tokenizer.json")
-    card = {**card, "tokenizer": tokenizer.fingerprint()}
-    # A copy each: safetensors refuses tensors that share memory, as a tied head and embedding do.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomic(Path(folder) / "model.safetensors", safetensors_bytes(tensors, {"card": json.dumps(card)}))
-
-
-def read_card(folder):
-    """The card of the checkpoint in `folder`: what kind of model, its configuration, its tokeniser's fingerprint."""
-    path = Path(folder) / "model.safetensors"
-    if not path.exists():
-        raise CheckpointError(f"no checkpoint in {folder}: it needs a model.safetensors")
-    try:
-        with safe_open(path, framework="pt") as file:
-            card = json.loads(file.metadata()["card"])
-        card["tokenizer"]  # every card of ours has it
-        return card
-    except (SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or not a checkpoint of this project ({error}): train it again") from None
-
-
-def load_checkpoint(folder, tokenizer=None):
-    """The card and the tensors of the checkpoint in `folder`.
-
-    Args:
-        tokenizer: when given, the one the weights must have been trained with.
-
-    Raises:
-        CheckpointError: no checkpoint there, a damaged one, or one that belongs to another tokeniser.
-    """
-    card = read_card(folder)
-    path = Path(folder) / "model.safetensors"
-    if tokenizer is not None and card["tokenizer"] != tokenizer.fingerprint():
-        raise CheckpointError(f"{path} was trained with another tokenizer: use the tokenizer.json that was saved with it")
-    with safe_open(path, framework="pt") as file:
-        return card, {name: file.get_tensor(name) for name in list(file.keys())}
-
-
-def load_weights(model, tensors, path):
-    """Put `tensors` into `model`; raises CheckpointError when names or shapes differ, or a value is not finite."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if wrong := sorted(set(expected.items()) ^ set(found.items())):
-        name, shape = wrong[0]
-        raise CheckpointError(f"{path} does not fit its configuration: tensor {name} {list(shape)} is missing or unexpected")
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path} holds values that are not finite, in tensor {name}: train it again")
-    model.load_state_dict(tensors)
-    return model
-
-
-# ----------------------------------------------------------------------------------------- training state
-
-
-def save_state(path, state):
-    """Write a training state (nested dicts and lists of tensors and numbers) atomically."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
-
-
-def load_state(path):
-    """The training state at `path`, or None when there is none. Raises CheckpointError when it is damaged."""
-    if not Path(path).exists():
-        return None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has no single class for a damaged file
-        reason = (str(error) or type(error).__name__).splitlines()[0][:80]
-        raise CheckpointError(f"{path} is damaged ({reason}): delete it to begin this stage again") from None
-
-
-# ----------------------------------------------------------------------------------------- metrics
+SAVE_SECONDS = float(os.environ.get("RLHF_SAVE_SECONDS", 20))
 
 
 class Metrics:
-    """The figures of a run, appended to `metrics.jsonl` one line a step.
+    """The stats of a run, appended to `metrics.jsonl` one line a step.
 
     A line that a kill cut short is dropped. `rewind` forgets what a resumed stage will compute again, so the file of a
     resumed run equals that of an uninterrupted one.
@@ -167,9 +40,9 @@ class Metrics:
         """The records, in order; those of one `stage` when it is given."""
         return [record for record in self._records() if stage in (None, record["stage"])]
 
-    def log(self, stage, step, **figures):
+    def log(self, stage, step, **stats):
         """Append one record; returns it."""
-        record = {"stage": stage, "step": step, **figures}
+        record = {"stage": stage, "step": step, **stats}
         if world()[0] > 0:
             return record
         try:
@@ -199,68 +72,146 @@ class Metrics:
         return records
 
 
-# ----------------------------------------------------------------------------------------- a stage that resumes
+# ----------------------------------------------------------------------------------------- training state
 
 
-SAVE_SECONDS = float(os.environ.get("RLHF_SAVE_SECONDS", 20))
+def save_state(path, state):
+    """Write a training state (nested dicts and lists of tensors and numbers) atomically."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
 
 
-class Progress:
-    """The state a stage continues from: saved every `seconds`, so that a kill costs at most so much.
-
-    When a save happens never changes a figure: every step draws its randomness from (seed, step) alone.
-
-    Args:
-        path: the stage's `state.pt`.
-        model, optimizers: whose state is kept.
-        seconds: how often `tick` saves; the environment's RLHF_SAVE_SECONDS, or 20.
-    """
-
-    def __init__(self, path, model, optimizers, seconds=SAVE_SECONDS):
-        self.path, self.model, self.optimizers, self.seconds = Path(path), model, optimizers, seconds
-        self.saved = self.started = time.monotonic()
-        self.before = 0.0  # seconds spent before this process
-
-    def resume(self):
-        """Restore model and optimisers; returns (step to go on with, what `tick` kept beside them)."""
-        state = load_state(self.path)
-        if state is None:
-            return 0, {}
-        try:
-            self.model.load_state_dict(state["model"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0][:80]
-            raise CheckpointError(f"{self.path} belongs to another configuration ({reason}): choose another --out") from None
-        self.before = state["seconds"]
-        return state["step"], state["extra"]
-
-    def tick(self, step, extra=None, now=False):
-        """Save, if it is time (or `now`): `step` is the next step to do, `extra` a dict of tensors and numbers."""
-        if world()[0] == 0 and (now or time.monotonic() - self.saved >= self.seconds):
-            self.saved = time.monotonic()
-            state = {"step": step, "extra": extra or {}, "seconds": self.before + self.saved - self.started}
-            state["model"] = self.model.state_dict()
-            state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
-            save_state(self.path, state)
+def load_state(path):
+    """The training state at `path`, or None when there is none. Raises CheckpointError when it is damaged."""
+    if not Path(path).exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has no single class for a damaged file
+        reason = (str(error) or type(error).__name__).splitlines()[0][:80]
+        raise CheckpointError(f"{path} is damaged ({reason}): delete it to begin this stage again") from None
 
 
 def seconds_spent(path):
     """How long the stage whose state is at `path` has worked so far; 0 when there is none."""
     state = load_state(path)
-    return state["seconds"] if state else 0.0
+    return state.get("seconds", 0.0) if isinstance(state, dict) else 0.0
 
 
-def check_finite(value, stage, step, limit=math.inf):
-    """Stop the stage when a loss is not finite, or over `limit`; the checkpoints on disk stay as they are."""
-    if not math.isfinite(value) or value > limit:
-        raise RunError(
-            f"{stage}: the loss is {value:.4g} at step {step}; the last good weights are kept. "
-            "Lower the learning rate, or give another --seed, and start in a new --out"
-        )
+# ----------------------------------------------------------------------------------------- a stage that resumes
 
 
-def seed_step(seed, step):
-    """Seed torch's global generator for one step of training, from (seed, step) alone."""
-    torch.manual_seed((seed * 1_000_003 + step) % 2**63)
+class stage:
+    """The steps of a training loop, with everything around them that is not the algorithm.
+
+        stage = runs.stage("pretrain", folder, "base", model, [optimizer], steps, seed, tokenizer)
+        for step in stage:                  # from where a killed run was; torch's generator is seeded for each step
+            ...
+            stage.check(loss)               # stops the run when it is not finite
+            stage.log(train_loss=loss)      # into metrics.jsonl
+            stage.keep(val_loss=val_loss)   # the weights as they are now are the result so far
+        stage.finish()                      # the checkpoint is on disk
+
+    The state is saved every `SAVE_SECONDS`, and at the last step, but never so often that saving takes over a twentieth of the
+    time. When that happens changes no figure: every step draws its randomness from (seed, stage, step) alone.
+
+    Args:
+        name: its name in metrics.jsonl.
+        folder, out: the run's folder, and the folder inside it for the stage's checkpoint and state.
+        model, optimizers: whose state is saved; anything with a `state_dict` will do.
+        steps: how many there are in all.
+        tokenizer: saved beside the weights.
+        memory: a dict of tensors and numbers that the loop changes and that a resumed run has to find again.
+        result: the model that the checkpoint is of, where `model` holds more than it.
+        show: names of stats that stand on the progress bar.
+
+    Raises:
+        CheckpointError: the state in the folder is damaged or belongs to another configuration.
+    """
+
+    def __init__(self, name, folder, out, model, optimizers, steps, seed, tokenizer, memory=None, result=None, show=()):
+        self.name, self.out, self.steps, self.seed, self.show = name, Path(folder) / out, steps, seed, show
+        self.model, self.optimizers, self.tokenizer = model, optimizers, tokenizer
+        self.result = model if result is None else result
+        self.memory = {} if memory is None else memory
+        self.metrics = Metrics(folder)
+        self.kept, self.stats, self.shown = None, {}, {}
+        self.saved = self.started = time.monotonic()
+        self.saving = self.before = 0.0  # seconds that a save takes; seconds spent before this process
+        self.first = self.step = self.resume()
+        self.metrics.rewind(name, self.first)
+
+    def __iter__(self):
+        bar = tqdm(range(self.first, self.steps), initial=self.first, total=self.steps, desc=self.name, disable=world()[0] > 0)
+        for self.step in bar:
+            self.stats = {}
+            torch.manual_seed(seed_for(self.seed, f"{self.name} step", self.step))  # dropout
+            yield self.step
+            if self.stats:
+                self.metrics.log(self.name, self.step, **self.stats)
+                self.shown |= {name: f"{self.stats[name]:.3f}" for name in self.show if name in self.stats}
+                bar.set_postfix(self.shown)
+            self.tick(self.step + 1)
+
+    def log(self, **stats):
+        """Record `stats` of this step: one line in metrics.jsonl once the step is done."""
+        self.stats |= stats
+
+    def check(self, loss, limit=math.inf):
+        """Stop the run when a loss (a number) is not finite, or over `limit`; what was kept is on disk then."""
+        if not math.isfinite(loss) or loss > limit:
+            self.write_kept()
+            raise RunError(
+                f"{self.name}: the loss is {loss:.4g} at step {self.step}; the last good weights are kept. "
+                "Lower the learning rate, or give another --seed, and start in a new --out"
+            )
+
+    def keep(self, **stats):
+        """The weights as they are now, with `stats` in their metadata, are what the stage leaves."""
+        tensors = {name: tensor.detach().clone() for name, tensor in self.result.state_dict().items()}
+        self.kept = tensors, {**self.result.metadata(), "seed": self.seed, **stats}
+
+    def write_kept(self):
+        if self.kept is not None:
+            checkpoints.write(self.out, *self.kept, self.tokenizer)
+            self.kept = None
+
+    def tick(self, step):
+        """Save, if it is time: `step` is the next to do."""
+        if step == self.steps or time.monotonic() - self.saved >= max(SAVE_SECONDS, 20 * self.saving):
+            self.save(step)
+
+    def save(self, step):
+        """Save what a killed run continues from."""
+        begun = time.monotonic()
+        self.write_kept()
+        if world()[0] == 0:
+            state = {"step": step, "memory": self.memory, "seconds": self.before + begun - self.started}
+            state["model"] = self.model.state_dict()
+            state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
+            save_state(self.out / "state.pt", state)
+        self.saved = time.monotonic()
+        self.saving = self.saved - begun
+
+    def resume(self):
+        """Restore what was saved; returns the step to go on with."""
+        path = self.out / "state.pt"
+        state = load_state(path)
+        if state is None:
+            return 0
+        try:
+            self.model.load_state_dict(state["model"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.memory |= state["memory"]
+            self.before, step = state["seconds"], state["step"]
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0][:80]
+            raise CheckpointError(f"{path} belongs to another configuration ({reason}): choose another --out") from None
+        return step
+
+    def finish(self):
+        """Write what was kept; every process waits until it is there."""
+        self.write_kept()
+        wait()

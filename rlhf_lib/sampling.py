@@ -3,13 +3,14 @@
 B: completions    P: prompt tokens, padded on the left    T: new tokens    V: vocabulary
 """
 
-import contextlib
 import math
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
-from rlhf_lib.model import KVCache
+from rlhf_lib.models.heads import head_logprobs
+from rlhf_lib.models.layers import KVCache, evaluating, pad
 from rlhf_lib.tokenization import check_tokens
 
 
@@ -22,39 +23,14 @@ class Samples(NamedTuple):
     mask: torch.Tensor
 
 
-@contextlib.contextmanager
-def evaluating(model):
-    """Dropout off inside, and back as it was behind."""
-    training = model.training
-    model.eval()
-    try:
-        yield model
-    finally:
-        model.train(training)
-
-
-def pad_left(prompts, device="cpu"):
-    """Lists of tokens as one tensor: tokens (B, P) with 0 on the left, and the mask (B, P) of real ones."""
-    longest = max(len(prompt) for prompt in prompts)
-    tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        tokens[row, longest - len(prompt) :] = torch.as_tensor(prompt)
-        mask[row, longest - len(prompt) :] = True
-    return tokens.to(device), mask.to(device)
-
-
-def distribution(logits, temperature=1.0, top_k=0, top_p=1.0, keep=None):
-    """Log-probabilities (..., V) of the distribution that is sampled from; -inf for tokens that are cut.
-
-    Sampling, reference and update all go through here, so they agree on temperature and on the cut.
+def restricted(logits, temperature=1.0, top_k=0, top_p=1.0):
+    """The logits (..., V), float32, of what is sampled from: divided by the temperature, -inf for tokens that are cut.
 
     Args:
         logits: (..., V).
         temperature: above 0; divides the logits.
         top_k: keep the k most likely tokens (Fan et al. 2018); 0 keeps all.
         top_p: of those, keep the fewest whose probability reaches p (Holtzman et al. 2020, section 3.1); 1 keeps all.
-        keep: (..., V) bool, the tokens that another model's cut left (see `kept_tokens`), in place of top_k and top_p.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}; for the most likely token use top_k=1")
@@ -63,8 +39,6 @@ def distribution(logits, temperature=1.0, top_k=0, top_p=1.0, keep=None):
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
     logits = logits.float() if temperature == 1 else logits.float() / temperature
-    if keep is not None:
-        return logits.masked_fill(~keep, -math.inf).log_softmax(-1)
     if 0 < top_k < logits.shape[-1]:
         keep = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, logits.topk(top_k).indices, True)
         logits = logits.masked_fill(~keep, -math.inf)
@@ -72,23 +46,51 @@ def distribution(logits, temperature=1.0, top_k=0, top_p=1.0, keep=None):
         ranked, order = logits.softmax(-1).sort(-1, descending=True)
         cut = ranked.cumsum(-1) - ranked >= top_p  # the tokens before it reach p already
         logits = logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -math.inf)
-    return logits.log_softmax(-1)
+    return logits
 
 
-def draw(logprobs, uniforms):
+def distribution(logits, temperature=1.0, top_k=0, top_p=1.0):
+    """Log-probabilities (..., V) of the distribution that is sampled from; arguments and errors as for `restricted`."""
+    return restricted(logits, temperature, top_k, top_p).log_softmax(-1)
+
+
+def draw(logits, uniforms):
+    """One token a row, a (B,) tensor; see `draw_with_logprobs`."""
+    return draw_with_logprobs(logits, uniforms)[0]
+
+
+def draw_with_logprobs(logits, uniforms, block=64):
     """One token a row by inverting the cumulative distribution: many times faster on a CPU than torch.multinomial.
 
+    The vocabulary is added up in blocks: first the block is found, then the token in it. So the running sums are short; and where
+    a card, which adds up in parallel, rounds a sum down, a token that was cut is still never drawn.
+
     Args:
-        logprobs: (B, V), as `distribution` returns them.
+        logits: (B, V), as `restricted` returns them, or log-probabilities.
         uniforms: (B,) in [0, 1).
 
     Returns:
-        tokens (B,): the first whose cumulative probability exceeds the uniform.
+        tokens (B,), the first whose cumulative probability exceeds the uniform, and their log-probabilities (B,).
     """
-    cumulative = logprobs.exp().cumsum(-1)  # (B, V)
-    total = cumulative[:, -1:]
-    point = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, point, right=True)[:, 0]
+    V = logits.shape[1]
+    top = logits.amax(-1, keepdim=True)  # (B, 1)
+    weights = (logits - top).exp_()
+    weights = (F.pad(weights, (0, -V % block)) if V % block else weights).view(len(logits), -1, block)  # (B, blocks, block)
+    sums = weights.sum(-1)  # (B, blocks)
+    below = sums.cumsum(-1)
+    total = below[:, -1:]
+    which = first(below > uniforms[:, None] * total, sums)  # (B, 1)
+    inside = weights.gather(1, which[:, :, None].expand(-1, -1, block))[:, 0]  # (B, block)
+    rest = uniforms[:, None] * total - (below - sums).gather(1, which)
+    tokens = which * block + first(inside.cumsum(-1) > rest, inside)  # (B, 1)
+    return tokens[:, 0], (logits.gather(1, tokens) - top - total.log())[:, 0]
+
+
+def first(reached, weights):
+    """The first place (B, 1) where `reached` is True and the weight above 0; the last with a weight where there is none."""
+    found, places = reached & (weights > 0), torch.arange(weights.shape[1], device=weights.device)
+    last = torch.where(weights > 0, places, 0).amax(-1, keepdim=True)
+    return torch.where(found.any(-1, keepdim=True), found.int().argmax(-1, keepdim=True), last)
 
 
 @torch.no_grad()
@@ -109,7 +111,7 @@ def generate(
     Args:
         model: a GPT.
         prompts: a list of lists of tokens, or a (B, P) tensor of prompts of one length.
-        temperature, top_k, top_p: see `distribution`.
+        temperature, top_k, top_p: see `restricted`.
         generator: a torch.Generator on the CPU, for repeatable samples.
         uniforms: (B, max_new_tokens) numbers in [0, 1) to draw with, instead of a generator. Row b's completion depends
             on row b's numbers alone, whatever else is in the batch.
@@ -133,7 +135,7 @@ def generate(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones are more than the model's context of "
             f"{model.config.context}: shorten the prompt or ask for fewer tokens"
         )
-    tokens, mask = pad_left(prompts, device)
+    tokens, mask = pad(prompts, "left", device)
     if uniforms is None:
         uniforms = torch.rand(len(prompts), max_new_tokens, generator=generator)
     uniforms = uniforms.to(device)
@@ -144,56 +146,56 @@ def generate(
 
     with evaluating(model):
         cache = KVCache(model.config, len(prompts), longest + max_new_tokens, device, next(model.parameters()).dtype)
-        hidden = model.hidden(tokens, None if bool(mask.all()) else mask, cache)[:, -1]  # (B, C)
+        hidden = model.hidden(tokens, mask if len(set(map(len, prompts))) > 1 else None, cache)[:, -1]  # (B, C)
+        going = torch.ones(len(prompts), dtype=torch.bool, device=device)
         for step in range(max_new_tokens):
-            scores = distribution(model.head(hidden), temperature, top_k, top_p)  # (live, V)
-            chosen = draw(scores, uniforms[live, step])  # (live,)
-            out[live, step] = chosen
-            logprobs[live, step] = scores.gather(1, chosen[:, None])[:, 0]
-            out_mask[live, step] = True
-            if end_token is not None and bool((chosen == end_token).any()):
-                going = chosen != end_token
-                live, chosen = live[going], chosen[going]
-                if not len(live):
+            logits = restricted(model.head(hidden), temperature, top_k, top_p)  # (live, V)
+            chosen, scores = draw_with_logprobs(logits, uniforms[live, step])  # (live,) each
+            out[live, step] = torch.where(going, chosen, 0)
+            logprobs[live, step] = torch.where(going, scores, 0)
+            out_mask[live, step] = going
+            if step + 1 == max_new_tokens:
+                break
+            if end_token is not None:
+                going = going & (chosen != end_token)
+                left = int(going.sum())  # the one number a token that the host asks for
+                if left == 0:
                     break
-                cache.select(going)
-            if step + 1 < max_new_tokens:
-                hidden = model.hidden(chosen[:, None], None, cache)[:, -1]
+                if left <= 0.75 * len(live):  # moving the cache costs as much as a step or two
+                    rows = going.int().argsort(descending=True, stable=True)[:left]  # without asking a card again
+                    live, chosen, going = live[rows], chosen[rows], going[rows]
+                    cache.select(rows)
+            hidden = model.hidden(chosen[:, None], None, cache)[:, -1]
     return Samples(out, logprobs, out_mask)
 
 
-def token_logprobs(model, prompts, tokens, mask, *, temperature=1.0, top_k=0, top_p=1.0, keep=None):
-    """The log-probabilities of completions, without a cache: those that `generate` returned, now with a gradient.
-
-    Args:
-        prompts: as for `generate`.
-        tokens, mask: (B, T), a completion each, as in Samples.
-        keep: (B, T, V) bool, the tokens that the sampler's cut left, in place of a cut of this model's own.
-
-    Returns:
-        logprobs (B, T), 0 where masked, and logits (B, T, V) before temperature and cut.
-    """
-    start, start_mask = pad_left([list(map(int, prompt)) for prompt in prompts], tokens.device)
+def completion_hidden(model, prompts, tokens, mask):
+    """The final hidden states (B, T, C) that completions are predicted from; arguments as for `token_logprobs`."""
+    start, start_mask = pad(prompts, "left", tokens.device)
     P = start.shape[1]
     whole = torch.cat([start, tokens], dim=1)[:, :-1]  # the last token predicts nothing
     whole_mask = torch.cat([start_mask, mask], dim=1)[:, :-1]
-    padded = not bool(start_mask.all())  # padding on the right is behind everything that counts
-    hidden = model.hidden(whole, whole_mask if padded else None)[:, P - 1 :]  # (B, T, C)
-    logits = model.head(hidden)  # (B, T, V)
-    logprobs = distribution(logits, temperature, top_k, top_p, keep).gather(2, tokens[:, :, None])[:, :, 0]
-    return torch.where(mask, logprobs, 0), logits
+    padded = len(set(map(len, prompts))) > 1  # padding on the right is behind everything that counts
+    return model.hidden(whole, whole_mask if padded else None)[:, P - 1 :]
 
 
-@torch.no_grad()
-def kept_tokens(model, prompts, tokens, mask, *, temperature=1.0, top_k=0, top_p=1.0):
-    """Which tokens top-k and top-p left to the sampler at each position: (B, T, V) bool, or None when nothing is cut.
+def completion_logits(model, prompts, tokens, mask):
+    """The logits (B, T, V) that completions are drawn from, before temperature and cut; arguments as for `token_logprobs`."""
+    return model.head(completion_hidden(model, prompts, tokens, mask))
 
-    Reference and update must cut these same tokens. A cut of their own could leave out a token that was sampled, whose
-    log-probability would then be minus infinity, and so would any KL or ratio made of it.
+
+def token_logprobs(model, prompts, tokens, mask, *, temperature=1.0, dtype=torch.float32):
+    """The log-probabilities of completions, without a cache: those that `generate` returned, now with a gradient.
+
+    Args:
+        prompts: a list of B lists of tokens.
+        tokens, mask: (B, T), a completion each, as in Samples.
+        temperature: that of sampling.
+        dtype: of the head's products, see `head_logprobs`.
+
+    Returns:
+        (B, T), in nats, 0 where masked.
     """
-    if top_k == 0 and top_p == 1:
-        return None
-    with evaluating(model):
-        logits = token_logprobs(model, prompts, tokens, mask)[1]
-    keep = distribution(logits, temperature, top_k, top_p) > -math.inf
-    return keep.scatter(2, tokens[:, :, None], True)  # a tie at the border may fall the other way without the cache
+    hidden = completion_hidden(model, prompts, tokens, mask)  # (B, T, C)
+    logprobs = head_logprobs(hidden.flatten(0, 1), model.head.weight, tokens.flatten(), temperature, dtype)
+    return torch.where(mask, logprobs.view(tokens.shape), 0)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rlhf_lib.runs import write_atomic
+from rlhf_lib.files import write_atomic
 
 END = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"

@@ -1,5 +1,7 @@
 import contextlib
+import io
 import json
+import pickle
 import random
 
 import pytest
@@ -14,25 +16,25 @@ def interrupted():
     training state after step `saved` alone (0: never). Without them it saves as always. `after(step, model)` is called
     behind each step. `done` lists the steps that were done.
     """
-    tick = runs.Progress.tick
+    tick = runs.stage.tick
 
     @contextlib.contextmanager
     def patched(saved=None, stop=None, after=None):
         done = []
 
-        def stand_in(self, step, extra=None, now=False):
+        def stand_in(self, step):
             done.append(step)
             if saved is None:
-                tick(self, step, extra, now)
+                tick(self, step)
             elif step == saved:
-                tick(self, step, extra, now=True)
+                self.save(step)
             if after is not None:
                 after(step, self.model)
             if step == stop:
                 raise KeyboardInterrupt
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(runs.Progress, "tick", stand_in)
+            patch.setattr(runs.stage, "tick", stand_in)
             yield done
 
     return patched
@@ -71,14 +73,14 @@ def tiny(tmp_path_factory):
     return {
         "corpus": str(folder / "play.txt"),
         "labels": str(folder / "labels.jsonl"),
-        "rlhf.tokens": 16,
-        "rlhf.minibatch": 16,
-        "rlhf.completions": 32,
-        "rlhf.most_completions": 32,
-        "rlhf.iterations": 2,
-        "rlhf.epochs": 2,
-        "rlhf.normaliser_samples": 64,
-        "rlhf.keep_every": 2,
+        "ppo.max_new_tokens": 16,
+        "ppo.minibatch": 16,
+        "ppo.rollout_size": 32,
+        "ppo.max_rollout_size": 32,
+        "ppo.iterations": 2,
+        "ppo.epochs": 2,
+        "normaliser_samples": 64,
+        "ppo.keep_every": 2,
         "model.vocab_size": 300,
         "model.context": 64,
         "model.layers": 2,
@@ -89,15 +91,16 @@ def tiny(tmp_path_factory):
         "pretrain.evaluations": 4,
         "reward.epochs": 4,
         "reward.batch": 8,
-        "reward.rate": 5e-3,
-        "evaluate.samples": 64,
+        "reward.lr": 5e-3,
+        "evaluate_samples": 64,
     }
 
 
 @pytest.fixture(scope="session")
 def tiny_settings(tiny):
     """`tiny_settings(changes)`: the Settings of the tiny run, with changes by dotted name."""
-    from rlhf_lib.pipeline import PRESETS, changed
+    from rlhf_lib.pipelines.settings import changed
+    from rlhf_lib.pipelines.shakespeare import PRESETS
 
     return lambda changes=None: changed(PRESETS["smoke"], {**tiny, **(changes or {})})
 
@@ -105,13 +108,43 @@ def tiny_settings(tiny):
 @pytest.fixture(scope="session")
 def tiny_run(tiny_settings, tmp_path_factory):
     """The folder of a finished tiny run, made on the CPU by one thread. Not to be written to."""
-    from rlhf_lib.pipeline import Pipeline
+    from rlhf_lib.pipelines.shakespeare import Shakespeare
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("run") / "tiny"
     try:
-        Pipeline(tiny_settings(), folder, torch.device("cpu")).run()
+        Shakespeare(tiny_settings(), folder, torch.device("cpu")).run()
     finally:
         torch.set_num_threads(threads)
     return folder
+
+
+# ----------------------------------------------------------------------------------------- files that would run code
+
+
+class Payload:
+    """Unpickling it creates the file `mark`."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return open, (str(self.mark), "w")
+
+
+@pytest.fixture(scope="session")
+def payloads():
+    """`payloads(mark)`: six files that create the file `mark` when they are unpickled: the payload as a plain pickle in three
+    protocols, and as torch saves it, alone and beside harmless entries."""
+
+    def made(mark):
+        contents = [pickle.dumps(Payload(mark), protocol) for protocol in (0, 2, 4)]
+        state = {"step": 1, "memory": {}, "seconds": 0.0, "model": {}, "optimizers": [], "more": Payload(mark)}
+        for saved, zipped in ((Payload(mark), True), (state, True), (state, False)):
+            buffer = io.BytesIO()
+            torch.save(saved, buffer, _use_new_zipfile_serialization=zipped)
+            contents.append(buffer.getvalue())
+        return contents
+
+    return made

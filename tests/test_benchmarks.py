@@ -1,17 +1,24 @@
 """The benchmarks' own parts: medians, disturbance, the table, the plot; and one group of rows at tiny shapes."""
 
+import copy
 import json
 import math
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import decode, growth, measure, pipeline, pretrain, table
+from benchmarks import decode, growth, measure, pipeline, ppo, pretrain, table
 from benchmarks.__main__ import GROUPS, main
 from benchmarks.measure import BenchmarkError, Row
-from rlhf_lib.pretrain import evaluate
+from rlhf_lib import runs
+from rlhf_lib.files import read_json
+from rlhf_lib.judge import GoldJudge
+from rlhf_lib.pipelines.shakespeare import PRESETS
+from rlhf_lib.trainers.ppo import train
+from rlhf_lib.trainers.pretrain import evaluate
 
 OPTIONS = SimpleNamespace(rounds=2, retries=3)
 
@@ -247,6 +254,101 @@ def test_the_peers_time_is_the_sum_of_its_parts():
     total, terms = pipeline.arithmetic(work, (10, 2, 20))
     assert total == 60 + 30 + 60 + 20
     assert "PPO 120 completions / 2 = 1.0 min" in terms and terms.endswith("together 2.8 min")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_rows_on_a_card_have_the_shapes_of_the_preset(name):
+    model, settings = PRESETS[name].model, PRESETS[name].ppo
+    sizes = (model.layers, model.heads, model.width, model.vocab_size, settings.rollout_size, settings.max_new_tokens)
+    one, other = decode.of_preset(name), ppo.of_preset(name)
+    assert (one.layers, one.heads, one.width, one.vocab_size, one.batch, one.tokens) == sizes
+    assert (other.layers, other.heads, other.width, other.vocab_size, other.completions, other.tokens) == sizes
+    assert (other.epochs, other.minibatch) == (settings.epochs, settings.minibatch)
+
+
+@pytest.mark.parametrize(("kept", "shown"), [(True, "fp32"), (False, "fp32, ours by copies in bfloat16")])
+def test_ours_writes_by_a_quick_copy_and_the_row_says_of_what_type(monkeypatch, kept, shown):
+    """On a machine that is made up: one whose copies are the model itself, and one that has bfloat16."""
+    used = []
+    monkeypatch.setattr(decode, "quick_copy", lambda model: model if kept else copy.deepcopy(model).bfloat16())
+    monkeypatch.setattr(decode, "check", lambda *_: "")
+    monkeypatch.setattr(decode, "peer_generate", lambda *_, **__: None)
+    monkeypatch.setattr(decode, "generate", lambda model, *_: used.append(next(model.parameters()).dtype))
+    (row, _) = decode.compare(decode.QUICK[0], SimpleNamespace(rounds=1, retries=0, device="cpu", profile=False))
+    assert used == [torch.float32 if kept else torch.bfloat16, torch.float32] * 2  # a warm-up and a round
+    assert row.work.endswith(f"temperature 1, {shown}") and row.note.startswith("ours without copies")
+
+
+def test_the_rate_leaves_out_the_iteration_that_warms_up():
+    shape = SimpleNamespace(completions=10)
+    assert ppo.rate([0.0, 100.0, 102.0, 104.0], shape) == 5  # the end of the warm-up is at 100
+
+
+@pytest.fixture(scope="module")
+def models(tiny):
+    return ppo.Models(ppo.QUICK, Path(tiny["corpus"]).read_text(encoding="utf-8"))
+
+
+def test_policies_and_reward_models_of_both_sides_are_the_same(models):
+    tokens = torch.randint(1, 300, (4, 8), generator=torch.Generator().manual_seed(0))
+    assert models.check(tokens).count("agree") == 2
+    ids = [[5, 6, 7], [8]]
+    alone = [models.reward.logits(torch.tensor([row])).item() for row in ids]
+    assert models.peer_rewards(ids) == pytest.approx(alone, abs=1e-5)
+    with torch.no_grad():
+        models.peer_reward.score.weight.neg_()
+    with pytest.raises(BenchmarkError, match="rewards differ"):
+        models.check(tokens)
+    with torch.no_grad():
+        models.peer_reward.score.weight.neg_()
+
+
+def test_the_watch_is_called_once_behind_every_rollout_and_only_looks(models, monkeypatch):
+    ends, logged, weights = iter(range(100)), [], {name: x.clone() for name, x in models.policy.state_dict().items()}
+
+    def watched(*arguments, **options):
+        policy = train(*arguments, **options)
+        logged.extend(runs.Metrics(arguments[5]).read("policy"))
+        return policy
+
+    monkeypatch.setattr(ppo.ppo, "train", watched)
+    watch = ppo.Stopwatch(look=lambda: next(ends))
+    rate = ppo.our_ppo(models, ppo.QUICK, iterations=3, watch=watch)
+    assert watch.seen == [0, 1, 2, 3] and len(watch.times) == 4  # the last rollout is only measured
+    assert watch.times == sorted(watch.times)
+    assert rate == pytest.approx(8 * 2 / (watch.times[3] - watch.times[1]))
+    assert [record["step"] for record in logged] == [0, 1, 2, 3] and all("gold" in record for record in logged)
+    assert all(record["rollout_size"] == 8 for record in logged)
+    assert all(torch.equal(x, weights[name]) for name, x in models.policy.state_dict().items())
+
+
+def test_the_watch_notes_what_the_gold_judge_says():
+    texts = ["I love thee, sweet joy", "death and hatred"]
+    found = ppo.Stopwatch()(SimpleNamespace(texts=texts), None)
+    assert found == {"gold": pytest.approx(GoldJudge().score(texts).mean().item())}
+
+
+def test_the_amounts_of_work_are_those_of_the_runs_settings(tiny_run, monkeypatch):
+    """The hand-made labels are what a laptop run learns from; here they are made up: three passages, one of them held out."""
+    monkeypatch.setattr(pipeline.corpus, "load", lambda name: name)
+    monkeypatch.setattr(pipeline.labels, "hand_made", lambda plays: [f"{plays} {number}" for number in range(3)])
+    rows = [SimpleNamespace(text="love"), SimpleNamespace(text="my seven")]
+    monkeypatch.setattr(pipeline.labels, "split", lambda made, share: (rows, made[len(rows) :]))
+    tokenizer = pipeline.tokenization.load(tiny_run / "base" / "tokenizer.json")
+    settings = read_json(tiny_run / "settings.json")
+    assert pipeline.amounts(tiny_run, settings) == {
+        "pretrain": 40 * 8 * 64,
+        "reward": 4 * sum(len(tokenizer.encode(row.text)) for row in rows),
+        "policy": 2 * 32,
+        "samples": (64 + 2 * 64) * 16,
+    }
+
+
+def test_a_finished_run_is_not_made_again(tiny_run, monkeypatch):
+    monkeypatch.setattr(pipeline.subprocess, "run", lambda *_, **__: pytest.fail("a run was made"))
+    monkeypatch.setattr(pipeline, "amounts", lambda folder, settings: settings["pretrain.steps"])
+    summary, settings, work = pipeline.finished(tiny_run)
+    assert summary == read_json(tiny_run / "summary.json") and settings["model.width"] == 32 and work == 40
 
 
 # ----------------------------------------------------------------------------------------- the command

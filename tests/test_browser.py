@@ -19,6 +19,7 @@ import nbformat
 import pytest
 
 from rlhf_lib import labels, runs, widgets
+from rlhf_lib.files import write_json
 
 sync_api = pytest.importorskip("playwright.sync_api")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -45,22 +46,22 @@ TEXTS = ["Sweet love, welcome.", "He is dead.\nDead, I say!", "The door is <b>sh
 CELLS = (
     """
 from pathlib import Path
-from rlhf_lib import pretrain, reward, widgets
+from rlhf_lib import checkpoints, widgets
 run = Path({run!r})
-base, tokenizer = pretrain.load_model(run / "base")
-policy, _ = pretrain.load_model(run / "policy")
-reward_model, _ = reward.load_model(run / "reward")
+base, tokenizer = checkpoints.load(run / "base")
+policy, _ = checkpoints.load(run / "policy")
+reward_model, _ = checkpoints.load(run / "reward", kind="reward")
 """,
     "widgets.labelling({texts!r}, 'labels.jsonl', reader='r1')",
     """
 samples = {{
-    name: [one.text for one in widgets.sample(model, tokenizer, tokens=24, count=2)]
+    name: [one.text for one in widgets.sample(model, tokenizer, max_new_tokens=24, count=2)]
     for name, model in (("base", base), ("policy", policy))
 }}
 widgets.blind_rating(samples, 'ratings.csv', rater='r1')
 """,
     "widgets.sampler({{'base': base, 'tuned': policy}}, tokenizer, reward_model, count=1)",
-    "widgets.explorer(run, count=2, tokens=24)",
+    "widgets.explorer(run, count=2, max_new_tokens=24)",
     """
 import math, time
 with widgets.LiveCurves(["loss", "kl"], every=0.2) as live:
@@ -83,7 +84,7 @@ def lab(tmp_path_factory, tiny_run):
     settings = {"notebook-extension/tracker": {"windowingMode": "none"}}  # cells out of sight are drawn too
     settings["apputils-extension/notification"] = {"checkForUpdates": False, "fetchNews": "false"}
     for name, content in settings.items():
-        runs.write_json(home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings", content)
+        write_json(home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings", content)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

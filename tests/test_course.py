@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from rlhf_lib import course
-from rlhf_lib.pretrain import load_model
+from rlhf_lib import checkpoints, course
 
 
 @pytest.mark.parametrize("gpu, name", [(True, "gpu"), (False, "laptop")])
@@ -40,7 +39,7 @@ def test_chapters_start_from_the_published_run_until_there_is_a_finished_one_of_
     assert course.start_from("policy") == tmp_path / "smoke" / "policy"
 
 
-@pytest.mark.parametrize("stage", ["base", "policy"])
+@pytest.mark.parametrize("stage", ["base", "reward", "policy"])
 def test_the_published_models_load(stage):
-    model, tokenizer = load_model(course.PUBLISHED / stage)
+    model, tokenizer = checkpoints.load(course.PUBLISHED / stage, kind="reward" if stage == "reward" else "gpt")
     assert model.config.vocab_size == tokenizer.vocab_size

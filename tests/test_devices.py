@@ -1,5 +1,6 @@
 import atexit
 import contextlib
+import hashlib
 import os
 import subprocess
 import sys
@@ -18,51 +19,105 @@ from rlhf_lib import devices
 
 def test_the_device_follows_what_the_machine_has(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
+    asked = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert devices.pick_device() == torch.device("cpu")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert devices.pick_device() == torch.device("mps")
+    assert asked == []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert devices.pick_device() == torch.device("cuda", 0)
+    assert asked == ["high"]  # TF32, on a card alone
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert devices.pick_device() == torch.device("cuda", 3)
 
 
-@pytest.mark.parametrize(
-    "bf16, width, expected",
-    [
-        (True, 256, torch.bfloat16),
-        (True, 1024, torch.bfloat16),
-        (True, 255, torch.float32),
-        (False, 256, torch.float32),
-        (False, 64, torch.float32),
-    ],
-)
-def test_products_are_bfloat16_only_on_a_cpu_that_has_it_and_at_a_width_that_pays(monkeypatch, bf16, width, expected):
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+# device, whether it has bfloat16, width, what products run in, and what they run in where float16 is not exact enough
+PRECISIONS = [
+    ("cpu", True, 256, BF16, BF16),
+    ("cpu", True, 1024, BF16, BF16),
+    ("cpu", True, 255, FP32, FP32),
+    ("cpu", False, 256, FP32, FP32),
+    ("cpu", False, 64, FP32, FP32),
+    ("cuda", True, 1024, BF16, BF16),
+    ("cuda", True, 32, BF16, BF16),
+    ("cuda", False, 1024, FP16, FP32),
+    ("cuda", False, 32, FP16, FP32),
+    ("cuda:3", False, 512, FP16, FP32),
+    ("mps", False, 1024, FP32, FP32),
+]
+
+
+@pytest.mark.parametrize("device, bf16, width, dtype, exact", PRECISIONS)
+def test_products_run_in_what_the_device_has_and_the_width_pays_for(monkeypatch, device, bf16, width, dtype, exact):
     monkeypatch.setattr(devices, "has_bf16", lambda device: bf16)
-    x = torch.ones(4, 4)
-    for device in ("cpu", torch.device("cpu")):
-        with devices.autocast(device, width):
-            assert (x @ x).dtype == expected
-        assert (x @ x).dtype == torch.float32  # behind it nothing has changed
-
-
-def test_a_card_uses_bfloat16_at_every_width_when_it_has_it(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
-    assert isinstance(devices.autocast("cuda", 1024), contextlib.nullcontext)  # a card that only emulates it
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     asked = []
     monkeypatch.setattr(torch, "autocast", lambda *args: asked.append(args))
-    devices.autocast("cuda", 32)
-    assert asked == [("cuda", torch.bfloat16)]
+    for place in (device, torch.device(device)):
+        assert devices.precision(place, width) == dtype
+        for wanted, inexact in ((dtype, {}), (exact, {"exact": True})):
+            context = devices.autocast(place, width, **inexact)
+            assert isinstance(context, contextlib.nullcontext) == (wanted == FP32)
+            assert asked == ([] if wanted == FP32 else [(device.split(":")[0], wanted)])
+            asked.clear()
+
+
+def test_precision_without_a_width_is_that_of_a_wide_model(monkeypatch):
+    monkeypatch.setattr(devices, "has_bf16", lambda device: True)
+    assert devices.precision("cpu") == devices.precision("cpu", 256) == BF16
+
+
+@pytest.mark.parametrize("bf16, width, expected", [row[1:4] for row in PRECISIONS if row[0] == "cpu"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_products_on_a_cpu_are_of_that_type_inside_and_of_their_own_behind(monkeypatch, bf16, width, expected, exact):
+    monkeypatch.setattr(devices, "has_bf16", lambda device: bf16)
+    x = torch.ones(4, 4)
+    with devices.autocast("cpu", width, exact):
+        assert (x @ x).dtype == expected
+    assert (x @ x).dtype == FP32
+
+
+@pytest.mark.parametrize("device, bf16, width, dtype, exact", PRECISIONS)
+def test_losses_are_scaled_where_gradients_are_of_float16_and_nowhere_else(monkeypatch, device, bf16, width, dtype, exact):
+    monkeypatch.setattr(devices, "has_bf16", lambda device: bf16)
+    made = []
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: made.append((device, enabled)))
+    devices.grad_scaler(device, width)
+    assert made == [(device.split(":")[0], dtype == FP16)]
+
+
+@pytest.mark.parametrize("optimizers", [1, 2])
+def test_a_scaler_that_is_not_needed_changes_nothing(optimizers):
+    scaler = devices.grad_scaler(torch.device("cpu"), 64)
+    plain, scaled = nn.Linear(3, 1), nn.Linear(3, 1)
+    scaled.load_state_dict(plain.state_dict())
+    for model in (plain, scaled):
+        steps = [torch.optim.SGD([p], 0.1) for p in model.parameters()][:optimizers]
+        loss = model(torch.tensor([[1.0, 2.0, -1.0]])).square().sum()
+        if model is scaled:
+            assert scaler.scale(loss) is loss
+        loss.backward()
+        for step in steps:
+            scaler.step(step) if model is scaled else step.step()
+    scaler.update()
+    assert torch.equal(plain.weight, scaled.weight) and torch.equal(plain.bias, scaled.bias)
+    scaler.load_state_dict(scaler.state_dict())  # a stage saves and restores it as it does an optimiser
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_a_card_that_only_emulates_bfloat16_does_not_count_as_having_it(monkeypatch, emulated):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or not emulated)
+    assert devices.has_bf16(torch.device("cuda")) == (not emulated)
 
 
 def test_only_cards_and_cpus_are_trusted_with_bfloat16(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    for supported in (True, False):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda supported=supported: supported)
-        assert devices.has_bf16(torch.device("cpu")) == supported
+    for avx, amx in ((True, True), (True, False), (False, True), (False, False)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        assert devices.has_bf16(torch.device("cpu")) == (avx or amx)
         assert not devices.has_bf16(torch.device("mps"))
 
 
@@ -78,6 +133,49 @@ def test_peak_memory_is_what_the_kernel_counted():
     assert 0.95 * before <= peak <= 1.05 * kernel()  # the kernel itself counts a little late
 
 
+def test_the_peak_of_a_card_is_what_torch_counted_and_none_without_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices.peak_card_bytes() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 12345)
+    assert devices.peak_card_bytes() == 12345
+
+
+# -------------------------------------------------------------------------------------------------------------- random numbers
+
+
+def test_a_generator_is_made_from_seed_stream_and_step_alone():
+    def draw(*source):
+        torch.rand(17)  # whatever was drawn before
+        return tuple(torch.rand(3, generator=devices.generator(*source)).tolist())
+
+    assert draw(3, "rollout", 5) == draw(3, "rollout", 5)
+    assert draw(3, "rollout") == draw(3, "rollout", 0)
+    sources = [(seed, stream, step) for seed in range(4) for stream in ("windows", "rollout") for step in range(50)]
+    assert len({draw(*source) for source in sources}) == 400
+    state = torch.get_rng_state()
+    draw_again = devices.generator(3, "rollout", 5)
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator has no part in it
+    assert draw_again.device == torch.device("cpu")
+    assert draw_again.initial_seed() == devices.seed_for(3, "rollout", 5)
+
+
+@settings(deadline=None, max_examples=100)
+@given(seed=st.integers(0, 10**30), stream=st.text(max_size=8), step=st.integers(0, 10**9))
+def test_any_seed_gives_a_number_that_torch_takes(seed, stream, step):
+    number = devices.seed_for(seed, stream, step)
+    assert 0 <= number < 2**63
+    torch.manual_seed(number)
+    digest = int(hashlib.sha256(f"{seed} {stream} {step}".encode()).hexdigest()[:16], 16)
+    assert number == digest // 2
+
+
+def test_seeds_are_the_same_on_every_machine_and_in_every_process():
+    """Else neither a resumed run nor a published one could be repeated."""
+    assert devices.seed_for(0, "windows") == 3207655237370495221
+    assert devices.seed_for(7, "rollout", 12) == 2306106607333316407
+
+
 # ------------------------------------------------------------------------------------------------------------------ one process
 
 
@@ -91,6 +189,11 @@ def test_alone_nothing_is_shared_and_nothing_changes(monkeypatch):
     assert devices.mean_over_processes(0.1) == 0.1
     rows = torch.arange(6).view(3, 2)
     assert torch.equal(devices.gather(rows), rows)
+    assert torch.equal(devices.shared_out(lambda a, b: a + 2 * b, rows, rows), 3 * rows)
+    for value in (True, torch.tensor(True), 1):
+        assert devices.agreed(value) is True
+    for value in (False, torch.tensor(False), 0):
+        assert devices.agreed(value) is False
     model = nn.Linear(2, 1)
     devices.average_gradients(model)  # without gradients too
     model(torch.ones(3, 2)).sum().backward()
@@ -108,6 +211,20 @@ def test_shards_are_equal_and_lie_in_order_of_rank(size, each):
             shards.append(rows[devices.shard(len(rows))])
     assert [len(shard) for shard in shards] == [each] * size
     assert torch.equal(torch.cat(shards), rows)
+
+
+@settings(deadline=None, max_examples=60)
+@given(size=st.integers(1, 6), count=st.integers(1, 30))
+def test_work_that_is_shared_out_is_all_done_and_every_share_is_of_one_size(size, count):
+    """Also where the rows do not divide, or are fewer than the processes."""
+    rows, shares = torch.arange(count * 2).view(count, 2), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "gather", lambda share: share)  # what one process hands over
+        for rank in range(size):
+            patch.setattr(devices, "world", lambda rank=rank: (rank, size))
+            shares.append(devices.shared_out(lambda part, same: part + same, rows, rows))
+    assert {len(share) for share in shares} == {-(-count // size)}
+    assert torch.equal(torch.cat(shares)[:count], 2 * rows)
 
 
 @pytest.mark.parametrize("count, size", [(7, 2), (1, 4), (10, 3)])
@@ -186,10 +303,17 @@ try:
 except ValueError as error:
     refusal = str(error)
 
+shared, done = {}, []  # the rows of each process's share
+for count in (8, 7, 1):
+    rows = torch.arange(3 * count).view(count, 3).float()
+    shared[count] = devices.shared_out(lambda part, more: done.append(len(part)) or part.sum(1) + more, rows, torch.ones(count))
+
 result = {
     "world": (rank, size), "arrived": arrived, "shard": mine, "refusal": refusal, "steps": steps, "weights": model.state_dict(),
     "own_loss": loss.item(), "mean_loss": devices.mean_over_processes(loss.item()), "gathered": gathered,
     "means": [devices.mean_over_processes(pair[rank]) for pair in values],
+    "agreed": [devices.agreed(value) for value in (rank == 0, rank == 1, torch.tensor(rank == 0), False)],
+    "shared": shared, "done": done,
 }
 torch.save(result, folder / f"result-{rank}.pt")
 """
@@ -262,3 +386,16 @@ def test_every_process_gathers_all_rows_in_order_of_rank(two_processes):
 def test_every_process_gets_the_same_mean(two_processes):
     for result in two_processes:
         assert result["means"] == pytest.approx([(a + b) / 2 for a, b in VALUES], rel=1e-12)
+
+
+def test_every_process_goes_by_the_first_ones_word(two_processes):
+    """They would wait for one another for ever, if one of them stopped alone."""
+    for result in two_processes:
+        assert result["agreed"] == [True, False, True, False]
+
+
+def test_every_process_does_its_share_and_gets_the_whole(two_processes):
+    for result in two_processes:
+        for count, found in result["shared"].items():
+            assert found.tolist() == [9.0 * row + 4 for row in range(count)]
+        assert result["done"] == [4, 4, 1]

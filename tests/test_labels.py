@@ -1,13 +1,16 @@
 import itertools
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_lib import corpus, labels
+from rlhf_lib.judge import GoldJudge
 from rlhf_lib.labels import Label, LabelError
 
 WORKS = {"hamlet": "HAMLET.\nThe rest is silence.\n\nHORATIO.\nGood night, sweet prince.", "macbeth": "MACBETH.\nTomorrow."}
@@ -422,7 +425,7 @@ def test_phrases_tile_the_text_up_to_its_last_mark(text):
 
 def test_the_synthetic_rater_says_its_name_and_its_places(some_plays):
     works = dict(zip(some_plays["work"], some_plays["text"]))
-    found = labels.synthetic(200, some_plays, seed=5)
+    found = labels.synthetic(GoldJudge(), 200, some_plays, seed=5)
     assert [label.source for label in found] == labels.passages(some_plays, 200, 5)
     assert all(label.text == works[label.source[0]][label.source[1] : label.source[2]] for label in found)
     assert {label.reader for label in found} == {"synthetic"}
@@ -433,9 +436,7 @@ def test_the_synthetic_rater_says_its_name_and_its_places(some_plays):
 def test_the_synthetic_labels_follow_the_judge_over_a_threshold(some_plays, threshold):
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-    from rlhf_lib.judge import GoldJudge
-
-    found = labels.synthetic(200, some_plays, threshold=threshold)
+    found = labels.synthetic(GoldJudge(), 200, some_plays, threshold=threshold)
     scores = GoldJudge().score([label.text for label in found]).tolist()
     for label, score in zip(found, scores):
         assert label.label == ("positive" if score > threshold else "negative" if score < -threshold else "neutral")
@@ -447,17 +448,12 @@ def test_the_synthetic_labels_follow_the_judge_over_a_threshold(some_plays, thre
         assert (analyzer.polarity_scores(label.text)["compound"] > 0) == (label.label == "positive")
 
 
-def test_a_score_on_the_threshold_is_neutral(monkeypatch):
-    import torch
-
-    from rlhf_lib import judge
-
+def test_a_score_on_the_threshold_is_neutral():
     scores = [0.5, 0.51, -0.5, -0.51, 0.0, 1.0]
-    monkeypatch.setattr(judge.GoldJudge, "__init__", lambda self, *a, **k: None)
-    monkeypatch.setattr(judge.GoldJudge, "score", lambda self, texts: torch.tensor(scores, dtype=torch.float64))
+    judge = SimpleNamespace(score=lambda texts: torch.tensor(scores, dtype=torch.float64))
     # 120 speeches of 120 characters: most are taken whatever the draw of their length
     text = "Title\n\n" + "\n\n".join("SPEAKER.\n" + "a" * 119 + "." for _ in range(120))
-    found = labels.synthetic(len(scores), made_up(text), threshold=0.5)
+    found = labels.synthetic(judge, len(scores), made_up(text), threshold=0.5)
     assert [label.label for label in found] == ["neutral", "positive", "neutral", "negative", "neutral", "positive"]
 
 

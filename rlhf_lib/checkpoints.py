@@ -1,0 +1,108 @@
+"""Checkpoints of every kind of model: a folder with `model.safetensors` and the `tokenizer.json` it was trained with.
+
+The weights carry their metadata: the kind of model, its configuration, the tokeniser's fingerprint, and what was measured of it.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+
+from rlhf_lib import tokenization
+from rlhf_lib.devices import world
+from rlhf_lib.files import write_atomic
+from rlhf_lib.models.gpt import GPT
+from rlhf_lib.models.heads import RewardModel
+
+KINDS = {model.kind: model for model in (GPT, RewardModel)}
+NAMES = {"gpt": "a language model", "reward": "a reward model"}
+
+
+class CheckpointError(ValueError):
+    """A file that is not a usable checkpoint; the message names it and says what to do."""
+
+
+def save(folder, model, tokenizer, **stats):
+    """Write the checkpoint of `model`, with `stats` (what was measured of it) in its metadata."""
+    write(folder, model.state_dict(), {**model.metadata(), **stats}, tokenizer)
+
+
+def write(folder, tensors, metadata, tokenizer):
+    """Write a checkpoint: `tokenizer.json`, then `model.safetensors`. Under torchrun only the first process writes."""
+    if world()[0] > 0:
+        return
+    tokenizer.save(Path(folder) / "tokenizer.json")
+    metadata = {**metadata, "tokenizer": tokenizer.fingerprint()}
+    # A copy each: safetensors refuses tensors that share memory, as a tied head and embedding do.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_atomic(Path(folder) / "model.safetensors", safetensors_bytes(tensors, {"metadata": json.dumps(metadata)}))
+
+
+def read_metadata(folder):
+    """The metadata of the checkpoint in `folder`, a dict with at least `kind`, `config` and `tokenizer`."""
+    path = Path(folder) / "model.safetensors"
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint in {folder}: it needs a model.safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads(file.metadata()["metadata"])
+        metadata["tokenizer"], metadata["config"]  # every checkpoint of ours has them
+        return metadata
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or not a checkpoint of this project ({error}): train it again") from None
+
+
+def read_tensors(folder):
+    """The tensors of the checkpoint in `folder`, by name."""
+    with safe_open(Path(folder) / "model.safetensors", framework="pt") as file:
+        return {name: file.get_tensor(name) for name in list(file.keys())}
+
+
+def load(folder, device="cpu", kind="gpt"):
+    """The model and the tokeniser of the checkpoint in `folder`; the model is in evaluation mode.
+
+    Args:
+        kind: "gpt" for a language model, "reward" for a reward model.
+
+    Raises:
+        CheckpointError: no checkpoint there, a damaged one, one of another kind, or beside another tokeniser.
+    """
+    metadata = read_metadata(folder)
+    path = Path(folder) / "model.safetensors"
+    if metadata.get("kind") != kind:
+        found = NAMES.get(metadata.get("kind"), f"a {metadata.get('kind')} checkpoint")
+        raise CheckpointError(f"{folder} holds {found}, not {NAMES[kind]}: give the folder of {NAMES[kind]}")
+    tokenizer = tokenization.load(Path(folder) / "tokenizer.json")
+    if metadata["tokenizer"] != tokenizer.fingerprint():
+        raise CheckpointError(f"{path} was trained with another tokenizer: use the tokenizer.json that was saved with it")
+    try:
+        model = KINDS[kind].from_metadata(metadata)
+    except (TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} has a configuration that this version does not know ({error}): train it again") from None
+    return load_tensors(model, read_tensors(folder), path).to(device).eval(), tokenizer
+
+
+def load_tensors(model, tensors, path):
+    """Put `tensors` into `model`; raises CheckpointError when names or shapes differ, or a value is not finite."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wrong := sorted(set(expected.items()) ^ set(found.items())):
+        name, shape = wrong[0]
+        raise CheckpointError(f"{path} does not fit its configuration: tensor {name} {list(shape)} is missing or unexpected")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path} holds values that are not finite, in tensor {name}: train it again")
+    model.load_state_dict(tensors)
+    return model
+
+
+def same_tokenizer(first, second):
+    """Refuse two checkpoints whose tokenisers differ: one would read the other's tokens as other words.
+
+    Raises:
+        CheckpointError: naming both folders.
+    """
+    if read_metadata(first)["tokenizer"] != read_metadata(second)["tokenizer"]:
+        raise CheckpointError(f"{first} and {second} were trained with different tokenizers: choose two of one run")

@@ -1,0 +1,46 @@
+"""Files written whole or not at all, and the error of a run that cannot go on. Nothing here needs torch."""
+
+import contextlib
+import errno
+import json
+import os
+from pathlib import Path
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; the message says why, what is kept, and what to do."""
+
+
+def write_atomic(path, content):
+    """Write `content` (bytes) to `path` so that at any moment the old or the new content is there, never half of one.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written; what was at `path` is still there.
+    """
+    path = Path(path)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(fresh, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # no fresh file, or its folder is a file
+            fresh.unlink()
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = "the disk is full: free some space" if full else f"{error.strerror}: make the folder writable"
+        raise RunError(f"cannot write {path} ({what}, then run again; the last good file is kept)") from error
+
+
+def write_json(path, record):
+    write_atomic(path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path):
+    """The JSON file at `path`. Raises RunError, naming it, when it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise RunError(f"{path} is damaged ({error}): choose another --out, or delete the run's folder") from None

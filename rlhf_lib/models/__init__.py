@@ -1,0 +1,1 @@
+"""The models: a family a file, and what they are made of."""

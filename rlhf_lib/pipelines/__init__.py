@@ -1,0 +1,1 @@
+"""Pipelines: stages in a row, in one folder that can be stopped and resumed."""

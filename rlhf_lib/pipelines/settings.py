@@ -1,0 +1,43 @@
+"""Settings as nested dataclasses, flat dicts of dotted names, and what a docstring says of each."""
+
+from dataclasses import asdict, fields, is_dataclass, replace
+
+
+def flat(settings):
+    """Settings as a dict of dotted names to values: {"seed": 1, "pretrain.steps": 50}."""
+    rows = {}
+    for name, value in asdict(settings).items():
+        rows |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+    return rows
+
+
+def changed(settings, changes):
+    """`settings` with `changes`, a dict of dotted names to values; what is checked is the outcome."""
+    parts = {}
+    for name, value in changes.items():
+        part, _, inner = name.rpartition(".")
+        parts.setdefault(part, {})[inner] = value
+    own = parts.pop("", {})
+    return replace(settings, **own, **{part: replace(getattr(settings, part), **values) for part, values in parts.items()})
+
+
+def explain(settings, name):
+    """What the docstring of the settings' class says of the field `name`, in one line; "" where it says nothing."""
+    part, _, inner = name.rpartition(".")
+    owner = getattr(settings, part) if part else settings
+    text, found = "", False
+    for line in type(owner).__doc__.splitlines():
+        names, colon, rest = line.strip().partition(": ")
+        if colon and set(names.split(", ")) <= {field.name for field in fields(owner)}:
+            if found:
+                break
+            found = inner in names.split(", ")
+            text = rest if found else text
+        elif found and line.strip():
+            text += " " + line.strip()
+    return text.rstrip(".,")
+
+
+def parts(settings):
+    """The names of the fields that are settings themselves."""
+    return [field.name for field in fields(settings) if is_dataclass(getattr(settings, field.name))]

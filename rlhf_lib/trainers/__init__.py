@@ -1,0 +1,1 @@
+"""The training loops: one algorithm a file, its settings and its loop on one screen."""

@@ -1,0 +1,148 @@
+"""PPO without a value function, for rewards that come once, at the end of a completion.
+
+It follows the Deep Learning Curriculum (Hilton 2022), chapter 7: the reward is the advantage of every token of its completion,
+there is no value function, and training stops at a KL of ten nats from the original model. Two things are added, both small, and
+each can be seen to matter: a penalty on the KL, so that distance is only spent where it pays (`kl_coef` 0 takes it away), and a
+baseline, the last rollout's mean at each position. Without a baseline the advantages turn positive as the policy improves,
+and PPO makes whatever was sampled likelier, good or bad.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+
+from rlhf_lib import checkpoints, ppo, runs
+from rlhf_lib.devices import agreed, average_gradients, gather, generator, shard, world
+from rlhf_lib.trainers.rollouts import completion_kl, logprobs_of, minibatches, sample, score, shape_advantages
+
+
+@dataclass
+class PPOConfig:
+    """How the policy is trained.
+
+    Args:
+        iterations: rollouts, each followed by an update.
+        rollout_size, max_new_tokens: completions in a rollout, and the most tokens in each.
+        max_rollout_size: how far a rollout is enlarged when clipping is rare at the full rate.
+        temperature: of sampling, and so of reference and update too.
+        epochs, minibatch: passes over a rollout, and completions in an optimiser step.
+        lr: Adam's learning rate; over the second half of the iterations it falls to zero in a line.
+        clip: how far the probability ratio may leave 1.
+        kl_coef: penalty on the KL to the original model, in reward per nat; 0 for none.
+        max_kl: training stops when the KL of a completion passes it, in nats.
+        keep_every: iterations between the checkpoints that are kept on the way.
+    """
+
+    iterations: int = 12
+    rollout_size: int = 640
+    max_new_tokens: int = 48
+    max_rollout_size: int = 2048
+    temperature: float = 1.0
+    epochs: int = 2
+    minibatch: int = 160
+    lr: float = 3e-4
+    clip: float = 0.2
+    kl_coef: float = 0.08
+    max_kl: float = 10.0
+    keep_every: int = 5
+
+    def __post_init__(self):
+        for name in ("iterations", "rollout_size", "max_new_tokens", "epochs", "minibatch", "keep_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ppo.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "clip", "max_kl", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"ppo.{name} must be above 0, got {getattr(self, name)}")
+        if not self.kl_coef >= 0:
+            raise ValueError(f"ppo.kl_coef must not be negative, got {self.kl_coef}")
+        if self.rollout_size % self.minibatch:
+            raise ValueError(
+                f"ppo.rollout_size must be a multiple of ppo.minibatch, got {self.rollout_size} and {self.minibatch}"
+            )
+
+
+def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
+    """Fine-tune `base` with PPO, and leave the policy in `folder/policy`.
+
+    Every iteration: sample a rollout, measure its KL to the original model, keep the policy if it is within
+    `config.max_kl` and stop if it is not, then update. The policy that is kept has always been measured.
+
+    Args:
+        base: the GPT to start from; it stays as it is and is the reference.
+        prompts: a list of lists of tokens; completion i of a rollout continues prompt i, and round again.
+        reward: a function of a Rollout that gives one number a completion, (B,).
+        watch: a function of a Rollout and its rewards that gives a dict of numbers to log; training never uses them.
+
+    Returns:
+        The policy, in evaluation mode.
+
+    Raises:
+        RunError: a loss or the KL is not finite; the last good policy is kept.
+    """
+    policy = copy.deepcopy(base).eval().requires_grad_(True)  # no dropout: the update sees the distribution that was sampled from
+    optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr)
+    memory = {"baseline": torch.zeros(config.max_new_tokens), "rollout_size": config.rollout_size, "rare": 0}
+    show = ("kl", "reward", "gold")
+    stage = runs.stage("policy", folder, "policy", policy, [optimizer], config.iterations + 1, seed, tokenizer, memory, show=show)
+    for iteration in stage:
+        # Rollout: completions, their reward, and how far the policy has moved.
+        size = memory["rollout_size"]
+        some = [prompts[place % len(prompts)] for place in range(size)]
+        rollout = sample(
+            policy, tokenizer, some, config.max_new_tokens, generator(seed, "rollout", iteration), config.temperature
+        )
+        ref_logprobs = score(base, rollout, config.temperature)  # (B, T)
+        kl = completion_kl(rollout.logprobs, ref_logprobs, rollout.mask)  # (B,)
+        stage.check(kl.mean().item(), limit=100 * config.max_kl)
+        if agreed(kl.mean() > config.max_kl):
+            break
+        rewards = reward(rollout).to(kl.device)  # (B,)
+        stats = {
+            "kl": kl.mean().item(),
+            "kl_error": (kl.std() / math.sqrt(size)).item(),
+            "kl_k3": completion_kl(rollout.logprobs, ref_logprobs, rollout.mask, "k3").mean().item(),
+            "reward": rewards.mean().item(),
+            "entropy": -ppo.masked_mean(rollout.logprobs, rollout.mask).item(),  # nats per token
+            "rollout_size": size,
+            **(watch(rollout, rewards) if watch else {}),
+        }
+        stage.log(**stats)
+        stage.keep(iteration=iteration, **stats)
+        if iteration % config.keep_every == 0:
+            checkpoints.save(stage.out / f"iteration-{iteration:03d}", policy, tokenizer, seed=seed, iteration=iteration, **stats)
+        if iteration == config.iterations:
+            continue
+
+        # Advantages: what each token is worth, over what the last rollout had at its place.
+        worth = shape_advantages(rewards, rollout.logprobs, ref_logprobs, rollout.mask, config.kl_coef)  # (B, T)
+        advantages = worth - memory["baseline"].to(worth.device)
+        memory["baseline"] = ppo.masked_mean(worth, rollout.mask, dim=0).cpu()  # (T,)
+
+        # Update: a few passes over the rollout in minibatches.
+        factor = min(1, 2 * (1 - iteration / config.iterations))
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * factor
+        measured = []
+        for rows in minibatches(size, config.minibatch, config.epochs, generator(seed, "minibatches", iteration)):
+            mine = rows[shard(len(rows))]
+            old_logprobs, mask = rollout.logprobs[mine], rollout.mask[mine]
+            logprobs = logprobs_of(policy, rollout[mine], config.temperature)  # (b, T)
+            loss, clip_fraction, approx_kl = ppo.policy_loss(logprobs, old_logprobs, advantages[mine], mask, config.clip)
+            weight = mask.sum() * world()[1] / rollout.mask[rows].sum()  # 1, unless the processes' shares differ in length
+            (loss * weight).backward()
+            average_gradients(policy)
+            optimizer.step()
+            optimizer.zero_grad()
+            ratio = ppo.masked_mean((logprobs.detach() - old_logprobs).exp(), mask)
+            measured.append(torch.stack([loss.detach(), clip_fraction, approx_kl, ratio]) * weight)
+        measured = gather(torch.stack(measured)[None]).mean(0)  # (minibatches, 4), over all processes
+        means = measured.mean(0).tolist()
+        stage.log(**dict(zip(("policy_loss", "clip_fraction", "approx_kl"), means)), first_ratio=measured[0, 3].item())
+        stage.check(means[0])
+        memory["rare"] = memory["rare"] + 1 if means[1] < 0.01 and factor == 1 else 0
+        if memory["rare"] == 3 and 2 * size <= config.max_rollout_size:  # steps this small leave room for a less noisy gradient
+            memory["rollout_size"], memory["rare"] = 2 * size, 0
+    stage.finish()
+    return checkpoints.load(stage.out, next(base.parameters()).device)[0]

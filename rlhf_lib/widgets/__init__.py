@@ -1,0 +1,32 @@
+"""Widgets for the chapters, on core ipywidgets of version 7 (Colab) or 8, and the plain parts that do without them.
+
+    labelling       label passages                       plain: Labelling, label_by_typing
+    blind_rating    rate samples without their source    plain: BlindRating, rate_by_typing
+    sampler         models side by side                  plain: sample, tinted
+    explorer        a run's checkpoints                  plain: policy_checkpoints, checkpoint_samples, checkpoint_curves
+    LiveCurves      curves of a loop while it runs       plain: its records and .figure()
+
+What a person does is on disk after every press. All text is escaped before it is shown as HTML, and every colour is a tint
+or a border that shows on a light page and on a dark one.
+"""
+
+from rlhf_lib.widgets.explorer import checkpoint_curves, checkpoint_samples, explorer, policy_checkpoints
+from rlhf_lib.widgets.labelling import Labelling, label_by_typing, labelling
+from rlhf_lib.widgets.live import LiveCurves
+from rlhf_lib.widgets.rating import (
+    RESULT_HEAD,
+    BlindRating,
+    blind_rating,
+    correlation_line,
+    rate_by_typing,
+    read_ratings,
+    result_rows,
+    write_ratings,
+)
+from rlhf_lib.widgets.sampler import Sample, pieces, sample, sampler, tinted
+
+__all__ = [
+    "RESULT_HEAD", "BlindRating", "Labelling", "LiveCurves", "Sample", "blind_rating", "checkpoint_curves", "checkpoint_samples",
+    "correlation_line", "explorer", "label_by_typing", "labelling", "pieces", "policy_checkpoints", "rate_by_typing",
+    "read_ratings", "result_rows", "sample", "sampler", "tinted", "write_ratings",
+]  # fmt: skip

@@ -1,0 +1,195 @@
+"""Every trainer and the whole pipeline on the pretend card of `card.py`: the CPU's figures, and few waits for the card."""
+
+import inspect
+import random
+
+import card
+import pytest
+import torch
+from torch import nn
+
+from rlhf_lib import checkpoints, devices, runs, sampling
+from rlhf_lib.labels import Label
+from rlhf_lib.models.gpt import GPT, GPTConfig
+from rlhf_lib.models.heads import RewardModel
+from rlhf_lib.pipelines.shakespeare import Shakespeare
+from rlhf_lib.tokenization import CharTokenizer
+from rlhf_lib.trainers import muon, ppo, pretrain, reward, rewards, rollouts
+from rlhf_lib.trainers.ppo import PPOConfig
+from rlhf_lib.trainers.pretrain import PretrainConfig
+from rlhf_lib.trainers.reward import RewardConfig
+
+TOKENIZER = CharTokenizer(list("\nabcdefgh"))
+PROMPTS = [TOKENIZER.encode("\n\n"), TOKENIZER.encode("abc")]
+SHAPE = dict(vocab_size=TOKENIZER.vocab_size, context=24, layers=2, heads=2, width=16, dropout=0.1)
+
+
+@pytest.fixture(autouse=True)
+def one_way(monkeypatch):
+    """Code that asks whether it is on a CPU, or on one with bfloat16, goes the card's way on both, and sums in its order."""
+    for module in (devices, muon, rollouts):
+        monkeypatch.setattr(module, "has_bf16", lambda device: False)
+    with card.no_cpu_branches():
+        yield
+
+
+def gpt(device, seed=0):
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(**SHAPE))
+    for weight in model.parameters():
+        if weight.dim() == 2:
+            nn.init.normal_(weight, std=0.4)
+    return model.to(device)
+
+
+def texts(count, seed=0):
+    draw = random.Random(seed)
+    return ["".join(draw.choices("abcdefgh\n", k=draw.randint(3, 16))) for _ in range(count)]
+
+
+LABELS = [Label(one, draw, "r1", (one, "made")) for one, draw in zip(sorted(set(texts(90))), ["positive", "negative"] * 90)]
+TOKENS = torch.tensor(TOKENIZER.encode("\n\n".join(texts(100))))
+
+
+def pretraining(folder, device, **changes):
+    config = PretrainConfig(**{"steps": 12, "batch": 4, "warmup": 2, "evaluations": 2, **changes})
+    return pretrain.train(GPTConfig(**SHAPE), config, TOKENS, (TOKENS[:90], 90), TOKENIZER, folder, 0, device)
+
+
+def reward_training(folder, device, **changes):
+    config = RewardConfig(**{"epochs": 2, "batch": 8, "held_out": 0.2, **changes})
+    return reward.train(gpt(device), TOKENIZER, LABELS, config, folder, 0, device)[0]
+
+
+def policy_training(folder, device, **changes):
+    base, judge = gpt(device), RewardModel(gpt(device, seed=1)).to(device)
+    torch.manual_seed(2)
+    judge.score.weight.data.copy_(torch.randn(1, 16))
+    originals = rollouts.sample(base, TOKENIZER, PROMPTS * 32, 8, torch.Generator().manual_seed(3))
+    pays = rewards.fit_reward(judge, originals)
+    size = {"iterations": 3, "rollout_size": 16, "max_rollout_size": 16, "max_new_tokens": 8, "epochs": 2, "minibatch": 8}
+    config = PPOConfig(**{**size, "lr": 3e-3, "keep_every": 2, "max_kl": 100.0, **changes})
+    return ppo.train(base, TOKENIZER, PROMPTS, pays, config, folder)
+
+
+TRAINERS = {"pretrain": (pretraining, "base"), "reward": (reward_training, "reward"), "policy": (policy_training, "policy")}
+
+
+def figures(folder):
+    """The records of a run and its checkpoints to the last bit."""
+    files = [folder / "metrics.jsonl", *sorted(folder.rglob("*.safetensors"))]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+# ----------------------------------------------------------------------------------------- the CPU's figures
+
+
+@pytest.mark.parametrize("stage", TRAINERS)
+def test_a_trainer_on_the_card_gives_the_cpus_figures(tmp_path, stage):
+    train, out = TRAINERS[stage]
+    for device in ("cpu", "card"):
+        model = train(tmp_path / device, device)
+        assert next(model.parameters()).device.type == device
+    here, there = figures(tmp_path / "cpu"), figures(tmp_path / "card")
+    assert f"{out}/model.safetensors" in here and len(here["metrics.jsonl"]) > 100
+    assert there == here
+
+
+@pytest.mark.parametrize("stage", TRAINERS)
+def test_a_trainer_stopped_on_the_card_and_gone_on_with_gives_them_too(tmp_path, interrupted, stage):
+    train, _ = TRAINERS[stage]
+    train(tmp_path / "cpu", "cpu")
+    with interrupted(saved=2, stop=3), pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "card", "card")
+    with interrupted() as done:
+        train(tmp_path / "card", "card")
+    assert done[0] == 3
+    assert figures(tmp_path / "card") == figures(tmp_path / "cpu")
+
+
+@pytest.mark.parametrize("began, goes_on", [("card", "cpu"), ("cpu", "card")])
+def test_a_run_may_go_on_on_the_other_device(tmp_path, interrupted, began, goes_on):
+    policy_training(tmp_path / "whole", "cpu")
+    with interrupted(saved=2, stop=2), pytest.raises(KeyboardInterrupt):
+        policy_training(tmp_path / "moved", began)
+    policy_training(tmp_path / "moved", goes_on)
+    assert figures(tmp_path / "moved") == figures(tmp_path / "whole")
+
+
+def test_the_pipeline_on_the_card_gives_the_cpus_figures(tmp_path, tiny_settings):
+    changes = {"pretrain.steps": 20, "pretrain.evaluations": 2, "reward.epochs": 2}
+    for device in ("cpu", "card"):
+        summary = Shakespeare(tiny_settings(changes), tmp_path / device, torch.device(device)).run()
+        assert summary["device"] == device
+        assert (tmp_path / device / "report.html").exists()
+    assert figures(tmp_path / "card") == figures(tmp_path / "cpu")
+    for name in ("samples.jsonl", "policy/reward.json"):
+        assert (tmp_path / "card" / name).read_bytes() == (tmp_path / "cpu" / name).read_bytes()
+
+
+# ----------------------------------------------------------------------------------------- waits for the card
+
+
+def where(function):
+    """The names that `card` gives to the lines of a function."""
+    plain = inspect.unwrap(function)
+    lines, first = inspect.getsourcelines(plain)
+    file = inspect.getsourcefile(plain).removeprefix(f"{card.ROOT}/")
+    return {f"{file}:{first + place}" for place in range(len(lines))}
+
+
+SAVING = where(runs.save_state) | where(checkpoints.write)
+DRAWING = where(sampling.generate)
+EVALUATION = where(pretrain.evaluate) | where(reward.score_texts)
+
+
+def waits(act, *left_out):
+    """How often `act` waits for the card, saving and the lines of `left_out` aside; and what was counted."""
+    with card.counting() as counts:
+        act()
+    aside = SAVING.union(*left_out)
+    return sum(n for line, n in counts.lines["to_host"].items() if line not in aside), counts
+
+
+def test_a_minibatch_of_ppo_waits_at_most_3_times_and_an_iteration_at_most_40(tmp_path):
+    def run(**changes):
+        folder = tmp_path / "_".join(map(str, changes.values()))
+        return waits(lambda: policy_training(folder, "card", **changes), DRAWING)
+
+    short, _ = run(iterations=2, epochs=1)
+    longer, counts = run(iterations=2, epochs=4)
+    assert longer - short <= 3 * 2 * 3 * 2, counts  # 2 iterations have 3 epochs more of 2 minibatches
+    more, counts = run(iterations=6, epochs=1)
+    assert more - short <= 40 * 4, counts
+
+
+@pytest.mark.parametrize(("stage", "longer", "most"), [("pretrain", {"steps": 60}, 2), ("reward", {"epochs": 5}, 3)])
+def test_a_step_of_pretraining_waits_at_most_2_times_and_one_of_the_reward_model_3_times(
+    tmp_path, interrupted, stage, longer, most
+):
+    train, _ = TRAINERS[stage]
+    found, steps = [], []
+    for number, changes in enumerate(({}, longer)):
+        with interrupted() as done:
+            asked, counts = waits(lambda: train(tmp_path / str(number), "card", **changes), EVALUATION)  # noqa: B023
+        found.append(asked)
+        steps.append(len(done))
+    assert steps[1] - steps[0] > 20
+    assert found[1] - found[0] <= most * (steps[1] - steps[0]), counts
+
+
+def test_a_token_waits_once_to_ask_whether_rows_have_ended():
+    base = gpt("card")
+    uniforms = torch.rand(60, 20, generator=torch.Generator().manual_seed(0))
+    found, counts = waits(lambda: sampling.generate(base, PROMPTS[:1] * 60, 20, uniforms=uniforms, end_token=0))
+    assert found <= 20, counts
+    samples = sampling.generate(base, PROMPTS[:1] * 60, 20, uniforms=uniforms, end_token=0)
+    assert samples.mask.sum(1).unique().numel() > 5  # rows did end, and left the batch
+    found, counts = waits(lambda: sampling.generate(base, PROMPTS[:1] * 60, 20, uniforms=uniforms))
+    assert found == 0, counts  # nothing can end
+
+
+def test_a_rollout_brings_its_tokens_over_once_to_be_read():
+    base = gpt("card")
+    found, counts = waits(lambda: rollouts.sample(base, TOKENIZER, PROMPTS * 30, 8, torch.Generator().manual_seed(0)), DRAWING)
+    assert found <= 3, counts
