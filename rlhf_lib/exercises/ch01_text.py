@@ -9,7 +9,7 @@ from collections import Counter
 import torch
 from tokenizers import Tokenizer, models
 
-from rlhf_lib.exercises import Exercise
+from rlhf_lib.exercises.declare import Exercise
 
 UNKNOWN = "<|unknown|>"
 WORDS = ("the", "King", "is", "not", "my", "lord", "O", "love", "heart", "to", "thee", "I", "ll", "café")

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from rlhf_lib.exercises import Exercise
+from rlhf_lib.exercises.declare import Exercise
 
 
 def ragged(rows, steps, generator):

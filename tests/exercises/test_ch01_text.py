@@ -10,7 +10,8 @@ import pytest
 import torch
 from tokenizers import Regex, pre_tokenizers
 
-from rlhf_lib.exercises import text, verdict
+from rlhf_lib.exercises import ch01_text as text
+from rlhf_lib.exercises import verdict
 
 UNKNOWN = text.UNKNOWN
 

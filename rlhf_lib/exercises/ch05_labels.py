@@ -7,7 +7,7 @@ from collections import Counter
 
 import torch
 
-from rlhf_lib.exercises import Exercise
+from rlhf_lib.exercises.declare import Exercise
 
 LABELS = ("negative", "neutral", "positive")
 

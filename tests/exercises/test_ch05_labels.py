@@ -11,7 +11,7 @@ from scipy import stats
 
 from rlhf_lib import exercises, labels
 from rlhf_lib.exercises import verdict
-from rlhf_lib.exercises.labels import LABELS, wilson_interval
+from rlhf_lib.exercises.ch05_labels import LABELS, wilson_interval
 
 PLACES = {label: place for place, label in enumerate(LABELS)}
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy import integrate, optimize, stats
 
-from rlhf_lib.exercises import Exercise
+from rlhf_lib.exercises.declare import Exercise
 
 WORDS = ("love", "joy", "sweet", "my", "lord", "the", "day", "O", "night", "thou")
 
