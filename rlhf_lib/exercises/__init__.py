@@ -3,25 +3,27 @@
 A notebook says `check("causal_mask", causal_mask)`. That is three steps, and each can be taken in another process:
 
     inputs = draw(name, seed)              a list of dicts of tensors and plain values
-    outputs = answer(name, learner, inputs)  what the learner's function makes of them, tensors and plain values again
+    outputs = answer(name, learner, inputs)  what the learner's function makes of them, plain data again (plain.py)
     judge(name, inputs, outputs)           a Verdict
 
 The exercises themselves are in one module a chapter, each one call of `Exercise` (declare.py).
 """
 
+import re
 from typing import NamedTuple
 
-import torch
-
-from rlhf_lib.exercises.compare import difference, equal, is_record, raised, shown
+from rlhf_lib.exercises import relations
+from rlhf_lib.exercises.compare import difference, equal, shown
 from rlhf_lib.exercises.declare import CHAPTERS, EXERCISES, Exercise, find, load
-from rlhf_lib.exercises.frame import answer
+from rlhf_lib.exercises.frame import answer, draw, one_answer, right_answer
+from rlhf_lib.exercises.plain import is_record, plain, raised
 from rlhf_lib.exercises.progress import PROGRESS, progress, remember, solved
 
 __all__ = [
     "CHAPTERS", "EXERCISES", "PROGRESS", "Exercise", "NotYet", "Verdict", "answer", "check", "draw", "equal", "find", "is_record",
     "judge", "load", "progress", "raised", "solved", "verdict",
 ]  # fmt: skip
+LINES = 20  # of a message
 
 
 class Verdict(NamedTuple):
@@ -42,34 +44,55 @@ class NotYet(AssertionError):
         return [f"✗ {self}"]
 
 
-def draw(name, seed=0):
-    """The inputs of an exercise: a list of dicts of arguments, the smallest first, the same for the same seed."""
-    return list(find(name).draw_inputs(torch.Generator().manual_seed(seed)))
-
-
 def judge(name, inputs, outputs):
-    """Compare `outputs` with the oracle's and, where they differ, with each mistake's. Returns a Verdict."""
+    """Compare `outputs` with the oracle's. Where they differ, look for the mistake whose outputs they are, then for a relation.
+
+    Returns a Verdict. Raises RuntimeError when the oracle itself goes wrong.
+    """
     exercise = find(name)
-    expected = answer(name, exercise.right, inputs)
+    title = f"{exercise.number} {name}"
+    expected = [right_answer(exercise, arguments, tuples=True) for arguments in inputs]
+    outputs = [plain(one, trusted=True) for one in outputs]
+    if len(outputs) != len(inputs):
+        return Verdict(False, f"{title}: there are {len(outputs)} outputs for {len(inputs)} inputs")
     wrong = [place for place in range(len(inputs)) if not equal(outputs[place], expected[place], exercise.tolerance)]
     if not wrong:
-        return Verdict(True, f"{exercise.number} {name}: right on {len(inputs)} inputs")
+        return Verdict(True, f"{title}: right on {len(inputs)} inputs")
     first = wrong[0]
     found = dict(arguments=inputs[first], got=outputs[first], expected=expected[first])
-    if is_record(outputs[first], "raised") and outputs[first]["kind"] == "NotImplementedError":
-        return Verdict(
-            False, f"{exercise.number} {name}: not written yet. Write it in the cell above, run that cell, then this one."
-        )
+    if is_record(outputs[first], "unwritten"):
+        return Verdict(False, f"{title}: not written yet. Write it in the cell above, run that cell, then this one.")
+    order = wrong + [place for place in range(len(inputs)) if place not in wrong]  # most mistakes differ at the first of them
+
+    def made_by(mistake):
+        for place in order:
+            if not alike(outputs[place], one_answer(exercise, mistake, inputs[place], trusted=True), exercise.tolerance):
+                return False
+        return True
+
     for sentence, functions in exercise.mistakes.items():
-        for mistake in functions:
-            if all(equal(*pair, exercise.tolerance) for pair in zip(outputs, answer(name, mistake, inputs))):
-                return Verdict(False, f"{exercise.number} {name}: {sentence}", mistake=sentence, **found)
+        if any(made_by(mistake) for mistake in functions):
+            return Verdict(False, f"{title}: {sentence}", mistake=sentence, **found)
     what = difference(outputs[first], expected[first], exercise.tolerance)
-    lines = [f"{exercise.number} {name}: {what}. The smallest input that fails:"]
-    lines += [f"    {key} = {shown(value)}" for key, value in inputs[first].items()]
-    if not is_record(outputs[first]):
-        lines += [f"came out: {shown(outputs[first])}", f"expected: {shown(expected[first])}"]
-    return Verdict(False, "\n".join(lines), **found)
+    relation = relations.find(inputs, outputs, expected, exercise.tolerance)
+    return Verdict(False, told(title, relation or what, **found), mistake=relation, **found)
+
+
+def alike(output, mistaken, tolerance):
+    """Whether an output is a mistake's. Two exceptions are when they say the same, whatever the numbers in it."""
+    if is_record(output, "raised") and is_record(mistaken, "raised"):
+        says = [re.sub(r"\d+", "0", one["message"]) + str(bool(one["returned"])) for one in (output, mistaken)]
+        return output["kind"] == mistaken["kind"] and says[0] == says[1]
+    return equal(output, mistaken, tolerance)
+
+
+def told(title, sentence, arguments, got, expected):
+    """The message for a learner: what is wrong, and the smallest input that shows it."""
+    end = [] if is_record(got) else [f"came out: {shown(got)}", f"expected: {shown(expected)}"]
+    room = LINES - 1 - len(end)
+    lines = [f"    {key} = {shown(value)}" for key, value in arguments.items()]
+    lines = lines if len(lines) <= room else [*lines[: room - 1], "    ..."]
+    return "\n".join([f"{title}: {sentence}. The smallest input that fails:", *lines, *end])
 
 
 def verdict(name, function, seed=0):
@@ -96,9 +119,9 @@ def check(name, function, seed=0):
 
 def show(picture, verdict):
     """Draw what came out beside what was expected; an output too odd to be drawn gets no picture."""
-    from IPython.display import display
-
     try:
+        from IPython.display import display
+
         figure = picture(verdict.arguments, verdict.got, verdict.expected)
     except Exception:  # the learner's output may have any shape; the message says what is wrong with it
         return

@@ -33,7 +33,7 @@ class Exercise:
         name: of the function or class that the learner writes; unique in the course.
         draw: a generator function; takes a torch.Generator and yields dicts of arguments, the smallest first.
         right: the right answer, by another way than the learner's: an operator of PyTorch, a loop, a closed form. Where the
-            right answer is to raise, it returns `compare.raised("ValueError")`: what it raises itself is an error of the check.
+            right answer is to raise, it returns `plain.raised("ValueError")`: what it raises itself is an error of the check.
         mistakes: {sentence: what}: wrong answers that learners really write; the sentence says to them what they have done.
             `what` is a function like the learner's, a dict of keyword options for `formula`, or a tuple of several of these.
         formula: a function like the learner's with keyword options; without options it equals `right`.
