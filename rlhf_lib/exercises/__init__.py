@@ -9,11 +9,10 @@ A notebook says `check("causal_mask", causal_mask)`. That is three steps, and ea
 The exercises themselves are in one module a chapter, each one call of `Exercise` (declare.py).
 """
 
-import re
 from typing import NamedTuple
 
 from rlhf_lib.exercises import relations
-from rlhf_lib.exercises.compare import difference, equal, shown
+from rlhf_lib.exercises.compare import alike, difference, equal, shown
 from rlhf_lib.exercises.declare import CHAPTERS, EXERCISES, Exercise, find, load
 from rlhf_lib.exercises.frame import answer, draw, one_answer, right_answer
 from rlhf_lib.exercises.plain import is_record, plain, raised
@@ -74,16 +73,8 @@ def judge(name, inputs, outputs):
         if any(made_by(mistake) for mistake in functions):
             return Verdict(False, f"{title}: {sentence}", mistake=sentence, **found)
     what = difference(outputs[first], expected[first], exercise.tolerance)
-    relation = relations.find(inputs, outputs, expected, exercise.tolerance)
+    relation = relations.find(exercise, inputs, outputs, expected)
     return Verdict(False, told(title, relation or what, **found), mistake=relation, **found)
-
-
-def alike(output, mistaken, tolerance):
-    """Whether an output is a mistake's. Two exceptions are when they say the same, whatever the numbers in it."""
-    if is_record(output, "raised") and is_record(mistaken, "raised"):
-        says = [re.sub(r"\d+", "0", one["message"]) + str(bool(one["returned"])) for one in (output, mistaken)]
-        return output["kind"] == mistaken["kind"] and says[0] == says[1]
-    return equal(output, mistaken, tolerance)
 
 
 def told(title, sentence, arguments, got, expected):
