@@ -27,8 +27,6 @@ def turned(x):
 
 
 def row_for_all(x, row):
-    if x.shape[0] < 2:
-        raise ValueError
     return x[row : row + 1].expand_as(x) if row >= 0 else x[row:].expand_as(x)
 
 
@@ -38,10 +36,10 @@ def whitened(x, dim=None):
 
 
 def of_many(function):
-    """`function` for what has a dimension and two values or more; it raises for others, for which the change would be none."""
+    """`function` for what has a dimension; for a single number the change would be none."""
 
     def change(y):
-        if not y.dim() or y.numel() < 2:
+        if not y.dim():
             raise ValueError
         return function(y)
 
@@ -53,6 +51,17 @@ def of_float(function):
 
     def change(x):
         if not isinstance(x, float):
+            raise ValueError
+        return function(x)
+
+    return change
+
+
+def of_int(function):
+    """`function` for whole numbers alone."""
+
+    def change(x):
+        if not isinstance(x, int):
             raise ValueError
         return function(x)
 
@@ -145,7 +154,7 @@ FLOAT = [
     ("{x} is summed up along its last dimension first", lambda x: x.cumsum(-1)),
     ("{x} is kept between -1 and 1", lambda x: x.clamp(-1, 1)),
     ("{x} is kept between 0 and 1", lambda x: x.clamp(0, 1)),
-    *((f"{{x}} is kept between -{n} and {n}", lambda x, n=n: x.clamp(-n, n)) for n in (5, 10, 15, 20, 30, 50, 100)),
+    *((f"{{x}} is kept between -{n} and {n}", lambda x, n=n: x.clamp(-n, n)) for n in (10, 20, 30, 50, 100)),
 ]
 WHOLE = [
     ("{x} is one too large", lambda x: x + 1),
@@ -174,8 +183,8 @@ NUMBER = [
     ("{x} is not used: this is right for {x} = 1", lambda x: type(x)(1)),
     ("{x} is not used: this is right for {x} = 0", lambda x: type(x)(0)),
     ("the sign of {x} is turned", lambda x: -x),
-    ("{x} is one too large", lambda x: x + 1),
-    ("{x} is one too small", lambda x: x - 1),
+    ("{x} is one too large", of_int(lambda x: x + 1)),
+    ("{x} is one too small", of_int(lambda x: x - 1)),
     ("1 / {x} is used in place of {x}", lambda x: 1 / x),
     ("1 - {x} is used in place of {x}", lambda x: 1 - x),
     ("2 * {x} is used in place of {x}", lambda x: 2 * x),
@@ -189,8 +198,11 @@ NUMBER = [
     ("the absolute value of {x} is used", abs),
     ("{x} is in percent: 100 * {x} is used", of_float(lambda x: 100 * x)),
     ("{x} / 100 is used in place of {x}", of_float(lambda x: x / 100)),
-    ("{x} is kept at most at 1", lambda x: min(x, 1)),
-    ("{x} is not used: this is right where {x} is so large that it limits nothing", of_float(lambda x: 1e9)),
+    ("{x} is kept at most at 1", of_float(lambda x: min(x, 1.0))),
+    (
+        "{x} is not used: this is right where {x} is so large that it limits nothing",
+        lambda x: 1e9 if type(x) is float else x + 100,
+    ),
 ]
 CONSTANTS = (0.1, 0.2, 0.5, 0.05, 0.01, 0.9, 0.95, 0.99, 0.999, 1e-3, 1e-5, 1e-8, 2, 3, 4, 5, 8, 10, 16, 32, 64, 100)
 FLAG = [

@@ -6,6 +6,7 @@ what a learner's function leaves on is put back.
 
 import contextlib
 import ctypes
+import os
 import random
 import signal
 import sys
@@ -91,6 +92,23 @@ def own_random_numbers():
         np.random.set_state(before[2])
         if cards is not None:
             torch.cuda.set_rng_state_all(cards)
+
+
+@contextlib.contextmanager
+def quiet():
+    """Nothing is written by libraries below Python, which complain of what the search for a mistake tries out."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept, nowhere = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        for number, one in enumerate(kept, 1):
+            os.dup2(one, number)
+        for one in (*kept, nowhere):
+            os.close(one)
 
 
 # ----------------------------------------------------------------------------------------- the limit of time

@@ -67,6 +67,8 @@ def candidates(exercise, inputs, wrong):
     call, example = first_call(exercise, inputs[wrong[0]]), first_call(exercise, inputs[0])
     if call is None:
         return
+    nothing = lambda *given, **named: exercise.right(*copy.deepcopy(given), **copy.deepcopy(named))  # noqa: E731
+    yield Candidate(0, "nothing", "what the call should change is as it was before: nothing is done with it", nothing)
     yield from of_result(exercise, call)
     yield from of_arguments(exercise, call, example)
     yield from of_factors(exercise, call)
@@ -80,15 +82,16 @@ def of_arguments(exercise, call, example):
     given = call.given
     for name, value in given.items():
         written = example.given.get(name) if example is not None and is_plain(value) else None
-        for sentence, change in changes.changes_of(value, written):
-            constant = "whatever is given" in sentence
-            family = f"{name} {'constant' if constant else sentence}"
-            sentence = sentence.replace("{x}", name)
-            yield Candidate(1 + constant, family, sentence, with_changed(exercise.right, {name: change}))
+        for place, (sentence, change) in enumerate(changes.changes_of(value, written)):
+            rank, text = 3 if "whatever is given" in sentence else rank_of(place), sentence.replace("{x}", name)
+            yield Candidate(rank, text.split(":")[0], text, with_changed(exercise.right, {name: change}))
     for names in groups(given):
-        for sentence, change in changes.changes_of(given[names[0]]):
-            text = sentence.replace("{x}", " and ".join(names))
-            yield Candidate(1, f"{names} {text}", text, with_changed(exercise.right, dict.fromkeys(names, change)))
+        for place, (sentence, change) in enumerate(changes.changes_of(given[names[0]])):
+            text = sentence.replace("{x} is", "{x} are").replace("{x} goes", "{x} go").replace("{x}", " and ".join(names))
+            if " kept between" not in text:  # it would be one of what is made of both, as likely
+                yield Candidate(
+                    rank_of(place), text.split(":")[0], text, with_changed(exercise.right, dict.fromkeys(names, change))
+                )
     for sentence, dim, change in changes.TOGETHER:
         for size in {changes.size_of(value, dim) for value in given.values()} - {None, 0, 1}:
             names = [name for name, value in given.items() if changes.size_of(value, dim) == size]
@@ -100,6 +103,11 @@ def of_arguments(exercise, call, example):
             if a < b:
                 yield Candidate(1, f"{a} {b}", f"{a} and {b} are exchanged", with_others(exercise.right, {a: b, b: a}))
             yield Candidate(2, f"{a} {b}", f"{b} is used in the place of {a}", with_others(exercise.right, {a: b}))
+
+
+def rank_of(place):
+    """The rank of a change at a place in its table, which begins with the likely ones."""
+    return 1 if place < 12 else 2
 
 
 def groups(given):
@@ -134,7 +142,7 @@ def with_others(right, others, by_name=None):
     def function(*given, **named):
         values = {**dict(zip(names, given)), **named}
         new = {name: values[other] for name, other in others.items()}
-        new |= {name: change(values[name]) for name, change in (by_name or {}).items()}
+        new |= {name: finite(change(values[name]), values[name]) for name, change in (by_name or {}).items()}
         given = [new.get(name, value) for name, value in zip(names, given)] + list(given[len(names) :])
         return right(*given, **{name: new.get(name, value) for name, value in named.items()})
 
@@ -175,7 +183,12 @@ def of_result(exercise, call):
 def of_value(right, what, value, place):
     """Changes of one value of the result: the one at `place`, or the whole result where that is None."""
     for number, (sentence, change) in enumerate(changes.RESULT):
-        yield Candidate(number > 40, f"{what} {sentence}", sentence.replace("{y}", what), after(right, on_numbers(change), place))
+        yield Candidate(
+            rank_of(number) if number > 7 else 0,
+            f"{what} {sentence}",
+            sentence.replace("{y}", what),
+            after(right, on_numbers(change), place),
+        )
     if isinstance(value, list):
         for sentence, change in changes.LISTED:
             yield Candidate(0, f"{what} {sentence}", sentence.replace("{y}", what), after(right, change, place))
@@ -218,6 +231,13 @@ def on_numbers(change):
         raise ValueError
 
     return changed
+
+
+def finite(value, before):
+    """`value`, unless it has an infinity or a NaN that was not there before: nothing that one should call an operator with."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all() and before.isfinite().all():
+        raise ValueError
+    return value
 
 
 def returns_argument(right, name):
