@@ -143,28 +143,27 @@ def difference_of_numbers(got, expected, tolerance):
         return f"the values are {got.dtype}, they should be {expected.dtype}"
     if got.is_complex():
         got, expected = torch.view_as_real(got), torch.view_as_real(expected)
-    if kind(got) == "bool":
-        off = got != expected
-        return f"{int(off.sum())} of {off.numel()} values are wrong, the first {first_place(off)}"
-    got, expected = got.double(), expected.double()
-    for odd, word in ((got.isnan() & ~expected.isnan(), "a NaN"), (got.isinf() & ~expected.isinf(), "an infinity")):
+    a, b = got.double(), expected.double()
+    for odd, word in ((a.isnan() & ~b.isnan(), "a NaN"), (a.isinf() & ~b.isinf(), "an infinity")):
         if odd.any():
-            return f"there is an infinity or a NaN in what came out: {word}{first_place(odd, ' ')}"
-    gap = torch.where(got == expected, 0.0, (got - expected).abs())
-    off = ~(gap <= tolerance * (1 + expected.abs())) & ~(got.isnan() & expected.isnan())
-    if gap.numel() == 1:
+            return f"there is an infinity or a NaN in what came out: {word}{first_place(odd)}"
+    if got.numel() == 1:
         return f"{one(got.item())} came out, {one(expected.item())} was expected"
+    gap = torch.where(a == b, 0.0, (a - b).abs())
+    off = ~(gap <= tolerance * (1 + b.abs())) & ~(a.isnan() & b.isnan())
+    if kind(got) == "bool":
+        return f"{int(off.sum())} of {off.numel()} values are wrong, the first{first_place(off)}"
     return (
-        f"{int(off.sum())} of {gap.numel()} values are off, by up to {gap[off].max():.3g}" if off.any() else "the values are off"
+        f"{int(off.sum())} of {off.numel()} values are off, by up to {gap[off].max():.3g}" if off.any() else "the values are off"
     )
 
 
-def first_place(off, space=""):
+def first_place(off):
     """In words, the first place of a tensor that is True in `off`; nothing for a tensor of one value."""
     if off.numel() <= 1:
         return ""
     place = off.nonzero()[0].tolist()
-    return f"{space}at place {place[0] if len(place) == 1 else tuple(place)}"
+    return f" at place {place[0] if len(place) == 1 else tuple(place)}"
 
 
 def difference_of_texts(got, expected):

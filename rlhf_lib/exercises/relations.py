@@ -7,7 +7,7 @@ relations explain equally well is not claimed of one of them.
 import torch
 
 from rlhf_lib.exercises import properties, values, whatif
-from rlhf_lib.exercises.compare import alike, as_tensor, equal, is_number, shown
+from rlhf_lib.exercises.compare import alike, as_tensor, difference, equal, is_number, shown
 from rlhf_lib.exercises.plain import is_record
 from rlhf_lib.exercises.surroundings import limited, quiet, settled
 
@@ -49,6 +49,11 @@ def by_form(exercise, inputs, outputs, expected, wrong):
 def form_of(got, expected, tolerance):
     """In a sentence, the form in which the right values came; "" if they are not right."""
     what, inside = "", got
+    if isinstance(got, dict) and isinstance(expected, dict) and not is_record(got):
+        if got.keys() != expected.keys():
+            return difference(got, expected, tolerance)
+        parts = {key: form_of(got[key], expected[key], tolerance) for key in got if not equal(got[key], expected[key], tolerance)}
+        return "; ".join(f"{key!r}: {sentence}" for key, sentence in parts.items()) if all(parts.values()) else ""
     if is_record(got, "odd"):
         what, inside = got["what"], got["value"]
     if isinstance(expected, (list, tuple)) and isinstance(inside, (list, tuple)):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from rlhf_lib.exercises import changes
+from rlhf_lib.exercises import changes, results
 from rlhf_lib.exercises.compare import as_tensor
 from rlhf_lib.exercises.frame import argument_names, message
 from rlhf_lib.exercises.plain import plain, raised
@@ -157,6 +157,10 @@ def of_result(exercise, call):
     for name in call.given:
         if type(call.given[name]) is type(result):
             yield Candidate(0, "argument", f"this is the argument {name} as it is given", returns_argument(right, name))
+        if tensors_fit(call.given[name], result):
+            for sentence, combine in results.COMBINED:
+                text = sentence.replace("{x}", name)
+                yield Candidate(2, text, text, with_argument(right, name, combine))
     if isinstance(result, tuple) and len(result) > 1:
         words = ["first", "second", "third", "fourth", "fifth"][: len(result)]
         whole = "the pair" if len(result) == 2 else f"the {len(result)} values"
@@ -180,9 +184,16 @@ def of_result(exercise, call):
         yield from of_value(right, "what comes back", result, None)
 
 
+def tensors_fit(argument, result):
+    """Whether an argument can be put together with a result, value by value or row by row."""
+    if not isinstance(argument, torch.Tensor) or not isinstance(result, torch.Tensor):
+        return False
+    return bool(argument.dim()) and argument.shape == result.shape[: argument.dim()]
+
+
 def of_value(right, what, value, place):
     """Changes of one value of the result: the one at `place`, or the whole result where that is None."""
-    for number, (sentence, change) in enumerate(changes.RESULT):
+    for number, (sentence, change) in enumerate(results.RESULT):
         yield Candidate(
             rank_of(number) if number > 7 else 0,
             f"{what} {sentence}",
@@ -190,7 +201,7 @@ def of_value(right, what, value, place):
             after(right, on_numbers(change), place),
         )
     if isinstance(value, list):
-        for sentence, change in changes.LISTED:
+        for sentence, change in results.LISTED:
             yield Candidate(0, f"{what} {sentence}", sentence.replace("{y}", what), after(right, change, place))
     if isinstance(value, str):
         for sentence, change in changes.TEXT:
@@ -240,6 +251,18 @@ def finite(value, before):
     return value
 
 
+def with_argument(right, name, combine):
+    """`right`, whose result is put together with an argument."""
+    names = argument_names(right)
+
+    def function(*given, **named):
+        argument, result = {**dict(zip(names, given)), **named}[name], right(*given, **named)
+        argument = argument[(...,) + (None,) * (result.dim() - argument.dim())]
+        return finite(combine(result, argument), result)
+
+    return function
+
+
 def returns_argument(right, name):
     names = argument_names(right)
     return lambda *given, **named: {**dict(zip(names, given)), **named}[name]
@@ -256,63 +279,11 @@ def of_factors(exercise, call):
         parts = parts[: len(call.result) + 1]
     if isinstance(call.result, dict):
         parts = [(f"the value of {key!r}", key) for key in call.result]
-    for label, size in sizes(call.given).items():
-        for sentence, family, factor in FACTORS:
+    for label, size in results.sizes(call.given).items():
+        for sentence, family, factor in results.FACTORS:
             for what, place in parts:
                 text = sentence.replace("{n}", label).replace("{y}", what)
                 yield Candidate(2, f"{what} {family}", text, scaled(exercise.right, size, factor, place))
-
-
-FACTORS = [
-    (
-        "{y} is {n} times what is expected: a sum where a mean is wanted, or a division is missing",
-        "times",
-        lambda n: n,
-    ),
-    (
-        "{y} is what is expected divided by {n}: a mean where a sum is wanted, or one division too many",
-        "over",
-        lambda n: 1 / n,
-    ),
-    ("{y} is the root of {n} times what is expected", "root", lambda n: n**0.5),
-    ("{y} is what is expected divided by the root of {n}", "by root", lambda n: n**-0.5),
-    ("{y} is divided by n where n - 1 is wanted, with n {n}", "n - 1", lambda n: (n - 1) / n),
-    ("{y} is divided by n - 1 where n is wanted, with n {n}", "n", lambda n: n / (n - 1)),
-    ("{y} is divided by n + 1 where n is wanted, with n {n}", "n + 1", lambda n: n / (n + 1)),
-    ("{y} is divided by n where n - 1 is wanted, under a root, with n {n}", "root n - 1", lambda n: ((n - 1) / n) ** 0.5),
-    ("{y} is divided by n - 1 where n is wanted, under a root, with n {n}", "root n", lambda n: (n / (n - 1)) ** 0.5),
-]
-
-
-def sizes(given):
-    """The numbers that a result may be multiplied with by mistake: {in words: a function of the arguments}."""
-    found = {}
-    for name, value in given.items():
-        if isinstance(value, torch.Tensor) and value.dim():
-            names = (
-                ["the number of rows of", "the number of columns of"]
-                if value.dim() == 2
-                else ["the size of the first dimension of"]
-            )
-            if value.dim() == 1:
-                names = ["the length of"]
-            for dim, words in enumerate(names):
-                found[f"{words} {name}"] = lambda given, name=name, dim=dim: given[name].shape[dim]
-            if value.dim() > 2:
-                found[f"the size of the last dimension of {name}"] = lambda given, name=name: given[name].shape[-1]
-                found[f"the size of the second dimension of {name}"] = lambda given, name=name: given[name].shape[1]
-            if value.dim() > 1:
-                found[f"the number of values of {name}"] = lambda given, name=name: given[name].numel()
-            if value.dtype == torch.bool:
-                found[f"the number of True in {name}"] = lambda given, name=name: given[name].sum()
-                found[f"the share of True in {name}"] = lambda given, name=name: given[name].float().mean()
-                found[f"the number of True in the row of {name}"] = lambda given, name=name: given[name].sum(-1)
-                found[f"the share of True in the row of {name}"] = lambda given, name=name: given[name].float().mean(-1)
-        elif isinstance(value, (list, tuple, str)):
-            found[f"the length of {name}"] = lambda given, name=name: len(given[name])
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[name] = lambda given, name=name: given[name]
-    return found
 
 
 def scaled(right, size, factor, place):
