@@ -47,16 +47,14 @@ discounted_returns = Exercise(
             {"power": lambda ahead, s: -ahead, "keep": lambda ahead: ahead <= 0},
         "the step's own reward is missing: the return at t begins with r_t, undiscounted":
             [{"keep": lambda ahead: ahead > 0}, {"keep": lambda ahead: ahead > 0, "power": lambda ahead, s: ahead - 1}],
-        "here r_t is discounted by gamma ** t, counted from the start of the episode; count from the step itself":
+        "r_t is discounted by gamma ** t, from the start of the episode; count from the step itself":
             {"power": lambda ahead, s: s},
         "this discounts the step's own reward too: gamma belongs on what follows only": {"power": lambda ahead, s: ahead + 1},
         "only the next step is added; a return goes on to the episode's end": {"keep": lambda ahead: (ahead == 0) | (ahead == 1)},
         "gamma comes in once; each further step away costs another": {"power": lambda ahead, s: ahead.clamp(max=1)},
         "every step has the whole episode's return; an action is paid only for what comes from its own step on":
             {"power": lambda ahead, s: s, "keep": lambda ahead: ahead == ahead},
-        "gamma is a constant here: use the argument": [{"fixed": gamma} for gamma in (0.5, 0.9, 0.95, 0.99)],
         "dividing by gamma ** t gives 0 / 0 when that is 0: go backwards, which needs no division": divided_again,
-        "the fractions are cut off: returns are no whole numbers": lambda rewards, gamma: returns_formula(rewards, gamma).long(),
         "the sum is divided by the number of its steps; a return is a sum, not a mean":
             lambda rewards, gamma: returns_formula(rewards, gamma) / torch.arange(len(rewards), 0, -1),
     })  # fmt: skip
@@ -92,22 +90,15 @@ reinforce_loss = Exercise(
     "7.2", "reinforce_loss", draw=draw_reinforce, call=call_reinforce, formula=reinforce_formula,
     right=lambda logits, actions, advantages: (F.cross_entropy(logits, actions, reduction="none") * advantages.detach()).mean(),
     mistakes={
-        "the sign is turned round: an optimiser goes down, so the loss is minus what you want more of":
+        "the sign is turned round: an optimiser goes down, so the loss is minus the objective":
             [{"sign": 1}, {"sign": 1, "detach": False}],
         "these are probabilities; the gradient of the expected return needs log-probabilities": {"log": lambda x: x.softmax(-1)},
         "raw logits are not log-probabilities: put them through log_softmax first": {"log": lambda x: x},
         "the softmax runs over the steps; it belongs to the actions, the last dimension": {"log": lambda x: x.log_softmax(0)},
-        "the softmax is taken twice": {"log": lambda x: x.softmax(-1).log_softmax(-1)},
-        "these are logarithms to the base 2; take natural ones": {"log": lambda x: x.log_softmax(-1) / math.log(2)},
         "the advantages pass a gradient on: detach them, they are a weight and not something to learn here": {"detach": False},
-        "the log-probabilities are detached, and the advantages are not: it has to be the other way round":
+        "the log-probabilities are detached in the advantages' place":
             {"log": lambda x: x.log_softmax(-1).detach(), "detach": False},
         "this is the sum over the steps; take the mean, or the step size grows with the batch": {"mean": torch.sum},
-        "the mean runs over all actions too: divide by the number of steps alone":
-            {"take": lambda x, actions: x[range(len(actions)), actions] / x.shape[1]},
-        "the advantages are missing: this is plain cross-entropy": {"weigh": torch.ones_like},
-        "negative advantages count as 0 or as positive: an action that went badly has to become less likely":
-            [{"weigh": lambda a: a.clamp(min=0)}, {"weigh": torch.abs}],
         "every log-probability meets every advantage, as in (T, 1) times (T,) or a product of means: multiply step by step":
             [{"take": lambda x, actions: x.gather(1, actions[:, None])}, {"weigh": torch.mean}],
         "the advantages are shifted or scaled by their own mean and deviation; they are to be used as they are":
@@ -182,11 +173,9 @@ gae = Exercise(
         "the sum decays by gamma alone; each step back costs gamma * lambda": {"rates": lambda g, lam: (g, g)},
         "the next value is not discounted: delta_t = r_t + gamma V_(t+1) - V_t": {"rates": lambda g, lam: (1, g * lam)},
         "gamma is not used at all: it discounts the next value, and is part of the decay": {"rates": lambda g, lam: (1, lam)},
-        "gamma and lambda have changed places: gamma discounts the next value": {"rates": lambda g, lam: (lam, g * lam)},
         "the next value is discounted by gamma * lambda; there it is gamma alone": {"rates": lambda g, lam: (g * lam, g * lam)},
         "gamma or lambda is a constant here: use the arguments":
-            [{"rates": lambda g, lam: (0.99, 0.99 * lam)}, {"rates": lambda g, lam: (g, g * 0.95)},
-             {"rates": lambda g, lam: (0.99, 0.9405)}, {"rates": lambda g, lam: (1, 0.95)}],
+            [{"rates": lambda g, lam: (0.99, 0.9405)}, {"rates": lambda g, lam: (1, 0.95)}],
         "the value of the next state is missing: delta_t = r_t + gamma V_(t+1) - V_t": {"rates": lambda g, lam: (0, g * lam)},
         "the value of the state itself is missing: delta_t = r_t + gamma V_(t+1) - V_t": {"own": 0.0},
         "both values have the wrong sign: delta_t = r_t + gamma V_(t+1) - V_t": {"own": -1, "rates": lambda g, d: (-g, g * d)},
@@ -198,7 +187,6 @@ gae = Exercise(
             [{"returns": lambda _a, _v, to_go, gamma: to_go(1.0)}, {"returns": lambda _a, _v, to_go, gamma: to_go(gamma)}],
         "the values are not added in the returns, which are advantage + value":
             [{"returns": lambda advantages, *_: advantages}, {"returns": lambda advantages, values, *_: advantages - values}],
-        "the pair is the wrong way round: first the advantages, then the returns": lambda **given: gae_formula(**given)[::-1],
     })  # fmt: skip
 
 
@@ -238,7 +226,7 @@ masked_whiten = Exercise(
     "7.4", "masked_whiten", draw=draw_whiten, right=whiten_by_numbers, formula=whiten_formula,
     call=lambda function, x, mask: function(x, mask)[mask],  # only what stands at real positions counts
     mistakes={
-        "padding takes part in the mean and the variance: use the real positions alone":
+        "padding takes part in mean and variance: use the real positions alone":
             [{"real": lambda x, mask: x, "n": n} for n in (0, 1)],
         "padding is set to 0, and these zeros take part in the mean and the variance: use the real positions alone":
             [{"real": lambda x, mask: x * mask, "n": n} for n in (0, 1)],
@@ -335,17 +323,17 @@ policy_loss = Exercise(
     mistakes={
         "the sign is turned round: the loss is minus the smaller of the two products": {"sign": 1},
         "this takes the larger product: the clipped objective is a lower bound, so it takes the smaller": {"pick": torch.maximum},
-        "the ratio is always clipped: without the minimum, a step in the wrong direction has no gradient to undo it":
+        "the ratio is always clipped: without the minimum, nothing undoes a step in the wrong direction":
             {"pick": lambda plain, clipped: clipped},
         "nothing is clipped: the ratio may run away from 1 as far as it likes": {"pick": lambda plain, clipped: plain},
         **mean_mistakes({}, {"share": "real"}),
         "the ratio is upside down: new over old, exp(logprobs - old_logprobs)": {"ratio": lambda new, old: (old - new).exp()},
         "this uses the difference of the log-probabilities as the ratio; take its exponential":
             [{"ratio": lambda new, old: new - old}, {"ratio": lambda new, old: new - old + 1}],
-        "one log-probability is divided by the other; take the exponential of their difference":
-            {"ratio": lambda new, old: new / old},
+        "one log-probability is divided by the other; take exp of their difference": {"ratio": lambda new, old: new / old},
         "the difference of the log-probabilities is clipped, to -clip and clip; clip its exponential, to 1 - clip and 1 + clip":
-            {"near": lambda ratio, clip: ratio.log().clamp(-clip, clip).exp()},
+            [{"near": lambda ratio, clip: ratio.log().clamp(-clip, clip).exp(), **other}
+             for other in ({}, {"outside": lambda ratio, clip, _: ratio.log().abs() > clip})],
         "the ratio is clipped to -clip and clip; the bounds lie around 1": {"near": lambda ratio, clip: ratio.clamp(-clip, clip)},
         "the ratio has one bound only; it is clipped on both sides":
             [{"near": lambda ratio, clip: ratio.clamp(max=1 + clip)}, {"near": lambda ratio, clip: ratio.clamp(min=1 - clip)}],
@@ -358,10 +346,8 @@ policy_loss = Exercise(
             {"outside": lambda ratio, clip, advantages: (ratio - 1) * advantages.sign() > clip},
         "the clip fraction looks at the log of the ratio; a ratio is outside when it is more than clip away from 1":
             {"outside": lambda ratio, clip, _: ratio.log().abs() > clip},
-        "the clip fraction is the share inside the bounds; take the share outside":
-            {"outside": lambda ratio, clip, _: (ratio - 1).abs() <= clip},
-        "the clip fraction is a count, or in percent; it is a share, from 0 to 1":
-            [{"share": "sum"}, {"outside": lambda ratio, clip, _: 100 * ((ratio - 1).abs() > clip)}],
+        "the clip fraction is the share inside the bounds": {"outside": lambda ratio, clip, _: (ratio - 1).abs() <= clip},
+        "the clip fraction is a count; it is a share, from 0 to 1": {"share": "sum"},
         "padding is part of the clip fraction (the loss is right)": [{"share": "all"}, {"share": "wide"}, {"share": "narrow"}],
         "the pair is the wrong way round: first the loss": lambda *given, **named: policy_loss_formula(*given, **named)[::-1],
     })  # fmt: skip
@@ -410,16 +396,15 @@ value_loss = Exercise(
     mistakes={
         "this takes the smaller error; the larger one makes the bound that keeps the value near the old": {"pick": torch.minimum},
         "nothing is clipped here: compare with the error of the value held within clip of the old": {"pick": lambda v, held: v},
-        "only the held value's error is here: a value that has gone the wrong way gets no gradient to come back":
+        "only the held value's error is here: a value that has gone the wrong way does not come back":
             {"pick": lambda v, held: held},
-        "the two errors are added or averaged; take the larger one at each position":
+        "the two errors are added or averaged; take the larger":
             [{"pick": lambda v, held: v + held}, {"pick": lambda v, held: (v + held) / 2}],
         "the larger of two means is taken; take the larger error at each position, then the mean": {"late": True},
         "the half in front is missing": {"half": 1.0},
-        "the half is taken twice": {"half": 0.25},
         **mean_mistakes({}),
         "the errors are not squared": {"error": torch.abs},
-        "the value itself is clipped into [-clip, clip]; clip how far it moved from the old value":
+        "the value itself is clipped into [-clip, clip]; clip how far it moved":
             {"near": lambda v, old, clip: v.clamp(-clip, clip)},
         "clip is taken as a share of the old value; it is a distance, the same for every value":
             [{"near": lambda v, old, clip: v.clamp(old * (1 - clip), old * (1 + clip))},
@@ -429,7 +414,6 @@ value_loss = Exercise(
         "the clipped move is added to the new value, or to none, or subtracted; add it to the old value":
             [{"near": lambda v, old, clip, start=start, sign=sign: start(v, old) + sign * (v - old).clamp(-clip, clip)}
              for start, sign in ((lambda v, old: v, 1), (lambda v, old: 0, 1), (lambda v, old: old, -1), (lambda v, old: v, -1))],
-        "the argument clip is not used: 0.2 is written in": {"fixed": 0.2},
     })  # fmt: skip
 
 
@@ -460,11 +444,10 @@ def kl_formula(
 
 kl_estimate = Exercise(
     "7.7", "kl_estimate", draw=draw_kl_estimate, right=kl_by_numbers, formula=kl_formula, mistakes={
-        "the ratio is upside down in all three: it is reference over current, r = exp(ref_logprobs - logprobs)":
+        "the ratio is upside down in all three: it is reference over current, exp(ref_logprobs - logprobs)":
             {"x": lambda p, q: q - p},
         "k3's ratio is upside down (k1 and k2 are right): its r is reference over current": {"k3": lambda x, r: 1 / r - 1 - x},
         "k1 has the wrong sign: with it in a reward, the policy would be paid for running away": {"k1": lambda x, r: -x},
-        "k1 is a ratio; it is minus the logarithm of r": [{"k1": lambda x, r: r}, {"k1": lambda x, r: 1 / r}],
         "a negative k1 loses its sign, or becomes 0; k1 is often negative, and only so its mean is right":
             [{"k1": lambda x, r: x.clamp(min=0)}, {"k1": lambda x, r: x.abs()}],
         "the half in k2 is missing: k2 = (log r)^2 / 2": {"k2": lambda x, r: x**2},
@@ -472,18 +455,11 @@ kl_estimate = Exercise(
         "k2 squares r - 1: k2 = (log r)^2 / 2": {"k2": lambda x, r: (r - 1) ** 2 / 2},
         "k3 = (r - 1) - log r; the -1 is missing, so it is not 0 where both models agree": {"k3": lambda x, r: r + x},
         "k3 adds the logarithm: k3 = (r - 1) - log r": {"k3": lambda x, r: r - 1 - x},
-        "k3 has the wrong sign: k3 = (r - 1) - log r, never negative": {"k3": lambda x, r: 1 - r - x},
         "k3 has no logarithm: k3 = (r - 1) - log r": {"k3": lambda x, r: r - 1},
         "k3 is r log r - (r - 1), right for draws from the reference: k3 = (r - 1) - log r": {"k3": lambda x, r: 1 - r - r * x},
-        "k2 and k3 have changed places": {"k2": lambda x, r: r - 1 + x, "k3": lambda x, r: x**2 / 2},
-        "these are means over the tokens; return a value for each token, the mean is taken by whoever has the mask":
-            {"end": lambda k, p: k.mean()},
-        "each is multiplied by the token's probability; that belongs to an exact sum over all tokens, and these are draws":
-            {"end": lambda k, p: k * p.exp()},
+        "these are means over the tokens; return a value for each token, without a mean": {"end": lambda k, p: k.mean()},
+        "each is multiplied by the token's probability, as in an exact sum; these are draws": {"end": lambda k, p: k * p.exp()},
         "the arguments are taken for probabilities; they are logarithms, take the difference": {"x": lambda p, q: (p / q).log()},
-        "these are logarithms to the base 2; KL is in nats": [{"end": lambda k, p: k / math.log(2)}, {
-            "k1": lambda x, r: x / math.log(2), "k2": lambda x, r: (x / math.log(2)) ** 2 / 2,
-            "k3": lambda x, r: r - 1 + x / math.log(2)}],
     })  # fmt: skip
 
 
@@ -524,18 +500,16 @@ explained_variance = Exercise(
             [{"above": lambda e: (e**2).mean(), "below": lambda x, n=n: variance(x, n)} for n in (0, 1)],
         "a mean square stands below, or above and below; take variances, which no offset changes":
             [{"below": lambda x: (x**2).mean()}, {"above": lambda e: (e**2).mean(), "below": lambda x: (x**2).mean()}],
-        "one variance is divided by n and the other by n - 1: take the same for both":
+        "one variance is divided by n, the other by n - 1":
             [{"above": lambda e: variance(e, 1)}, {"below": lambda x: variance(x, 1)}],
-        "a sum of squares is divided by a variance: take the variance above as well":
+        "a sum of squares stands above, a variance below":
             [{"above": lambda e: (e**2).sum()}, {"above": lambda e: variance(e) * len(e)}],
         "this is the correlation, squared or not, which does not see values of the wrong scale; use Var(returns - values)":
             [lambda values, returns, n=n: torch.corrcoef(torch.stack([values, returns]))[0, 1] ** n for n in (1, 2)],
         "this is the slope of a regression; use Var(returns - values)":
             [lambda values, returns, x=x: covariance(values, returns) / variance((values, returns)[x]) for x in (0, 1)],
-        "this is the values' variance over the returns'; use Var(returns - values)":
-            lambda values, returns: variance(values) / variance(returns),
+        "this is the values' variance over the returns'": lambda values, returns: variance(values) / variance(returns),
         "standard deviations are not variances: square them": {"above": torch.std, "below": torch.std},
-        "this is in percent; it is a share, at most 1": {"end": lambda x: 100 * (1 - x)},
         "a negative result becomes 0 or loses its sign: below 0 the critic is worse than a constant, and that is worth knowing":
             [{"end": lambda x: (1 - x).clamp(min=0)}, {"end": lambda x: (1 - x).abs()}],
         "mean absolute deviations stand in place of the variances": {
@@ -610,21 +584,18 @@ def descend(optimizer, loss, rows, made="", clip_gradient=lambda: None):
 
 
 LOOP_MISTAKES = {  # of PPO's loops, here and in chapter 08
-    "there is one optimiser step for the whole rollout: the ratio is always 1 and clipping never acts; step after each minibatch":
-        {"made": "one step"},
-    "one optimiser step for the whole rollout, and new log-probabilities on both sides of the ratio: it is 1, nothing is clipped":
+    "there is one optimiser step for the whole rollout, so clipping never acts; step after each minibatch": {"made": "one step"},
+    "one optimiser step for the whole rollout, and new log-probabilities on both sides of the ratio":
         {"made": "one step, ratio 1"},
     "the old log-probabilities are computed anew in each step, so the ratio is always 1: keep the rollout's": {"made": "ratio 1"},
     "the old log-probabilities are computed anew in each epoch: keep the rollout's": {"made": "old anew each epoch"},
-    "the gradients of earlier minibatches are still there: call zero_grad after each step":
+    "gradients of earlier minibatches are still there: zero them after each step":
         [{"made": "never zeroed"}, {"made": "zeroed once an epoch"}],
-    "nothing has moved: step has to find a gradient of these weights (zero_grad comes before backward or after step)":
-        {"made": "zeroed too early"},
+    "nothing has moved: step finds no gradient (zero_grad comes before backward or after step)": {"made": "zeroed too early"},
     "the optimiser steps before backward, on the gradient of the minibatch before: backward comes first": {"made": "step first"},
     "the rollout is passed over only once: repeat it `epochs` times": {"made": "one epoch"},
     "all epochs are spent on one minibatch before the next one's turn: go through all, then again": {"made": "epochs inside"},
-    "the rollout is not cut into minibatches: each epoch takes a single step, so the policy moves less than it could":
-        {"made": "whole rollout"},
+    "the rollout is not cut into minibatches: each epoch takes a single step": {"made": "whole rollout"},
     "the last minibatch is left out when it is smaller than the others: it counts too": {"made": "rest left out"},
     "the ratio is not clipped: nothing stops the policy from following one rollout too far": {"pick": lambda plain, _: plain},
     "the ratio is always clipped: take the smaller of both products": {"pick": lambda _, clipped: clipped},
@@ -663,17 +634,14 @@ ppo_epochs = Exercise(
     "7.9", "ppo_epochs", draw=draw_epochs, call=call_epochs, right=epochs_by_hand, formula=epochs_formula, tolerance=1e-4,
     mistakes={
         **LOOP_MISTAKES,
-        "the optimiser is passed over: the size of the steps is a constant, not its learning rate":
-            [{"rate": rate} for rate in (1e-4, 1e-3, 0.01, 0.1, 1.0)],
+        "the optimiser is passed over: the steps' size is a constant": [{"rate": rate} for rate in (1e-4, 1e-3, 0.01, 0.1, 1.0)],
         "the rows are shuffled; here everyone goes through them in their own order": {"made": "shuffled"},
-        "gradients are never clipped, or too early or late, when none is there: clip between backward and step":
-            {"clip_gradient": lambda *_: None},
-        "each entry of the gradient is clipped; clip its norm, which keeps the direction":
-            {"clip_gradient": torch.nn.utils.clip_grad_value_},
+        "gradients are never clipped, or when none is there: clip between backward and step": {"clip_gradient": lambda *_: None},
+        "each entry of the gradient is clipped; clip its norm": {"clip_gradient": torch.nn.utils.clip_grad_value_},
         "the gradient is always scaled to max_norm; leave a shorter one as it is": {"clip_gradient": scaled_to_norm},
         "the argument max_norm is not used: a constant is written in": [{"norm": 0.5}, {"norm": 1.0}],
         "the losses of a minibatch are added up; take their mean": {"mean": "sum"},
-        "the loss is divided by `minibatch`, which is too much for a smaller last one: take the mean":
+        "the loss is divided by `minibatch` where the last one is smaller":
             {"weigh": lambda a, minibatch: a * len(a) / minibatch},
         "the advantages are whitened once more in each minibatch; they are ready for use":
             [{"weigh": lambda a, _, n=n: (a - a.mean()) / (a.std(correction=n) + 1e-8)} for n in (0, 1)],

@@ -44,20 +44,15 @@ log_reward = Exercise(
                 *(lambda p, eps=eps: (p + eps).log() for eps in SMALL),
                 *(lambda p, eps=eps: p.clamp(min=eps).log() for eps in SMALL),
                 *(lambda p, eps=eps: p.clamp(eps, 1 - eps).log() for eps in SMALL))],
-        "positive is right; for negative, log(1 - p) underflows: its log-odds are minus the logits, so F.logsigmoid(-x)":
-            {"rest": True},
-        "this is the probability; the reward is its logarithm, which keeps on telling the bad from the very bad":
-            {"log": torch.sigmoid},
-        "these are the log-odds, which grow without end; the log-probability cannot pass 0: put them through F.logsigmoid":
-            {"log": lambda x: x + 0},
+        "positive is right; for negative, log(1 - p) underflows: take the log-odds' minus, F.logsigmoid(-x)": {"rest": True},
+        "this is the probability; its logarithm keeps on telling the bad from the very bad": {"log": torch.sigmoid},
+        "these are the log-odds, which grow without end: put them through F.logsigmoid": {"log": lambda x: x + 0},
         "the sentiment is ignored: this rewards positive completions whatever is asked for": {"logits_of": lambda x, sign: x},
         "the two sentiments have changed places": {"logits_of": lambda x, sign: -sign * x},
         "for negative, this turns the sign of log p(positive): a reward without a bound. Take log p(negative)":
             lambda logits, sentiment: F.logsigmoid(logits) * (1 if sentiment == "positive" else -1),
         "for negative, this is 1 - log p(positive); take log(1 - p(positive)), which is F.logsigmoid(-x)":
             lambda logits, sentiment: F.logsigmoid(logits) if sentiment == "positive" else 1 - F.logsigmoid(logits),
-        "the sign is turned round: this is a loss, and a reward is largest, close to 0, for the best": {"end": torch.neg},
-        "these are logarithms to the base 2 or 10, not nats": [{"end": lambda x, b=b: x / math.log(b)} for b in (2, 10)],
         "the log-odds are held within bounds, so beyond them all completions get one reward; F.logsigmoid needs none":
             [{"logits_of": lambda x, sign, most=most: (sign * x).clamp(-most, most)} for most in (5, 10, 15, 20, 30, 50, 100)],
     })  # fmt: skip
@@ -114,27 +109,22 @@ fit_normaliser = Exercise(
         "each batch is normalised by its own mean: then the mean reward is always 0 and progress cannot be seen or paid":
             [{"mean": lambda base, x: x.mean(), "std": lambda base, x, f=f: f(x)} for f in (
                 torch.std, lambda x: x.std(correction=0), lambda x: x.std() + 1e-8, lambda x: x.std(correction=0) + 1e-8)],
-        "the mean is each batch's own, so all that a batch has gained is taken away again: both constants are the base's":
-            {"mean": lambda base, x: x.mean()},
+        "the mean is each batch's own, so all that is gained is taken away again": {"mean": lambda base, x: x.mean()},
         "the deviation is each batch's own, so the unit changes all the time: both constants are the base's":
             [{"std": lambda base, x, f=f: f(x)} for f in (torch.std, lambda x: x.std(correction=0), lambda x: x.std() + 1e-8)],
         "the constants move with every batch: the same completion is worth less each time. Fit them once, on the base":
             [moving_normaliser, lambda base: moving_normaliser(base, with_base=False)],
-        "the constants are those of the first batch; fit them on the base":
-            lambda base: moving_normaliser(base, with_base=False, all_seen=False),
-        "the mean is not subtracted: log-probabilities are all negative, so every completion would be pushed down":
-            {"mean": lambda base, x: 0},
+        "the constants are the first batch's": lambda base: moving_normaliser(base, with_base=False, all_seen=False),
+        "the mean is not subtracted: all rewards are negative, so every completion is pushed down": {"mean": lambda base, x: 0},
         "the mean is added; subtract it": {"mean": lambda base, x: -base.mean()},
         "the mean is subtracted, but the deviation is not divided by": {"std": lambda base, x: 1},
         "this multiplies by the deviation; divide by it": {"std": lambda base, x: 1 / base.std()},
         "this divides by the variance; its root, the deviation, has the reward's unit": {"std": lambda base, x: base.var()},
-        "the deviation is divided by n; torch's std, which is asked for here, divides by n - 1":
-            {"std": lambda base, x: base.std(correction=0)},
+        "the deviation is divided by n; torch's std divides by n - 1": {"std": lambda base, x: base.std(correction=0)},
         "this divides first, and subtracts the mean in the old unit; subtract first": {"make": lambda r, m, s: r / s - m},
         "the range from smallest to largest stands in place of the deviation": [{"std": lambda base, x: within(base)},
             {"std": lambda base, x: within(base), "mean": lambda base, x: base.min()}],
-        "the median stands in place of the mean":
-            [{"mean": lambda base, x: base.median()}, {"mean": lambda base, x: base.quantile(0.5)}],
+        "the median is no mean": [{"mean": lambda base, x: base.median()}, {"mean": lambda base, x: base.quantile(0.5)}],
         "a small deviation is raised; divide by it as it is": [{"std": lambda base, x, most=most: base.std().clamp(min=most)}
             for most in (0.5, 1.0)],
         "something is added to the deviation; divide by it as it is":
@@ -189,29 +179,19 @@ def mask_picture(arguments, got, expected):
 
 action_mask = Exercise(
     "8.3", "action_mask", draw=draw_action_mask, right=mask_by_looking, formula=mask_formula, picture=mask_picture, mistakes={
-        "everything is True: the prompt and what stands behind the end token would be trained on too":
-            {"start": lambda n: 0, "stop": "never"},
-        "the prompt's tokens are not actions: the policy did not choose them":
-            [{"start": lambda n: 0}, {"start": lambda n: 0, "searched": 0}],
+        "everything is True: the prompt and what stands behind the end token count too": {"start": lambda n: 0, "stop": "never"},
+        "the prompt's tokens are not actions": [{"start": lambda n: 0}, {"start": lambda n: 0, "searched": 0}],
         "nothing stops at the end token: what stands behind it was never part of the completion": {"stop": "never"},
         "the end token itself is an action: the policy chose to stop there, and learns from it": {"more": 0},
         "the token behind the end token counts too; the end token is the last": {"more": 2},
-        "only the end tokens themselves are left out; all that stands behind the first one has to go, and the end token stays":
-            {"stop": "others"},
+        "only the end tokens are left out; all behind the first one has to go, and that one stays": {"stop": "others"},
         "this goes on to the last end token; the completion is over at the first": {"stop": "last"},
-        "an end token in the prompt stops the completion before it began: look for it behind the prompt only":
-            [{"searched": 0}, {"searched": 0, "more": 0}],
-        "without an end token only one action is left: argmax of a row of zeros is 0. Such a completion counts to its end":
-            {"no_end": 1},
+        "an end token in the prompt stops it all: look behind the prompt only": [{"searched": 0}, {"searched": 0, "more": 0}],
+        "without an end token only one action is left: argmax of a row of zeros is 0; it counts to its end": {"no_end": 1},
         "without an end token no action is left; such a completion counts to its end": {"no_end": 0},
-        "the mask is one position late: entry t belongs to the prediction of token t + 1, so drop the first column, not the last":
-            {"shift": 0},
+        "the mask is one position late: entry t is the prediction of token t + 1, so drop the first column": {"shift": 0},
         "the first token of the completion is left out; the policy has chosen it": {"start": lambda n: n + 1},
         "the last token of the prompt counts too; the policy did not choose it": {"start": lambda n: n - 1},
-        "the mask is turned round: True is where the policy acts": {"turned": True},
-        "the end token is a constant here: use the argument": {"end": 0},
-        "the prompt's length is a constant here: use the argument": lambda tokens, prompt_length, end_token: mask_formula(
-            tokens, 1, end_token),
     })  # fmt: skip
 
 
@@ -252,11 +232,9 @@ completion_kl = Exercise(
     "8.4", "completion_kl", draw=draw_completion_kl, right=kl_of_rows, formula=sum_formula, mistakes={
         "this is the mean over the tokens: the KL of a completion is their sum, so that long completions may differ more":
             {"end": lambda total, mask: total / mask.sum(1)},
-        "the sum is divided by the width of the batch, padding included; do not divide at all":
-            {"end": lambda total, mask: total / mask.shape[1]},
+        "the sum is divided by the width of the batch; do not divide at all": {"end": lambda total, mask: total / mask.shape[1]},
         "the ratio is upside down: KL(current || reference) adds up logprobs - ref_logprobs": {"term": lambda x, p: -x},
         "padding is part of the sum: the mask is ignored": {"real": torch.ones_like},
-        "the mask is turned round: this is the sum over the padding": {"real": torch.logical_not},
         "a product with the mask does not hide an infinity under it, since 0 times infinity is not a number: use torch.where":
             {"keep": lambda mask, x, zero: x * mask},
         "the mask is moved by one position: it belongs to the log-probabilities as it is":
@@ -266,16 +244,12 @@ completion_kl = Exercise(
             [{"term": lambda x, p: x.abs()}, {"end": lambda total, mask: total.abs()}],
         "a negative estimate becomes 0: then the mean is too large":
             [{"end": lambda total, mask: total.clamp(min=0)}, {"term": lambda x, p: x.clamp(min=0)}],
-        "these are k3 terms; asked for is k1, the log-ratio itself, whose sum is the log-ratio of the whole completion":
-            {"term": k3_term},
+        "these are k3 terms; asked for is k1, the log-ratio itself": {"term": k3_term},
         "these are k2 terms; asked for is k1, the log-ratio": [{"term": lambda x, p: x**2 / 2}, {"term": lambda x, p: x**2}],
-        "each log-ratio is multiplied by the token's probability; that belongs to an exact sum, and these are draws":
+        "each log-ratio is multiplied by the token's probability, as in an exact sum; these are draws":
             {"term": lambda x, p: x * p.exp()},
         "these are ratios, without the logarithm": [{"term": lambda x, p: x.exp()}, {"term": lambda x, p: x.exp() - 1}],
-        "these are differences of probabilities; subtract their logarithms":
-            lambda logprobs, ref_logprobs, mask: sum_formula(logprobs.exp(), ref_logprobs.exp(), mask),
-        "the reference is missing": lambda logprobs, ref_logprobs, mask: sum_formula(logprobs, 0 * logprobs, mask),
-        "this is one number for the batch; return one for each completion":
+        "return one number for each completion":
             [{"end": lambda total, mask: total.mean()}, {"end": lambda total, mask: total.sum()}],
         "these are bits; the log-probabilities are in nats, and so is the KL": {"end": lambda total, mask: total / math.log(2)},
     })  # fmt: skip
@@ -338,13 +312,12 @@ def advantages_picture(arguments, got, expected):
 token_advantages = Exercise(
     "8.5", "token_advantages", draw=draw_advantages, call=call_advantages, right=advantages_by_sums, formula=worth_formula,
     picture=advantages_picture, mistakes={
-        "the KL passes a gradient on: detach it. The penalty is part of the reward, a number that the policy receives":
-            {"detach": False},
-        "the sign of the KL is wrong: this pays the policy for every nat that it runs away":
+        "the KL passes a gradient on: detach it. The penalty is a number that the policy receives": {"detach": False},
+        "the sign of the KL is wrong: it pays for running away":
             [{"term": lambda x: -x}, {"term": lambda x: -x, "detach": False}],
         "each token pays for the whole completion's KL; it cannot change what came before it, so only what is still to come":
             {"over": lambda x, mask: x.sum(1, keepdim=True)},
-        "each token pays for its own KL alone; what follows from it counts too: sum from the token to the end":
+        "each token pays for its own KL alone; what follows counts too: sum from the token to the end":
             {"over": lambda x, mask: x},
         "this sums the KL up to the token; sum what is to come: flip, cumsum, flip back": {"over": lambda x, _: x.cumsum(1)},
         "the sums are not flipped back": {"over": lambda x, mask: x.flip(1).cumsum(1)},
@@ -352,18 +325,13 @@ token_advantages = Exercise(
         "this sums over the completions; the tokens are the second dimension": {"over": lambda x, mask: to_go(x, mask, 0)},
         "the KL to come is averaged over its tokens; it is their sum":
             {"over": lambda x, mask: to_go(x, mask) / to_go(mask.float(), mask).clamp(min=1)},
-        "the coefficient of the KL is missing": {"price": lambda kl_coef: 1},
-        "the coefficient of the KL is a constant here: use the argument": {"price": lambda kl_coef: 0.1},
-        "the KL is not charged at all": {"price": lambda kl_coef: 0},
         "k3 of each token is charged; asked for is the log-ratio itself": {"term": k3_term},
-        "the log-ratio loses its sign; what is less likely than under the original model is paid for":
-            [{"term": torch.abs}, {"term": lambda x: x.clamp(min=0)}],
+        "the log-ratio loses its sign": [{"term": torch.abs}, {"term": lambda x: x.clamp(min=0)}],
         "the reward stands at the last token only; without a value function it is the advantage of every token":
             [{"pay": lambda rewards, mask: rewards * last_of(mask)},
              {"pay": lambda rewards, mask: rewards * (torch.arange(mask.shape[1]) == mask.shape[1] - 1)}],
         "the reward is shared out among the tokens; every token gets all of it":
             [{"pay": lambda r, mask: r / mask.sum(1, keepdim=True)}, {"pay": lambda r, mask: r / mask.shape[1]}],
-        "the reward is missing": {"pay": lambda rewards, mask: 0 * rewards},
         "padding flows into the sum: set the KL to 0 where the mask is False before you sum": {"masked": False},
         "padding has an advantage too; it should be 0 there": [{"zero": False}, {"zero": False, "masked": False}],
     })  # fmt: skip
@@ -391,7 +359,7 @@ def by_position(x, mask, empty=0.0):
 
 def baseline_formula(
     worth, mask, baseline, *, over=lambda worth, mask, baseline: worth - baseline, zero=True,
-    following=lambda worth, mask, baseline: (worth * mask).sum(0) / mask.sum(0).clamp(min=1),
+    following=lambda w, m, b: (w * m).sum(0) / m.sum(0).clamp(min=1),
 ):  # fmt: skip
     advantages = over(worth, mask, baseline)
     return torch.where(mask, advantages, 0) if zero else advantages, following(worth, mask, baseline)
@@ -406,34 +374,31 @@ with_baseline = Exercise(
     "8.6", "with_baseline", draw=draw_baseline, formula=baseline_formula,
     right=lambda worth, mask, baseline: (torch.where(mask, worth - baseline, 0), by_position(worth, mask)), mistakes={
         "the baseline is this rollout's own mean, which every completion is part of; subtract the one handed in":
-            {"over": lambda worth, mask, baseline: worth - by_position(worth, mask)},
-        "the baseline is added; what a token is worth over the baseline is the difference":
-            {"over": lambda worth, mask, baseline: worth + baseline},
-        "worth is subtracted from the baseline": {"over": lambda worth, mask, baseline: baseline - worth},
-        "the baseline is not subtracted": {"over": lambda worth, mask, baseline: worth},
+            {"over": lambda w, m, b: w - by_position(w, m)},
+        "the baseline is added; subtract it": {"over": lambda w, m, b: w + b},
         "one number is subtracted everywhere; the baseline has one for each position":
-            [{"over": lambda worth, mask, baseline: worth - baseline.mean()},
-             {"over": lambda worth, mask, baseline: worth - worth[mask].mean()}],
+            [{"over": lambda w, m, b: w - b.mean()},
+             {"over": lambda w, m, b: w - w[m].mean()}],
         "the next baseline is one mean for all positions; early and late tokens are worth different amounts, so one for each":
-            {"following": lambda worth, mask, baseline: worth[mask].mean().expand(mask.shape[1]).clone()},
+            {"following": lambda w, m, b: w[m].mean().expand(m.shape[1]).clone()},
         "the next baseline divides by all completions; at a position only those count that are still going there":
-            {"following": lambda worth, mask, baseline: (worth * mask).mean(0)},
+            {"following": lambda w, m, b: (w * m).mean(0)},
         "padding is part of the next baseline: what stands under the mask does not count":
-            [{"following": lambda worth, mask, baseline: worth.mean(0)},
-             {"following": lambda worth, mask, baseline: worth.sum(0) / mask.sum(0).clamp(min=1)}],
-        "the next baseline is a sum; take the mean": {"following": lambda worth, mask, baseline: (worth * mask).sum(0)},
+            [{"following": lambda w, m, b: w.mean(0)},
+             {"following": lambda w, m, b: w.sum(0) / m.sum(0).clamp(min=1)}],
+        "the next baseline is a sum; take the mean": {"following": lambda w, m, b: (w * m).sum(0)},
         "the next baseline divides by one completion too many; where none is left, clamp the number to 1":
-            {"following": lambda worth, mask, baseline: (worth * mask).sum(0) / (mask.sum(0) + 1)},
+            {"following": lambda w, m, b: (w * m).sum(0) / (m.sum(0) + 1)},
         "where no completion is left the next baseline is 0 / 0; it should be 0 there":
-            {"following": lambda worth, mask, baseline: by_position(worth, mask, empty=math.nan)},
+            {"following": lambda w, m, b: by_position(w, m, empty=math.nan)},
         "where no completion is left the next baseline is the old one; it should be 0 there":
-            {"following": lambda worth, mask, baseline: torch.where(mask.any(0), by_position(worth, mask), baseline)},
+            {"following": lambda w, m, b: torch.where(m.any(0), by_position(w, m), b)},
         "the next baseline is the mean of the advantages; it has to follow what tokens are worth, before the subtraction":
-            {"following": lambda worth, mask, baseline: by_position(worth - baseline, mask)},
+            {"following": lambda w, m, b: by_position(w - b, m)},
         "the next baseline is mixed with the old one; it is this rollout's mean alone":
-            [{"following": lambda worth, mask, baseline, share=share: share * baseline + (1 - share) * by_position(worth, mask)}
+            [{"following": lambda w, m, b, share=share: share * b + (1 - share) * by_position(w, m)}
              for share in (0.5, 0.9, 0.1)],
-        "the next baseline is the one handed in": {"following": lambda worth, mask, baseline: baseline + 0},
+        "the next baseline is the one handed in": {"following": lambda w, m, b: b + 0},
         "padding has an advantage of minus the baseline; it should be 0 there": {"zero": False},
         "the advantages are divided by their deviation as well; here they are the difference alone":
             [{"over": lambda *given, c=c, shift=shift: scaled(*given, c, shift)} for c in (0, 1) for shift in (0, 1)],
@@ -510,10 +475,10 @@ def in_epochs(values, epochs):
 update_policy = Exercise(
     "8.7", "update_policy", draw=draw_update, call=call_update, right=update_by_hand, formula=update_formula, tolerance=1e-4,
     mistakes={
-        "the logits are not divided by the temperature: they are scored at 1, and the first ratio is not 1":
+        "the logits are not divided by the temperature: the first ratio is not 1":
             {"score": lambda logits, t: logits.log_softmax(-1)},
         "the logits are multiplied by the temperature; divide by it": {"score": lambda logits, t: (logits * t).log_softmax(-1)},
-        "the log-probabilities are divided by the temperature; divide the logits, before the softmax":
+        "the temperature divides the log-probabilities; divide the logits":
             {"score": lambda logits, t: logits.log_softmax(-1) / t},
         "these are probabilities, and the ratio needs log-probabilities": {"score": lambda logits, t: (logits / t).softmax(-1)},
         "dropout is on, and was off in the rollout, so the ratio compares two random networks: call policy.eval() first":
@@ -584,7 +549,7 @@ rollout_sizes = Exercise(
         "after a doubling the count has to start at 0 again, or the next rare update doubles at once": {"reset": False},
         "the rollout grows past `most`": {"fits": lambda size, most: True},
         "the rollout may be as large as `most`; only a doubling past it is left out": {"fits": lambda size, most: size < most},
-        "a doubling that would pass `most` is not cut down to it, but left out: minibatches must still fit":
+        "a doubling that would pass `most` is not cut down to it, but left out":
             {"grow": lambda size, first, most: min(2 * size, most)},
         "this grows when clipping is frequent; then steps are too long already. It grows when clipping is rare, below 1 %":
             [{"rare": lambda share: share >= 0.01}, {"rare": lambda share: share > 0.01}],
@@ -596,9 +561,6 @@ rollout_sizes = Exercise(
         "an update with enough clipping makes the rollout smaller again; it only sets the count back":
             [{"often": lambda size, first: first}, {"often": lambda size, first: max(first, size // 2)},
              {"often": lambda size, first: size // 2}],
-        "`most` is a constant here: use the argument": {"fits": lambda size, most: size <= 1024},
-        "the first rollout's size stands in front; the list has one size for each update":
-            lambda completions, **given: [completions, *sizes_formula(completions=completions, **given)],
     })  # fmt: skip
 
 
@@ -639,26 +601,22 @@ def kept_formula(kls, max_kl, *, mean=torch.mean, past=lambda kl, most: not kl <
 kept_iteration = Exercise(
     "8.9", "kept_iteration", draw=draw_kept, right=kept_by_list, formula=kept_formula, mistakes={
         "this is the policy that passed the limit; keep the one before, the last that was measured within it": {"back": 0},
-        "this goes back too far; keep the last iteration before the one that passed": {"back": 2},
         "training never stops: this is the last iteration, whatever its KL is": {"past": lambda kl, most: False},
         "this finds the last one within the limit anywhere; training stops the first time that the limit is passed":
             lambda kls, max_kl: max(place for place, kl in enumerate(kls) if kl.mean() <= max_kl),
         "this finds the largest KL within the limit; training stops the first time that the limit is passed":
             lambda kls, max_kl: max((kl.mean().item(), place) for place, kl in enumerate(kls) if kl.mean() <= max_kl)[1],
-        "a KL that is NaN is not > max_kl, so this trains on with a broken policy: ask whether not kl <= max_kl":
+        "a KL that is NaN is not > max_kl, so this trains on when broken: ask whether not kl <= max_kl":
             {"past": lambda kl, most: kl > most},
         "completions whose KL is NaN are left out of the mean; such a policy is broken": {"mean": torch.nanmean},
         "a KL at the limit is within it": {"past": lambda kl, most: not kl < most},
         "one completion over the limit stops this; single estimates are noise, the limit is for their mean": {"mean": torch.max},
         "this stops only where all completions are over the limit; the limit is for their mean": {"mean": torch.min},
-        "this looks at one completion of each iteration; the limit is for their mean":
-            [{"mean": lambda kl: kl[0]}, {"mean": lambda kl: kl[-1]}],
+        "this looks at one completion; the limit is for the mean": [{"mean": lambda kl: kl[0]}, {"mean": lambda kl: kl[-1]}],
         "this adds the completions up; the limit is for the mean of a completion": {"mean": torch.sum},
         "this is the median; the limit is for the mean": [{"mean": torch.median}, {"mean": lambda kl: kl.quantile(0.5)}],
         "negative estimates count as positive, or as 0; with their sign the mean is right":
             [{"mean": lambda kl: kl.abs().mean()}, {"mean": lambda kl: kl.clamp(min=0).mean()}],
-        "the limit is a constant here: use the argument": {"limit": 10.0},
-        "iterations are counted from 0": {"end": lambda kls, last: last + 1},
         "this is the KL of the policy that is kept; return the iteration's number":
             [{"end": lambda kls, last: kls[last].mean().item()}, {"end": lambda kls, last: kls[last]}],
     })  # fmt: skip
