@@ -548,10 +548,13 @@ Exercise("3.7", "validation_loss", draw=draw_validation, call=validation, right=
 
 # ----------------------------------------------------------------------------------------- 3.8
 def draw_micro_batches(generator):
-    for shapes in (((1, 3), (1, 3)), ((1, 4), (2, 2)), ((2, 5), (3, 4), (1, 6))):
+    for shapes, real in (
+        (((1, 3), (1, 3)), (2, 1)), (((1, 4), (2, 2)), (3, 1)), (((2, 5), (3, 4), (1, 6)), (4, 2, 5)),
+        (((1, 3), (2, 2), (1, 3)), (2, 0, 1)),
+    ):  # fmt: skip
         drawn = small_inputs(generator, shapes)
-        for place, (_, targets) in enumerate(drawn["batches"]):
-            targets[:, max(1, targets.shape[1] - 1 - place % 2) :] = -100  # the second and its kind have one real target fewer
+        for count, (_, targets) in zip(real, drawn["batches"]):
+            targets[:, count:] = -100  # in the last input, a micro-batch without a target
         yield drawn
 
 
