@@ -42,7 +42,7 @@ def adam_step(parameter, gradient, m, v, step, rate, beta1, beta2, eps):
 def clip_gradient(gradients, max_norm):
     norm = sum(gradient.square().sum() for gradient in gradients).sqrt()
     if norm <= max_norm:
-        return gradients, norm
+        return [gradient.clone() for gradient in gradients], norm
     return [gradient / norm * max_norm for gradient in gradients], norm
 
 
@@ -181,6 +181,40 @@ def test_best_weights_kept_by_reference_are_named():
     assert verdict("training_state", by_reference).mistake.startswith("state_dict() gives the tensors themselves")
 
 
+def test_gradients_that_stay_switched_off_are_named():
+    def off(model, batches):
+        torch.set_grad_enabled(False)
+        model.eval()
+        nats = sum(F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item() for x, y in batches)
+        model.train()
+        return nats / sum(y.numel() for _, y in batches)
+
+    assert verdict("validation_loss", off).mistake.startswith("gradients are switched off and stay off")
+    assert torch.is_grad_enabled()
+
+
+def test_one_large_batch_is_refused_though_its_gradients_are_right():
+    def whole(model, micro_batches):
+        model.zero_grad()
+        inputs, targets = (torch.cat([part.flatten() for part in parts])[None] for parts in zip(*micro_batches))
+        F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
+
+    assert verdict("accumulate_gradients", whole).mistake.startswith("the micro-batches are put together")
+
+
+def test_a_training_step_that_clears_its_gradients_at_the_end_alone_is_named():
+    def late(model, optimizer, inputs, targets, max_norm):
+        model.train()
+        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    assert verdict("train_step", late).mistake.startswith("the gradients are cleared after the step")
+
+
 # ----------------------------------------------------------------------------------------- what the learner is shown
 
 
@@ -200,11 +234,11 @@ def test_the_smallest_failing_input_is_shown():
 
     def half_right(logits, tokens, mask):
         loss = next_token_loss(logits, tokens, mask)
-        return loss if mask.all() else 2 * loss
+        return loss if mask.all() else loss + logits.square().mean()
 
     found = verdict("next_token_loss", half_right)
     assert not found.passed and not found.mistake
-    assert found.arguments["tokens"].shape == (3, 5) and "tokens = " in found.message
+    assert found.arguments["tokens"].shape == (2, 4) and "tokens = " in found.message
 
 
 def test_a_detached_loss_does_not_pass():
@@ -225,11 +259,12 @@ def test_a_run_resumed_from_the_oracle_is_the_run_without_a_stop():
         exercise = exercises.find("training_state")
         torch.manual_seed(0)
         both = exercise.run(exercise.right, **arguments)
-        assert torch.equal(both["without a stop"], both["resumed"])
+        assert both["missing keys"] == [] and both["without a stop"].keys() == both["resumed"].keys()
+        assert all(torch.equal(part, both["resumed"][name]) for name, part in both["without a stop"].items())
 
 
 def test_pictures_can_be_drawn():
     exercise = exercises.find("learning_rate")
     arguments = exercises.draw("learning_rate")[-1]
     rates = exercise.run(exercise.right, **arguments)
-    assert exercise.draw_picture(arguments, rates * 0, rates).axes
+    assert exercise.draw_picture(arguments, {"rates": rates["rates"] * 0}, rates).axes

@@ -23,10 +23,11 @@ def top_k_filter(logits, k):
 
 
 def top_p_filter(logits, p):
-    ranked = logits.softmax(-1).sort(-1, descending=True).values
-    before = ranked.cumsum(-1) - ranked
-    least = ranked.masked_fill(before >= p, math.inf).amin(-1, keepdim=True)  # the least likely one that stays
-    return torch.where(logits.softmax(-1) >= least, logits, -math.inf)
+    ranked, order = logits.sort(-1, descending=True)
+    sums = ranked.softmax(-1).cumsum(-1)
+    count = 1 + (sums < p).sum(-1, keepdim=True)  # how many tokens stay
+    places = order.argsort(-1)  # each token's place among the sorted ones
+    return torch.where(places < count, logits, -math.inf)
 
 
 def draw_token(logprobs, uniforms):
@@ -58,7 +59,7 @@ def sequence_logprob(logits, tokens, mask, temperature, top_k):
     if top_k:
         scaled = scaled.masked_fill(scaled < scaled.topk(top_k).values[..., -1:], -math.inf)
     losses = F.cross_entropy(scaled.transpose(1, 2), tokens[:, 1:], reduction="none")
-    return -(losses * mask[:, 1:]).sum(1)
+    return -losses.masked_fill(~mask[:, 1:], 0.0).sum(1)
 
 
 def left_padding(real):
@@ -109,6 +110,30 @@ def test_an_answer_that_never_scores_the_last_token_gets_its_name():
         return sequence_logprob(logits, tokens, mask, temperature, top_k)
 
     assert "never scored" in verdict("sequence_logprob", learner).message
+
+
+def test_a_mask_that_is_multiplied_in_gets_its_name():
+    """What was not drawn need not be among the top k: its log-probability is minus infinity."""
+
+    def learner(logits, tokens, mask, temperature, top_k):
+        scaled = logits[:, :-1] / temperature
+        if top_k:
+            scaled = scaled.masked_fill(scaled < scaled.topk(top_k).values[..., -1:], -math.inf)
+        return (scaled.log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0] * mask[:, 1:]).sum(1)
+
+    assert "minus infinity times" in verdict("sequence_logprob", learner).message
+
+
+def test_of_equally_likely_tokens_the_fewest_stay_and_any_of_them():
+    def threshold(logits, p):
+        ranked = logits.softmax(-1).sort(-1, descending=True).values
+        least = ranked.masked_fill(ranked.cumsum(-1) - ranked >= p, math.inf).amin(-1, keepdim=True)
+        return torch.where(logits.softmax(-1) >= least, logits, -math.inf)
+
+    assert "take the fewest" in verdict("top_p_filter", threshold).message
+    for descending in (False, True):  # of equal ones, the first or the last
+        flip = (lambda x: x.flip(-1)) if descending else (lambda x: x)
+        assert verdict("top_p_filter", lambda logits, p, flip=flip: flip(top_p_filter(flip(logits), p))).passed
 
 
 def test_a_score_that_carries_no_gradient_does_not_pass():

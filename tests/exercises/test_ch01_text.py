@@ -2,6 +2,7 @@
 
 import collections
 import heapq
+import itertools
 import math
 import random
 import re
@@ -10,7 +11,8 @@ import pytest
 import torch
 from tokenizers import Regex, pre_tokenizers
 
-from rlhf_lib.exercises import text, verdict
+from rlhf_lib.exercises import EXERCISES, answer, draw, judge, verdict
+from rlhf_lib.exercises import ch01_text as text
 
 UNKNOWN = text.UNKNOWN
 
@@ -118,7 +120,7 @@ def test_sennrichs_replacement_without_looking_at_whole_pieces_has_its_name():
     """Sennrich et al. 2016, algorithm 1, guards its regular expression against this; str.replace does not."""
     found = verdict("merge_pair", lambda word, pair: " ".join(word).replace(" ".join(pair), "".join(pair)).split(" "))
     assert "inside a joined string" in found.mistake
-    assert found.arguments["word"] == ["ae", "s", "e", "s"]
+    assert found.arguments == {"word": ["ae", "s", "e", "s"], "pair": ("e", "s")}
 
 
 def test_the_published_leak_has_its_name_whichever_way_it_is_drawn():
@@ -152,7 +154,7 @@ def test_the_rolled_targets_fail_on_the_shortest_text_that_shows_them():
 
     found = verdict("windows", rolled)
     assert "wraps round" in found.mistake
-    assert len(found.arguments["tokens"]) == 8
+    assert (len(found.arguments["tokens"]), found.arguments["context"]) == (2, 1)
 
 
 def test_bits_per_character_of_a_coin_for_every_letter_is_one():
@@ -162,4 +164,58 @@ def test_bits_per_character_of_a_coin_for_every_letter_is_one():
 def test_the_learners_own_mistake_gets_the_smallest_input_and_both_answers():
     """A wrong answer with no name: the message shows the input, what came out and what was expected."""
     message = verdict("merge_pair", lambda word, pair: [*word, "x"]).message
-    assert "word = ['t', 'o']" in message and "came out: ['t', 'o', 'x']" in message and "expected: ['to']" in message
+    assert "word = ['s', 'o']" in message and "came out: ['s', 'o', 'x']" in message and "expected: ['so']" in message
+
+
+def test_a_tuple_is_no_list_and_a_float_no_int():
+    for name in ("split_words", "build_vocabulary", "merge_pair", "bpe_encode"):
+        right = EXERCISES[name].right
+        message = verdict(name, lambda right=right, **given: tuple(right(**given))).message
+        assert "it is to be a list" in message
+    message = verdict("encode_words", lambda pieces, vocabulary: [float(n) for n in encode_words(pieces, vocabulary)]).message
+    assert "it is a list of int" in message
+
+
+def test_a_word_without_the_pair_comes_back_as_a_new_list():
+    """Whoever goes on to change what came back would change the caller's word."""
+
+    def same_if_nothing_to_do(word, pair):
+        return merge_pair(word, pair) if tuple(pair) in itertools.pairwise(word) else word
+
+    assert "this is the caller's own" in verdict("merge_pair", same_if_nothing_to_do).message
+
+
+def test_the_order_of_a_set_is_no_shuffle_since_it_is_another_in_every_run():
+    def from_a_set(works, fraction, seed):
+        order = list(set(works))
+        random.Random(seed).shuffle(order)
+        return order[: round(fraction * len(works))], order[round(fraction * len(works)) :]
+
+    assert "in the next run" in verdict("split_works", from_a_set).mistake
+
+    def with_a_set(works, fraction, seed):  # to look up in a set does no harm
+        train, _ = split_works(works, fraction, seed)
+        return train, [work for work in works if work not in set(train)]
+
+    assert verdict("split_works", with_a_set).passed
+
+
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_mistakes_are_told_apart_for_many_seeds(name):
+    for seed in (2, 3):
+        inputs = draw(name, seed)
+        for sentence, functions in EXERCISES[name].mistakes.items():
+            for mistake in functions:
+                assert judge(name, inputs, answer(name, mistake, inputs)).mistake == sentence
+
+
+@pytest.mark.parametrize(
+    "pieces, size, expected",
+    [
+        (["b", "a", "b", "a", "c"], 3, [UNKNOWN, "b", "a"]),
+        (["x"], 1, [UNKNOWN]),
+        ([" ", "\n", "\n"], 9, [UNKNOWN, "\n", " "]),
+    ],
+)
+def test_the_vocabulary_by_hand(pieces, size, expected):
+    assert EXERCISES["build_vocabulary"].right(pieces, size) == expected == EXERCISES["build_vocabulary"].formula(pieces, size)

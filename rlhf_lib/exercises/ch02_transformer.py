@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rlhf_lib.exercises import Exercise
+from rlhf_lib.exercises.declare import Exercise
 from rlhf_lib.model import GPT, GPTConfig
 
 # ----------------------------------------------------------------------------------------- 2.1

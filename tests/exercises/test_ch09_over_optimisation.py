@@ -5,9 +5,10 @@ import re
 import statistics
 from collections import defaultdict
 
+import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import linalg, stats
 
 from rlhf_lib import exercises, judge
 from rlhf_lib.exercises import verdict
@@ -93,10 +94,60 @@ ALTERNATIVES = {
 }
 
 
+def ranked_win_rate(first, second):
+    ranks = stats.rankdata(torch.cat([first, second]).numpy())[: len(first)]
+    return torch.tensor((ranks.sum() - len(first) * (len(first) + 1) / 2) / (len(first) * len(second)))
+
+
+def interval_of_a_list(values):
+    deviation = values.std(correction=0) / math.sqrt(len(values) - 1)
+    return [values.mean(), *(values.mean() + side * stats.t.isf(0.025, len(values) - 1) * deviation for side in (-1, 1))]
+
+
+def gold_by_log_gamma(proxy, gold, n):
+    i = torch.arange(n - 1, len(gold), dtype=torch.float64)  # the lower ranks win no group
+
+    def log_comb(top, k):
+        top, k = torch.as_tensor(top, dtype=torch.float64), torch.as_tensor(k, dtype=torch.float64)
+        return torch.lgamma(top + 1) - torch.lgamma(k + 1) - torch.lgamma(top - k + 1)
+
+    return ((log_comb(i, n - 1) - log_comb(len(gold), n)).exp() * gold[proxy.argsort()][n - 1 :]).sum()
+
+
+def fit_without_the_base(kl, gold):
+    """Points at distance 0 say nothing about a curve that goes through 0."""
+    d, gold = kl[kl > 0].sqrt(), gold[kl > 0]
+    alpha, minus_beta = torch.linalg.lstsq(torch.stack([d, d.square()], 1), gold[:, None]).solution[:, 0].tolist()
+    return alpha, -minus_beta, (alpha / minus_beta / 2) ** 2
+
+
+OTHERS = [
+    ("win_rate", ranked_win_rate),
+    ("mean_interval", lambda values: tuple(float(x) for x in interval_of_a_list(values))),
+    (
+        "best_of_n",
+        lambda rewards, n: torch.tensor([int(g.argmax()) + i * n for i, g in enumerate(rewards.split(n)) if len(g) == n]),
+    ),
+    ("best_of_n_gold", gold_by_log_gamma),
+    ("fit_gold", fit_without_the_base),
+    ("distinct_n", lambda texts, n: distinct_n(list(reversed(texts)), n)),
+]
+
+
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name, function", [*ALTERNATIVES.items(), *OTHERS])
+def test_every_correct_answer_passes(name, function, seed):
+    assert verdict(name, function, seed).passed
+
+
 @pytest.mark.parametrize("name", ALTERNATIVES)
-def test_every_correct_answer_passes(name, seed):
-    assert verdict(name, ALTERNATIVES[name], seed).passed
+def test_what_a_mistake_raises_is_meant(name):
+    """A slip in a row of the table would raise everywhere, and be told of everything that raises the same."""
+    inputs = exercises.draw(name)
+    for sentence, functions in exercises.find(name).mistakes.items():
+        for outputs in (exercises.answer(name, function, inputs) for function in functions):
+            raised = [output["kind"] for output in outputs if exercises.is_record(output)]
+            assert set(raised) <= {"ZeroDivisionError", "OverflowError", "IndexError", "ArithmeticError"}, sentence
 
 
 def test_the_course_s_own_judge_passes():
@@ -125,7 +176,7 @@ def test_the_best_of_n_formula_is_the_kl_that_simulation_finds():
 def test_the_unbiased_estimate_beats_one_cut_into_groups():
     generator = torch.Generator().manual_seed(0)
     once = exercises.find("best_of_n_gold").mistakes
-    once = next(mistake for sentence, mistake in once.items() if "cuts the samples into groups once" in sentence)
+    (once,) = next(functions for sentence, functions in once.items() if "cuts the samples into groups once" in sentence)
     found = {"once": [], "all": []}
     for _ in range(100):
         proxy = torch.rand(64, generator=generator)
@@ -146,7 +197,44 @@ def test_a_hidden_division_by_zero_is_named():
 
 def test_the_smallest_input_that_fails_is_the_one_shown():
     found = verdict("best_of_n", lambda rewards, n: torch.tensor([1, 2]))
-    assert found.arguments["n"] == 3  # right on the first input
+    assert found.arguments["n"] == 1  # right on the first input
     assert "The smallest input that fails" in found.message
     constant = verdict("best_of_n_kl", lambda n: 0.0)
     assert constant.arguments == {"n": 2}  # best-of-1 is 0 from the base
+
+
+def test_places_that_look_nothing_up_are_refused():
+    message = verdict("best_of_n", lambda rewards, n: best_of_n(rewards, n).float()).message
+    assert "return int64" in message
+
+
+def clipped_nowhere(solve):
+    def fit(kl, gold):
+        d = kl.sqrt()
+        alpha, beta = solve(torch.stack([d, -d.square()], 1), gold)
+        return float(alpha), float(beta), float((alpha / (2 * beta)) ** 2)
+
+    return fit
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [
+        lambda columns, gold: torch.linalg.lstsq(columns, gold[:, None]).solution[:, 0],
+        lambda columns, gold: np.linalg.lstsq(columns.numpy(), gold.numpy(), rcond=None)[0],
+        lambda columns, gold: linalg.lstsq(columns.numpy(), gold.numpy())[0],
+        lambda columns, gold: torch.linalg.pinv(columns) @ gold,
+        lambda columns, gold: torch.linalg.solve(columns.T @ columns, columns.T @ gold),
+    ],
+)
+def test_a_root_of_less_than_nothing_is_named_however_it_breaks(solve):
+    assert "below 0" in verdict("fit_gold", clipped_nowhere(solve)).message
+    assert "below 0" not in verdict("fit_gold", lambda kl, gold: clipped_nowhere(solve)(kl.clamp(min=0), gold - 1)).message
+
+
+def test_thousands_of_samples_need_whole_numbers():
+    def in_floats(proxy, gold, n):
+        top = float(math.comb(len(gold), n))
+        return sum(math.comb(i, n - 1) / top * score for i, score in enumerate(gold[proxy.argsort()].tolist()))
+
+    assert "become floats" in verdict("best_of_n_gold", in_floats).message

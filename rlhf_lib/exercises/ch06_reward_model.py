@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from rlhf_lib.exercises import Exercise
+from rlhf_lib.exercises.declare import Exercise
 from rlhf_lib.model import GPT, GPTConfig
 from rlhf_lib.reward import RewardModel, pad_right
 from rlhf_lib.sampling import evaluating

@@ -1,0 +1,699 @@
+"""Chapter 03: the loss, the schedule, Adam, clipping, a training step, evaluation, and a state to resume from."""
+
+import copy
+import io
+import itertools
+import math
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rlhf_lib.exercises.declare import Exercise
+
+LN2 = math.log(2)
+ALL, FIRST, LAST = slice(None), slice(-1), slice(1, None)  # all places, the first ones (not the last), the last (not the first)
+
+
+# ----------------------------------------------------------------------------------------- 3.1
+def draw_loss(generator):
+    tokens, mask, ln3 = torch.tensor([[0, 1, 1]]), torch.ones(1, 3, dtype=torch.bool), math.log(3)
+    yield {"logits": torch.tensor([[[0.0, ln3], [0.0, 0.0], [ln3, 0.0]]]), "tokens": tokens, "mask": mask}
+    for lengths, vocabulary in (((2,), 4), ((4, 2), 3), ((5, 2, 1), 3), ((3, 7, 1, 5), 6)):  # of one token: nothing to predict
+        logits = 2 * torch.randn(len(lengths), max(lengths), vocabulary, generator=generator)
+        drawn = torch.randint(vocabulary, logits.shape[:2], generator=generator)
+        yield {"logits": logits, "tokens": drawn, "mask": torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]}
+    yield {"logits": torch.tensor([[[200.0, 0.0], [0.0, 200.0], [0.0, 0.0]]]), "tokens": tokens, "mask": mask}
+
+
+def loss_and_gradient(function, logits, tokens, mask):
+    logits = logits.clone().requires_grad_()
+    loss = function(logits, tokens, mask)
+    loss.backward()
+    return {"loss": loss, "gradient": torch.zeros_like(logits) if logits.grad is None else logits.grad}
+
+
+def loss_by_loops(logits, tokens, mask):
+    losses = []
+    for row, place in mask[:, 1:].nonzero().tolist():
+        before = logits[row, place]
+        losses.append(before.logsumexp(0) - before[tokens[row, place + 1]])
+    return torch.stack(losses).mean()
+
+
+def loss_of(
+    logits, tokens, mask, *, said=FIRST, wanted=LAST, counted=LAST, scores=lambda x: x.log_softmax(-1),
+    mean=lambda c, m: c[m].mean(),
+):  # fmt: skip
+    """The loss; `said`, `wanted`, `counted`: the places of logits, tokens, mask; `mean` gets costs and mask, (B, T - 1)."""
+    costs = -scores(logits[:, said]).gather(2, tokens[:, wanted, None])[..., 0]
+    return mean(costs, mask[:, counted])
+
+
+Exercise("3.1", "next_token_loss", draw=draw_loss, call=loss_and_gradient, right=loss_by_loops, formula=loss_of, mistakes={
+    "each token is scored by the logits of its own position, which have seen it; those before it predict it":
+        ({"said": ALL, "wanted": ALL, "counted": ALL}, {"said": LAST}),
+    "the shift goes the wrong way: logits at t predict the token at t + 1, so drop the last logits, the first token":
+        ({"said": LAST, "wanted": FIRST}, {"said": LAST, "wanted": FIRST, "counted": FIRST}),
+    "padding is scored too: a target counts only where the mask is True":
+        ({"mean": lambda c, m: c.mean()}, lambda x, y, m: loss_of(x, y * m, m | True)),
+    "the last target of each row is left out": {"mean": lambda c, m: c[m & F.pad(m[:, 1:], (0, 1))].mean()},
+    "the first target of each row is left out": {"mean": lambda c, m: c[:, 1:][m[:, 1:]].mean()},
+    "the mask is multiplied into the logits, and padding still costs ln V: leave it out of the mean": (
+        lambda x, y, m: loss_of(x * m[..., None], y, m | True),
+        lambda x, y, m: loss_of(x * F.pad(m[:, 1:], (0, 1))[..., None], y, m | True)),
+    "the mask is upside down: the loss is that of the padding":
+        ({"mean": lambda c, m: c[~m].mean()}, {"mean": lambda c, m: (c * ~m).sum() / (~m).sum().clamp(min=1)}),
+    "this uses the mask of the inputs, mask[:, :-1]; what must be real is the target, mask[:, 1:]": {"counted": FIRST},
+    "token 0 is taken for padding: it is a token like any other, and the mask says what is padding":
+        (lambda x, y, m: loss_of(x, y, m & (y != 0)), lambda x, y, m: loss_of(x, y, y != 0)),
+    "the sum over real targets is divided by all places; divide by the number of real ones":
+        ({"mean": lambda c, m: (c * m).mean()}, {"mean": lambda c, m: (c * m).sum() / (m.numel() + len(m))}),
+    "the sum is divided by all real tokens; a row's first is no target": {"mean": lambda c, m: c[m].sum() / (m.sum() + len(m))},
+    "the sum is divided by the rows; divide by the number of real targets": {"mean": lambda c, m: c[m].sum() / len(m)},
+    "this is the mean of the rows' means, so a token of a short row weighs more: average over tokens": (
+        {"mean": lambda c, m: ((c * m).sum(1) / m.sum(1)).mean()},
+        {"mean": lambda c, m: ((c * m).sum(1) / m.sum(1).clamp(min=1)).mean()},
+        {"mean": lambda c, m: torch.stack([costs[real].mean() for costs, real in zip(c, m)]).mean()},
+        {"mean": lambda c, m: torch.stack([costs[real].mean() for costs, real in zip(c, m) if real.any()]).mean()}),
+    "this is the sum over the targets; take their mean, or the step grows with the batch": {"mean": lambda c, m: c[m].sum()},
+    "the rows are strung together before the shift, so the end of a row predicts the beginning of the next: shift first":
+        [lambda x, y, m, of=of: loss_of(*(one[of(m)][None] for one in (x, y, m))) for of in (torch.clone, torch.ones_like)],
+    "softmax is taken twice: cross_entropy takes logits, not probabilities": {"scores": lambda x: x.softmax(-1).log_softmax(-1)},
+    "there is no softmax: this is minus the logit of the target": {"scores": lambda x: x},
+    "the softmax runs over the positions; the vocabulary is the last dimension":
+        ({"scores": lambda x: x.log_softmax(1)}, lambda x, y, m: loss_of(x.log_softmax(1), y, m, scores=lambda x: x)),
+    "log(softmax) turns a very small probability into log(0) = -inf; use log_softmax or cross_entropy":
+        {"scores": lambda x: x.softmax(-1).log()},
+    "something keeps the probability away from 0, and caps what a sure mistake costs; log_softmax needs no help":
+        [{"scores": change} for eps in (1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-12) for change in
+         (lambda x, eps=eps: (x.softmax(-1) + eps).log(), lambda x, eps=eps: x.softmax(-1).clamp(min=eps).log())]
+        + [{"scores": lambda x, top=top: x.clamp(-top, top).log_softmax(-1)} for top in (10, 20, 30, 50, 80, 100)],
+    "this is made of the targets' probabilities; a token costs minus the logarithm of its probability":
+        [{"scores": scores} for scores in (lambda x: x.softmax(-1), lambda x: -x.softmax(-1), lambda x: x.softmax(-1) - 1)],
+})  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 3.2
+def draw_scores(generator):
+    yield {"losses": torch.tensor([LN2, 3 * LN2]), "counts": torch.tensor([30, 10]), "characters": 100}
+    for batches, size, letters in ((2, 5, 2), (3, 64, 3), (6, 48, 4)):
+        losses, counts = 1 + 3 * torch.rand(batches, generator=generator), torch.full((batches,), size)
+        counts[-1] = torch.randint(1, size - 1, (1,), generator=generator)  # the last batch is smaller
+        yield {"losses": losses, "counts": counts, "characters": letters * int(counts.sum()) - 1}
+    losses, counts = 0.5 + torch.rand(4, generator=generator), torch.randint(1, 40, (4,), generator=generator)
+    yield {"losses": losses, "counts": counts, "characters": 200}
+
+
+def scores_by_token(losses, counts, characters):
+    """Each token written out: the geometric mean of 1 / p, and the length of the whole text in bits."""
+    costs = [loss for loss, count in zip(losses.tolist(), counts.tolist()) for _ in range(count)]
+    perplexity = math.prod(math.exp(cost / len(costs)) for cost in costs)
+    return math.fsum(costs) / len(costs), perplexity, math.log2(math.e) * math.fsum(costs) / characters
+
+
+def scores_of(
+    losses, counts, characters, *, nats=lambda x, n: (x * n).sum(), tokens=torch.sum, loss=lambda n, t, c: n / t,
+    perplexity=lambda x, n, loss: math.exp(loss), bits=lambda n, t, c: n / LN2 / c,
+):  # fmt: skip
+    """The three scores, of which `loss` and `bits` are made of nats, tokens and characters."""
+    text = nats(losses.double(), counts).item(), tokens(counts).item(), characters
+    return loss(*text), perplexity(losses.double(), counts, loss(*text)), bits(*text)
+
+
+def some_equal(losses, counts, characters, which):
+    """The three scores, of which those at the places True in `which` take every batch for equally long."""
+    scores = [scores_of(losses, mean, characters) for mean in (counts, counts.float().mean().expand(len(counts)))]
+    return tuple(scores[equal][place] for place, equal in enumerate(which))
+
+
+Exercise("3.2", "perplexity_and_bits", draw=draw_scores, right=scores_by_token, formula=scores_of, mistakes={
+    "every batch weighs the same here; the last one is shorter, so weigh each by its tokens":
+        [lambda losses, counts, characters, which=which: some_equal(losses, counts, characters, which)
+         for which in itertools.product((0, 1), repeat=3) if any(which)]
+        + [{"nats": lambda x, n: x.sum(), "tokens": lambda n: torch.tensor(len(n))}],
+    "the batches' means are divided by all tokens; multiply each by its tokens first": {"nats": lambda x, n: x.sum()},
+    "each batch's mean is divided by its tokens; multiply it by them": {"nats": lambda x, n: (x / n).sum()},
+    "this averages the batches' perplexities; average the losses first, take the exponential once":
+        ({"perplexity": lambda x, n, loss: x.exp() @ n.double() / n.sum()}, {"perplexity": lambda x, n, loss: x.exp().mean()}),
+    "perplexity is exp(loss): the loss is in nats, and 2 ** loss is for bits": {"perplexity": lambda x, n, loss: 2**loss},
+    "the loss is divided by the characters; it is in nats per token": (
+        {"loss": lambda n, t, c: n / c},
+        {"loss": lambda n, t, c: n / c, "perplexity": lambda x, n, loss: math.exp((x * n).sum() / n.sum())}),
+    "these are bits per token; the same text has fewer tokens than characters: divide by characters":
+        {"bits": lambda n, t, c: n / t / LN2},
+    "a token's loss is divided by all characters; take the whole text's": {"bits": lambda n, t, c: n / t / LN2 / c},
+    "these are nats per character; a bit is ln 2 nats, so divide by ln 2": {"bits": lambda n, t, c: n / c},
+    "the nats are multiplied by ln 2; there are fewer nats than bits, so divide by it": {"bits": lambda n, t, c: n * LN2 / c},
+    "the bits are made with a logarithm to base 10; a bit is ln 2 nats, and math.log is the natural logarithm":
+        ({"bits": lambda n, t, c: n / math.log10(2) / c}, {"bits": lambda n, t, c: n / math.log(10) / c}),
+    "the logarithm of the nats is taken; nats become bits when they are divided by ln 2":
+        ({"bits": lambda n, t, c: math.log2(n / c)}, {"bits": lambda n, t, c: math.log2(n / t) * t / c}),
+    "tokens and characters are swapped: bits per character = bits per token * tokens / characters":
+        {"bits": lambda n, t, c: n / t / LN2 * c / t},
+})  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 3.3
+def draw_rates(generator):
+    yield {"peak": 1.0, "warmup": 2, "steps": 6}
+    yield {"peak": 0.5, "warmup": 0, "steps": 4}
+    yield {"peak": 3.0, "warmup": 1, "steps": 3}
+    for steps in (10, 40):
+        peak = 0.1 + torch.rand(1, generator=generator).item()
+        yield {"peak": peak, "warmup": torch.randint(3, steps // 2, (1,), generator=generator).item(), "steps": steps}
+
+
+def rate_by_tables(step, peak, warmup, steps):
+    """The two lines as tables, built without a formula: steps numbered from 1 upwards, then downwards."""
+    return torch.cat([torch.linspace(0, peak, warmup + 1)[1:], torch.linspace(peak, 0, steps - warmup + 1)[:-1]])[step].item()
+
+
+def rate_of(step, peak, warmup, steps, *, rise=lambda t, w: (t + 1) / w, fall=lambda t, w, n: (n - t) / (n - w), more=0):
+    """The rate at step t, with a warm-up of w (or `more`) out of n steps."""
+    return peak * (rise(step, warmup) if step < warmup + more else fall(step, warmup, steps))
+
+
+def rates_of_run(function, **given):
+    rates = [function(step, *given.values()) for step in range(given["steps"])]
+    numbers = all(isinstance(rate, (int, float)) for rate in rates)
+    return {"rates": torch.tensor([float(rate) for rate in rates]), "rates are numbers": numbers}
+
+
+def rates_picture(arguments, got, expected):
+    from rlhf_lib import plots
+
+    figure, (ax,) = plots.figure(1)
+    ax.plot(expected["rates"].tolist(), color=plots.GREY, marker="o", markersize=4, label="expected")
+    ax.plot(got["rates"].tolist(), color=plots.ORANGE, marker="x", label="came out")
+    plots.legend(ax.set(title="Learning rate", xlabel="step", ylabel="rate") and ax)
+    return figure
+
+
+Exercise("3.3", "learning_rate", draw=draw_rates, right=rate_by_tables, formula=rate_of, picture=rates_picture, call=rates_of_run,
+    mistakes={
+    "step 0 has rate 0, so it does nothing: in the warm-up the rate is peak * (step + 1) / warmup": {"rise": lambda t, w: t / w},
+    "there is no warm-up: the first steps, while Adam knows two or three gradients, should be small":
+        ({"rise": lambda t, w: 1.0}, lambda t, peak, w, n: peak * (n - t) / (n - w), lambda t, peak, w, n: peak * (n - t) / n),
+    "the warm-up falls; it rises to the peak": ({"rise": lambda t, w: (w - t) / w}, {"rise": lambda t, w: (w - t - 1) / w}),
+    "the peak comes one step late: the warm-up's last step, warmup - 1, has it": {"rise": lambda t, w: (t + 1) / (w + 1)},
+    "the warm-up is one step too long and rises above the peak: it is over when step < warmup is no longer so":
+        ({"more": 1}, lambda t, peak, w, n: rate_of(t, peak, w, n, more=min(1, w))),
+    "the rate never falls: after the warm-up it goes down to zero in a line": {"fall": lambda t, w, n: 1.0},
+    "the fall is counted from step 0, so the rate drops behind the warm-up: count from `warmup`":
+        ({"fall": lambda t, w, n: (n - t) / n}, lambda t, peak, w, n: peak * min((t + 1) / max(1, w), (n - t) / n)),
+    "the fall is too flat to reach 0 at `steps`: it has steps - warmup steps for it": {"fall": lambda t, w, n: 1 - (t - w) / n},
+    "the last step has rate 0 and is wasted: zero is reached at `steps`, which is never taken":
+        ({"fall": lambda t, w, n: (n - 1 - t) / (n - 1 - w)}, {"fall": lambda t, w, n: (n - 1 - t) / (n - w)}),
+    "this falls along a cosine, not in a line": {"fall": lambda t, w, n: (1 + math.cos(math.pi * (t - w) / (n - w))) / 2},
+    "this falls along a curve; here it is a straight line":
+        [{"fall": lambda t, w, n, power=power: ((n - t) / (n - w)) ** power} for power in (0.5, 2)],
+    "the rate stays at or above a tenth of the peak; here it falls in a line towards 0": (
+        {"fall": lambda t, w, n: max(0.1, (n - t) / (n - w))}, {"fall": lambda t, w, n: 0.1 + 0.9 * (n - t) / (n - w)},
+        lambda t, peak, w, n: max(0.1 * peak, rate_of(t, peak, w, n))),
+    "the larger of the two lines is taken; the rate is the smaller one":
+        lambda t, peak, w, n: peak * max((t + 1) / max(1, w), (n - t) / (n - w)),
+    "// divides without a remainder, and shares of 1 become 0: divide with /": (
+        {"rise": lambda t, w: (t + 1) // w, "fall": lambda t, w, n: (n - t) // (n - w)},
+        lambda t, peak, w, n: peak * (t + 1) // w if t < w else peak * (n - t) // (n - w)),
+    "without a warm-up this divides by zero: warmup = 0 means that step 0 has the peak rate": (
+        lambda t, peak, w, n: peak * min((t + 1) / w, (n - t) / (n - w)),
+        lambda t, peak, w, n: min(peak * (t + 1) / w, peak * (n - t) / (n - w))),
+    "the example's warm-up of 2 and its 6 steps are written in": lambda t, peak, w, n: rate_of(t, peak, 2, 6),
+})  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 3.4
+def draw_adam(generator):
+    rates = {"rate": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+    start = {"parameter": torch.tensor([1.0]), "gradient": torch.tensor([2.0]), "m": torch.zeros(1), "v": torch.zeros(1)}
+    yield {**start, "step": 1, **rates}
+    for shape, step, *rates in (
+        ((3,), 2, 0.3, 0.8, 0.95, 1e-6), ((2, 3), 1, 0.05, 0.9, 0.99, 0.1), ((4, 2), 30, 0.5, 0.95, 0.98, 0.2),
+        ((), 3, 2.0, 0.5, 0.9, 0.3),
+    ):  # fmt: skip
+        parameter, gradient, m = torch.randn(3, *shape, generator=generator)
+        gradient.flatten()[:-1][:1] = 0.0  # not where it is a single number
+        v = 0.1 + torch.rand(shape, generator=generator)
+        yield {"parameter": parameter, "gradient": gradient, "m": m * (step > 1), "v": v * (step > 1), "step": step,
+               **dict(zip(("rate", "beta1", "beta2", "eps"), rates))}  # fmt: skip
+
+
+def adam_by_torch(parameter, gradient, m, v, step, rate, beta1, beta2, eps):
+    """torch.optim.Adam, put into the state in which it would be before this step."""
+    weight = nn.Parameter(parameter.clone())
+    optimizer = torch.optim.Adam([weight], lr=rate, betas=(beta1, beta2), eps=eps)
+    optimizer.state[weight] = {"step": torch.tensor(float(step - 1)), "exp_avg": m.clone(), "exp_avg_sq": v.clone()}
+    weight.grad = gradient.clone()
+    optimizer.step()
+    return weight.detach(), optimizer.state[weight]["exp_avg"], optimizer.state[weight]["exp_avg_sq"]
+
+
+def adam(
+    parameter, gradient, m, v, step, rate, beta1, beta2, eps, *, by=lambda a, b, t: (1 - a**t, 1 - b**t), old=lambda beta: beta,
+    new=(0, 0), square=lambda g, m: g**2, move=lambda m, v, eps, g: m / (v.sqrt() + eps), out=lambda x, m, v, _: (x, m, v),
+):  # fmt: skip
+    """`by` makes the divisors of m and v of the betas and the step; `new`: whether the new part of m and v counts in full."""
+    m = old(beta1) * m + (1 if new[0] else 1 - old(beta1)) * gradient
+    v = old(beta2) * v + (1 if new[1] else 1 - old(beta2)) * square(gradient, m)
+    corrected = [average / divisor for average, divisor in zip((m, v), by(beta1, beta2, step))]
+    return out(parameter - rate * move(*corrected, eps, gradient), m, v, corrected)
+
+
+Exercise("3.4", "adam_step", draw=draw_adam, right=adam_by_torch, formula=adam, mistakes={
+    "the second beta is set to the first: v must decay by beta2, which is slower than beta1":
+        lambda beta1, beta2, **others: adam(beta1=beta1, beta2=beta1, **others),
+    "the bias correction is missing: m and v start at 0, so divide them by 1 - beta ** step before you use them":
+        {"by": lambda a, b, t: (1, 1)},
+    "only m is corrected for its start at 0: divide v by 1 - beta2 ** step too": {"by": lambda a, b, t: (1 - a**t, 1)},
+    "only v is corrected for its start at 0: divide m by 1 - beta1 ** step too": {"by": lambda a, b, t: (1, 1 - b**t)},
+    "the bias correction takes step - 1: steps are counted from 1, so that the first divides by 1 - beta":
+        {"by": lambda a, b, t: (1 - a ** (t - 1), 1 - b ** (t - 1))},
+    "the bias correction takes step + 1: steps are counted from 1": {"by": lambda a, b, t: (1 - a ** (t + 1), 1 - b ** (t + 1))},
+    "the bias correction does not know the step: divide by 1 - beta ** step": {"by": lambda a, b, t: (1 - a, 1 - b)},
+    "the bias correction has beta * step; it is a power, beta ** step": {"by": lambda a, b, t: (1 - a * t, 1 - b * t)},
+    "the bias correction multiplies; divide by 1 - beta ** step": {"by": lambda a, b, t: (1 / (1 - a**t), 1 / (1 - b**t))},
+    "m and v are not each corrected with their own beta: beta1 belongs to m, beta2 to v":
+        [{"by": lambda a, b, t, of=of: of(1 - a**t, 1 - b**t)}
+         for of in (lambda x, y: (x, x), lambda x, y: (y, y), lambda x, y: (y, x))],
+    "v is corrected behind its root; divide it before you take the root": {"by": lambda a, b, t: (1 - a**t, (1 - b**t) ** 2)},
+    "the corrected m and v are returned; the running averages themselves must be kept, or the next step corrects twice":
+        {"out": lambda new, m, v, corrected: (new, *corrected)},
+    "the averages from before the step are returned; return the new ones":
+        lambda m, v, **others: adam(m=m, v=v, **others, out=lambda new, *_: (new, m, v)),
+    "the change of the parameter is returned, not the parameter after it":
+        lambda parameter, **others: adam(parameter=parameter, **others, out=lambda new, m, v, _: (new - parameter, m, v)),
+    "v averages the gradient; it is the average of its square": ({"square": lambda g, m: g}, {"square": lambda g, m: g.abs()}),
+    "v averages the square of m; it is the average of the gradient's square": {"square": lambda g, m: m**2},
+    "what is new in an average is not multiplied by 1 - beta": ({"new": (1, 1)}, {"new": (1, 0)}, {"new": (0, 1)}),
+    "the weights of old and new are exchanged: the old average has beta, the gradient 1 - beta": {"old": lambda beta: 1 - beta},
+    "the gradient itself makes the step; m, its average, does": {"move": lambda m, v, eps, g: g / (v.sqrt() + eps)},
+    "the step is divided by v; divide by its square root, so that the size of the gradient cancels":
+        {"move": lambda m, v, eps, g: m / (v + eps)},
+    "eps is added inside the root; Adam adds it to the root": {"move": lambda m, v, eps, g: m / (v + eps).sqrt()},
+    "eps is added to the root of v before v is corrected; correct first":
+        lambda eps, beta2, step, **others: adam(beta2=beta2, step=step, eps=eps / math.sqrt(1 - beta2**step), **others),
+    "eps is missing: a gradient that was always 0 gives 0 / 0": {"move": lambda m, v, eps, g: m / v.sqrt()},
+    "this goes up the gradient: subtract the step": {"move": lambda m, v, eps, g: -m / (v.sqrt() + eps)},
+    "the usual betas of 0.9 and 0.999 are written in: use the arguments": (
+        lambda beta1, beta2, **others: adam(beta1=0.9, beta2=0.999, **others),
+        lambda beta1, beta2, eps, **others: adam(beta1=0.9, beta2=0.999, eps=1e-8, **others)),
+})  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 3.5
+def draw_gradients(generator):
+    yield {"gradients": [torch.tensor([3.0]), torch.tensor([4.0])], "max_norm": 1.0}
+    yield {"gradients": [torch.tensor([0.9]), torch.tensor([1.2])], "max_norm": 2.5}
+    for scale, max_norm in ((2.0, 0.8), (0.1, 0.7), (3.0, 4.0)):
+        drawn = [scale * torch.randn(shape, generator=generator) for shape in ((2, 3), (3,), ())]
+        yield {"gradients": drawn, "max_norm": max_norm}
+    yield {"gradients": [torch.zeros(2), torch.zeros(1, 2)], "max_norm": 0.5}
+
+
+def clipped_and_norm(function, gradients, max_norm):
+    clipped, norm = function(gradients, max_norm)
+    return {"clipped": clipped, "norm": norm, "tensors are new": not any(one is old for one in clipped for old in gradients)}
+
+
+def clip_by_torch(gradients, max_norm):
+    weights = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+    for weight, gradient in zip(weights, gradients):
+        weight.grad = gradient.clone()
+    norm = nn.utils.clip_grad_norm_(weights, max_norm)
+    return [weight.grad for weight in weights], norm
+
+
+def norm_of(gradients):
+    return torch.cat([gradient.flatten() for gradient in gradients]).norm()
+
+
+def clip(
+    gradients, max_norm, *, norm=norm_of, scale=lambda norm, most: min(1.0, most / (norm + 1e-6)),
+    clipped=lambda x, most, scale: x * scale, told=lambda norm, scale: norm,
+):  # fmt: skip
+    norm = norm(gradients)
+    factor = scale(norm, max_norm)
+    return [clipped(gradient, max_norm, factor) for gradient in gradients], told(norm, factor)
+
+
+Exercise("3.5", "clip_gradient", draw=draw_gradients, call=clipped_and_norm, right=clip_by_torch, formula=clip, mistakes={
+    "each tensor is clipped by its own norm, which turns the gradient: take one norm over all of them":
+        {"clipped": lambda x, most, scale: clip([x], most)[0][0]},
+    "single values are cut off at max_norm, which turns the gradient: scale all by one factor":
+        {"clipped": lambda x, most, scale: x.clamp(-most, most)},
+    "nothing is scaled: the gradient comes back as it was": {"scale": lambda norm, most: 1},
+    "the tensors that were given come back where nothing is to be scaled; return new ones":
+        lambda xs, most: (xs, norm_of(xs)) if norm_of(xs) <= most else clip(xs, most),
+    "a gradient shorter than max_norm is scaled too: leave it as it is": {"scale": lambda norm, most: most / (norm + 1e-6)},
+    "max for min: what is too long stays, what is short grows": {"scale": lambda norm, most: max(1, most / (norm + 1e-6))},
+    "the fraction is upside down: multiply by max_norm / norm":
+        ({"scale": lambda norm, most: norm / most}, {"scale": lambda norm, most: min(1, norm / most)}),
+    "the factor lacks max_norm: what is too long gets the norm 1": {"scale": lambda norm, most: 1 / norm if norm > most else 1},
+    "what is added to the norm is not small enough: the clipped gradient is too short; 1e-6 will do":
+        [{"scale": lambda norm, most, more=more: min(1, most / (norm + more))} for more in (1e-3, 0.01, 0.1, 1.0)],
+    "this adds the tensors' norms; it is the root of the sum of their squares": {"norm": lambda xs: sum(x.norm() for x in xs)},
+    "this is the largest of the tensors' norms, or their mean; the norm of all is the root of the sum of their squares":
+        ({"norm": lambda xs: max(x.norm() for x in xs)}, {"norm": lambda xs: sum(x.norm() for x in xs) / len(xs)}),
+    "the tensors' norms are not squared before they are added": {"norm": lambda xs: sum(x.norm() for x in xs) ** 0.5},
+    "the square root is missing: this is the squared norm": {"norm": lambda xs: norm_of(xs) ** 2},
+    "this adds absolute values; the norm is the root of the sum of squares": {"norm": lambda xs: sum(x.abs().sum() for x in xs)},
+    "this is the largest absolute value, not the norm": {"norm": lambda xs: max(x.abs().max() for x in xs)},
+    "this is the root of the mean of squares, not of the sum":
+        {"norm": lambda xs: norm_of(xs) / sum(x.numel() for x in xs) ** 0.5},
+    "this is the norm of the first tensor alone": {"norm": lambda xs: xs[0].norm()},
+    "the norm returned is the one after clipping; the one before it is worth a curve, as it shows what happened":
+        {"told": lambda norm, scale: norm * scale},
+    "the factor is returned in place of the norm": {"told": lambda norm, scale: scale},
+})  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- the checks' own model
+class HalfOff(nn.Module):
+    """Dropout without the dice: in training mode every second feature is zero and the others are doubled."""
+
+    def forward(self, x):
+        return x * (1 - torch.arange(x.shape[-1]) % 2) * 2 if self.training else x
+
+
+def small_model(embedding, head):
+    """A language model that looks at one token: embedding (V, C), dropout, head (V, C). Something lies in each .grad."""
+    model = nn.Sequential(nn.Embedding(*embedding.shape), HalfOff(), nn.Linear(*head.T.shape, bias=False))
+    model[0].weight.data, model[2].weight.data = embedding.clone(), head.clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    return model
+
+
+def small_inputs(generator, shapes, vocabulary=5, width=4):
+    """The weights of `small_model`, and its inputs and targets: a pair for each shape (B, T)."""
+    embedding, head = torch.randn(2, vocabulary, width, generator=generator)
+    batches = [tuple(torch.randint(vocabulary, (2, *shape), generator=generator)) for shape in shapes]
+    return {"embedding": embedding, "head": head, "batches": batches}
+
+
+def gradients_by_hand(model, inputs, targets):
+    """Put the gradients of the mean loss of `small_model` into .grad, softmax minus one-hot; returns the loss."""
+    embedding, head = model[0].weight.data, model[2].weight.data
+    keep = 2.0 * (1 - torch.arange(embedding.shape[1]) % 2)
+    x = embedding[inputs] * keep  # (N, C)
+    logprobs = (x @ head.T).log_softmax(-1)  # (N, V)
+    error = (logprobs.exp() - F.one_hot(targets, len(head))) / len(inputs)  # (N, V)
+    model[0].weight.grad = torch.zeros_like(embedding).index_add(0, inputs, (error @ head) * keep)
+    model[2].weight.grad = error.T @ x
+    return -logprobs[range(len(targets)), targets].mean().item()
+
+
+def entropy(logits, targets, reduction="mean"):
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+
+
+# ----------------------------------------------------------------------------------------- 3.6
+def draw_steps(generator):
+    yield {**small_inputs(generator, ((1, 2),)), "rate": 1.0, "momentum": 0.0, "max_norm": 10.0}
+    yield {**small_inputs(generator, ((1, 3), (2, 3))), "rate": 0.5, "momentum": 0.0, "max_norm": 0.05}
+    yield {**small_inputs(generator, ((3, 4), (3, 4), (2, 5), (3, 4))), "rate": 0.8, "momentum": 0.5, "max_norm": 0.2}
+
+
+def steps_taken(function, embedding, head, batches, rate, momentum, max_norm):
+    """The losses of some steps, the weights after them, and what sort of thing the losses were."""
+    model, losses = small_model(embedding, head), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum)
+    for inputs, targets in batches:
+        model.eval()  # as an evaluation leaves it
+        losses.append(function(model, optimizer, inputs, targets, max_norm))
+    kinds = {"tensor with its graph" if getattr(loss, "requires_grad", False) else type(loss).__name__ for loss in losses}
+    return {"losses": losses, "weights": [model[0].weight, model[2].weight], "type of a loss": ", ".join(sorted(kinds))}
+
+
+def step_by_hand(model, optimizer, inputs, targets, max_norm):
+    loss = gradients_by_hand(model, inputs.flatten(), targets.flatten())
+    factor = min(1.0, max_norm / norm_of([parameter.grad for parameter in model.parameters()]).item())
+    for parameter in model.parameters():
+        parameter.grad *= factor
+    optimizer.step()
+    return loss
+
+
+def step_of(
+    model, optimizer, inputs, targets, max_norm, *, order="zero backward clip step", train=True, cost=entropy,
+    clip=nn.utils.clip_grad_norm_, told=lambda loss, _: loss.item(),
+):  # fmt: skip
+    """A training step; `order` says what happens when."""
+    model.train(train)
+    loss = cost(model(inputs), targets)
+    actions = {
+        "zero": optimizer.zero_grad, "backward": loss.backward, "ascend": lambda: (-loss).backward(),
+        "clip": lambda: clip(model.parameters(), max_norm), "step": optimizer.step,
+    }  # fmt: skip
+    for action in order.split():
+        actions[action]()
+    return told(loss, lambda: cost(model(inputs), targets))
+
+
+Exercise("3.6", "train_step", draw=draw_steps, call=steps_taken, right=step_by_hand, formula=step_of, mistakes={
+    "gradients are not clipped when the step is taken, or clipped before backward, where they are not yet there, or after step":
+        [{"order": order} for order in ("zero backward step", "backward step clip", "clip backward step zero",
+                                        "backward step zero", "backward step clip zero", "clip backward step")],
+    "the gradients of earlier steps are still there: backward adds to them, so zero_grad first": {"order": "backward clip step"},
+    "the gradients are cleared after the step, and what lay there before the first is added in: zero_grad before backward":
+        {"order": "backward clip step zero"},
+    "the weights do not move: step is missing, or zero_grad stands between backward and step":
+        {"order": "backward clip zero step"},
+    "step comes before backward, so it takes the gradients of the batch before":
+        ({"order": "step zero backward clip"}, {"order": "clip step zero backward"}),
+    "the model is still in evaluation mode, where dropout is off: call model.train() first": {"train": False},
+    "the loss returned still holds its graph; a list of such losses fills the memory: use .item()":
+        {"told": lambda loss, _: loss},
+    "the loss that is returned is a tensor: .item() makes a Python float of it": {"told": lambda loss, _: loss.detach()},
+    "this is the loss after the step; return the one before it": {"told": lambda loss, again: again().item()},
+    "the sign is turned: this makes the loss larger": ({"order": "zero ascend clip step"}, {"cost": lambda x, y: -entropy(x, y)}),
+    "this is the sum of the losses; take their mean": {"cost": lambda x, y: entropy(x, y, "sum")},
+    "the sum of the losses is divided by the rows; divide by the targets": {"cost": lambda x, y: entropy(x, y, "sum") / len(y)},
+    "softmax is taken twice: cross_entropy takes logits": {"cost": lambda x, y: entropy(x.softmax(-1), y)},
+    "only the last position is used": {"cost": lambda x, y: entropy(x[:, -1:], y[:, -1:])},
+    "the targets are shifted once more; they are shifted already": {"cost": lambda x, y: entropy(x[:, :-1], y[:, 1:])},
+    "the gradients are clipped to the norm 1: use max_norm": {"clip": lambda xs, most: nn.utils.clip_grad_norm_(xs, 1.0)},
+    "single values are cut off, which turns the gradient; clip_grad_norm_ scales all alike": {"clip": nn.utils.clip_grad_value_},
+    "each tensor's gradient is clipped by its own norm, which turns the whole: clip all parameters together":
+        {"clip": lambda xs, most: [nn.utils.clip_grad_norm_(x, most) for x in xs]},
+})  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 3.7
+def draw_validation(generator):
+    for shapes in (((1, 2), (1, 1)), ((3, 4), (3, 4), (1, 4)), ((4, 6), (4, 6), (4, 6), (2, 3))):
+        yield small_inputs(generator, shapes)
+
+
+def validation(function, embedding, head, batches):
+    """The loss, in which mode the model is left, and whether gradients were recorded on the way."""
+    model, recorded = small_model(embedding, head).train(), []
+    model.register_forward_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
+    loss = function(model, batches)
+    kept = [parameter.grad is not None and parameter.grad.sum().item() == parameter.numel() for parameter in model.parameters()]
+    return {
+        "loss": loss, "in training mode afterwards": model.training, "gradients are recorded": any(recorded),
+        "gradients are on afterwards": torch.is_grad_enabled(), "what lay in .grad is still there": all(kept),
+    }  # fmt: skip
+
+
+def validation_by_token(model, batches):
+    """Token by token, from the model's two matrices: no mode and no graph are needed."""
+    logprobs = (model[0].weight.data @ model[2].weight.data.T).double().log_softmax(-1)  # row: after this token
+    pairs = [pair for inputs, targets in batches for pair in zip(inputs.flatten().tolist(), targets.flatten().tolist())]
+    return -math.fsum(logprobs[pair].item() for pair in pairs) / len(pairs)
+
+
+def validated(
+    model, batches, *, train=False, back=True, grad=False, part=lambda x, y: (x, y), mean=lambda n, c, r: n.sum() / c.sum()
+):
+    """The loss, made by `mean` of the nats, the number of targets and the rows of each batch; `part` is what is scored."""
+    model.train(train)
+    with torch.set_grad_enabled(grad is True):
+        parts = [part(model(inputs), targets) for inputs, targets in batches]
+    torch.set_grad_enabled(grad != "left off")
+    model.train(back)
+    nats = torch.stack([entropy(logits, targets, "sum").detach() for logits, targets in parts])
+    counts = torch.tensor([targets.numel() for _, targets in parts])
+    return mean(nats, counts.float(), torch.tensor([float(len(targets)) for _, targets in batches]))
+
+
+Exercise("3.7", "validation_loss", draw=draw_validation, call=validation, right=validation_by_token, formula=validated, mistakes={
+    "dropout is left on, so the model is measured with half its features: call model.eval() first": {"train": True},
+    "the model is left in evaluation mode: the rest of the training would run without dropout; call model.train()":
+        {"back": False},
+    "gradients are recorded, which costs memory and time for nothing: work inside torch.no_grad()": {"grad": True},
+    "dropout is left on and gradients are recorded: model.eval() and torch.no_grad() are missing": {"grad": True, "train": True},
+    "every batch weighs the same here; the last one is shorter, so weigh by tokens": {"mean": lambda n, c, r: (n / c).mean()},
+    "batches are weighed by their rows; rows differ in length, so weigh by tokens": {"mean": lambda n, c, r: n / c @ r / r.sum()},
+    "batches are weighed by the length of their rows, not by tokens": {"mean": lambda n, c, r: (n / r).sum() / (c / r).sum()},
+    "the last, shorter batch is left out: a score is of the whole text": {"mean": lambda n, c, r: n[:-1].sum() / c[:-1].sum()},
+    "count or nats are those of the last batch: = for +=":
+        ({"mean": lambda n, c, r: n.sum() / c[-1]}, {"mean": lambda n, c, r: n[-1] / c.sum()}),
+    "this is the total over the text; divide by the number of tokens": {"mean": lambda n, c, r: n.sum()},
+    "the means of the batches are added up; add up sums, and divide by the tokens":
+        ({"mean": lambda n, c, r: (n / c).sum()}, {"mean": lambda n, c, r: (n / c).sum() / c.sum()}),
+    "the total is divided by the number of batches or of rows; divide by the tokens":
+        ({"mean": lambda n, c, r: n.sum() / len(n)}, {"mean": lambda n, c, r: n.sum() / r.sum()}),
+    "the targets are shifted once more; they are shifted already": {"part": lambda x, y: (x[:, :-1], y[:, 1:])},
+    "softmax is taken twice: cross_entropy takes logits": {"part": lambda x, y: (x.softmax(-1), y)},
+    "every batch is taken to be as large as the first": {"mean": lambda n, c, r: n.sum() / c[0] / len(n)},
+    "gradients are switched off and stay off, and nothing can be trained after it: use torch.no_grad()": {"grad": "left off"},
+    "only the first row of each batch is scored": {"part": lambda x, y: (x[:1], y[:1])},
+    "targets of token 0 are taken for padding; there is none here": {"part": lambda x, y: (x[y != 0][None], y[y != 0][None])},
+})  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 3.8
+def draw_micro_batches(generator):
+    for shapes, real in (
+        (((1, 3), (1, 3)), (2, 1)), (((1, 4), (2, 2)), (3, 1)), (((2, 5), (3, 4), (1, 6)), (4, 2, 5)),
+        (((1, 3), (2, 2), (1, 3)), (2, 0, 1)),
+    ):  # fmt: skip
+        drawn = small_inputs(generator, shapes)
+        for count, (_, targets) in zip(real, drawn["batches"]):
+            targets[:, count:] = -100  # in the last input, a micro-batch without a target
+        yield drawn
+
+
+def gradients_left(function, embedding, head, batches):
+    """The gradients that are left in the parameters, of which there were some before, and whether memory was spared."""
+    model, graphs, most, sizes = small_model(embedding, head), [], [], [0]
+
+    def entered(module, arguments, output):
+        if output.requires_grad:
+            graphs.append(output)
+            output.register_hook(lambda gradient: graphs.clear())
+        most.append(len(graphs))
+        sizes.append(arguments[0].numel())
+
+    model.register_forward_hook(entered)
+    function(model, batches)
+    gradients = {"embedding": model[0].weight.grad, "head": model[2].weight.grad}
+    small = max(sizes) <= max(inputs.numel() for inputs, _ in batches)
+    return {**gradients, "one graph at a time": max(most, default=0) <= 1, "no larger batches": small}
+
+
+def gradients_of_whole(model, micro_batches):
+    inputs, targets = (torch.cat([part.flatten() for part in parts]) for parts in zip(*micro_batches))
+    gradients_by_hand(model, inputs[targets != -100], targets[targets != -100])
+
+
+def accumulated(model, micro_batches, *, by=lambda s: s.all, clear="first", ignore=-100, used=ALL, whole=False):
+    """Add up the gradients of the micro-batches `used`: of the nats divided by what `by` makes of the numbers of targets."""
+    counts, losses = [int((targets != -100).sum()) for _, targets in micro_batches], []
+    places = sum(targets.numel() for _, targets in micro_batches)
+    for place, (inputs, targets) in enumerate(micro_batches[used]):
+        if clear == "always" or (clear != "never" and place == 0):
+            model.zero_grad()
+        nats = entropy(model(inputs), targets if ignore else targets.clamp(min=0), "sum")
+        known = dict(here=counts[place], seen=sum(counts[: place + 1]), all=sum(counts), parts=len(counts))
+        losses.append(nats / by(SimpleNamespace(size=targets.numel(), places=places, **known)))
+        if not whole:
+            losses.pop().backward()
+    if whole:
+        sum(losses).backward()
+    if clear == "last":
+        model.zero_grad()
+
+
+Exercise("3.8", "accumulate_gradients", draw=draw_micro_batches, call=gradients_left, right=gradients_of_whole,
+    formula=accumulated, mistakes={
+    "means are added up and never divided: the gradient grows with the number of micro-batches": {"by": lambda s: s.here},
+    "this is the mean of the micro-batches' means; they have different numbers of targets: divide sums by the targets of all":
+        {"by": lambda s: s.here * s.parts},
+    "only the last micro-batch is left: zero the gradients once, before the first":
+        [{"clear": "always", "by": by} for by in (lambda s: s.all, lambda s: s.here, lambda s: s.here * s.parts, lambda s: 1)],
+    "what stood in .grad before is still in it: zero the gradients before the first micro-batch":
+        ({"clear": "never"}, {"clear": "never", "by": lambda s: s.here * s.parts}),
+    "the gradients are cleared after the last micro-batch: nothing is left": {"clear": "last"},
+    "the sums are divided by all positions; those with target -100 are not targets: count the others": {"by": lambda s: s.places},
+    "the sums are divided by the targets seen so far; count those of all beforehand": {"by": lambda s: s.seen},
+    "the means are weighed by all positions; -100 is no target": {"by": lambda s: s.here * s.places / s.size},
+    "this is divided by the targets of all, and by the number of micro-batches once more": {"by": lambda s: s.all * s.parts},
+    "the sums are divided by the number of micro-batches; divide by the targets of all": {"by": lambda s: s.parts},
+    "this is the gradient of the sum; divide each sum by the targets of all micro-batches": {"by": lambda s: 1},
+    "targets of -100 are read as token 0 and cost something; they are no targets":
+        [{"ignore": None, "by": by} for by in (lambda s: s.all, lambda s: s.places, lambda s: s.size * s.parts)],
+    "the last micro-batch is left out, and its targets are counted": {"used": FIRST},
+    "only the first micro-batch is used, and the targets of all are counted": {"used": slice(1)},
+    "the sign is turned": {"by": lambda s: -s.all},
+    "backward is called once for all, so all graphs are in memory together: call it for each micro-batch": {"whole": True},
+    "the micro-batches are put together to one large batch, which is what does not fit into memory": [
+        lambda model, batches, join=join: accumulated(model, [tuple(map(join, zip(*batches)))])
+        for join in (torch.cat, lambda parts: torch.cat([part.flatten() for part in parts])[None])],
+})  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 3.9
+def draw_runs(generator):
+    for features, before, after in ((2, 1, 1), (3, 0, 2), (6, 3, 4)):
+        inputs = torch.randn(before + after, 4, features, generator=generator)
+        targets = torch.randn(before + after, 4, 1, generator=generator)
+        yield {"weight": torch.randn(1, features, generator=generator), "inputs": inputs, "targets": targets, "stop": before}
+
+
+def resumed_run(function, weight, inputs, targets, stop):
+    """The ends of a run and of one resumed from its state at `stop`; each step has its own rate, batch and dropout."""
+
+    def fresh():
+        model = nn.Sequential(nn.Dropout(0.5), nn.Linear(weight.shape[1], 1, bias=False))
+        model.register_buffer("rows_seen", torch.zeros(()))  # a state dict has more in it than parameters
+        model[1].weight.data = weight.clone()
+        return model, torch.optim.Adam(model.parameters())
+
+    def train(model, optimizer, first, last):
+        for step in range(first, last):
+            optimizer.param_groups[0]["lr"] = 0.2 / (step + 1)
+            optimizer.zero_grad()
+            F.mse_loss(model(inputs[step]), targets[step]).backward()
+            optimizer.step()
+            model.rows_seen += len(inputs[step])
+
+    model, optimizer = fresh()
+    train(model, optimizer, 0, stop)
+    state = function(model, optimizer, stop)
+    train(model, optimizer, stop, len(inputs))  # the run goes on and changes its weights and moments in place
+
+    resumed, again = fresh()
+    torch.manual_seed(1)  # another process, with another state of the generator
+    resumed.load_state_dict(state.get("model", resumed.state_dict()))
+    again.load_state_dict(state.get("optimizer", again.state_dict()))
+    torch.set_rng_state(state.get("random", torch.get_rng_state()))
+    train(resumed, again, state.get("step", 0), len(inputs))
+    ends = {"without a stop": dict(model.state_dict()), "resumed": dict(resumed.state_dict())}
+    return {"missing keys": [key for key in ("model", "optimizer", "step", "random") if key not in state], **ends}
+
+
+def state_in_file(model, optimizer, step):
+    """All four as they come back from a file: nothing in it is shared with what it was taken from."""
+    buffer = io.BytesIO()
+    torch.save(state_of(model, optimizer, step), buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def state_of(model, optimizer, step, *, shared=(), missing="", steps=lambda step: step, random=torch.get_rng_state):
+    live = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": steps(step), "random": random()}
+    return {name: part if name in shared else copy.deepcopy(part) for name, part in live.items() if name != missing}
+
+
+Exercise("3.9", "training_state", draw=draw_runs, call=resumed_run, right=state_in_file, formula=state_of, mistakes={
+    "state_dict() gives the tensors themselves, and training goes on writing into them: copy.deepcopy it":
+        {"shared": ("model", "optimizer")},
+    "the weights are copied, the optimiser's moments are not, and training writes into them": {"shared": "optimizer"},
+    "the moments are copied, the weights are not, and training writes into them: copy.deepcopy them": {"shared": "model"},
+    "the optimiser is missing: Adam's m, v and step count would start again from zero": {"missing": "optimizer"},
+    "the step is missing: schedule and data would start again from the beginning": {"missing": "step"},
+    "the random state is missing: dropout would drop other features; keep torch.get_rng_state()": {"missing": "random"},
+    "the weights are missing: keep model.state_dict()": {"missing": "model"},
+    "the step kept is the last one done, so the resumed run takes it twice: keep the next one": {"steps": lambda step: step - 1},
+    "the step kept is one too far, so the resumed run leaves one out: keep the argument": {"steps": lambda step: step + 1},
+    "the step kept is always 0: keep the argument, the next step to do": {"steps": lambda step: 0},
+    "the generator is seeded anew, which changes the run that goes on: torch.get_rng_state() only reads its state":
+        {"random": lambda: torch.manual_seed(0).get_state()},
+    "this is the state of a new generator, not of the one that dropout draws from: torch.get_rng_state()":
+        {"random": lambda: torch.Generator().manual_seed(0).get_state()},
+})  # fmt: skip

@@ -1,0 +1,649 @@
+"""Chapter 07: REINFORCE, generalised advantage estimation, clipping, and the diagnostics of PPO."""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from rlhf_lib.exercises.declare import Exercise
+
+
+def ragged(rows, steps, generator):
+    """A mask (rows, steps), True on each row's first steps: none is missing in the first row, one or more in the second."""
+    lengths = torch.randint(1, steps + 1, (rows, 1), generator=generator)
+    lengths[0], lengths[1:2] = steps, torch.randint(1, max(2, steps), (1,), generator=generator)
+    return torch.arange(steps) < lengths
+
+
+# ----------------------------------------------------------------------------------------- 7.1
+def draw_returns(generator):
+    yield {"rewards": torch.tensor([0.0, 0.0, 1.0]), "gamma": 0.5}
+    for length, gamma in ((1, 0.3), (4, 0.9), (3, 0.0), (5, 1.0), (9, 0.8), (60, 0.1)):  # 0.1 ** 60 is 0 in float32
+        yield {"rewards": 2 * torch.randn(length, generator=generator), "gamma": gamma}
+
+
+def returns_by_definition(rewards, gamma):
+    powers = torch.arange(len(rewards))
+    return torch.stack([(rewards[t:] * gamma ** powers[: len(rewards) - t]).sum() for t in range(len(rewards))])
+
+
+def returns_formula(rewards, gamma, *, power=lambda ahead, s: ahead, keep=lambda ahead: ahead >= 0, fixed=None):
+    """Along the last dimension, for each step t: the sum over those s that `keep` keeps, by s - t, of gamma ** power r_s."""
+    s = torch.arange(rewards.shape[-1])
+    ahead = s - s[:, None]
+    weight = torch.where(keep(ahead), float(gamma if fixed is None else fixed) ** power(ahead, s).clamp(min=0), 0)
+    return (weight * rewards[..., None, :]).sum(-1)
+
+
+def divided_again(rewards, gamma):
+    discounts = gamma ** torch.arange(len(rewards))
+    return (rewards * discounts).flip(0).cumsum(0).flip(0) / discounts
+
+
+discounted_returns = Exercise(
+    "7.1", "discounted_returns", draw=draw_returns, right=returns_by_definition, formula=returns_formula, mistakes={
+        "these are returns without a discount: multiply what comes after a step by gamma": {"fixed": 1.0},
+        "this sums the rewards before each step; a return is made of what comes after it, so go backwards":
+            {"power": lambda ahead, s: -ahead, "keep": lambda ahead: ahead <= 0},
+        "the step's own reward is missing: the return at t begins with r_t, undiscounted":
+            [{"keep": lambda ahead: ahead > 0}, {"keep": lambda ahead: ahead > 0, "power": lambda ahead, s: ahead - 1}],
+        "r_t is discounted by gamma ** t, from the start of the episode; count from the step itself":
+            {"power": lambda ahead, s: s},
+        "this discounts the step's own reward too: gamma belongs on what follows only": {"power": lambda ahead, s: ahead + 1},
+        "only the next step is added; a return goes on to the episode's end": {"keep": lambda ahead: (ahead == 0) | (ahead == 1)},
+        "gamma comes in once; each further step away costs another": {"power": lambda ahead, s: ahead.clamp(max=1)},
+        "every step has the whole episode's return; an action is paid only for what comes from its own step on":
+            {"power": lambda ahead, s: s, "keep": lambda ahead: ahead == ahead},
+        "dividing by gamma ** t gives 0 / 0 when that is 0: go backwards, which needs no division": divided_again,
+        "the sum is divided by the number of its steps; a return is a sum, not a mean":
+            lambda rewards, gamma: returns_formula(rewards, gamma) / torch.arange(len(rewards), 0, -1),
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 7.2
+def draw_reinforce(generator):
+    yield {"logits": torch.tensor([[0.0, 1.0]]), "actions": torch.tensor([1]), "advantages": torch.tensor([2.0])}
+    for steps, count in ((1, 3), (3, 2), (4, 4), (8, 5)):
+        actions = torch.randint(count, (steps,), generator=generator)
+        advantages = torch.randn(steps, generator=generator)
+        actions[0], advantages[1:2] = 0, -1 - advantages[1:2].abs()
+        yield {"logits": 2 * torch.randn(steps, count, generator=generator), "actions": actions, "advantages": advantages}
+
+
+def call_reinforce(function, logits, actions, advantages):
+    """The loss and its gradients: with respect to the logits, and to the advantages, which should have none."""
+    logits, advantages = logits.clone().requires_grad_(), advantages.clone().requires_grad_()
+    loss = function(logits, actions, advantages)
+    loss.backward()
+    through = torch.zeros_like(advantages) if advantages.grad is None else advantages.grad
+    return {"loss": loss, "gradient of the logits": logits.grad, "gradient of the advantages": through}
+
+
+def reinforce_formula(
+    logits, actions, advantages, *, log=lambda x: x.log_softmax(-1), take=lambda x, actions: x[range(len(actions)), actions],
+    weigh=lambda a: a, detach=True, sign=-1, mean=torch.mean,
+):  # fmt: skip
+    return sign * mean(take(log(logits), actions) * weigh(advantages.detach() if detach else advantages))
+
+
+reinforce_loss = Exercise(
+    "7.2", "reinforce_loss", draw=draw_reinforce, call=call_reinforce, formula=reinforce_formula,
+    right=lambda logits, actions, advantages: (F.cross_entropy(logits, actions, reduction="none") * advantages.detach()).mean(),
+    mistakes={
+        "the sign is turned round: an optimiser goes down, so the loss is minus the objective":
+            [{"sign": 1}, {"sign": 1, "detach": False}],
+        "these are probabilities; the gradient of the expected return needs log-probabilities": {"log": lambda x: x.softmax(-1)},
+        "raw logits are not log-probabilities: put them through log_softmax first": {"log": lambda x: x},
+        "the softmax runs over the steps; it belongs to the actions, the last dimension": {"log": lambda x: x.log_softmax(0)},
+        "the advantages pass a gradient on: detach them, they are a weight and not something to learn here": {"detach": False},
+        "the log-probabilities are detached in the advantages' place":
+            {"log": lambda x: x.log_softmax(-1).detach(), "detach": False},
+        "this is the sum over the steps; take the mean, or the step size grows with the batch": {"mean": torch.sum},
+        "every log-probability meets every advantage, as in (T, 1) times (T,) or a product of means: multiply step by step":
+            [{"take": lambda x, actions: x.gather(1, actions[:, None])}, {"weigh": torch.mean}],
+        "the advantages are shifted or scaled by their own mean and deviation; they are to be used as they are":
+            [{"weigh": lambda a: a - a.mean()},
+             *({"weigh": lambda a, c=c: (a - a.mean()) / (a.std(correction=c) + 1e-8)} for c in (0, 1))],
+        "the log-probabilities of all actions are added up; only the one that was taken counts": {"take": lambda x, _: x.sum(1)},
+        "this is the log-probability of the likeliest action; the one that was taken counts": {"take": lambda x, _: x.amax(1)},
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 7.3
+def draw_gae(generator):
+    worked = {"rewards": torch.tensor([[0.0, 0.0, 1.0]]), "values": torch.tensor([[0.1, 0.2, 0.3]])}
+    yield {**worked, "gamma": 1.0, "lam": 0.95, "mask": torch.ones(1, 3, dtype=torch.bool)}
+    settings = ((1, 1, 0.9, 0.7), (2, 3, 0.9, 0.8), (2, 4, 0.8, 0.0), (2, 4, 0.7, 1.0), (2, 3, 0.0, 0.6), (3, 5, 1.0, 0.5))
+    for rows, steps, gamma, lam in (*settings, (4, 7, 0.99, 0.9)):
+        mask = ragged(rows, steps, generator)
+        rewards, values = torch.randn(2, rows, steps, generator=generator)
+        yield {"rewards": rewards, "values": values + 1, "gamma": gamma, "lam": lam, "mask": mask}
+
+
+def gae_backwards(rewards, values, gamma, lam, mask):
+    advantages = torch.zeros_like(rewards)
+    for row, t in mask.nonzero().flip(0).tolist():
+        advantages[row, t] = rewards[row, t] - values[row, t]
+        if t + 1 < mask.shape[1] and mask[row, t + 1]:
+            advantages[row, t] += gamma * values[row, t + 1] + gamma * lam * advantages[row, t + 1]
+    return advantages, torch.where(mask, advantages + values, 0)
+
+
+def gae_formula(
+    rewards, values, gamma, lam, mask, *, rates=lambda g, lam: (g, g * lam), own=1.0, behind="nothing", forwards=False,
+    zero="rewards, values, advantages, returns", returns=lambda advantages, values, to_go, gamma: advantages + values,
+):  # fmt: skip
+    """All steps at once. `rates`: the weight of the next value, and the decay; `behind`: what the last real step sees."""
+    weight, decay = rates(gamma, lam)
+    r, v = (torch.where(mask | (name not in zero), x, 0) for name, x in (("rewards", rewards), ("values", values)))
+    following = F.pad((values if behind == "padding" else v)[:, 1:], (0, 1))
+    if behind == "itself":
+        following = torch.where(mask & ~F.pad(mask[:, 1:], (0, 1)), v, following)
+    delta = r + weight * following - own * v
+    delta = torch.where(mask, delta, 0) if "rewards, values" in zero else delta
+    back = {"power": lambda ahead, s: -ahead, "keep": lambda ahead: ahead <= 0} if forwards else {}
+    advantages = returns_formula(delta, decay, **back)
+    advantages = torch.where(mask, advantages, 0) if "advantages" in zero else advantages
+    targets = returns(advantages, values, lambda gamma: returns_formula(r, gamma), gamma)
+    return advantages, torch.where(mask, targets, 0) if "returns" in zero else targets
+
+
+def gae_whitened(rewards, values, gamma, lam, mask, *, correction, first):
+    advantages, returns = gae_formula(rewards, values, gamma, lam, mask)
+    real = advantages[mask]
+    white = torch.where(mask, (advantages - real.mean()) / (real.std(correction=correction) + 1e-8), 0)
+    return white, torch.where(mask, white + values, 0) if first else returns
+
+
+def gae_picture(arguments, got, expected):
+    from rlhf_lib import plots
+
+    return plots.side_by_side(got[0], expected[0], "advantages: your rows, and what was expected", mask=arguments["mask"])
+
+
+gae = Exercise(
+    "7.3", "gae", draw=draw_gae, right=gae_backwards, formula=gae_formula, picture=gae_picture, mistakes={
+        "the mask is not used: a masked step has no reward, no value and no advantage, and hands nothing back": {"zero": ""},
+        "padding flows back into the real steps: its rewards, values and advantages have to be 0 before the loop, not after it":
+            [{"zero": f"{name}advantages, returns"} for name in ("", "rewards, ", "values, ")],
+        "the returns are not 0 at masked steps: they hold the values of padding": {"zero": "rewards, values, advantages"},
+        "the last real step sees the value of the padding behind it, which should be 0": {"behind": "padding"},
+        "behind the last step there is no next state: its value is 0, not the last step's own": {"behind": "itself"},
+        "the sum decays by lambda alone; each step back costs gamma * lambda": {"rates": lambda g, lam: (g, lam)},
+        "the sum decays by gamma alone; each step back costs gamma * lambda": {"rates": lambda g, lam: (g, g)},
+        "the next value is not discounted: delta_t = r_t + gamma V_(t+1) - V_t": {"rates": lambda g, lam: (1, g * lam)},
+        "gamma is not used at all: it discounts the next value, and is part of the decay": {"rates": lambda g, lam: (1, lam)},
+        "the next value is discounted by gamma * lambda; there it is gamma alone": {"rates": lambda g, lam: (g * lam, g * lam)},
+        "gamma or lambda is a constant here: use the arguments":
+            [{"rates": lambda g, lam: (0.99, 0.9405)}, {"rates": lambda g, lam: (1, 0.95)}],
+        "the value of the next state is missing: delta_t = r_t + gamma V_(t+1) - V_t": {"rates": lambda g, lam: (0, g * lam)},
+        "the value of the state itself is missing: delta_t = r_t + gamma V_(t+1) - V_t": {"own": 0.0},
+        "both values have the wrong sign: delta_t = r_t + gamma V_(t+1) - V_t": {"own": -1, "rates": lambda g, d: (-g, g * d)},
+        "only one step is looked at: these are the deltas, not yet their decaying sum": {"rates": lambda g, lam: (g, 0)},
+        "the deltas before each step are added up; an advantage is made of those from it on: go backwards": {"forwards": True},
+        "the advantages are whitened; that is a step of its own, after this one":
+            [lambda c=c, f=f, **given: gae_whitened(**given, correction=c, first=f) for c in (0, 1) for f in (False, True)],
+        "the returns are the plain sum of rewards to come; the value function's target is advantage + value":
+            [{"returns": lambda _a, _v, to_go, gamma: to_go(1.0)}, {"returns": lambda _a, _v, to_go, gamma: to_go(gamma)}],
+        "the values are not added in the returns, which are advantage + value":
+            [{"returns": lambda advantages, *_: advantages}, {"returns": lambda advantages, values, *_: advantages - values}],
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 7.4
+def draw_whiten(generator):
+    yield {"x": torch.tensor([[1.0, 2.0, 3.0, 4.0]]), "mask": torch.ones(1, 4, dtype=torch.bool)}
+    padded = torch.tensor([[True, True, False], [True, False, False]])
+    yield {"x": torch.tensor([[1.0, 2.0, 9.0], [3.0, 9.0, 8.0]]), "mask": padded}
+    yield {"x": torch.full((1, 3), 2.0), "mask": torch.ones(1, 3, dtype=torch.bool)}
+    yield {"x": torch.tensor([[5.0, 7.0]]), "mask": torch.tensor([[True, False]])}
+    for rows, steps, middle, spread in ((3, 5, 5, 3), (4, 8, -2, 0.5), (2, 4, 0, 1e-4)):  # 1e-8 counts in the last
+        x = middle + spread * torch.randn(rows, steps, generator=generator)
+        yield {"x": x, "mask": ragged(rows, steps, generator)}
+    holes = (torch.rand(4, 3, generator=generator) < 0.5) | torch.eye(4, 3, dtype=torch.bool)
+    yield {"x": 1 + torch.randn(4, 3, generator=generator), "mask": holes}
+
+
+def whiten_by_numbers(x, mask):
+    real = x[mask].tolist()
+    mean = math.fsum(real) / len(real)
+    return (x - mean) / math.sqrt(math.fsum((one - mean) ** 2 for one in real) / len(real) + 1e-8)
+
+
+def whiten_formula(x, mask, *, real=lambda x, m: x[m], n=0, eps=1e-8, shift=1, scale=lambda v, eps: (v + eps).sqrt(), by=None):
+    if by is not None:  # each row (0) or column (1) by itself
+        return torch.cat([whiten_formula(*pair, n=n) for pair in zip(x.split(1, by), mask.split(1, by))], by)
+    values = real(x, mask)
+    return (x - values.mean() * shift) / scale(values.var(correction=n), eps)
+
+
+def whiten_wrong_count(x, mask, both=True):
+    mean = (x * mask).sum() / mask.numel()
+    return (x - mean) / (((x - mean) ** 2 * mask).sum() / (mask.numel() if both else mask.sum()) + 1e-8).sqrt()
+
+
+masked_whiten = Exercise(
+    "7.4", "masked_whiten", draw=draw_whiten, right=whiten_by_numbers, formula=whiten_formula,
+    call=lambda function, x, mask: function(x, mask)[mask],  # only what stands at real positions counts
+    mistakes={
+        "padding takes part in mean and variance: use the real positions alone":
+            [{"real": lambda x, mask: x, "n": n} for n in (0, 1)],
+        "padding is set to 0, and these zeros take part in the mean and the variance: use the real positions alone":
+            [{"real": lambda x, mask: x * mask, "n": n} for n in (0, 1)],
+        "the sums are divided by the number of all positions, padding included; divide by the number of real ones":
+            [whiten_wrong_count, lambda x, mask: whiten_wrong_count(x, mask, both=False)],
+        "the mask is turned round: mean and variance are those of the padding":
+            [{"real": lambda x, mask: x[~mask]}, {"real": lambda x, mask: x[~mask] if not mask.all() else x},
+             {"real": lambda x, mask: x[~mask] if not mask.all() else 0 * x}],
+        "the variance is divided by n - 1; here it is the biased one, divided by n": {"n": 1},
+        "this divides by the variance; its root, the standard deviation, makes the spread 1": {"scale": lambda v, eps: v + eps},
+        "the mean is gone, but the spread is not 1: divide by the standard deviation": {"scale": lambda v, eps: 1},
+        "the mean is still in it: subtract it first": {"shift": 0},
+        "each row is whitened by itself; a batch of advantages is whitened as one": [{"by": 0}, {"by": 0, "n": 1}],
+        "each column is whitened by itself; a batch of advantages is whitened as one": [{"by": 1}, {"by": 1, "n": 1}],
+        "when all values are equal this divides 0 by 0: add a small eps to the variance, inside the root": {"eps": 0.0},
+        "1e-8 stands outside the root; it belongs inside, added to the variance":
+            [{"scale": lambda v, eps: v.sqrt() + eps}, {"scale": lambda v, eps: v.sqrt().clamp(min=eps)}],
+        "what is added to the variance is not 1e-8": [{"eps": eps} for eps in (1e-10, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)],
+    })  # fmt: skip
+
+# ----------------------------------------------------------------------------------------- 7.5
+MEANS = {  # over the real positions, and what is taken for it
+    "real": lambda x, mask: x[mask].mean(),
+    "all": lambda x, mask: x.mean(),
+    "wide": lambda x, mask: (x * mask).sum() / mask.numel(),
+    "narrow": lambda x, mask: x.sum() / mask.sum(),
+    "rows": lambda x, mask: ((x * mask).sum(1) / mask.sum(1)).mean(),
+    "sum": lambda x, mask: x[mask].sum(),
+    "padding": lambda x, mask: x[~mask].mean(),
+    "padding, by a product": lambda x, mask: (x * ~mask).sum() / (~mask).sum(),
+    "padding, at least 1": lambda x, mask: (x * ~mask).sum() / (~mask).sum().clamp(min=1),
+}
+
+
+def mean_mistakes(*others):
+    """Rows for a table: the option `mean` of a formula, together with each of some other options."""
+    return {sentence: [{"mean": kind, **other} for kind in kinds for other in others] for kinds, sentence in {
+        ("all",): "padding is part of the mean: the mask is ignored",
+        ("wide",): "the sum is divided by all positions, padding included; divide by the number of real ones",
+        ("narrow",): "padding is part of the sum, which is divided by the number of real positions",
+        ("rows",): "each row is averaged by itself, so a token of a short row counts more; take one mean over all real tokens",
+        ("sum",): "this is the sum over the real positions; take their mean",
+        tuple(kind for kind in MEANS if "padding" in kind): "the mask is turned round: this is the mean over the padding",
+    }.items()}  # fmt: skip
+
+
+def draw_policy_loss(generator):
+    one = {"old_logprobs": torch.zeros(1, 1), "mask": torch.ones(1, 1, dtype=torch.bool)}
+    for ratio, advantage, clip in ((1.5, 1.0, 0.2), (1.5, -1.0, 0.2), (1.25, 2.0, 0.1), (0.5, 2.0, 0.3), (1.45, -0.5, 0.4)):
+        yield {"logprobs": torch.tensor([[ratio]]).log(), "advantages": torch.tensor([[advantage]]), **one, "clip": clip}
+    for rows, steps, clip in ((2, 3, 0.1), (4, 6, 0.3), (5, 4, 0.2)):
+        old = -torch.rand(rows, steps, generator=generator) * 3
+        new = old + 0.4 * torch.randn(rows, steps, generator=generator)
+        new[0, :2] = old[0, :2] + torch.tensor([0.5, -0.6])  # outside on both sides
+        new[1, 0], mask = old[1, 0] + 0.05, ragged(rows, steps, generator)
+        advantages = torch.randn(rows, steps, generator=generator)
+        yield {"logprobs": new, "old_logprobs": old, "advantages": advantages, "mask": mask, "clip": clip}
+
+
+def call_policy_loss(function, logprobs, **others):
+    """The loss, the share of clipped tokens, and the gradient of the loss."""
+    logprobs = logprobs.clone().requires_grad_()
+    loss, clip_fraction = function(logprobs, **others)
+    if not getattr(clip_fraction, "requires_grad", False):  # else the two have changed places
+        loss.backward()
+    return {"loss": loss, "clip_fraction": clip_fraction, "gradient": logprobs.grad}
+
+
+def policy_loss_by_cases(logprobs, old_logprobs, advantages, mask, clip):
+    losses, clipped = [], []
+    for new, old, advantage in zip(logprobs[mask], old_logprobs[mask], advantages[mask]):
+        ratio = torch.exp(new - old)
+        bound = 1 + clip if advantage > 0 else 1 - clip
+        outside = ratio > bound if advantage > 0 else ratio < bound  # past the bound on the side that pays: no gradient
+        losses.append(-(torch.full_like(ratio, bound) if outside else ratio) * advantage)
+        clipped.append(float(abs(ratio - 1) > clip))
+    return torch.stack(losses).mean() + 0 * logprobs.sum(), torch.tensor(clipped).mean()
+
+
+def policy_loss_formula(
+    logprobs, old_logprobs, advantages, mask, clip, *, ratio=lambda new, old: (new - old).exp(), sign=-1, pick=torch.minimum,
+    near=lambda ratio, clip: ratio.clamp(1 - clip, 1 + clip), product=lambda near, a, clip: near * a, mean="real", share="",
+    fixed=None, outside=lambda ratio, clip, advantages: (ratio - 1).abs() > clip,
+):  # fmt: skip
+    """`near`: the clipped ratio; `outside`: what the clip fraction counts; `share`: its mean, where it is not the loss's."""
+    rho, clip = ratio(logprobs, old_logprobs), clip if fixed is None else fixed
+    gains = pick(rho * advantages, product(near(rho, clip), advantages, clip))
+    counted = outside(rho, clip, advantages).float()
+    return sign * MEANS[mean](gains, mask) + 0 * logprobs.sum(), MEANS[share or mean](counted, mask)
+
+
+policy_loss = Exercise(
+    "7.5", "policy_loss", draw=draw_policy_loss, call=call_policy_loss, right=policy_loss_by_cases, formula=policy_loss_formula,
+    mistakes={
+        "the sign is turned round: the loss is minus the smaller of the two products": {"sign": 1},
+        "this takes the larger product: the clipped objective is a lower bound, so it takes the smaller": {"pick": torch.maximum},
+        "the ratio is always clipped: without the minimum, nothing undoes a step in the wrong direction":
+            {"pick": lambda plain, clipped: clipped},
+        "nothing is clipped: the ratio may run away from 1 as far as it likes": {"pick": lambda plain, clipped: plain},
+        **mean_mistakes({}, {"share": "real"}),
+        "the ratio is upside down: new over old, exp(logprobs - old_logprobs)": {"ratio": lambda new, old: (old - new).exp()},
+        "this uses the difference of the log-probabilities as the ratio; take its exponential":
+            [{"ratio": lambda new, old: new - old}, {"ratio": lambda new, old: new - old + 1}],
+        "one log-probability is divided by the other; take exp of their difference": {"ratio": lambda new, old: new / old},
+        "the difference of the log-probabilities is clipped, to -clip and clip; clip its exponential, to 1 - clip and 1 + clip":
+            [{"near": lambda ratio, clip: ratio.log().clamp(-clip, clip).exp(), **other}
+             for other in ({}, {"outside": lambda ratio, clip, _: ratio.log().abs() > clip})],
+        "the ratio is clipped to -clip and clip; the bounds lie around 1": {"near": lambda ratio, clip: ratio.clamp(-clip, clip)},
+        "the ratio has one bound only; it is clipped on both sides":
+            [{"near": lambda ratio, clip: ratio.clamp(max=1 + clip)}, {"near": lambda ratio, clip: ratio.clamp(min=1 - clip)}],
+        "the product of ratio and advantage is clipped; clip the ratio, then multiply":
+            {"near": lambda ratio, _: ratio, "product": lambda ratio, a, clip: (ratio * a).clamp(1 - clip, 1 + clip)},
+        "the argument clip is not used: 0.2 is written in": {"fixed": 0.2},
+        "the clip fraction counts one side only; ratios above 1 + clip and below 1 - clip are both outside":
+            [{"outside": lambda ratio, clip, _: ratio > 1 + clip}, {"outside": lambda ratio, clip, _: ratio < 1 - clip}],
+        "the clip fraction counts only where clipping changes the loss; it counts every ratio outside, whatever the advantage":
+            {"outside": lambda ratio, clip, advantages: (ratio - 1) * advantages.sign() > clip},
+        "the clip fraction looks at the log of the ratio; a ratio is outside when it is more than clip away from 1":
+            {"outside": lambda ratio, clip, _: ratio.log().abs() > clip},
+        "the clip fraction is the share inside the bounds": {"outside": lambda ratio, clip, _: (ratio - 1).abs() <= clip},
+        "the clip fraction is a count; it is a share, from 0 to 1": {"share": "sum"},
+        "padding is part of the clip fraction (the loss is right)": [{"share": "all"}, {"share": "wide"}, {"share": "narrow"}],
+        "the pair is the wrong way round: first the loss": lambda *given, **named: policy_loss_formula(*given, **named)[::-1],
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 7.6
+def draw_value_loss(generator):
+    row = torch.ones(1, 1, dtype=torch.bool)
+    for new, old, target, clip in ((1.0, 0.0, 1.0, 0.2), (1.0, 0.0, 0.0, 0.2), (3.0, 2.0, 4.0, 0.5), (-2.0, 1.0, -3.0, 0.1)):
+        yield {"values": row * new, "old_values": row * old, "returns": row * target, "mask": row, "clip": clip}
+    for rows, steps, clip in ((2, 3, 0.5), (4, 6, 0.3), (5, 3, 1.0)):
+        values, old_values, returns = torch.randn(3, rows, steps, generator=generator)
+        mask = ragged(rows, steps, generator)
+        yield {"values": values, "old_values": old_values + 1, "returns": returns, "mask": mask, "clip": clip}
+
+
+def call_value_loss(function, values, **others):
+    """The loss, and its gradient."""
+    values = values.clone().requires_grad_()
+    loss = function(values, **others)
+    loss.backward()
+    return {"loss": loss, "gradient": values.grad}
+
+
+def value_loss_by_cases(values, old_values, returns, mask, clip):
+    losses = []
+    for value, old, target in zip(values[mask], old_values[mask], returns[mask]):
+        bound = old + clip if value > old else old - clip
+        held = (value - old).abs() > clip and (bound - target).abs() > (value - target).abs()  # then there is no gradient
+        losses.append(((bound if held else value) - target) ** 2 / 2)
+    return torch.stack(losses).mean() + 0 * values.sum()
+
+
+def value_loss_formula(
+    values, old_values, returns, mask, clip, *, near=lambda v, old, clip: old + (v - old).clamp(-clip, clip), pick=torch.maximum,
+    error=torch.square, half=0.5, mean="real", fixed=None, late=False,
+):  # fmt: skip
+    held = near(values, old_values, clip if fixed is None else fixed)
+    errors = error(values - returns), error(held - returns)
+    loss = pick(*(MEANS[mean](one, mask) for one in errors)) if late else MEANS[mean](pick(*errors), mask)
+    return half * loss + 0 * values.sum()
+
+
+value_loss = Exercise(
+    "7.6", "value_loss", draw=draw_value_loss, call=call_value_loss, right=value_loss_by_cases, formula=value_loss_formula,
+    mistakes={
+        "this takes the smaller error; the larger one makes the bound that keeps the value near the old": {"pick": torch.minimum},
+        "nothing is clipped here: compare with the error of the value held within clip of the old": {"pick": lambda v, held: v},
+        "only the held value's error is here: a value that has gone the wrong way does not come back":
+            {"pick": lambda v, held: held},
+        "the two errors are added or averaged; take the larger":
+            [{"pick": lambda v, held: v + held}, {"pick": lambda v, held: (v + held) / 2}],
+        "the larger of two means is taken; take the larger error at each position, then the mean": {"late": True},
+        "the half in front is missing": {"half": 1.0},
+        **mean_mistakes({}),
+        "the errors are not squared": {"error": torch.abs},
+        "the value itself is clipped into [-clip, clip]; clip how far it moved":
+            {"near": lambda v, old, clip: v.clamp(-clip, clip)},
+        "clip is taken as a share of the old value; it is a distance, the same for every value":
+            [{"near": lambda v, old, clip: v.clamp(old * (1 - clip), old * (1 + clip))},
+             {"near": lambda v, old, clip: torch.maximum(torch.minimum(v, old * (1 + clip)), old * (1 - clip))},
+             {"near": lambda v, old, clip: old * (v / old).clamp(1 - clip, 1 + clip)},
+             {"near": lambda v, old, clip: old + torch.maximum(torch.minimum(v - old, clip * old.abs()), -clip * old.abs())}],
+        "the clipped move is added to the new value, or to none, or subtracted; add it to the old value":
+            [{"near": lambda v, old, clip, start=start, sign=sign: start(v, old) + sign * (v - old).clamp(-clip, clip)}
+             for start, sign in ((lambda v, old: v, 1), (lambda v, old: 0, 1), (lambda v, old: old, -1), (lambda v, old: v, -1))],
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 7.7
+def draw_kl_estimate(generator):
+    yield {"logprobs": torch.tensor([0.5]).log(), "ref_logprobs": torch.tensor([0.25]).log()}
+    for shape in ((3,), (), (2, 3), (2, 1, 4), (12,)):
+        logprobs, ref_logprobs = -torch.rand(2, *shape, generator=generator) * 3 - 0.01
+        yield {"logprobs": logprobs, "ref_logprobs": ref_logprobs}
+
+
+def kl_by_numbers(logprobs, ref_logprobs):
+    rows = []
+    for current, reference in zip(logprobs.double().flatten().tolist(), ref_logprobs.double().flatten().tolist()):
+        r = math.exp(reference) / math.exp(current)
+        rows.append([-math.log(r), math.log(r) ** 2 / 2, r - 1 - math.log(r)])
+    return tuple(k.reshape(logprobs.shape) for k in torch.tensor(rows).float().T)
+
+
+def kl_formula(
+    logprobs, ref_logprobs, *, x=lambda p, q: p - q, k1=lambda x, r: x, k2=lambda x, r: x**2 / 2, k3=lambda x, r: r - 1 + x,
+    end=lambda k, p: k,
+):  # fmt: skip
+    """`x` is -log r; `end` is what happens to each of the three at the end, with the log-probabilities at hand."""
+    x = x(logprobs, ref_logprobs)
+    return tuple(end(k(x, (-x).exp()), logprobs) for k in (k1, k2, k3))
+
+
+kl_estimate = Exercise(
+    "7.7", "kl_estimate", draw=draw_kl_estimate, right=kl_by_numbers, formula=kl_formula, mistakes={
+        "the ratio is upside down in all three: it is reference over current, exp(ref_logprobs - logprobs)":
+            {"x": lambda p, q: q - p},
+        "k3's ratio is upside down (k1 and k2 are right): its r is reference over current": {"k3": lambda x, r: 1 / r - 1 - x},
+        "k1 has the wrong sign: with it in a reward, the policy would be paid for running away": {"k1": lambda x, r: -x},
+        "a negative k1 loses its sign, or becomes 0; k1 is often negative, and only so its mean is right":
+            [{"k1": lambda x, r: x.clamp(min=0)}, {"k1": lambda x, r: x.abs()}],
+        "the half in k2 is missing: k2 = (log r)^2 / 2": {"k2": lambda x, r: x**2},
+        "k2 is halved, but not squared: k2 = (log r)^2 / 2": [{"k2": lambda x, r: x / 2}, {"k2": lambda x, r: -x / 2}],
+        "k2 squares r - 1: k2 = (log r)^2 / 2": {"k2": lambda x, r: (r - 1) ** 2 / 2},
+        "k3 = (r - 1) - log r; the -1 is missing, so it is not 0 where both models agree": {"k3": lambda x, r: r + x},
+        "k3 adds the logarithm: k3 = (r - 1) - log r": {"k3": lambda x, r: r - 1 - x},
+        "k3 has no logarithm: k3 = (r - 1) - log r": {"k3": lambda x, r: r - 1},
+        "k3 is r log r - (r - 1), right for draws from the reference: k3 = (r - 1) - log r": {"k3": lambda x, r: 1 - r - r * x},
+        "these are means over the tokens; return a value for each token, without a mean": {"end": lambda k, p: k.mean()},
+        "each is multiplied by the token's probability, as in an exact sum; these are draws": {"end": lambda k, p: k * p.exp()},
+        "the arguments are taken for probabilities; they are logarithms, take the difference": {"x": lambda p, q: (p / q).log()},
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 7.8
+def draw_explained(generator):
+    yield {"values": torch.tensor([1.0, 2.0, 3.0]), "returns": torch.tensor([1.0, 2.0, 4.0])}
+    yield {"values": torch.tensor([2.0, 3.0, 4.5]), "returns": torch.tensor([1.0, 2.0, 3.0])}  # little more than an offset
+    yield {"values": torch.tensor([2.0, -1.0]), "returns": torch.tensor([0.0, 1.0])}  # below 0
+    for size, scale, noise in ((5, 2.0, 1.0), (6, -0.5, 0.5), (20, 0.7, 0.3)):
+        values, errors = torch.randn(2, size, generator=generator)
+        yield {"values": values, "returns": scale * values + noise * errors + 3}
+
+
+def explained_by_numbers(values, returns):
+    errors, targets = (returns - values).tolist(), returns.tolist()
+    spread = [sum((x - sum(xs) / len(xs)) ** 2 for x in xs) / len(xs) for xs in (errors, targets)]
+    return torch.tensor(1 - spread[0] / spread[1])
+
+
+def variance(x, correction=0):
+    return x.var(correction=correction)
+
+
+def explained_formula(values, returns, *, above=variance, below=variance, of=lambda values, x: x, end=lambda x: 1 - x):
+    return end(above(returns - values) / below(of(values, returns)))
+
+
+def covariance(values, returns):
+    return ((values - values.mean()) * (returns - returns.mean())).mean()
+
+
+explained_variance = Exercise(
+    "7.8", "explained_variance", draw=draw_explained, right=explained_by_numbers, formula=explained_formula, mistakes={
+        "this is the share that is left unexplained; subtract it from 1": {"end": lambda x: x},
+        "the two variances stand upside down: that of the errors over that of the returns": {"end": lambda x: 1 - 1 / x},
+        "it is divided by the variance of the values; what is to be explained is the returns": {"of": lambda values, _: values},
+        "the mean squared error counts a constant offset too; take the variance of returns - values":
+            [{"above": lambda e: (e**2).mean(), "below": lambda x, n=n: variance(x, n)} for n in (0, 1)],
+        "a mean square stands below, or above and below; take variances, which no offset changes":
+            [{"below": lambda x: (x**2).mean()}, {"above": lambda e: (e**2).mean(), "below": lambda x: (x**2).mean()}],
+        "one variance is divided by n, the other by n - 1":
+            [{"above": lambda e: variance(e, 1)}, {"below": lambda x: variance(x, 1)}],
+        "a sum of squares stands above, a variance below":
+            [{"above": lambda e: (e**2).sum()}, {"above": lambda e: variance(e) * len(e)}],
+        "this is the correlation, squared or not, which does not see values of the wrong scale; use Var(returns - values)":
+            [lambda values, returns, n=n: torch.corrcoef(torch.stack([values, returns]))[0, 1] ** n for n in (1, 2)],
+        "this is the slope of a regression; use Var(returns - values)":
+            [lambda values, returns, x=x: covariance(values, returns) / variance((values, returns)[x]) for x in (0, 1)],
+        "this is the values' variance over the returns'": lambda values, returns: variance(values) / variance(returns),
+        "standard deviations are not variances: square them": {"above": torch.std, "below": torch.std},
+        "a negative result becomes 0 or loses its sign: below 0 the critic is worse than a constant, and that is worth knowing":
+            [{"end": lambda x: (1 - x).clamp(min=0)}, {"end": lambda x: (1 - x).abs()}],
+        "mean absolute deviations stand in place of the variances": {
+            key: lambda x: (x - x.mean()).abs().mean() for key in ("above", "below")},
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 7.9
+def draw_epochs(generator):
+    for rows, minibatch, epochs, clip, max_norm, rate, stale in (
+        (2, 1, 1, 0.3, 0.5, 1.0, 0), (4, 2, 1, 0.2, 0.5, 1.0, 0), (5, 2, 2, 5.0, 0.5, 0.5, 0),
+        (8, 3, 3, 0.2, 0.3, 1.0, 1), (7, 4, 2, 0.1, 50.0, 0.05, 1), (3, 5, 2, 0.4, 2.0, 0.3, 0),
+    ):  # fmt: skip
+        states, weight = torch.randn(rows, 4, generator=generator), torch.randn(4, 3, generator=generator) / 2
+        actions = torch.randint(3, (rows,), generator=generator)
+        old = (states @ weight).log_softmax(-1)[range(rows), actions]
+        advantages = 4 * torch.randn(rows, generator=generator)
+        advantages += 2 * advantages.sign()  # none so small that it does not matter
+        if stale:  # the rollout's policy is a little older: some ratios are outside at once, on either side
+            old[:4] += torch.tensor([-0.6, 0.6, 0.6, -0.6]) * advantages[:4].sign()
+        yield {
+            "weight": weight, "states": states, "actions": actions, "old_logprobs": old, "advantages": advantages,
+            "epochs": epochs, "minibatch": minibatch, "clip": clip, "max_norm": max_norm, "rate": rate,
+        }  # fmt: skip
+
+
+def call_epochs(function, weight, rate, **others):
+    """The policy's weight after the update, by plain gradient descent at some rate."""
+    weight = weight.clone().requires_grad_()
+    function(weight, torch.optim.SGD([weight], lr=rate), **others)
+    return weight
+
+
+def epochs_by_hand(weight, optimizer, states, actions, old_logprobs, advantages, epochs, minibatch, clip, max_norm):
+    """The gradient of a softmax policy in closed form."""
+    for start in [*range(0, len(states), minibatch)] * epochs:
+        rows = range(start, min(start + minibatch, len(states)))
+        weight.grad = torch.zeros_like(weight)
+        for row in rows:
+            p = (states[row] @ weight.detach()).softmax(-1)
+            ratio, advantage = p[actions[row]] / old_logprobs[row].exp(), advantages[row]
+            if not ((ratio > 1 + clip and advantage > 0) or (ratio < 1 - clip and advantage < 0)):
+                score = torch.outer(states[row], F.one_hot(actions[row], len(p)) - p)
+                weight.grad -= advantage * ratio * score / len(rows)
+        weight.grad *= min(1.0, max_norm / (weight.grad.norm().item() + 1e-6))
+        optimizer.step()
+
+
+def minibatches(count, size, epochs, made=""):
+    """The rows of one minibatch after another, each a slice; `made`: the mistake that is made."""
+    size = count if made in ("one step", "one step, ratio 1", "whole rollout") else size
+    epochs = 1 if made in ("one step", "one step, ratio 1", "one epoch") else epochs
+    starts = [*range(0, count // size * size if made == "rest left out" else count, size)]
+    starts = [start for start in starts for _ in range(epochs)] if made == "epochs inside" else starts * epochs
+    return [slice(start, start + size) for start in starts]
+
+
+def descend(optimizer, loss, rows, made="", clip_gradient=lambda: None):
+    """backward, clipping, step, zero_grad; or what `made` makes of that."""
+    if made == "step first":
+        optimizer.step()
+    if made == "step first" or (made == "zeroed once an epoch" and rows.start == 0):
+        optimizer.zero_grad()
+    loss.backward()
+    clip_gradient()
+    if made == "zeroed too early":
+        optimizer.zero_grad()
+    if made != "step first":
+        optimizer.step()
+    if made not in ("step first", "never zeroed", "zeroed once an epoch"):
+        optimizer.zero_grad()
+
+
+LOOP_MISTAKES = {  # of PPO's loops, here and in chapter 08
+    "there is one optimiser step for the whole rollout, so clipping never acts; step after each minibatch": {"made": "one step"},
+    "one optimiser step for the whole rollout, and new log-probabilities on both sides of the ratio":
+        {"made": "one step, ratio 1"},
+    "the old log-probabilities are computed anew in each step, so the ratio is always 1: keep the rollout's": {"made": "ratio 1"},
+    "the old log-probabilities are computed anew in each epoch: keep the rollout's": {"made": "old anew each epoch"},
+    "gradients of earlier minibatches are still there: zero them after each step":
+        [{"made": "never zeroed"}, {"made": "zeroed once an epoch"}],
+    "nothing has moved: step finds no gradient (zero_grad comes before backward or after step)": {"made": "zeroed too early"},
+    "the optimiser steps before backward, on the gradient of the minibatch before: backward comes first": {"made": "step first"},
+    "the rollout is passed over only once: repeat it `epochs` times": {"made": "one epoch"},
+    "all epochs are spent on one minibatch before the next one's turn: go through all, then again": {"made": "epochs inside"},
+    "the rollout is not cut into minibatches: each epoch takes a single step": {"made": "whole rollout"},
+    "the last minibatch is left out when it is smaller than the others: it counts too": {"made": "rest left out"},
+    "the ratio is not clipped: nothing stops the policy from following one rollout too far": {"pick": lambda plain, _: plain},
+    "the ratio is always clipped: take the smaller of both products": {"pick": lambda _, clipped: clipped},
+    "this takes the larger of the two products; take the smaller": {"pick": torch.maximum},
+    "this goes uphill: the loss is minus the objective": {"sign": 1},
+    "the argument clip is not used: 0.2 is written in": {"fixed": 0.2},
+    "the ratio is upside down: new over old": {"ratio": lambda new, old: (old - new).exp()},
+    "the ratio is a difference of log-probabilities; take its exponential": {"ratio": lambda new, old: new - old},
+}  # fmt: skip
+
+
+def epochs_formula(
+    weight, optimizer, states, actions, old_logprobs, advantages, epochs, minibatch, clip, max_norm, *, made="", softmax=-1,
+    clip_gradient=torch.nn.utils.clip_grad_norm_, norm=None, weigh=lambda a, minibatch: a, rate=None, **loss_options,
+):  # fmt: skip
+    """`made` and the options of policy_loss_formula make the mistakes."""
+    order = torch.arange(len(states))
+    optimizer.param_groups[0]["lr"] = rate or optimizer.param_groups[0]["lr"]
+    for rows in minibatches(len(states), minibatch, epochs, made):
+        if made == "old anew each epoch" and rows.start == 0:
+            old_logprobs = (states @ weight.detach()).log_softmax(-1).gather(1, actions[:, None])[:, 0]
+        order = torch.randperm(len(states)) if made == "shuffled" and rows.start == 0 else order
+        some = order[rows]
+        logprobs = (states[some] @ weight).log_softmax(softmax).gather(1, actions[some, None])[:, 0]
+        old = logprobs.detach() if "ratio 1" in made else old_logprobs[some]
+        real = torch.ones_like(old, dtype=torch.bool)
+        loss = policy_loss_formula(logprobs, old, weigh(advantages[some], minibatch), real, clip, **loss_options)[0]
+        descend(optimizer, loss, rows, made, lambda: clip_gradient([weight], norm or max_norm))
+
+
+def scaled_to_norm(parameters, max_norm):
+    parameters[0].grad *= max_norm / (parameters[0].grad.norm() + 1e-6)
+
+
+ppo_epochs = Exercise(
+    "7.9", "ppo_epochs", draw=draw_epochs, call=call_epochs, right=epochs_by_hand, formula=epochs_formula, tolerance=1e-4,
+    mistakes={
+        **LOOP_MISTAKES,
+        "the optimiser is passed over: the steps' size is a constant": [{"rate": rate} for rate in (1e-4, 1e-3, 0.01, 0.1, 1.0)],
+        "the rows are shuffled; here everyone goes through them in their own order": {"made": "shuffled"},
+        "gradients are never clipped, or when none is there: clip between backward and step": {"clip_gradient": lambda *_: None},
+        "each entry of the gradient is clipped; clip its norm": {"clip_gradient": torch.nn.utils.clip_grad_value_},
+        "the gradient is always scaled to max_norm; leave a shorter one as it is": {"clip_gradient": scaled_to_norm},
+        "the argument max_norm is not used: a constant is written in": [{"norm": 0.5}, {"norm": 1.0}],
+        "the losses of a minibatch are added up; take their mean": {"mean": "sum"},
+        "the loss is divided by `minibatch` where the last one is smaller":
+            {"weigh": lambda a, minibatch: a * len(a) / minibatch},
+        "the advantages are whitened once more in each minibatch; they are ready for use":
+            [{"weigh": lambda a, _, n=n: (a - a.mean()) / (a.std(correction=n) + 1e-8)} for n in (0, 1)],
+        "the softmax runs over the steps; it belongs to the actions, the last dimension": {"softmax": 0},
+    })  # fmt: skip

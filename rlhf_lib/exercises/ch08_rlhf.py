@@ -1,0 +1,622 @@
+"""Chapter 08: the reward and its constants, which tokens count, the KL and what it costs, and PPO on a rollout."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rlhf_lib.exercises import ch07_policy_gradients as ch07
+from rlhf_lib.exercises.declare import Exercise
+
+
+# ----------------------------------------------------------------------------------------- 8.1
+def draw_rewards(generator):
+    yield {"logits": torch.tensor([2.0]), "sentiment": "positive"}
+    yield {"logits": torch.tensor([2.0, -1.0]), "sentiment": "negative"}
+    for sentiment in ("positive", "negative"):
+        yield {"logits": 3 * torch.randn(5, generator=generator), "sentiment": sentiment}
+    for sentiment in ("positive", "negative"):
+        yield {"logits": torch.tensor([-200.0, 0.0, 200.0, -15.0, 15.0, 60.0, -60.0]), "sentiment": sentiment}
+
+
+def reward_by_numbers(logits, sentiment):
+    sign = 1 if sentiment == "positive" else -1
+    return torch.tensor([min(0.0, sign * x) - math.log1p(math.exp(-abs(x))) for x in logits.double().tolist()]).float()
+
+
+def reward_formula(
+    logits, sentiment, *, log=F.logsigmoid, logits_of=lambda x, sign: sign * x, positive=None, rest=False, end=lambda x: x
+):
+    """`log` makes the reward of the wanted sentiment's log-odds; `rest`: for negative, log(1 - p) of `positive`'s p."""
+    if sentiment == "negative" and rest:
+        return end((positive or torch.log)(1 - logits.sigmoid()))
+    return end(log(logits_of(logits, 1 if sentiment == "positive" else -1)))
+
+
+SMALL = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
+log_reward = Exercise(
+    "8.1", "log_reward", draw=draw_rewards, right=reward_by_numbers, formula=reward_formula, mistakes={
+        "log(sigmoid(x)) is minus infinity as soon as sigmoid(x) rounds to 0: use F.logsigmoid, which never takes that log":
+            [{"log": lambda x: x.sigmoid().log()}, {"log": lambda x: x.sigmoid().log(), "rest": True}],
+        "a small number inside the log, or a bound, only hides the underflow: all hopeless texts get one reward: F.logsigmoid":
+            [{"log": lambda x, log=log: log(x.sigmoid()), "positive": log, "rest": rest} for rest in (False, True) for log in (
+                *(lambda p, eps=eps: (p + eps).log() for eps in SMALL),
+                *(lambda p, eps=eps: p.clamp(min=eps).log() for eps in SMALL),
+                *(lambda p, eps=eps: p.clamp(eps, 1 - eps).log() for eps in SMALL))],
+        "positive is right; for negative, log(1 - p) underflows: take the log-odds' minus, F.logsigmoid(-x)": {"rest": True},
+        "this is the probability; its logarithm keeps on telling the bad from the very bad": {"log": torch.sigmoid},
+        "these are the log-odds, which grow without end: put them through F.logsigmoid": {"log": lambda x: x + 0},
+        "the sentiment is ignored: this rewards positive completions whatever is asked for": {"logits_of": lambda x, sign: x},
+        "the two sentiments have changed places": {"logits_of": lambda x, sign: -sign * x},
+        "for negative, this turns the sign of log p(positive): a reward without a bound. Take log p(negative)":
+            lambda logits, sentiment: F.logsigmoid(logits) * (1 if sentiment == "positive" else -1),
+        "for negative, this is 1 - log p(positive); take log(1 - p(positive)), which is F.logsigmoid(-x)":
+            lambda logits, sentiment: F.logsigmoid(logits) if sentiment == "positive" else 1 - F.logsigmoid(logits),
+        "the log-odds are held within bounds, so beyond them all completions get one reward; F.logsigmoid needs none":
+            [{"logits_of": lambda x, sign, most=most: (sign * x).clamp(-most, most)} for most in (5, 10, 15, 20, 30, 50, 100)],
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 8.2
+def draw_normaliser(generator):
+    yield {"base_rewards": torch.tensor([-3.0, -1.0]), "batches": [torch.tensor([-1.0, 0.0])]}
+    yield {"base_rewards": torch.tensor([-3.0, -2.0, -1.0]), "batches": [torch.tensor(x) for x in ([-1.0, 0.0], [0.0, -0.5])]}
+    yield {"base_rewards": torch.tensor([-2.0, -1.0, -1.25, -1.5]), "batches": [torch.tensor([-1.0, -0.5, -6.0])] * 2}
+    for size, spread in ((6, 6.0), (21, 1.0)):
+        base = -1 - spread * torch.rand(size, generator=generator) ** 2
+        yield {"base_rewards": base, "batches": [-0.1 - torch.rand(count, generator=generator) for count in (4, 1, 5)]}
+
+
+def call_normaliser(function, base_rewards, batches):
+    """What the fitted function makes of one batch after another; another run's, fitted in between, changes nothing."""
+    normalise = function(base_rewards)
+    function(2 * base_rewards + 1)
+    return [normalise(batch) for batch in batches]
+
+
+def normaliser_by_numbers(base_rewards):
+    values = base_rewards.tolist()
+    mean = math.fsum(values) / len(values)
+    std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return lambda rewards: torch.tensor([(reward - mean) / std for reward in rewards.tolist()])
+
+
+def normaliser_formula(
+    base_rewards, *, mean=lambda base, x: base.mean(), std=lambda base, x: base.std(), make=lambda r, m, s: (r - m) / s
+):
+    return lambda rewards: make(rewards, mean(base_rewards, rewards), std(base_rewards, rewards))
+
+
+def moving_normaliser(base_rewards, *, with_base=True, all_seen=True):
+    seen = [base_rewards] if with_base else []
+
+    def normalise(rewards):
+        if all_seen or not seen:
+            seen.append(rewards)
+        return (rewards - torch.cat(seen).mean()) / torch.cat(seen).std()
+
+    return normalise
+
+
+def within(base):
+    return base.max() - base.min()
+
+
+fit_normaliser = Exercise(
+    "8.2", "fit_normaliser", draw=draw_normaliser, call=call_normaliser, right=normaliser_by_numbers, formula=normaliser_formula,
+    mistakes={
+        "each batch is normalised by its own mean: then the mean reward is always 0 and progress cannot be seen or paid":
+            [{"mean": lambda base, x: x.mean(), "std": lambda base, x, f=f: f(x)} for f in (
+                torch.std, lambda x: x.std(correction=0), lambda x: x.std() + 1e-8, lambda x: x.std(correction=0) + 1e-8)],
+        "the mean is each batch's own, so all that is gained is taken away again": {"mean": lambda base, x: x.mean()},
+        "the deviation is each batch's own, so the unit changes all the time: both constants are the base's":
+            [{"std": lambda base, x, f=f: f(x)} for f in (torch.std, lambda x: x.std(correction=0), lambda x: x.std() + 1e-8)],
+        "the constants move with every batch: the same completion is worth less each time. Fit them once, on the base":
+            [moving_normaliser, lambda base: moving_normaliser(base, with_base=False)],
+        "the constants are the first batch's": lambda base: moving_normaliser(base, with_base=False, all_seen=False),
+        "the mean is not subtracted: all rewards are negative, so every completion is pushed down": {"mean": lambda base, x: 0},
+        "the mean is added; subtract it": {"mean": lambda base, x: -base.mean()},
+        "the mean is subtracted, but the deviation is not divided by": {"std": lambda base, x: 1},
+        "this multiplies by the deviation; divide by it": {"std": lambda base, x: 1 / base.std()},
+        "this divides by the variance; its root, the deviation, has the reward's unit": {"std": lambda base, x: base.var()},
+        "the deviation is divided by n; torch's std divides by n - 1": {"std": lambda base, x: base.std(correction=0)},
+        "this divides first, and subtracts the mean in the old unit; subtract first": {"make": lambda r, m, s: r / s - m},
+        "the range from smallest to largest stands in place of the deviation": [{"std": lambda base, x: within(base)},
+            {"std": lambda base, x: within(base), "mean": lambda base, x: base.min()}],
+        "the median is no mean": [{"mean": lambda base, x: base.median()}, {"mean": lambda base, x: base.quantile(0.5)}],
+        "a small deviation is raised; divide by it as it is": [{"std": lambda base, x, most=most: base.std().clamp(min=most)}
+            for most in (0.5, 1.0)],
+        "something is added to the deviation; divide by it as it is":
+            [{"std": lambda base, x, eps=eps: base.std() + eps} for eps in (1e-4, 1e-3, 0.01, 0.1, 1.0)],
+        "the normalised rewards are cut off": [{"make": lambda r, m, s, most=most: ((r - m) / s).clamp(-most, most)}
+            for most in (1, 2, 3, 5)],
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 8.3
+def draw_action_mask(generator):
+    yield {"tokens": torch.tensor([[5, 7, 0, 4]]), "prompt_length": 1, "end_token": 0}
+    yield {"tokens": torch.tensor([[3, 7, 5, 3, 4, 3, 6]]), "prompt_length": 1, "end_token": 3}
+    yield {"tokens": torch.tensor([[6, 5, 7, 3, 8]]), "prompt_length": 2, "end_token": 0}
+    yield {"tokens": torch.tensor([[1, 1, 4, 1], [1, 4, 1, 4], [0, 1, 2, 0]]), "prompt_length": 3, "end_token": 1}
+    yield {"tokens": torch.tensor([[2, 2], [2, 0]]), "prompt_length": 1, "end_token": 2}
+    for rows, length, prompt_length, end_token in ((2, 6, 2, 2), (5, 10, 3, 4), (7, 8, 1, 0)):
+        tokens = torch.randint(6, (rows, length), generator=generator)
+        tokens[0, prompt_length + 1], tokens[1, prompt_length:] = end_token, 5
+        yield {"tokens": tokens, "prompt_length": prompt_length, "end_token": end_token}
+
+
+def mask_by_looking(tokens, prompt_length, end_token):
+    return torch.tensor([
+        [t >= prompt_length and end_token not in row[prompt_length:t] for t in range(1, len(row))] for row in tokens.tolist()
+    ])  # fmt: skip
+
+
+def mask_formula(
+    tokens, prompt_length, end_token, *, shift=1, start=lambda prompt_length: prompt_length, searched=None, stop="first", more=1,
+    no_end=None, end=None, turned=False,
+):  # fmt: skip
+    """Actions are the positions from `start` to `more` behind the end token, which is looked for from `searched` on."""
+    rows, end_token = [], end_token if end is None else end
+    for row in tokens.tolist():
+        first = prompt_length if searched is None else searched
+        ends = [place for place in range(first, len(row)) if row[place] == end_token]
+        last = ends[0 if stop == "first" else -1] + more if ends else prompt_length + (len(row) if no_end is None else no_end)
+        last = len(row) if stop == "never" else last
+        counts = [start(prompt_length) <= place < last for place in range(len(row))]
+        if stop == "others":
+            counts = [place >= prompt_length and token != end_token for place, token in enumerate(row)]
+        rows.append(counts[1:] if shift else counts[:-1])
+    return torch.tensor(rows) ^ turned
+
+
+def mask_picture(arguments, got, expected):
+    from rlhf_lib import plots
+
+    return plots.side_by_side(got.float(), expected.float(), "1 where a prediction is an action of the policy")
+
+
+action_mask = Exercise(
+    "8.3", "action_mask", draw=draw_action_mask, right=mask_by_looking, formula=mask_formula, picture=mask_picture, mistakes={
+        "everything is True: the prompt and what stands behind the end token count too": {"start": lambda n: 0, "stop": "never"},
+        "the prompt's tokens are not actions": [{"start": lambda n: 0}, {"start": lambda n: 0, "searched": 0}],
+        "nothing stops at the end token: what stands behind it was never part of the completion": {"stop": "never"},
+        "the end token itself is an action: the policy chose to stop there, and learns from it": {"more": 0},
+        "the token behind the end token counts too; the end token is the last": {"more": 2},
+        "only the end tokens are left out; all behind the first one has to go, and that one stays": {"stop": "others"},
+        "this goes on to the last end token; the completion is over at the first": {"stop": "last"},
+        "an end token in the prompt stops it all: look behind the prompt only": [{"searched": 0}, {"searched": 0, "more": 0}],
+        "without an end token only one action is left: argmax of a row of zeros is 0; it counts to its end": {"no_end": 1},
+        "without an end token no action is left; such a completion counts to its end": {"no_end": 0},
+        "the mask is one position late: entry t is the prediction of token t + 1, so drop the first column": {"shift": 0},
+        "the first token of the completion is left out; the policy has chosen it": {"start": lambda n: n + 1},
+        "the last token of the prompt counts too; the policy did not choose it": {"start": lambda n: n - 1},
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 8.4
+def scored(generator, rows, steps):
+    """Log-probabilities under two models, and a mask that is True on at least one token of each row; the first row is full."""
+    logprobs, ref_logprobs = -3 * torch.rand(2, rows, steps, generator=generator) - 0.01
+    return {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "mask": ch07.ragged(rows, steps, generator)}
+
+
+def draw_completion_kl(generator):
+    two = torch.ones(1, 2, dtype=torch.bool)
+    yield {"logprobs": torch.tensor([[0.5, 0.5]]).log(), "ref_logprobs": torch.tensor([[0.25, 0.5]]).log(), "mask": two}
+    for rows, steps in ((1, 1), (2, 3), (4, 6), (3, 3)):
+        yield scored(generator, rows, steps)
+    last = scored(generator, 3, 5)
+    yield {**last, "ref_logprobs": torch.where(last["mask"], last["ref_logprobs"], -math.inf)}
+
+
+def kl_of_rows(logprobs, ref_logprobs, mask):
+    rows = zip(logprobs.double().tolist(), ref_logprobs.double().tolist(), mask.tolist())
+    return torch.tensor([math.fsum(p - q for p, q, real in zip(*row) if real) for row in rows]).float()
+
+
+def sum_formula(
+    logprobs, ref_logprobs, mask, *, term=lambda x, p: x, real=lambda mask: mask, keep=torch.where, end=lambda total, mask: total
+):
+    """A sum over the real tokens of `term` of the log-ratio."""
+    terms = term(logprobs - ref_logprobs, logprobs)
+    return end(keep(real(mask), terms, torch.zeros(())).sum(1), mask)
+
+
+def k3_term(x, p=None):
+    return (-x).exp() - 1 + x
+
+
+completion_kl = Exercise(
+    "8.4", "completion_kl", draw=draw_completion_kl, right=kl_of_rows, formula=sum_formula, mistakes={
+        "this is the mean over the tokens: the KL of a completion is their sum, so that long completions may differ more":
+            {"end": lambda total, mask: total / mask.sum(1)},
+        "the sum is divided by the width of the batch; do not divide at all": {"end": lambda total, mask: total / mask.shape[1]},
+        "the ratio is upside down: KL(current || reference) adds up logprobs - ref_logprobs": {"term": lambda x, p: -x},
+        "padding is part of the sum: the mask is ignored": {"real": torch.ones_like},
+        "a product with the mask does not hide an infinity under it, since 0 times infinity is not a number: use torch.where":
+            {"keep": lambda mask, x, zero: x * mask},
+        "the mask is moved by one position: it belongs to the log-probabilities as it is":
+            [{"real": lambda mask: F.pad(mask[:, 1:], (0, 1))}, {"real": lambda mask: F.pad(mask[:, :-1], (1, 0), value=True)},
+             {"real": lambda mask: F.pad(mask[:, :-1], (1, 0))}],
+        "a single completion's estimate may well be negative; with abs the mean would be far too large":
+            [{"term": lambda x, p: x.abs()}, {"end": lambda total, mask: total.abs()}],
+        "a negative estimate becomes 0: then the mean is too large":
+            [{"end": lambda total, mask: total.clamp(min=0)}, {"term": lambda x, p: x.clamp(min=0)}],
+        "these are k3 terms; asked for is k1, the log-ratio itself": {"term": k3_term},
+        "these are k2 terms; asked for is k1, the log-ratio": [{"term": lambda x, p: x**2 / 2}, {"term": lambda x, p: x**2}],
+        "each log-ratio is multiplied by the token's probability, as in an exact sum; these are draws":
+            {"term": lambda x, p: x * p.exp()},
+        "these are ratios, without the logarithm": [{"term": lambda x, p: x.exp()}, {"term": lambda x, p: x.exp() - 1}],
+        "return one number for each completion":
+            [{"end": lambda total, mask: total.mean()}, {"end": lambda total, mask: total.sum()}],
+        "these are bits; the log-probabilities are in nats, and so is the KL": {"end": lambda total, mask: total / math.log(2)},
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 8.5
+def draw_advantages(generator):
+    worked = {"logprobs": torch.tensor([[-1.0, -1.0, -2.0]]), "ref_logprobs": torch.tensor([[-1.5, -1.0, -2.25]])}
+    yield {"rewards": torch.tensor([1.0]), **worked, "mask": torch.ones(1, 3, dtype=torch.bool), "kl_coef": 0.1}
+    for rows, steps, kl_coef in ((1, 1, 0.3), (2, 3, 0.0), (2, 3, 0.5), (3, 3, 1.0), (4, 6, 0.2)):
+        rewards = torch.randn(rows, generator=generator) + 0.5
+        yield {"rewards": rewards, **scored(generator, rows, steps), "kl_coef": kl_coef}
+
+
+def call_advantages(function, logprobs, **others):
+    """The advantages, and the gradient that they send back to the log-probabilities, which should be none."""
+    logprobs = logprobs.clone().requires_grad_()
+    advantages = function(logprobs=logprobs, **others)
+    if advantages.requires_grad:
+        advantages.sum().backward()
+    through = torch.zeros_like(logprobs) if logprobs.grad is None else logprobs.grad
+    return {"advantages": advantages, "gradient of the logprobs": through}
+
+
+def advantages_by_sums(rewards, logprobs, ref_logprobs, mask, kl_coef):
+    out = torch.zeros(mask.shape)
+    for row, reward in enumerate(rewards.tolist()):
+        for t in mask[row].nonzero()[:, 0].tolist():
+            later = [s for s in range(t, mask.shape[1]) if mask[row, s]]
+            out[row, t] = reward - kl_coef * sum((logprobs[row, s] - ref_logprobs[row, s]).item() for s in later)
+    return out
+
+
+def to_go(x, mask, dim=1):
+    return x.flip(dim).cumsum(dim).flip(dim)
+
+
+def worth_formula(
+    rewards, logprobs, ref_logprobs, mask, kl_coef, *, term=lambda x: x, over=to_go, detach=True, masked=True, zero=True,
+    price=lambda kl_coef: kl_coef, pay=lambda rewards, mask: rewards,
+):  # fmt: skip
+    kl = term(logprobs - ref_logprobs)
+    kl = kl.detach() if detach else kl
+    worth = pay(rewards[:, None], mask) - price(kl_coef) * over(torch.where(mask, kl, 0) if masked else kl, mask)
+    return torch.where(mask, worth, 0) if zero else worth
+
+
+def last_of(mask):
+    """True at each row's last real token."""
+    return mask & ~F.pad(mask[:, 1:], (0, 1))
+
+
+def advantages_picture(arguments, got, expected):
+    from rlhf_lib import plots
+
+    title = "advantages, one row a completion"
+    return plots.side_by_side(got["advantages"], expected["advantages"], title, mask=arguments["mask"])
+
+
+token_advantages = Exercise(
+    "8.5", "token_advantages", draw=draw_advantages, call=call_advantages, right=advantages_by_sums, formula=worth_formula,
+    picture=advantages_picture, mistakes={
+        "the KL passes a gradient on: detach it. The penalty is a number that the policy receives": {"detach": False},
+        "the sign of the KL is wrong: it pays for running away":
+            [{"term": lambda x: -x}, {"term": lambda x: -x, "detach": False}],
+        "each token pays for the whole completion's KL; it cannot change what came before it, so only what is still to come":
+            {"over": lambda x, mask: x.sum(1, keepdim=True)},
+        "each token pays for its own KL alone; what follows counts too: sum from the token to the end":
+            {"over": lambda x, mask: x},
+        "this sums the KL up to the token; sum what is to come: flip, cumsum, flip back": {"over": lambda x, _: x.cumsum(1)},
+        "the sums are not flipped back": {"over": lambda x, mask: x.flip(1).cumsum(1)},
+        "the token's own log-ratio is left out: the sum begins at t": {"over": lambda x, mask: to_go(x, mask) - x},
+        "this sums over the completions; the tokens are the second dimension": {"over": lambda x, mask: to_go(x, mask, 0)},
+        "the KL to come is averaged over its tokens; it is their sum":
+            {"over": lambda x, mask: to_go(x, mask) / to_go(mask.float(), mask).clamp(min=1)},
+        "k3 of each token is charged; asked for is the log-ratio itself": {"term": k3_term},
+        "the log-ratio loses its sign": [{"term": torch.abs}, {"term": lambda x: x.clamp(min=0)}],
+        "the reward stands at the last token only; without a value function it is the advantage of every token":
+            [{"pay": lambda rewards, mask: rewards * last_of(mask)},
+             {"pay": lambda rewards, mask: rewards * (torch.arange(mask.shape[1]) == mask.shape[1] - 1)}],
+        "the reward is shared out among the tokens; every token gets all of it":
+            [{"pay": lambda r, mask: r / mask.sum(1, keepdim=True)}, {"pay": lambda r, mask: r / mask.shape[1]}],
+        "padding flows into the sum: set the KL to 0 where the mask is False before you sum": {"masked": False},
+        "padding has an advantage too; it should be 0 there": [{"zero": False}, {"zero": False, "masked": False}],
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 8.6
+def draw_baseline(generator):
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    values = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 9.0]])
+    yield {"worth": values, "mask": mask, "baseline": torch.full((3,), 0.25)}
+    ended = torch.tensor([[True, False], [True, False]])
+    yield {"worth": values[:, 1:], "mask": ended, "baseline": torch.tensor([0.25, 0.5])}
+    for rows, steps in ((1, 2), (3, 4), (6, 5)):
+        mask = ch07.ragged(rows, steps, generator)
+        mask[:, steps - 1] &= rows == 3  # at the end nobody is going any more
+        worth = torch.where(mask, 1, 4) + torch.randn(rows, steps, generator=generator)
+        yield {"worth": worth, "mask": mask, "baseline": torch.randn(steps, generator=generator)}
+
+
+def by_position(x, mask, empty=0.0):
+    """The mean of the real values at each position, by a loop."""
+    columns = [x[:, t][mask[:, t]] for t in range(x.shape[1])]
+    return torch.stack([column.mean() if len(column) else torch.tensor(empty) for column in columns])
+
+
+def baseline_formula(
+    worth, mask, baseline, *, over=lambda worth, mask, baseline: worth - baseline, zero=True,
+    following=lambda w, m, b: (w * m).sum(0) / m.sum(0).clamp(min=1),
+):  # fmt: skip
+    advantages = over(worth, mask, baseline)
+    return torch.where(mask, advantages, 0) if zero else advantages, following(worth, mask, baseline)
+
+
+def scaled(worth, mask, baseline, correction, shift=0):
+    real = (worth - baseline)[mask]
+    return (worth - baseline - shift * real.mean()) / (real.std(correction=correction) + 1e-8)
+
+
+with_baseline = Exercise(
+    "8.6", "with_baseline", draw=draw_baseline, formula=baseline_formula,
+    right=lambda worth, mask, baseline: (torch.where(mask, worth - baseline, 0), by_position(worth, mask)), mistakes={
+        "the baseline is this rollout's own mean, which every completion is part of; subtract the one handed in":
+            {"over": lambda w, m, b: w - by_position(w, m)},
+        "the baseline is added; subtract it": {"over": lambda w, m, b: w + b},
+        "one number is subtracted everywhere; the baseline has one for each position":
+            [{"over": lambda w, m, b: w - b.mean()},
+             {"over": lambda w, m, b: w - w[m].mean()}],
+        "the next baseline is one mean for all positions; early and late tokens are worth different amounts, so one for each":
+            {"following": lambda w, m, b: w[m].mean().expand(m.shape[1]).clone()},
+        "the next baseline divides by all completions; at a position only those count that are still going there":
+            {"following": lambda w, m, b: (w * m).mean(0)},
+        "padding is part of the next baseline: what stands under the mask does not count":
+            [{"following": lambda w, m, b: w.mean(0)},
+             {"following": lambda w, m, b: w.sum(0) / m.sum(0).clamp(min=1)}],
+        "the next baseline is a sum; take the mean": {"following": lambda w, m, b: (w * m).sum(0)},
+        "the next baseline divides by one completion too many; where none is left, clamp the number to 1":
+            {"following": lambda w, m, b: (w * m).sum(0) / (m.sum(0) + 1)},
+        "where no completion is left the next baseline is 0 / 0; it should be 0 there":
+            {"following": lambda w, m, b: by_position(w, m, empty=math.nan)},
+        "where no completion is left the next baseline is the old one; it should be 0 there":
+            {"following": lambda w, m, b: torch.where(m.any(0), by_position(w, m), b)},
+        "the next baseline is the mean of the advantages; it has to follow what tokens are worth, before the subtraction":
+            {"following": lambda w, m, b: by_position(w - b, m)},
+        "the next baseline is mixed with the old one; it is this rollout's mean alone":
+            [{"following": lambda w, m, b, share=share: share * b + (1 - share) * by_position(w, m)}
+             for share in (0.5, 0.9, 0.1)],
+        "the next baseline is the one handed in": {"following": lambda w, m, b: b + 0},
+        "padding has an advantage of minus the baseline; it should be 0 there": {"zero": False},
+        "the advantages are divided by their deviation as well; here they are the difference alone":
+            [{"over": lambda *given, c=c, shift=shift: scaled(*given, c, shift)} for c in (0, 1) for shift in (0, 1)],
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 8.7
+def draw_update(generator):
+    for rows, steps, V, minibatch, epochs, stale, temperature, clip, rate in (
+        (2, 2, 4, 1, 1, 0.0, 0.7, 0.2, 1.0), (4, 3, 4, 2, 2, 0.4, 1.3, 0.1, 1.0), (5, 4, 3, 2, 3, 0.5, 0.5, 0.3, 0.5),
+        (3, 5, 5, 4, 2, 0.0, 2.0, 0.15, 2.0),
+    ):  # fmt: skip
+        weight = torch.randn(V, V, generator=generator)
+        tokens = torch.randint(V, (rows, steps + 1), generator=generator)
+        old = (weight / temperature).log_softmax(-1)[tokens[:, :-1], tokens[:, 1:]]  # (B, T)
+        yield {
+            "weight": weight, "tokens": tokens, "old_logprobs": old + stale * torch.randn(rows, steps, generator=generator),
+            "advantages": torch.randn(rows, steps, generator=generator) + 0.3, "mask": ch07.ragged(rows, steps, generator),
+            "temperature": temperature, "epochs": epochs, "minibatch": minibatch, "clip": clip, "rate": rate,
+        }  # fmt: skip
+
+
+def call_update(function, weight, rate, **others):
+    """The policy's weight after the update, and the clip fractions. The policy looks at one token only, and has dropout."""
+    policy = nn.Sequential(nn.Embedding.from_pretrained(weight.clone(), freeze=False), nn.Dropout(0.5))
+    clip_fractions = function(policy, torch.optim.SGD(policy.parameters(), lr=rate), **others)
+    return {"weight": policy[0].weight, "clip fractions": clip_fractions}
+
+
+def update_by_hand(policy, optimizer, tokens, old_logprobs, advantages, mask, temperature, epochs, minibatch, clip):
+    """The gradient of a softmax policy in closed form."""
+    weight, fractions = policy[0].weight, []
+    for start in [*range(0, len(tokens), minibatch)] * epochs:
+        gradient, outside, count = torch.zeros_like(weight), 0, 0
+        for row in range(start, min(start + minibatch, len(tokens))):
+            for t in mask[row].nonzero()[:, 0].tolist():
+                here, chosen, advantage = tokens[row, t], tokens[row, t + 1], advantages[row, t]
+                p = (weight.detach()[here] / temperature).softmax(-1)
+                ratio = p[chosen] / old_logprobs[row, t].exp()
+                outside, count = outside + int(abs(ratio - 1) > clip), count + 1
+                if not ((ratio > 1 + clip and advantage > 0) or (ratio < 1 - clip and advantage < 0)):
+                    gradient[here] -= advantage * ratio * (F.one_hot(chosen, len(p)) - p) / temperature
+        weight.grad = gradient / count
+        optimizer.step()
+        fractions.append(outside / count)
+    return fractions
+
+
+def update_formula(
+    policy, optimizer, tokens, old_logprobs, advantages, mask, temperature, epochs, minibatch, clip, *, made="", dropout=False,
+    cut=False, read=0, chosen=1, score=lambda logits, t: (logits / t).log_softmax(-1), real=lambda mask: mask,
+    weigh=lambda a, real: a, result=lambda fractions, losses, epochs: fractions, **loss_options,
+):  # fmt: skip
+    """`made` and the options of policy_loss_formula make mistakes; `read`, `chosen`: which position is scored, on which token."""
+    policy.train(dropout)
+    fractions, losses, width = [], [], mask.shape[1]
+    for rows in ch07.minibatches(len(tokens), minibatch, epochs, made):
+        if made == "old anew each epoch" and rows.start == 0:
+            logprobs = score(policy(tokens)[:, :-1], temperature).detach()
+            old_logprobs = logprobs.gather(2, tokens[:, 1:, None])[..., 0]
+        logits = policy(tokens[rows, :-1]) if cut else policy(tokens[rows])[:, read : read + width]  # (b, T, V)
+        logprobs = score(logits, temperature).gather(2, tokens[rows, chosen : chosen + width, None])[..., 0]
+        old, some = logprobs.detach() if "ratio 1" in made else old_logprobs[rows], real(mask[rows])
+        loss, outside = ch07.policy_loss_formula(logprobs, old, weigh(advantages[rows], some), some, clip, **loss_options)
+        ch07.descend(optimizer, loss, rows, made)
+        fractions, losses = [*fractions, outside.item()], [*losses, loss.item()]
+    return result(fractions, losses, epochs)
+
+
+def in_epochs(values, epochs):
+    return torch.tensor(values).view(epochs, -1)
+
+
+update_policy = Exercise(
+    "8.7", "update_policy", draw=draw_update, call=call_update, right=update_by_hand, formula=update_formula, tolerance=1e-4,
+    mistakes={
+        "the logits are not divided by the temperature: the first ratio is not 1":
+            {"score": lambda logits, t: logits.log_softmax(-1)},
+        "the logits are multiplied by the temperature; divide by it": {"score": lambda logits, t: (logits * t).log_softmax(-1)},
+        "the temperature divides the log-probabilities; divide the logits":
+            {"score": lambda logits, t: logits.log_softmax(-1) / t},
+        "these are probabilities, and the ratio needs log-probabilities": {"score": lambda logits, t: (logits / t).softmax(-1)},
+        "dropout is on, and was off in the rollout, so the ratio compares two random networks: call policy.eval() first":
+            [{"dropout": True}, {"dropout": True, "cut": True}],
+        **ch07.LOOP_MISTAKES,
+        **ch07.mean_mistakes({}, {"share": "real"}),
+        "the last token is never scored: cut the last position off the logits and the first off the tokens, and no more":
+            {"real": lambda mask: mask & (torch.arange(mask.shape[1]) < mask.shape[1] - 1)},
+        "each token is scored by the logits at its own place, which have seen it: logits at t predict token t + 1": {"read": 1},
+        "this scores the token that stands at t; logits at t predict token t + 1": {"chosen": 0},
+        "the clip fractions of the last epoch alone are returned; every minibatch of every epoch has one":
+            {"result": lambda fractions, losses, epochs: in_epochs(fractions, epochs)[-1].tolist()},
+        "there is one clip fraction for each epoch; every minibatch has one":
+            [{"result": lambda fractions, losses, epochs: in_epochs(fractions, epochs).mean(1).tolist()},
+             {"result": lambda fractions, losses, epochs: in_epochs(fractions, epochs)[:, -1].tolist()}],
+        "these are the losses; return the clip fractions": {"result": lambda fractions, losses, epochs: losses},
+        "the advantages are whitened in each minibatch; they are ready for use": [
+            {"weigh": lambda a, real, c=c: (a - a[real].mean()) / (a[real].std(correction=c) + 1e-8)} for c in (0, 1)],
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 8.8
+def draw_sizes(generator):
+    yield {"clip_fractions": [0.005, 0.004, 0.003], "completions": 256, "most": 1024}
+    yield {"clip_fractions": [0.05, 0.005, 0.004, 0.003, 0.002], "completions": 100, "most": 200}
+    yield {"clip_fractions": [], "completions": 64, "most": 512}
+    yield {"clip_fractions": [0.004, 0.003, 0.01, 0.002, 0.001, 0.003, 0.002], "completions": 128, "most": 1024}
+    yield {"clip_fractions": [0.3, 0.3, 0.3, 0.3, 0.001], "completions": 128, "most": 1024}
+    yield {"clip_fractions": [0.002] * 7 + [0.2, 0.004, 0.004], "completions": 128, "most": 500}
+    yield {"clip_fractions": [0.002] * 10, "completions": 512, "most": 4096}
+    for completions in (64, 48):
+        drawn = 0.009 * torch.rand(14, generator=generator) + 0.02 * (torch.rand(14, generator=generator) < 0.15)
+        yield {"clip_fractions": drawn.tolist(), "completions": completions, "most": 512}
+
+
+def sizes_by_looking_back(clip_fractions, completions, most):
+    """A doubling happens where the last three shares, all since the last doubling, are small."""
+    sizes, since = [], 0
+    for step in range(len(clip_fractions)):
+        now = sizes[-1] if sizes else completions
+        last = clip_fractions[max(since, step - 2) : step + 1]
+        if len(last) == 3 and max(last) < 0.01 and now * 2 <= most:
+            now, since = now * 2, step + 1
+        sizes.append(now)
+    return sizes
+
+
+def sizes_formula(
+    clip_fractions, completions, most, *, wait=3, in_a_row=True, reset=True, rare=lambda share: share < 0.01, late=False,
+    fits=lambda size, most: size <= most, grow=lambda size, first, most: 2 * size, often=lambda size, first: size,
+):  # fmt: skip
+    sizes, count, size = [], 0, completions
+    for share in clip_fractions:
+        before, count = size, count + 1 if rare(share) else (0 if in_a_row else count)
+        size = size if rare(share) else often(size, completions)
+        if count >= wait and fits(grow(size, completions, most), most):
+            size, count = grow(size, completions, most), 0 if reset else count
+        sizes.append(before if late else size)
+    return sizes
+
+
+rollout_sizes = Exercise(
+    "8.8", "rollout_sizes", draw=draw_sizes, right=sizes_by_looking_back, formula=sizes_formula, mistakes={
+        "the rollout grows at every rare update; wait for three in a row, one may be chance": {"wait": 1},
+        "the rollout grows at the second rare update in a row; wait for three": {"wait": 2},
+        "this waits for a fourth update in a row; the third one is enough": {"wait": 4},
+        "this counts rare updates in all; one with enough clipping in between sets the count back to 0": {"in_a_row": False},
+        "after a doubling the count has to start at 0 again, or the next rare update doubles at once": {"reset": False},
+        "the rollout grows past `most`": {"fits": lambda size, most: True},
+        "the rollout may be as large as `most`; only a doubling past it is left out": {"fits": lambda size, most: size < most},
+        "a doubling that would pass `most` is not cut down to it, but left out":
+            {"grow": lambda size, first, most: min(2 * size, most)},
+        "this grows when clipping is frequent; then steps are too long already. It grows when clipping is rare, below 1 %":
+            [{"rare": lambda share: share >= 0.01}, {"rare": lambda share: share > 0.01}],
+        "0.01 itself is not below 0.01": {"rare": lambda share: share <= 0.01},
+        "the limit is not 0.01, which is 1 %": [{"rare": lambda share, most=most: share < most} for most in (0.001, 0.1, 1)],
+        "each size is written down before the doubling; it is that of the rollout which follows the update": {"late": True},
+        "the first size is added each time; the size doubles": {"grow": lambda size, first, most: size + first},
+        "the size doubles from the first one, so it stops at twice that": {"grow": lambda size, first, most: 2 * first},
+        "an update with enough clipping makes the rollout smaller again; it only sets the count back":
+            [{"often": lambda size, first: first}, {"often": lambda size, first: max(first, size // 2)},
+             {"often": lambda size, first: size // 2}],
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 8.9
+def spread(*means):
+    """KLs of two completions each, with these means."""
+    return [torch.tensor([mean - 1.0, mean + 1.0]) for mean in means]
+
+
+def draw_kept(generator):
+    yield {"kls": [torch.tensor([0.0]), torch.tensor([8.0]), torch.tensor([12.0])], "max_kl": 10.0}
+    yield {"kls": spread(0.0), "max_kl": 5.0}
+    yield {"kls": spread(0.0, 4.0, 6.0), "max_kl": 7.0}
+    yield {"kls": spread(0.0, 4.0, 6.0, 6.5), "max_kl": 6.0}  # the third is at the limit
+    yield {"kls": spread(0.0, 5.0, math.nan, 6.0), "max_kl": 8.0}
+    yield {"kls": spread(0.0, 6.0, 12.0, 9.0), "max_kl": 11.0}
+    for last in ((-3.0, 5.0, 25.0), (6.5, 0.0, 7.0), (1.0, math.nan, 2.0)):
+        yield {"kls": [torch.zeros(2), *map(torch.tensor, ((6.0, -4.0), (0.0, 1.0, 14.0), last, (0.0, 0.0)))], "max_kl": 6.0}
+    yield {"kls": [torch.zeros(2), torch.tensor([14.0, -8.0])], "max_kl": 4.0}
+    for count in (6, 12):
+        means = 0.1 + 1.5 * torch.rand(count, generator=generator).cumsum(0)
+        kls = [torch.zeros(8), *(mean + torch.randn(8, generator=generator) for mean in means)]
+        yield {"kls": kls, "max_kl": 0.8 * means[-1].item()}
+
+
+def kept_by_list(kls, max_kl):
+    within = [float(sum(kl.tolist())) / len(kl) <= max_kl for kl in kls]
+    return within.index(False) - 1 if False in within else len(kls) - 1
+
+
+def kept_formula(kls, max_kl, *, mean=torch.mean, past=lambda kl, most: not kl <= most, limit=None, back=1, end=None):
+    limit = max_kl if limit is None else limit
+    first = next((place for place, kl in enumerate(kls) if past(mean(kl), limit)), None)
+    last = len(kls) - 1 if first is None else first - back
+    return last if end is None else end(kls, last)
+
+
+kept_iteration = Exercise(
+    "8.9", "kept_iteration", draw=draw_kept, right=kept_by_list, formula=kept_formula, mistakes={
+        "this is the policy that passed the limit; keep the one before, the last that was measured within it": {"back": 0},
+        "training never stops: this is the last iteration, whatever its KL is": {"past": lambda kl, most: False},
+        "this finds the last one within the limit anywhere; training stops the first time that the limit is passed":
+            lambda kls, max_kl: max(place for place, kl in enumerate(kls) if kl.mean() <= max_kl),
+        "this finds the largest KL within the limit; training stops the first time that the limit is passed":
+            lambda kls, max_kl: max((kl.mean().item(), place) for place, kl in enumerate(kls) if kl.mean() <= max_kl)[1],
+        "a KL that is NaN is not > max_kl, so this trains on when broken: ask whether not kl <= max_kl":
+            {"past": lambda kl, most: kl > most},
+        "completions whose KL is NaN are left out of the mean; such a policy is broken": {"mean": torch.nanmean},
+        "a KL at the limit is within it": {"past": lambda kl, most: not kl < most},
+        "one completion over the limit stops this; single estimates are noise, the limit is for their mean": {"mean": torch.max},
+        "this stops only where all completions are over the limit; the limit is for their mean": {"mean": torch.min},
+        "this looks at one completion; the limit is for the mean": [{"mean": lambda kl: kl[0]}, {"mean": lambda kl: kl[-1]}],
+        "this adds the completions up; the limit is for the mean of a completion": {"mean": torch.sum},
+        "this is the median; the limit is for the mean": [{"mean": torch.median}, {"mean": lambda kl: kl.quantile(0.5)}],
+        "negative estimates count as positive, or as 0; with their sign the mean is right":
+            [{"mean": lambda kl: kl.abs().mean()}, {"mean": lambda kl: kl.clamp(min=0).mean()}],
+        "this is the KL of the policy that is kept; return the iteration's number":
+            [{"end": lambda kls, last: kls[last].mean().item()}, {"end": lambda kls, last: kls[last]}],
+    })  # fmt: skip

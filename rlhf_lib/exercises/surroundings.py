@@ -1,0 +1,208 @@
+"""What is around a call: the same settings for every function that is called, its own random numbers, and a limit of time.
+
+What a notebook's cell left on (gradients off, another default dtype or device, warnings as errors, ...) changes no verdict, and
+what a learner's function leaves on is put back.
+"""
+
+import contextlib
+import ctypes
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import warnings
+
+import numpy as np
+import torch
+
+LIMIT = 10.0  # seconds that one call may take
+AGAIN = 0.05  # seconds after which it is stopped once more, where a bare `except:` has swallowed the first stop
+
+
+class TimeUp(BaseException):
+    """A call took too long. No Exception, so that a learner's `except Exception` does not swallow it."""
+
+
+@contextlib.contextmanager
+def settled():
+    """Everything global as it is in a fresh session, and random numbers that begin anew; afterwards all is as it was before."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # of the oracle and the mistakes too: nothing that a learner could mend
+        for name in ("cpu", "cuda"):
+            if name == "cpu" or torch.is_autocast_enabled(name):
+                stack.enter_context(torch.autocast(name, enabled=False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
+        for read, write, value in SETTINGS:
+            before = read()
+            stack.callback(put_back, read, write, before)
+            if value is not None and before != value:
+                write(value)
+        stack.callback(put_back, torch.get_default_device, default_device, torch.get_default_device())
+        if torch.get_default_device() != torch.device("cpu"):
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(own_random_numbers())
+        yield
+
+
+def put_back(read, write, before):
+    if read() != before:
+        write(before)
+
+
+def default_device(device):
+    torch.set_default_device(None if str(device) == "cpu" else device)
+
+
+def deterministic(found):
+    torch.use_deterministic_algorithms(found[0], warn_only=found[1])
+
+
+SETTINGS = [  # how a setting is read, how it is written, and what it is in a fresh session (None: as it is, but put back)
+    (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+    (
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        deterministic,
+        (False, False),
+    ),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+    (torch.get_num_threads, torch.set_num_threads, None),
+    (sys.getrecursionlimit, sys.setrecursionlimit, None),
+]
+
+
+@contextlib.contextmanager
+def own_random_numbers():
+    """Torch's, Python's and NumPy's generators start at seed 0, and are put back."""
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    cards = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    torch.default_generator.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        random.setstate(before[1])
+        np.random.set_state(before[2])
+        if cards is not None:
+            torch.cuda.set_rng_state_all(cards)
+
+
+@contextlib.contextmanager
+def quiet():
+    """Nothing is written by libraries below Python, which complain of what the search for a mistake tries out."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept, nowhere = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        for number, one in enumerate(kept, 1):
+            os.dup2(one, number)
+        for one in (*kept, nowhere):
+            os.close(one)
+
+
+# ----------------------------------------------------------------------------------------- the limit of time
+
+
+def limited(function, seconds):
+    """`function()`, stopped after `seconds`. Returns (what it returned, None) or (None, the exception that came out of it).
+
+    What comes from outside is passed on instead: Ctrl-C, or an alarm that was set before.
+
+    In the main thread an alarm stops whatever Python can interrupt, also `time.sleep`; in another thread, and on Windows, it is
+    an exception that is thrown into the thread, which a long call of one C function delays until it returns.
+    """
+    by_alarm = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+    outside = []  # what came from outside, if anything
+    try:
+        with (alarm if by_alarm else thrown)(seconds, outside) as stop:
+            try:
+                result = function(), None
+            except BaseException as error:  # a learner's function may raise anything, SystemExit too
+                result = None, error
+            finally:
+                stop()
+    except TimeUp as error:  # in the moment before it was switched off
+        result = None, error
+    if outside:
+        raise outside[0]
+    return result
+
+
+@contextlib.contextmanager
+def alarm(seconds, outside):
+    """Raise TimeUp after `seconds`, by SIGALRM. An alarm that was set before goes off at its time, or is set again."""
+    start = time.monotonic()
+    handler, ctrl_c = signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGINT)
+    delay, interval = signal.setitimer(signal.ITIMER_REAL, 0)
+    theirs = start + delay if delay else None
+
+    def call(old, number, frame):
+        try:
+            old(number, frame)
+        except BaseException as error:
+            outside.append(error)
+            raise
+
+    def on_alarm(number, frame):
+        nonlocal theirs
+        if theirs is not None and callable(handler) and time.monotonic() >= theirs - 1e-3:
+            theirs = theirs + interval if interval else None
+            call(handler, number, frame)
+        if time.monotonic() >= start + seconds:
+            raise TimeUp
+
+    def stop():
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    first = min(seconds, delay) if delay else seconds
+    signal.signal(signal.SIGALRM, on_alarm)
+    if callable(ctrl_c):
+        signal.signal(signal.SIGINT, lambda number, frame: call(ctrl_c, number, frame))
+    signal.setitimer(signal.ITIMER_REAL, max(first, 1e-3), AGAIN)
+    try:
+        yield stop
+    finally:
+        stop()
+        signal.signal(signal.SIGALRM, handler if handler is not None else signal.SIG_DFL)
+        if callable(ctrl_c):
+            signal.signal(signal.SIGINT, ctrl_c)
+        if theirs is not None:
+            signal.setitimer(signal.ITIMER_REAL, max(theirs - time.monotonic(), 1e-3), interval)
+
+
+@contextlib.contextmanager
+def thrown(seconds, outside):
+    """Raise TimeUp in this thread after `seconds`, from another one."""
+    here, lock, done = threading.get_ident(), threading.Lock(), threading.Event()
+
+    def throw():
+        wait = seconds
+        while not done.wait(wait):
+            with lock:
+                if not done.is_set():
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(here), ctypes.py_object(TimeUp))
+            wait = AGAIN
+
+    def stop():
+        with lock:
+            done.set()
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(here), None)  # one that is on its way
+
+    thread = threading.Thread(target=throw, daemon=True)
+    thread.start()
+    try:
+        yield stop
+    finally:
+        stop()
+        thread.join()
