@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rlhf_lib.exercises.declare import Exercise
-from rlhf_lib.model import GPT, GPTConfig
+from rlhf_lib.models.gpt import GPT, GPTConfig
 
 # ----------------------------------------------------------------------------------------- 2.1
 

@@ -306,7 +306,7 @@ Exercise("3.4", "adam_step", draw=draw_adam, right=adam_by_torch, formula=adam, 
 def draw_gradients(generator):
     yield {"gradients": [torch.tensor([3.0]), torch.tensor([4.0])], "max_norm": 1.0}
     yield {"gradients": [torch.tensor([0.9]), torch.tensor([1.2])], "max_norm": 2.5}
-    for scale, max_norm in ((2.0, 0.8), (0.1, 0.7), (3.0, 4.0)):
+    for scale, max_norm in ((2.0, 0.8), (0.1, 0.7), (3.0, 4.0), (1e-7, 0.6)):
         drawn = [scale * torch.randn(shape, generator=generator) for shape in ((2, 3), (3,), ())]
         yield {"gradients": drawn, "max_norm": max_norm}
     yield {"gradients": [torch.zeros(2), torch.zeros(1, 2)], "max_norm": 0.5}

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from rlhf_lib.exercises.declare import Exercise
-from rlhf_lib.model import GPT, GPTConfig
+from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.sampling import distribution, draw, generate
 
 ALL, FIRST, LAST = slice(None), slice(-1), slice(1, None)  # all places, the first ones (not the last), the last (not the first)
@@ -438,7 +438,9 @@ def draw_scored(generator):
     yield {"logits": torch.tensor([[[0.0, 1.0], [2.0, 0.0]]]), "tokens": tokens, "mask": mask, "temperature": 1.0, "top_k": 0}
     far = torch.tensor([[[200.0, 0.0], [0.0, 200.0], [0.0, 0.0]]])
     yield {"logits": far, "tokens": torch.tensor([[0, 1, 0]]), "mask": far[..., 0] < 100, "temperature": 0.8, "top_k": 0}
-    for rows, length, count, temperature, top_k in ((2, 5, 4, 1.0, 0), (2, 6, 5, 0.5, 0), (3, 7, 6, 0.7, 3), (4, 8, 7, 1.4, 2)):
+    for rows, length, count, temperature, top_k in (
+        (2, 5, 4, 1.0, 0), (2, 6, 5, 0.5, 0), (3, 7, 6, 0.7, 3), (4, 8, 7, 1.4, 2), (3, 5, 11, 0.9, 7),  # the last: k above S
+    ):  # fmt: skip
         logits, places = 2 * torch.randn(rows, length, count, generator=generator), torch.arange(length)
         ends = torch.randint(4, length + 1, (rows, 1), generator=generator)
         ends[0], ends[1] = 4, length  # one row ends early, one goes on to the last position

@@ -6,9 +6,9 @@ import torch
 from torch.nn import functional as F
 
 from rlhf_lib.exercises.declare import Exercise
-from rlhf_lib.model import GPT, GPTConfig
-from rlhf_lib.reward import RewardModel, pad_right
-from rlhf_lib.sampling import evaluating
+from rlhf_lib.models.gpt import GPT, GPTConfig
+from rlhf_lib.models.heads import RewardModel
+from rlhf_lib.models.layers import evaluating, pad
 
 
 def masks(generator, rows, steps):
@@ -324,7 +324,7 @@ def scored(model, rows, batch, read=None, part=False):
     """Batches in the order given; `read` says what is taken from tokens and mask, `part` leaves the last, smaller batch out."""
     read = read or (lambda tokens, mask: model.logits(tokens, mask))
     groups = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-    return torch.cat([read(*pad_right(group)) for group in groups if len(group) == batch or not part])
+    return torch.cat([read(*pad(group, "right")) for group in groups if len(group) == batch or not part])
 
 
 @score_rows.mistake("dropout is still on, so the same passage scores differently each time: call model.eval() first")

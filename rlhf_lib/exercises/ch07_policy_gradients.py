@@ -519,9 +519,9 @@ explained_variance = Exercise(
 
 # ----------------------------------------------------------------------------------------- 7.9
 def draw_epochs(generator):
-    for rows, minibatch, epochs, clip, max_norm, rate, stale in (
-        (2, 1, 1, 0.3, 0.5, 1.0, 0), (4, 2, 1, 0.2, 0.5, 1.0, 0), (5, 2, 2, 5.0, 0.5, 0.5, 0),
-        (8, 3, 3, 0.2, 0.3, 1.0, 1), (7, 4, 2, 0.1, 50.0, 0.05, 1), (3, 5, 2, 0.4, 2.0, 0.3, 0),
+    for rows, minibatch, epochs, clip, max_norm, rate, momentum, stale in (
+        (2, 1, 1, 0.3, 0.5, 1.0, 0.0, 0), (4, 2, 1, 0.2, 0.5, 1.0, 0.5, 0), (5, 2, 2, 5.0, 0.5, 0.5, 0.0, 0),
+        (8, 3, 3, 0.2, 0.3, 1.0, 0.0, 1), (7, 4, 2, 0.1, 50.0, 0.05, 0.0, 1), (3, 5, 2, 0.4, 2.0, 0.3, 0.0, 0),
     ):  # fmt: skip
         states, weight = torch.randn(rows, 4, generator=generator), torch.randn(4, 3, generator=generator) / 2
         actions = torch.randint(3, (rows,), generator=generator)
@@ -532,14 +532,14 @@ def draw_epochs(generator):
             old[:4] += torch.tensor([-0.6, 0.6, 0.6, -0.6]) * advantages[:4].sign()
         yield {
             "weight": weight, "states": states, "actions": actions, "old_logprobs": old, "advantages": advantages,
-            "epochs": epochs, "minibatch": minibatch, "clip": clip, "max_norm": max_norm, "rate": rate,
+            "epochs": epochs, "minibatch": minibatch, "clip": clip, "max_norm": max_norm, "rate": rate, "momentum": momentum,
         }  # fmt: skip
 
 
-def call_epochs(function, weight, rate, **others):
-    """The policy's weight after the update, by plain gradient descent at some rate."""
+def call_epochs(function, weight, rate, momentum, **others):
+    """The policy's weight after the update, by gradient descent at some rate, with momentum or without."""
     weight = weight.clone().requires_grad_()
-    function(weight, torch.optim.SGD([weight], lr=rate), **others)
+    function(weight, torch.optim.SGD([weight], lr=rate, momentum=momentum), **others)
     return weight
 
 
@@ -613,7 +613,8 @@ def epochs_formula(
 ):  # fmt: skip
     """`made` and the options of policy_loss_formula make the mistakes."""
     order = torch.arange(len(states))
-    optimizer.param_groups[0]["lr"] = rate or optimizer.param_groups[0]["lr"]
+    if rate:
+        optimizer.param_groups[0].update(lr=rate, momentum=0.0)
     for rows in minibatches(len(states), minibatch, epochs, made):
         if made == "old anew each epoch" and rows.start == 0:
             old_logprobs = (states @ weight.detach()).log_softmax(-1).gather(1, actions[:, None])[:, 0]

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from rlhf_lib.exercises.declare import CHAPTERS, EXERCISES, load
-from rlhf_lib.runs import write_atomic
+from rlhf_lib.files import write_atomic
 
 PROGRESS = "progress.json"  # beside the notebooks that one works in
 

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from rlhf_lib.exercises import EXERCISES, NotYet, answer, check, draw, judge, load
-from rlhf_lib.model import GPT, GPTConfig, rotary_table, rotate
+from rlhf_lib.models.gpt import GPT, GPTConfig
+from rlhf_lib.models.layers import rotary_table, rotate
 
 load()
 

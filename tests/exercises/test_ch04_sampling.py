@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from rlhf_lib import exercises
 from rlhf_lib.exercises import verdict
-from rlhf_lib.model import causal_mask
-from rlhf_lib.sampling import draw, pad_left
+from rlhf_lib.models.layers import causal_mask, pad
+from rlhf_lib.sampling import draw
 
 
 def with_temperature(logits, temperature):
@@ -183,7 +183,7 @@ def test_the_smallest_failing_input_is_shown():
 
 
 def test_the_oracle_of_left_padding_agrees_with_the_library_s_padding():
-    _, real = pad_left([[5], [5, 6, 7], [5, 6]])
+    _, real = pad([[5], [5, 6, 7], [5, 6]], "left")
     positions, attend = exercises.find("left_padding").right(real)
     assert positions.tolist() == [[0, 0, 0], [0, 1, 2], [0, 0, 1]]
     assert torch.equal(attend, causal_mask(3, 3, real, "cpu")[:, 0])

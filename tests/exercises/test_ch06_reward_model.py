@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from rlhf_lib import exercises, reward
 from rlhf_lib.exercises import verdict
-from rlhf_lib.sampling import pad_left
+from rlhf_lib.models.layers import pad
 
 
 def last_token(x, mask):
@@ -50,7 +50,7 @@ def score_rows(model, rows, batch):
     scores = torch.zeros(len(rows))
     for start in range(0, len(order), batch):
         places = order[start : start + batch]
-        tokens, mask = pad_left([rows[place] for place in places])  # on the left: then the last column is the last real token
+        tokens, mask = pad([rows[place] for place in places], "left")  # on the left: then the last column is the last real token
         scores[places] = model(tokens, mask)[:, -1]
     return scores
 
@@ -124,7 +124,7 @@ def test_scoring_with_dropout_on_gets_its_name():
     @torch.no_grad()
     def learner(model, rows, batch):
         groups = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-        return torch.cat([model.logits(*reward.pad_right(group)) for group in groups])
+        return torch.cat([model.logits(*pad(group, "right")) for group in groups])
 
     assert "dropout is still on" in verdict("score_rows", learner).message
 
