@@ -138,3 +138,48 @@ def test_the_oracles_of_accuracy_and_calibration_agree_with_the_library_s_test(m
     calibration = exercises.find("calibration_error").right(logits, targets, 10).item()
     assert abs(calibration - figures["calibration_error"]) < 1e-5 and calibration > 0.05
     assert abs(exercises.find("clear_accuracy").right(logits, targets).item() - figures["accuracy"]) < 1e-6
+
+
+def test_scoring_one_row_at_a_time_or_all_at_once_is_no_batch():
+    def in_batches_of(size):
+        def learner(model, rows, batch):
+            model.eval()
+            groups = [rows[start : start + (size or len(rows))] for start in range(0, len(rows), size or len(rows))]
+            with torch.no_grad():
+                return torch.cat([model.logits(*reward.pad_right(group)) for group in groups])
+
+        return learner
+
+    assert "scored by itself" in verdict("score_rows", in_batches_of(1)).mistake
+    assert "scored at once" in verdict("score_rows", in_batches_of(None)).mistake
+
+
+def test_a_model_may_be_left_in_either_mode_but_not_with_other_weights_or_settings():
+    def back_in_training(model, rows, batch):
+        scores = score_rows(model, rows, batch)
+        model.train()
+        return scores
+
+    def without_dropout_for_ever(model, rows, batch):
+        model.config.dropout = 0.0
+        return score_rows(model, rows, batch)
+
+    def with_other_weights(model, rows, batch):
+        scores = score_rows(model, rows, batch)
+        with torch.no_grad():
+            model.score.weight.add_(1.0)
+        return scores
+
+    assert verdict("score_rows", back_in_training).passed
+    assert not verdict("score_rows", without_dropout_for_ever).passed
+    assert not verdict("score_rows", with_other_weights).passed
+
+
+@pytest.mark.parametrize("name", ["clear_accuracy", "calibration_error"])
+def test_a_python_number_is_no_scalar_tensor(name):
+    assert "return a scalar tensor" in verdict(name, lambda **given: ALTERNATIVES[name](**given).item()).mistake
+
+
+def test_ten_bins_written_in_do_not_pass():
+    found = verdict("calibration_error", lambda logits, targets, bins: calibration_error(logits, targets, 10))
+    assert not found.passed and found.arguments["bins"] != 10
