@@ -21,7 +21,7 @@ def marks(*rows):
 
 def masks(generator, sizes=((4, 5), (7, 9))):
     """Masks (B, T) of real tokens, which are in one piece, padded on the left or on the right."""
-    yield from (marks("xx-"), marks("-xx"), marks("x", "x"), marks("xxx-", "xx--"), marks("-xxx", "xxxx", "---x"))
+    yield from (marks("xx-"), marks("-xx"), marks("x", "x"), marks("xxx-", "xx--"), marks("-xxx", "xxxx", "x---", "---x"))
     for rows, steps in sizes:
         lengths = torch.randint(1, steps, (rows, 1), generator=generator)
         left = torch.arange(rows)[:, None] % 2 == 1  # every other row is padded on the left
