@@ -270,8 +270,6 @@ Exercise("3.4", "adam_step", draw=draw_adam, right=adam_by_torch, formula=adam, 
     "only v is corrected for its start at 0: divide m by 1 - beta1 ** step too": {"by": lambda a, b, t: (1, 1 - b**t)},
     "the bias correction takes step - 1: steps are counted from 1, so that the first divides by 1 - beta":
         {"by": lambda a, b, t: (1 - a ** (t - 1), 1 - b ** (t - 1))},
-    "the bias correction takes step + 1: steps are counted from 1": {"by": lambda a, b, t: (1 - a ** (t + 1), 1 - b ** (t + 1))},
-    "the bias correction does not know the step: divide by 1 - beta ** step": {"by": lambda a, b, t: (1 - a, 1 - b)},
     "the bias correction has beta * step; it is a power, beta ** step": {"by": lambda a, b, t: (1 - a * t, 1 - b * t)},
     "the bias correction multiplies; divide by 1 - beta ** step": {"by": lambda a, b, t: (1 / (1 - a**t), 1 / (1 - b**t))},
     "m and v are not each corrected with their own beta: beta1 belongs to m, beta2 to v":
@@ -294,7 +292,6 @@ Exercise("3.4", "adam_step", draw=draw_adam, right=adam_by_torch, formula=adam, 
     "eps is added inside the root; Adam adds it to the root": {"move": lambda m, v, eps, g: m / (v + eps).sqrt()},
     "eps is added to the root of v before v is corrected; correct first":
         lambda eps, beta2, step, **others: adam(beta2=beta2, step=step, eps=eps / math.sqrt(1 - beta2**step), **others),
-    "eps is missing: a gradient that was always 0 gives 0 / 0": {"move": lambda m, v, eps, g: m / v.sqrt()},
     "this goes up the gradient: subtract the step": {"move": lambda m, v, eps, g: -m / (v.sqrt() + eps)},
     "the usual betas of 0.9 and 0.999 are written in: use the arguments": (
         lambda beta1, beta2, **others: adam(beta1=0.9, beta2=0.999, **others),
@@ -472,9 +469,7 @@ Exercise("3.6", "train_step", draw=draw_steps, call=steps_taken, right=step_by_h
     "this is the sum of the losses; take their mean": {"cost": lambda x, y: entropy(x, y, "sum")},
     "the sum of the losses is divided by the rows; divide by the targets": {"cost": lambda x, y: entropy(x, y, "sum") / len(y)},
     "softmax is taken twice: cross_entropy takes logits": {"cost": lambda x, y: entropy(x.softmax(-1), y)},
-    "only the last position is used": {"cost": lambda x, y: entropy(x[:, -1:], y[:, -1:])},
     "the targets are shifted once more; they are shifted already": {"cost": lambda x, y: entropy(x[:, :-1], y[:, 1:])},
-    "the gradients are clipped to the norm 1: use max_norm": {"clip": lambda xs, most: nn.utils.clip_grad_norm_(xs, 1.0)},
     "single values are cut off, which turns the gradient; clip_grad_norm_ scales all alike": {"clip": nn.utils.clip_grad_value_},
     "each tensor's gradient is clipped by its own norm, which turns the whole: clip all parameters together":
         {"clip": lambda xs, most: [nn.utils.clip_grad_norm_(x, most) for x in xs]},
@@ -525,7 +520,6 @@ Exercise("3.7", "validation_loss", draw=draw_validation, call=validation, right=
     "the model is left in evaluation mode: the rest of the training would run without dropout; call model.train()":
         {"back": False},
     "gradients are recorded, which costs memory and time for nothing: work inside torch.no_grad()": {"grad": True},
-    "dropout is left on and gradients are recorded: model.eval() and torch.no_grad() are missing": {"grad": True, "train": True},
     "every batch weighs the same here; the last one is shorter, so weigh by tokens": {"mean": lambda n, c, r: (n / c).mean()},
     "batches are weighed by their rows; rows differ in length, so weigh by tokens": {"mean": lambda n, c, r: n / c @ r / r.sum()},
     "batches are weighed by the length of their rows, not by tokens": {"mean": lambda n, c, r: (n / r).sum() / (c / r).sum()},
@@ -619,7 +613,6 @@ Exercise("3.8", "accumulate_gradients", draw=draw_micro_batches, call=gradients_
         [{"ignore": None, "by": by} for by in (lambda s: s.all, lambda s: s.places, lambda s: s.size * s.parts)],
     "the last micro-batch is left out, and its targets are counted": {"used": FIRST},
     "only the first micro-batch is used, and the targets of all are counted": {"used": slice(1)},
-    "the sign is turned": {"by": lambda s: -s.all},
     "backward is called once for all, so all graphs are in memory together: call it for each micro-batch": {"whole": True},
     "the micro-batches are put together to one large batch, which is what does not fit into memory": [
         lambda model, batches, join=join: accumulated(model, [tuple(map(join, zip(*batches)))])
@@ -690,8 +683,6 @@ Exercise("3.9", "training_state", draw=draw_runs, call=resumed_run, right=state_
     "the random state is missing: dropout would drop other features; keep torch.get_rng_state()": {"missing": "random"},
     "the weights are missing: keep model.state_dict()": {"missing": "model"},
     "the step kept is the last one done, so the resumed run takes it twice: keep the next one": {"steps": lambda step: step - 1},
-    "the step kept is one too far, so the resumed run leaves one out: keep the argument": {"steps": lambda step: step + 1},
-    "the step kept is always 0: keep the argument, the next step to do": {"steps": lambda step: 0},
     "the generator is seeded anew, which changes the run that goes on: torch.get_rng_state() only reads its state":
         {"random": lambda: torch.manual_seed(0).get_state()},
     "this is the state of a new generator, not of the one that dropout draws from: torch.get_rng_state()":

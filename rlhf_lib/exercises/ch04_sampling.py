@@ -32,7 +32,6 @@ def by_distribution(logits, temperature):
 Exercise("4.1", "with_temperature", draw=draw_logits, right=by_distribution, formula=tempered, mistakes={
     "the temperature is upside down: divide the logits by it, so that a low one sharpens": {"heat": lambda x, t: x * t},
     "the temperature is not used": {"heat": lambda x, t: x},
-    "the logits are divided by the temperature twice": {"heat": lambda x, t: x / t / t},
     "temperatures below 1 are raised to 1": {"heat": lambda x, t: x / max(t, 1)},
     "the log-probabilities were divided after log_softmax and no longer sum to 1: divide the logits before":
         {"heat": lambda x, t: x, "after": lambda y, t: y / t},
@@ -109,11 +108,7 @@ Exercise("4.2", "top_k_filter", draw=draw_top_k, right=top_k_by_counting, formul
         lambda logits, k: best(logits.movedim(0, -1), k).movedim(-1, 0),
     "the kept logits lie in order of size; each must stay at its own token's place":
         {"after": lambda y: y.sort(-1, descending=True).values},
-    "the result was normalised once more; the logits that stay are as they were":
-        ({"after": lambda y: y.log_softmax(-1)}, {"after": lambda y: y.softmax(-1)}),
     "this fails when k is larger than the vocabulary: then keep everything, min(k, V)": fail_beyond,
-    "when k is larger than the vocabulary, all is cut: then keep everything, min(k, V)":
-        {"count": lambda k, v: k if k <= v else 0},
 })  # fmt: skip
 
 
@@ -191,7 +186,6 @@ Exercise("4.3", "top_p_filter", draw=draw_top_p, call=ties_in_any_order, right=t
         unsorted(lambda x, sums, p: x < p * x.amax(-1, True)),
     "exp of a large logit is infinite, and of a small one 0: softmax takes the maximum off first":
         {"of": lambda x: x.exp() / x.exp().sum(-1, keepdim=True)},
-    "p is taken for the share that is cut: p is what stays": lambda logits, p: nucleus(logits, 1 - p),
     "logits were summed; p is a share of probability, so take the softmax first": {"of": lambda x: x},
     "one nucleus was found for the whole batch; each row has its own":
         lambda logits, p: nucleus(logits.flatten(), p).view(logits.shape),
@@ -200,8 +194,6 @@ Exercise("4.3", "top_p_filter", draw=draw_top_p, call=ties_in_any_order, right=t
     "cut tokens got a logit of 0, which is exp(0) = 1 before normalising: use minus infinity": {"cut": 0.0},
     "cut tokens got a large negative number; minus infinity makes their probability 0": [{"cut": cut} for cut in FINITE],
     "the logits that stay became 0: they should be as they were": {"after": lambda y: torch.where(y.isinf(), y, 0)},
-    "the result was normalised once more; the logits that stay are as they were":
-        ({"after": lambda y: y.log_softmax(-1)}, {"after": lambda y: y.softmax(-1)}),
 })  # fmt: skip
 
 
@@ -260,8 +252,6 @@ Exercise("4.4", "draw_token", draw=draw_uniforms, call=with_type, right=token_by
     "the numbers that were given are not used: drawn this way, a sample cannot be repeated":
         [lambda logprobs, uniforms, again=again: torch.multinomial(logprobs.exp(), 1, again)[:, 0] for again in (False, True)],
     "every row is drawn with the first row's number; each row has its own": {"number": lambda u: u[:1].expand(len(u))},
-    "every row is drawn from the first row's distribution; each row has its own":
-        lambda logprobs, uniforms: chosen(logprobs[:1].expand_as(logprobs), uniforms),
     "all tokens are taken for equally likely: the number is multiplied by V":
         lambda logprobs, uniforms: (uniforms * logprobs.shape[1]).long(),
     "log-probabilities were summed; the cumulative distribution is the running sum of probabilities": [
@@ -279,7 +269,6 @@ Exercise("4.4", "draw_token", draw=draw_uniforms, call=with_type, right=token_by
         ({"out": lambda y, v: y + 1}, {"out": lambda y, v: (y + 1).clamp(max=v - 1)}),
     "this counts the ends above the number; count those at or below it":
         [{"find": lambda ends, u: (ends > u).sum(-1), "below": below} for below in (True, False)],
-    "the number is turned round, 1 - u: the vocabulary is read from its end": {"number": lambda u: 1 - u},
     "the tokens were sorted by probability first: a fair draw, but other tokens; go in the vocabulary's order":
         (by_order(True), by_order(False)),
     "at uniform 0 a token of probability 0 comes out: its sum must exceed the uniform, not equal it (right=True)":
@@ -409,8 +398,6 @@ Exercise("4.6", "sample", draw=draw_prompts, call=continued, right=by_generate, 
     "dropout is off, but stays off: put the model back into the mode that it was in": {"back": lambda was: False},
     "the model is in training mode afterwards, whatever it was in: put it back as it was": {"back": lambda was: True},
     "every step builds a graph for a gradient that nobody wants: sample under torch.no_grad()": {"grad": True},
-    "dropout is on and every step builds a graph: model.eval() and torch.no_grad() are missing":
-        {"evaluate": False, "grad": True},
     "gradients are switched off and stay off, and nothing can be trained after it: use torch.no_grad()": {"grad": "left off"},
     "the drawn tokens are never read: every step draws from what stands behind the prompt":
         {"read": lambda whole, n: whole[:, :n]},
@@ -418,11 +405,8 @@ Exercise("4.6", "sample", draw=draw_prompts, call=continued, right=by_generate, 
     "the oldest token is forgotten at every step: the model reads all tokens": {"read": lambda whole, n: whole[:, -n:]},
     "these are the logits at the first position; the next token is predicted at the last": {"place": 0},
     "the temperature is not used": {"heat": lambda t: 1.0},
-    "the temperature is used twice": {"heat": lambda t: t * t},
-    "the temperature is upside down: divide the logits by it": {"heat": lambda t: 1 / t},
     "each step draws with the same number: step t uses uniforms[:, t]":
         ({"number": lambda u, step: u[:, 0]}, {"number": lambda u, step: u[:, -1]}),
-    "the numbers are used from the end to the beginning: step t uses uniforms[:, t]": {"number": lambda u, step: u[:, -1 - step]},
     "all rows draw with the first row's numbers; each row has its own": {"number": lambda u, step: u[:1, step].expand(len(u))},
     "this takes the most likely token each time: draw, with the numbers that were given": {"pick": lambda x, u: x.argmax(-1)},
     "the numbers that were given are not used: drawn this way, a sample cannot be repeated":
@@ -493,7 +477,6 @@ Exercise("4.7", "sequence_logprob", draw=draw_scored, call=scores_and_gradient, 
         ({"said": LAST, "wanted": FIRST, "counted": FIRST}, {"said": LAST, "wanted": FIRST}),
     "the mask is not shifted with the tokens: it is the target that must have been drawn, mask[:, 1:]": {"counted": FIRST},
     "the last token of each completion is never scored": masked(lambda m: m & F.pad(m[:, 1:], (0, 1))),
-    "the first token of each completion is never scored": masked(lambda m: m & F.pad(m[:, :-1], (1, 0))),
     "the prompt is scored too: only what the mask marks was drawn": masked(lambda m: m.flip(1).cumsum(1).flip(1) > 0),
     "what stands behind the end token is scored too: the mask says where the completion is over":
         masked(lambda m: m.cumsum(1) > 0),
@@ -502,7 +485,6 @@ Exercise("4.7", "sequence_logprob", draw=draw_scored, call=scores_and_gradient, 
     "minus infinity times a mask of 0 is NaN: torch.where(mask, logprobs, 0)": {"total": lambda x, m: (x * m).sum(1)},
     "scored at temperature 1, sampled at another: the logits are divided by the sampler's temperature here too":
         {"scores": lambda x, t, k: distribution(x, 1.0, k)},
-    "the logits are multiplied by the temperature; divide them by it": {"scores": lambda x, t, k: distribution(x * t, 1.0, k)},
     "the log-probabilities are divided by the temperature; divide the logits, before you normalise":
         {"scores": lambda x, t, k: distribution(x, 1.0, k) / t},
     "scored with the full softmax, sampled with top-k: cut the same tokens before you normalise":
@@ -520,7 +502,6 @@ Exercise("4.7", "sequence_logprob", draw=draw_scored, call=scores_and_gradient, 
     "the softmax runs over the positions; the vocabulary is the last dimension":
         {"scores": lambda x, t, k: (x / t).log_softmax(1)},
     "these are sums of probabilities; add up their logarithms": {"total": lambda x, m: torch.where(m, x, -math.inf).exp().sum(1)},
-    "this is the probability of the completion; leave out the exp": {"total": lambda x, m: torch.where(m, x, 0).sum(1).exp()},
 })  # fmt: skip
 
 
@@ -587,10 +568,8 @@ Exercise("4.8", "left_padding", draw=draw_padding, call=as_far_as_real, right=pa
     "rows of padding are empty, and the softmax of an empty row is NaN: let each position look at itself": {"itself": False},
     "the triangle is upside down: this looks at what comes after, never at what came before":
         ({"before": torch.triu}, {"out": lambda x: x.mT}),
-    "True and False are exchanged: True where a position may look": {"out": lambda x: ~x},
     "this is for padding on the right: the first columns are taken for the real ones":
         (lambda r: padded(r.flip(1)), lambda r: (torch.arange(r.shape[1]).expand(r.shape), padded(r.flip(1))[1])),
-    "the first row's mask is used for the whole batch; each row has its own": {"out": lambda x: x[:1].expand_as(x)},
 })  # fmt: skip
 
 
@@ -615,10 +594,9 @@ def behind(old, new):
 
 def stepped(
     q, k, v, keys, values, *, scale=lambda x: x.shape[-1] ** 0.5, weights=lambda x: x.softmax(-1), add=behind,
-    seen=lambda old, new: new, kept=lambda old, new: new, swap=lambda q, k, v: (q, k, v),
+    seen=lambda old, new: new, kept=lambda old, new: new,
 ):  # fmt: skip
     """`seen` and `kept`: which of the old and the new cache is attended to, and returned."""
-    q, k, v = swap(q, k, v)
     new_keys, new_values = add(keys, k), add(values, v)
     shares = weights(q @ seen(keys, new_keys).mT / scale(q))
     return shares @ seen(values, new_values), kept(keys, new_keys), kept(values, new_values)
@@ -651,8 +629,4 @@ Exercise("4.9", "cached_step", draw=draw_caches, right=step_by_torch, formula=st
         {"add": lambda old, new: behind(old, new)[:, :, 1:]},
     "the cache was not used: this token sees nothing but itself":
         ({"seen": lambda old, new: new[:, :, -1:]}, {"add": lambda old, new: new}),
-    "k is appended to the values too: v belongs there": {"swap": lambda q, k, v: (q, k, k)},
-    "q is appended to the keys: k belongs there": {"swap": lambda q, k, v: (q, q, v)},
-    "the new key asks in place of q": {"swap": lambda q, k, v: (k, k, v)},
-    "k and v are exchanged in the cache": {"swap": lambda q, k, v: (q, v, k)},
 })  # fmt: skip

@@ -1,388 +1,424 @@
 """Chapter 06: reading the last real token, pooling, soft labels, accuracy, calibration, and the losses on comparisons."""
 
 import math
+from functools import partial
 
 import torch
 from torch.nn import functional as F
 
+from rlhf_lib.exercises.ch04_sampling import tiny_gpt
 from rlhf_lib.exercises.declare import Exercise
-from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.models.heads import RewardModel
 from rlhf_lib.models.layers import evaluating, pad
 
+EPSILONS = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 
-def masks(generator, rows, steps):
-    """A mask (rows, steps) of real tokens, in every row one run: on the left, on the right, and the whole of it."""
-    places = torch.arange(steps)
-    lengths = torch.randint(1, steps, (rows, 1), generator=generator)
-    left = torch.arange(rows)[:, None] % 2 == 1  # every other row is padded on the left
-    mask = torch.where(left, places >= steps - lengths, places < lengths)
-    mask[-1] = True
-    return mask
+
+def marks(*rows):
+    """A mask out of words of x and -."""
+    return torch.tensor([[one == "x" for one in row] for row in rows])
+
+
+def masks(generator, sizes=((4, 5), (7, 9))):
+    """Masks (B, T) of real tokens, which are in one piece, padded on the left or on the right."""
+    yield from (marks("xx-"), marks("-xx"), marks("x", "x"), marks("xxx-", "xx--"), marks("-xxx", "xxxx", "x---", "---x"))
+    for rows, steps in sizes:
+        lengths = torch.randint(1, steps, (rows, 1), generator=generator)
+        left = torch.arange(rows)[:, None] % 2 == 1  # every other row is padded on the left
+        mask = torch.where(left, torch.arange(steps) >= steps - lengths, torch.arange(steps) < lengths)
+        mask[rows // 2] = True
+        yield mask
+
+
+def options(name, table):
+    """{sentence: functions} as mistakes: every function is the formula's option `name`."""
+    return {sentence: tuple({name: one} for one in (of if isinstance(of, tuple) else (of,))) for sentence, of in table.items()}
 
 
 # ----------------------------------------------------------------------------------------- 6.1
 
-last_token = Exercise("6.1", "last_token")
+
+def draw_tokens(generator):
+    yield {"x": torch.tensor([[1.0, 2.0, 9.0]]), "mask": marks("xx-")}
+    for mask in masks(generator):
+        yield {"x": torch.randn(mask.shape, generator=generator), "mask": mask}
+    yield {"x": torch.tensor([[5.0, 7.0, 0.0, 8.0], [6.0, -2.0, 4.0, 0.0]]), "mask": marks("xxx-", "--xx")}  # real zeros
 
 
-@last_token.inputs
-def _(generator):
-    yield {"x": torch.tensor([[1.0, 2.0, 9.0]]), "mask": torch.tensor([[True, True, False]])}
-    yield {"x": torch.tensor([[9.0, 1.0, 2.0]]), "mask": torch.tensor([[False, True, True]])}
-    for rows, steps in ((4, 5), (7, 9)):
-        yield {"x": torch.randn(rows, steps, generator=generator), "mask": masks(generator, rows, steps)}
-
-
-@last_token.oracle
-def _(x, mask):
+def last_by_loop(x, mask):
     return torch.stack([row[real][-1] for row, real in zip(x, mask)])
 
 
-@last_token.mistake("this is the last column, which is padding where a row is padded on the right")
-def _(x, mask):
-    return x[:, -1]
+def last_place(mask):
+    return (mask * torch.arange(mask.shape[1])).amax(1)
 
 
-@last_token.mistake("counting the real tokens finds the last one only when the padding is on the right; look for the last True")
-def _(x, mask):
-    return x.gather(1, mask.sum(1, keepdim=True) - 1)[:, 0]
+def at(place, beyond="clamp"):
+    """A function that reads each row of x (B, T, ...) at place(mask) (B,); `beyond` the ends it clamps, wraps, or raises."""
+
+    def read(x, mask):
+        places, size = place(mask), x.shape[1]
+        if beyond == "gather" and x.dim() == 2:
+            return x.gather(1, places[:, None])[:, 0]
+        return x[torch.arange(len(x)), {"clamp": places.clamp(0, size - 1), "wrap": places % size}.get(beyond, places)]
+
+    return read
 
 
-@last_token.mistake("this is the first real token: nothing has been read there yet")
-def _(x, mask):
-    return x.gather(1, mask.int().argmax(1, keepdim=True))[:, 0]
+def of_real(make):
+    """A function that makes one value of each row's real tokens."""
+    return lambda x, mask: torch.stack([make(row[real]) for row, real in zip(x, mask)])
 
 
-@last_token.mistake("this is the mean over the real tokens; only the last one has read the whole passage")
-def _(x, mask):
-    return (x * mask).sum(1) / mask.sum(1)
+LAST = at(last_place)
+READS = {
+    "the last column is read, padding included; read each row's last real token": lambda x, mask: x[:, -1],
+    "counting the real tokens finds the last one only when the padding is on the right": at(lambda mask: mask.sum(1) - 1),
+    "the number of real tokens was taken for the place of the last one; places count from 0, and padding may stand in front":
+        tuple(at(lambda mask: mask.sum(1), beyond) for beyond in ("clamp", "wrap", "gather", "index")),
+    "this reads the first real token: nothing has been read there yet": at(lambda mask: mask.int().argmax(1)),
+    "the first column is read: nothing has been read there yet, and it may be padding": lambda x, mask: x[:, 0],
+    "off by one: this reads the token before the last real one":
+        (at(lambda mask: last_place(mask) - 1), at(lambda mask: last_place(mask) - 1, "wrap"),
+         at(lambda mask: torch.maximum(last_place(mask) - 1, mask.int().argmax(1)))),
+    "off by one: this reads the place after the last real token":
+        tuple(at(lambda mask: last_place(mask) + 1, beyond) for beyond in ("clamp", "wrap", "gather", "index")),
+    "the side of the padding is found out once for the whole batch; each row has its own":
+        tuple(at(lambda mask, right=right: mask.sum(1) - 1 if right(mask) else 0 * mask.sum(1) + mask.shape[1] - 1) for right
+              in (lambda m: m[0, 0], lambda m: m[:, 0].all(), lambda m: m[:, 0].any(), lambda m: not m[:, -1].any())),
+    "this is the mean over the real tokens; only the last one has read the whole passage": of_real(lambda real: real.mean(0)),
+}  # fmt: skip
 
 
-@last_token.mistake("off by one: this is the token before the last real one")
-def _(x, mask):
-    places = torch.where(mask, torch.arange(x.shape[1]), 0).amax(1, keepdim=True)
-    return x.gather(1, (places - 1).clamp(min=0))[:, 0]
-
-
-@last_token.mistake("this is the largest value among the real tokens; which token it is must not depend on the values")
-def _(x, mask):
-    return x.masked_fill(~mask, -math.inf).amax(1)
+last_token = Exercise(
+    "6.1", "last_token",
+    draw=draw_tokens,
+    right=last_by_loop,
+    formula=lambda x, mask, *, read=LAST: read(x, mask),
+    mistakes=options("read", {
+        **READS,
+        "this is the sum of the real tokens; only the last one has read the whole passage": of_real(torch.sum),
+        "this is the largest value among the real tokens; which token it is must not depend on the values": of_real(torch.max),
+        "a real token whose value is 0 is taken for padding; ask the mask": lambda x, mask: LAST(x, (x * mask) != 0),
+    }),
+)  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------- 6.2
 
-mean_pool = Exercise("6.2", "mean_pool")
+
+def draw_hidden(generator):
+    yield {"hidden": torch.tensor([[[1.0], [3.0], [8.0]]]), "mask": marks("xx-")}
+    zeros = torch.tensor([[[0.0, 0.0], [4.0, 0.0], [2.0, 6.0]], [[7.0, 3.0], [0.0, 0.0], [0.0, 9.0]]])  # some real states are 0
+    yield {"hidden": zeros, "mask": marks("xxx", "-xx")}
+    for mask in masks(generator, ((2, 4), (5, 7))):
+        yield {"hidden": 1 + 2 * torch.randn(*mask.shape, 3, generator=generator), "mask": mask}
 
 
-@mean_pool.inputs
-def _(generator):
-    yield {"hidden": torch.tensor([[[1.0], [3.0], [8.0]]]), "mask": torch.tensor([[True, True, False]])}
-    for rows, steps, width in ((2, 4, 3), (5, 7, 4)):
-        hidden = 1 + 2 * torch.randn(rows, steps, width, generator=generator)
-        yield {"hidden": hidden, "mask": masks(generator, rows, steps)}
+def pooled(hidden, mask, *, weights=lambda mask: mask, count=lambda mask: mask.sum(1, keepdim=True), read=None):
+    """The sum of the states with the `weights` (B, T), divided by the `count` (B, 1); or what `read` says."""
+    return read(hidden, mask) if read else torch.einsum("bt,btc->bc", weights(mask).float(), hidden) / count(mask)
 
 
-@mean_pool.oracle
-def _(hidden, mask):
-    return torch.stack([row[real].mean(0) for row, real in zip(hidden, mask)])
+def not_zero(hidden, mask, whole):
+    """Divided by the number of real states (or, feature by feature, of real values) that are not 0."""
+    real = (hidden * mask[..., None]) != 0
+    return (hidden * mask[..., None]).sum(1) / (real.any(2, keepdim=True) if whole else real).sum(1).clamp(min=1)
 
 
-@mean_pool.mistake("padding is part of the mean, so a passage's score depends on the batch that it is in: use the mask")
-def _(hidden, mask):
-    return hidden.mean(1)
-
-
-@mean_pool.mistake("padding was set to zero but still counted: divide by the number of real tokens, not by the length")
-def _(hidden, mask):
-    return (hidden * mask[..., None]).mean(1)
-
-
-@mean_pool.mistake("this is the sum over the real tokens; divide it by their number")
-def _(hidden, mask):
-    return (hidden * mask[..., None]).sum(1)
-
-
-@mean_pool.mistake("each row is divided by the batch's average number of real tokens; divide it by its own")
-def _(hidden, mask):
-    return (hidden * mask[..., None]).sum(1) / mask.sum(1).float().mean()
-
-
-@mean_pool.mistake("this averages over the width; average over the tokens, dim=1, and keep (B, C)")
-def _(hidden, mask):
-    return hidden.mean(2)
-
-
-@mean_pool.mistake("this is one mean for the whole batch; each passage has its own")
-def _(hidden, mask):
-    return hidden[mask].mean(0).expand(len(hidden), -1)
-
-
-@mean_pool.mistake("this is the largest value of each feature, max-pooling; take the mean")
-def _(hidden, mask):
-    return hidden.masked_fill(~mask[..., None], -math.inf).amax(1)
-
-
-@mean_pool.picture
-def _(arguments, got, expected):
+def compare_pooled(arguments, got, expected):
     from rlhf_lib import plots
 
     return plots.side_by_side(got, expected, "a row is a passage, a column a feature")
 
 
+mean_pool = Exercise(
+    "6.2", "mean_pool",
+    draw=draw_hidden,
+    right=lambda hidden, mask: of_real(lambda real: real.mean(0))(hidden, mask),
+    formula=pooled,
+    picture=compare_pooled,
+    mistakes={
+        "padding is part of the mean, so a passage's score depends on the batch that it is in: use the mask":
+            {"weights": torch.ones_like, "count": lambda mask: mask.shape[1]},
+        "padding was set to zero but still counted: divide by the number of real tokens, not by the length":
+            {"count": lambda mask: mask.shape[1]},
+        "padding is in the sum, though not in the count: set it to zero before you add up": {"weights": torch.ones_like},
+        "this is the sum over the real tokens; divide it by their number": {"count": lambda mask: 1},
+        "each row is divided by the batch's average number of real tokens; divide it by its own":
+            {"count": lambda mask: mask.sum(1).float().mean()},
+        "all rows are divided by the same number, that of rows, or of all or the most real tokens; divide each by its own":
+            ({"count": len}, {"count": lambda mask: mask.sum()}, {"count": lambda mask: mask.sum(1).amax()}),
+        "the number of real tokens is one too small or too large":
+            tuple({"count": lambda mask, by=by, least=least: (mask.sum(1, keepdim=True) + by).clamp(min=least)}
+                  for by, least in ((-1, 0), (-1, 1), (1, 0))),
+        "the sum is divided by the root of the number of real tokens": {"count": lambda mask: mask.sum(1, keepdim=True).sqrt()},
+        "real states that are 0 are not counted, as if they were padding; count the mask":
+            (lambda hidden, mask: not_zero(hidden, mask, whole=True), lambda hidden, mask: not_zero(hidden, mask, whole=False)),
+        "the weights are a softmax of the mask, in which padding still has some: divide the mask by its sum":
+            {"weights": lambda mask: mask.float().softmax(1), "count": lambda mask: 1},
+        "this averages over the width; average over the tokens, dim=1, and keep (B, C)": {"read": lambda x, mask: x.mean(2)},
+        "this is one mean for the whole batch; each passage has its own":
+            {"read": lambda x, mask: x[mask].mean(0).expand(len(x), -1)},
+        "this is the largest value of each feature, max-pooling; take the mean": {"read": of_real(lambda real: real.amax(0))},
+        "this is the median of each feature; take the mean":
+            ({"read": of_real(lambda real: real.median(0).values)}, {"read": of_real(lambda real: real.quantile(0.5, dim=0))}),
+        "this is the last (or the first) real token; take the mean over all real ones":
+            ({"read": last_by_loop}, {"read": of_real(lambda real: real[0])}),
+    },
+)  # fmt: skip
+
+
 # ----------------------------------------------------------------------------------------- 6.3
 
-soft_label_loss = Exercise("6.3", "soft_label_loss")
+
+def draw_labelled(generator):
+    yield {"logits": torch.tensor([[2.0, -1.0, 9.0]]), "mask": marks("xx-"), "targets": torch.tensor([1.0])}
+    yield {"logits": torch.tensor([[0.0]]), "mask": marks("x"), "targets": torch.tensor([0.5])}  # ln 2
+    for mask in masks(generator, ((5, 4), (8, 6))):
+        targets = torch.tensor([0.5, 0.0, 1.0, 1.0, 0.5, 0.0, 0.0, 1.0])[torch.randperm(8, generator=generator)][: len(mask)]
+        yield {"logits": 2 * torch.randn(mask.shape, generator=generator), "mask": mask, "targets": targets}
+    sure = torch.tensor([[-1000.0], [300.0], [1000.0], [1000.0]])  # sure and wrong, wrong, right, and sure of a neutral one
+    yield {"logits": sure, "mask": marks("x", "x", "x", "x"), "targets": torch.tensor([1.0, 0.0, 1.0, 0.5])}
 
 
-@soft_label_loss.inputs
-def _(generator):
-    yield {
-        "logits": torch.tensor([[2.0, -1.0, 9.0]]), "mask": torch.tensor([[True, True, False]]), "targets": torch.tensor([1.0]),
-    }  # fmt: skip
-    yield {"logits": torch.tensor([[0.0]]), "mask": torch.tensor([[True]]), "targets": torch.tensor([0.5])}  # ln 2
-    for rows, steps in ((5, 4), (8, 6)):
-        targets = torch.randint(3, (rows,), generator=generator) / 2
-        targets[:3] = torch.tensor([0.0, 0.5, 1.0])
-        logits = 2 * torch.randn(rows, steps, generator=generator)
-        yield {"logits": logits, "mask": masks(generator, rows, steps), "targets": targets}
-    whole = torch.ones(2, 1, dtype=torch.bool)
-    yield {"logits": torch.tensor([[-1000.0], [300.0]]), "mask": whole, "targets": torch.tensor([1.0, 0.0])}  # sure and wrong
-
-
-@soft_label_loss.call
-def _(function, logits, **others):
-    """The loss, and its gradient."""
-    logits = logits.clone().requires_grad_()
-    loss = function(logits, **others)
+def loss_and_gradient(function, **given):
+    """The loss, and its gradient with respect to what is no mask and no target."""
+    wanted = {name: one.clone().requires_grad_() for name, one in given.items() if name not in ("mask", "targets")}
+    loss = function(**{**given, **wanted})
     loss.backward()
-    return {"loss": loss, "gradient": logits.grad}
+    return {"loss": loss, **{f"gradient of {name}": one.grad for name, one in wanted.items()}}
 
 
-def last_by_loop(logits, mask):
-    return torch.stack([row[real][-1] for row, real in zip(logits, mask)])
-
-
-@soft_label_loss.oracle
-def _(logits, targets, mask):
+def soft_by_logaddexp(logits, targets, mask):
     z = last_by_loop(logits, mask)
     return (torch.logaddexp(z, torch.zeros_like(z)) - targets * z).mean()  # -t log p - (1 - t) log(1 - p)
 
 
-def binary(z, targets, reduction="mean"):
-    return F.binary_cross_entropy_with_logits(z, targets, reduction=reduction)
+def binary(z, t):
+    return F.binary_cross_entropy_with_logits(z, t, reduction="none")
 
 
-@soft_label_loss.mistake("the last column is read, padding included; read each row's last real token")
-def _(logits, targets, mask):
-    return binary(logits[:, -1], targets)
+def by_logs(z, t, inside=lambda p: p):
+    p = z.sigmoid()
+    return -(t * inside(p).log() + (1 - t) * inside(1 - p).log())
 
 
-@soft_label_loss.mistake("the label is held against every real token; the early ones have not read the passage yet")
-def _(logits, targets, mask):
-    return binary(logits[mask], targets[:, None].expand(logits.shape)[mask])
+def label_loss(logits, targets, mask, *, read=LAST, loss=binary, target=lambda t: t, over=lambda each, t, mask: each.mean()):
+    return over(loss(read(logits, mask), target(targets)), targets, mask)
 
 
-@soft_label_loss.mistake("neutral passages are left out of the loss; they say where the middle is: target 0.5")
-def _(logits, targets, mask):
-    clear = targets != 0.5
-    return binary(last_by_loop(logits, mask)[clear], targets[clear])
+def everywhere(logits, targets, mask, weights=lambda mask: mask / mask.sum()):
+    return (binary(logits, targets[:, None].expand(logits.shape)) * weights(mask)).sum()
 
 
-@soft_label_loss.mistake("neutral passages count as negative: keep the soft target 0.5")
-def _(logits, targets, mask):
-    return binary(last_by_loop(logits, mask), (targets > 0.5).float())
-
-
-@soft_label_loss.mistake("this is the sum over the batch; take the mean")
-def _(logits, targets, mask):
-    return binary(last_by_loop(logits, mask), targets, reduction="sum")
-
-
-@soft_label_loss.mistake("a sigmoid is in it twice: the operator with logits takes log-odds, not probabilities")
-def _(logits, targets, mask):
-    return binary(last_by_loop(logits, mask).sigmoid(), targets)
-
-
-@soft_label_loss.mistake("squared errors hardly learn from a passage that is sure and wrong; take the cross-entropy")
-def _(logits, targets, mask):
-    return ((last_by_loop(logits, mask).sigmoid() - targets) ** 2).mean()
-
-
-@soft_label_loss.mistake("the sigmoid rounds to 0 or 1 for large log-odds, and the gradient is gone: work on log-odds instead")
-def _(logits, targets, mask):
-    return F.binary_cross_entropy(last_by_loop(logits, mask).sigmoid(), targets)
+soft_label_loss = Exercise(
+    "6.3", "soft_label_loss",
+    draw=draw_labelled,
+    right=soft_by_logaddexp,
+    call=loss_and_gradient,
+    formula=label_loss,
+    mistakes={
+        **options("read", READS),
+        "the label is held against every real token; the early ones have not read the passage yet":
+            (everywhere, partial(everywhere, weights=lambda mask: mask / mask.sum(1, keepdim=True) / len(mask))),
+        "the label is held against every position, padding and early ones too; only each row's last real token counts":
+            partial(everywhere, weights=lambda mask: torch.full(mask.shape, 1 / mask.numel())),
+        "neutral passages are left out of the loss; they say where the middle is: target 0.5":
+            tuple({"over": over} for over in (
+                lambda losses, t, mask: losses[t != 0.5].mean(), lambda losses, t, mask: (losses * (t != 0.5)).mean(),
+                lambda losses, t, mask: (losses * (t != 0.5)).sum() / (t != 0.5).sum().clamp(min=1))),
+        "neutral passages count as negative: keep the soft target 0.5": {"target": lambda t: (t > 0.5).float()},
+        "neutral passages count as positive: keep the soft target 0.5": {"target": lambda t: (t >= 0.5).float()},
+        "the least loss that is possible, ln 2 for a neutral passage, is taken off; leave it in":
+            {"over": lambda losses, t, mask: (losses - (t == 0.5) * math.log(2)).mean()},
+        "this is the sum over the batch; take the mean": {"over": lambda losses, t, mask: losses.sum()},
+        "the sum is divided by the number of real tokens, not of rows": {"over": lambda each, t, mask: each.sum() / mask.sum()},
+        "the targets, or the signs of the log-odds, are turned round: a target of 1 is positive": {"target": lambda t: 1 - t},
+        "a sigmoid is in it twice: the operator with logits takes log-odds, not probabilities":
+            {"loss": lambda z, t: binary(z.sigmoid(), t)},
+        "squared errors hardly learn from a passage that is sure and wrong; take the cross-entropy":
+            ({"loss": lambda z, t: (z.sigmoid() - t) ** 2}, {"loss": lambda z, t: (z.sigmoid() - t) ** 2 / 2}),
+        "log-odds are subtracted from targets as if they were probabilities; take the cross-entropy":
+            ({"loss": lambda z, t: (z - t) ** 2}, {"loss": lambda z, t: (z - t).abs()}),
+        "of the two parts, -t log p and -(1 - t) log(1 - p), one is missing":
+            ({"loss": lambda z, t: -t * F.logsigmoid(z)}, {"loss": lambda z, t: -(1 - t) * F.logsigmoid(-z)}),
+        "the sigmoid rounds to 0 or 1 for large log-odds, and the gradient is gone: work on log-odds instead":
+            {"loss": lambda z, t: F.binary_cross_entropy(z.sigmoid(), t, reduction="none")},
+        "log(sigmoid) underflows to log 0, and 0 times infinity is NaN: work on log-odds instead": {"loss": by_logs},
+        "a small number inside the logarithm, or a clamp, removes the infinity and the gradient with it; work on log-odds":
+            tuple({"loss": partial(by_logs, inside=inside)} for eps in EPSILONS for inside in
+                  (lambda p, eps=eps: p + eps, lambda p, eps=eps: p.clamp(min=eps), lambda p, eps=eps: p.clamp(eps, 1 - eps))),
+    },
+)  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------- 6.4
 
-label_token_reward = Exercise("6.4", "label_token_reward")
+
+def draw_label_tokens(generator):
+    yield {"logits": torch.tensor([[[1.0, 2.0, 0.0]]]), "mask": marks("x"), "positive": 1, "negative": 0}
+    for mask in masks(generator, ((3, 4), (5, 6))):
+        positive, negative, *_ = torch.randperm(4, generator=generator).tolist()
+        logits = 2 * torch.randn(*mask.shape, 4, generator=generator)
+        yield {"logits": logits, "mask": mask, "positive": positive, "negative": negative}
+    for logits in ([500.0, -500.0, 0.0], [-500.0, 500.0, 0.0], [1.0, 2.0, 120.0]):
+        yield {"logits": torch.tensor([[logits]]), "mask": marks("x"), "positive": 1, "negative": 0}
 
 
-@label_token_reward.inputs
-def _(generator):
-    yield {
-        "logits": torch.tensor([[[1.0, 2.0, 0.0]]]), "mask": torch.tensor([[True]]), "positive": 1, "negative": 0,
-    }  # fmt: skip
-    for rows, steps, count, positive, negative in ((3, 4, 5, 3, 1), (5, 6, 7, 2, 6)):
-        logits = 2 * torch.randn(rows, steps, count, generator=generator)
-        yield {"logits": logits, "mask": masks(generator, rows, steps), "positive": positive, "negative": negative}
-    extreme = torch.tensor([[[500.0, -500.0, 0.0]]])
-    yield {"logits": extreme, "mask": torch.tensor([[True]]), "positive": 1, "negative": 0}
+def reward_by_cross_entropy(logits, mask, positive, negative):
+    rows = last_by_loop(logits, mask)[:, [negative, positive]]
+    return -F.cross_entropy(rows, torch.ones(len(rows), dtype=torch.long), reduction="none")
 
 
-@label_token_reward.oracle
-def _(logits, mask, positive, negative):
-    rows = [row[real][-1][[negative, positive]] for row, real in zip(logits, mask)]
-    return -F.cross_entropy(torch.stack(rows), torch.ones(len(rows), dtype=torch.long), reduction="none")
+def label_reward(logits, mask, positive, negative, *, read=LAST, tokens=lambda p, n: (p, n),
+                 score=lambda p, n, every: F.logsigmoid(p - n)):  # fmt: skip
+    """`score` makes the reward of the logits of the two tokens, (B,), and of those of every one, (B, V)."""
+    every = read(logits, mask)
+    return score(*(every[:, token] for token in tokens(positive, negative)), every)
 
 
-def two(logits, mask, positive, negative):
-    """The logits of the two label tokens at the last real token, (B, 2): negative, positive."""
-    return torch.stack([row[real][-1][[negative, positive]] for row, real in zip(logits, mask)])
+def at_every(logits, mask, positive, negative, divide=False):
+    rewards = F.logsigmoid(logits[..., positive] - logits[..., negative]) * mask
+    return rewards.sum(1) / (mask.sum(1) if divide else 1)
 
 
-@label_token_reward.mistake("normalised over the whole vocabulary: compare the two label tokens with each other alone")
-def _(logits, mask, positive, negative):
-    return torch.stack([row[real][-1].log_softmax(-1)[positive] for row, real in zip(logits, mask)])
-
-
-@label_token_reward.mistake("the last column is read, padding included; read each row's last real token")
-def _(logits, mask, positive, negative):
-    return logits[:, -1][:, [negative, positive]].log_softmax(-1)[:, 1]
-
-
-@label_token_reward.mistake("this is the probability; return its logarithm")
-def _(logits, mask, positive, negative):
-    return two(logits, mask, positive, negative).softmax(-1)[:, 1]
-
-
-@label_token_reward.mistake(
-    "softmax and then log underflows to minus infinity: take log_softmax, or logsigmoid of the difference"
-)
-def _(logits, mask, positive, negative):
-    return two(logits, mask, positive, negative).softmax(-1)[:, 1].log()
-
-
-@label_token_reward.mistake("this rewards the negative label: positive and negative are exchanged")
-def _(logits, mask, positive, negative):
-    return two(logits, mask, positive, negative).log_softmax(-1)[:, 0]
-
-
-@label_token_reward.mistake(
-    "this is the difference of the logits, the log-odds, which has no upper end; a log-probability stops at 0"
-)
-def _(logits, mask, positive, negative):
-    return two(logits, mask, positive, negative).diff(dim=1)[:, 0]
-
-
-@label_token_reward.mistake("this adds up all real tokens; the label is predicted once, after the last one")
-def _(logits, mask, positive, negative):
-    return (logits[..., [negative, positive]].log_softmax(-1)[..., 1] * mask).sum(1)
+label_token_reward = Exercise(
+    "6.4", "label_token_reward",
+    draw=draw_label_tokens,
+    right=reward_by_cross_entropy,
+    formula=label_reward,
+    mistakes={
+        **options("read", READS),
+        "normalised over the whole vocabulary: compare the two label tokens with each other alone":
+            {"score": lambda p, n, every: p - every.logsumexp(-1)},
+        "this is the probability; return its logarithm": {"score": lambda p, n, every: (p - n).sigmoid()},
+        "softmax (or sigmoid, or exp) and then log underflows to minus infinity, or overflows: use log_softmax or logsigmoid":
+            tuple({"score": score} for score in (
+                lambda p, n, every: (p - n).sigmoid().log(), lambda p, n, every: (p.exp() / (p.exp() + n.exp())).log(),
+                lambda p, n, every: p - (p.exp() + n.exp()).log(), lambda p, n, every: -(1 + (n - p).exp()).log(),
+                lambda p, n, every: -(1 + (n - every.logsumexp(-1)).exp() / (p - every.logsumexp(-1)).exp()).log())),
+        "a small number inside the logarithm hides the underflow: use log_softmax, or logsigmoid of the difference":
+            tuple({"score": lambda p, n, every, eps=eps: ((p - n).sigmoid() + eps).log()} for eps in EPSILONS),
+        "this rewards the negative label: positive and negative are exchanged": {"tokens": lambda p, n: (n, p)},
+        "the token numbers are those of the example, 1 and 0: use `positive` and `negative`": {"tokens": lambda p, n: (1, 0)},
+        "this is the difference of the logits, the log-odds, which has no upper end; a log-probability stops at 0":
+            {"score": lambda p, n, every: p - n},
+        "this is logsigmoid of the positive logit alone; take the difference to the negative one":
+            {"score": lambda p, n, every: F.logsigmoid(p)},
+        "this is a difference of probabilities; return a log-probability":
+            {"score": lambda p, n, every: p.sub(every.logsumexp(-1)).exp() - n.sub(every.logsumexp(-1)).exp()},
+        "this adds up, or averages over, all real tokens; the label is predicted once, after the last one":
+            (at_every, partial(at_every, divide=True)),
+    },
+)  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------- 6.5
 
-score_rows = Exercise("6.5", "score_rows", tolerance=1e-4)
 
-
-@score_rows.inputs
-def _(generator):
-    for count, batch, pooling in ((2, 2, "last"), (5, 2, "mean"), (7, 3, "last")):
+def draw_rows(generator):
+    for count, batch, pooling in ((2, 2, "last"), (5, 2, "mean"), (7, 3, "last"), (3, 1, "mean"), (4, 9, "last")):
         lengths = torch.randint(1, 9, (count,), generator=generator).tolist()
         lengths[:2] = 7, 3  # a long one in front of a short one
-        rows = [torch.randint(1, 12, (length,), generator=generator).tolist() for length in lengths]
+        rows = [torch.randint(12, (length,), generator=generator).tolist() for length in lengths]
+        rows[1][-1] = 0  # a real token with the number that padding has
         weights = int(torch.randint(1_000_000, (1,), generator=generator))
         yield {"weights": weights, "pooling": pooling, "rows": rows, "batch": batch}
 
 
 def tiny_reward_model(seed, pooling):
     """A reward model with weights drawn from `seed`; in training mode, with dropout."""
-    model = RewardModel(GPT(GPTConfig(vocab_size=12, context=16, layers=2, heads=2, width=16, dropout=0.3)), pooling)
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            parameter.data.normal_(std=0.4, generator=generator)
+    model = RewardModel(tiny_gpt(seed), pooling, dropout=0.3)
+    model.score.weight.data.normal_(std=0.4, generator=torch.Generator().manual_seed(seed))
     return model.train()
 
 
-@score_rows.call
-def _(function, weights, pooling, rows, batch):
-    """The log-odds, and whether they still hang on a graph."""
-    scores = function(tiny_reward_model(weights, pooling), rows, batch)
-    return {"scores": scores, "has a graph": scores.requires_grad}
+def scores_and_batches(function, weights, pooling, rows, batch):
+    """The log-odds; if they are the same every time, how they came about, and what is left behind."""
+
+    def once(run):
+        torch.default_generator.manual_seed(run)
+        model, sizes = tiny_reward_model(weights, pooling), []
+        hidden = model.body.hidden
+        model.body.hidden = lambda tokens, *rest, **named: sizes.append(len(tokens)) or hidden(tokens, *rest, **named)
+        scores = function(model, [list(row) for row in rows], batch)
+        return scores.requires_grad, scores, sizes, model
+
+    graph, scores, sizes, model = once(1)
+    if not torch.allclose(scores, once(2)[1], equal_nan=True):
+        return {"other scores each time": True}
+    fresh = tiny_reward_model(weights, pooling)
+    same = all(map(torch.equal, model.state_dict().values(), fresh.state_dict().values()))
+    return {
+        "scores": scores,
+        "has a graph": graph,
+        "batches": len(sizes),
+        "more rows than `batch` at once": any(size > batch for size in sizes),
+        "the model is as before": same and model.config == fresh.config and all(one.requires_grad for one in model.parameters()),
+    }
 
 
-@score_rows.oracle
 @torch.no_grad()
-def _(model, rows, batch):
-    model.eval()
-    return torch.stack([model(torch.tensor([row]))[0, -1] for row in rows])  # one at a time: no padding at all
-
-
-def scored(model, rows, batch, read=None, part=False):
-    """Batches in the order given; `read` says what is taken from tokens and mask, `part` leaves the last, smaller batch out."""
-    read = read or (lambda tokens, mask: model.logits(tokens, mask))
-    groups = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-    return torch.cat([read(*pad(group, "right")) for group in groups if len(group) == batch or not part])
-
-
-@score_rows.mistake("dropout is still on, so the same passage scores differently each time: call model.eval() first")
-@torch.no_grad()
-def _(model, rows, batch):
-    return scored(model, rows, batch)
-
-
-@score_rows.mistake("the model was not told what is padding: give it the mask")
-@torch.no_grad()
-def _(model, rows, batch):
-    model.eval()
-    return scored(model, rows, batch, lambda tokens, mask: model(tokens)[:, -1])
-
-
-@score_rows.mistake("the last column is read, padding included; read each row's last real token")
-@torch.no_grad()
-def _(model, rows, batch):
-    model.eval()
-    return scored(model, rows, batch, lambda tokens, mask: model(tokens, mask)[:, -1])
-
-
-@score_rows.mistake("the scores are in order of length: put them back into the order of `rows`")
-@torch.no_grad()
-def _(model, rows, batch):
-    model.eval()
-    return scored(model, sorted(rows, key=len), batch)
-
-
-@score_rows.mistake("the last, smaller batch is left out: every row needs a score")
-@torch.no_grad()
-def _(model, rows, batch):
-    model.eval()
-    return scored(model, rows, batch, part=True)
-
-
-@score_rows.mistake("the longer rows were cut to the shortest of their batch: pad the shorter ones instead")
-@torch.no_grad()
-def _(model, rows, batch):
+def padded_left(model, rows, batch):
+    """With the padding on the left the last column is each row's last real token."""
     model.eval()
     groups = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-    return torch.cat([model.logits(torch.tensor([row[: min(map(len, group))] for row in group])) for group in groups])
+    return torch.cat([model(*pad(group, "left"))[:, -1] for group in groups])
 
 
-@score_rows.mistake("a graph was built for a gradient that nobody wants: score under torch.no_grad()")
-def _(model, rows, batch):
-    with evaluating(model):
-        return scored(model, rows, batch)
+def scored(model, rows, batch, *, read=lambda model, tokens, mask: model.logits(tokens, mask), mode=False, grad=False, size=None,
+           part=False, fill=lambda some: pad(some, "right"), order=None, back=torch.argsort, end=lambda all: all):  # fmt: skip
+    """`order` sorts the rows before they are scored, `back` makes of it the order in which the scores are returned."""
+    size, places = size(rows) if size else batch, order(rows) if order else list(range(len(rows)))
+    groups = [[rows[place] for place in places[start : start + size]] for start in range(0, len(rows), size)]
+    with torch.set_grad_enabled(grad), evaluating(model):
+        model.train(mode)
+        scores = torch.cat([read(model, *fill(group)) for group in groups if len(group) == size or not part])
+        return end(scores if part else scores[back(torch.tensor(places))])
+
+
+SORTS = [lambda rows, sign=sign: sorted(range(len(rows)), key=lambda place: sign * len(rows[place])) for sign in (1, -1)]
+score_rows = Exercise(
+    "6.5", "score_rows",
+    tolerance=1e-4,
+    draw=draw_rows,
+    right=padded_left,
+    call=scores_and_batches,
+    formula=scored,
+    mistakes={
+        "the scores are others each time: dropout is still on; call model.eval() first": {"mode": True},
+        "the model was not told what is padding: give it the mask": {"read": lambda model, tokens, mask: model(tokens)[:, -1]},
+        "the last column is read, padding included; read each row's last real token":
+            {"read": lambda model, tokens, mask: model(tokens, mask)[:, -1]},
+        "this is the mean of the log-odds at all places of a row; those at its last real token have read it whole":
+            ({"read": lambda model, tokens, mask: (model(tokens, mask) * mask).sum(1) / mask.sum(1)},
+             {"read": lambda model, tokens, mask: model(tokens, mask).mean(1)}),
+        "the mask is turned round: True marks the real tokens": {"read": lambda model, tokens, mask: model.logits(tokens, ~mask)},
+        "a real token 0 is taken for padding; the mask that pad gives knows better":
+            {"read": lambda model, tokens, mask: model.logits(tokens, tokens != 0)},
+        "the scores are in order of length: put them back into the order of `rows`":
+            tuple({"order": order, "back": lambda places: torch.arange(len(places))} for order in SORTS),
+        "the sorting by length is done twice, not undone: scores[places] = ..., with the places on the left":
+            tuple({"order": order, "back": lambda places: places} for order in SORTS),
+        "the last, smaller batch is left out: every row needs a score": {"part": True},
+        "the longer rows were cut to the shortest of their batch: pad the shorter ones instead":
+            {"fill": lambda group: pad([row[: min(map(len, group))] for row in group], "right")},
+        "a graph was built for a gradient that nobody wants: score under torch.no_grad()": {"grad": True},
+        "all rows are scored at once, and a long list does not fit into memory; score `batch` of them at a time": {"size": len},
+        "every row is scored by itself, which takes long; score `batch` of them at a time": {"size": lambda rows: 1},
+        "these are probabilities; return the log-odds": {"end": torch.sigmoid},
+        "these are the logarithms of probabilities, the reward; return the log-odds": {"end": F.logsigmoid},
+    },
+)  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------- 6.6
 
-clear_accuracy = Exercise("6.6", "clear_accuracy")
 
-
-@clear_accuracy.inputs
-def _(generator):
+def draw_judged(generator):
     yield {"logits": torch.tensor([1.0, 3.0]), "targets": torch.tensor([1.0, 0.5])}
+    yield {"logits": torch.tensor([-0.4, 2.0, 0.9]), "targets": torch.tensor([0.0, 0.0, 0.0])}
     # four positive (two right, one of them at log-odds 0.3), three negative (two right), five neutral (four above 0)
     logits = torch.tensor([2.0, 0.3, -1.0, -0.2, -1.5, -0.1, 0.8, 1.0, 0.4, 2.0, 0.6, -0.7])
     yield {"logits": logits, "targets": torch.tensor([1.0] * 4 + [0.0] * 3 + [0.5] * 5)}
@@ -392,295 +428,273 @@ def _(generator):
         yield {"logits": 2 * (targets - 0.5) + torch.randn(size, generator=generator), "targets": targets}
 
 
-@clear_accuracy.oracle
-def _(logits, targets):
+def with_type(function, **given):
+    figure = function(**given)
+    return {"value": figure, "is a tensor": isinstance(figure, torch.Tensor)}
+
+
+def share_by_loop(logits, targets):
     right = [(z > 0) == (t == 1) for z, t in zip(logits.tolist(), targets.tolist()) if t != 0.5]
     return torch.tensor(sum(right) / len(right))
 
 
-@clear_accuracy.mistake("neutral passages count as wrong: they have no right side, so leave them out above and below the line")
-def _(logits, targets):
-    return (((logits > 0) == (targets > 0.5)) & (targets != 0.5)).float().mean()
+def on_side(z, t):
+    return (z > 0) == (t > 0.5)
 
 
-@clear_accuracy.mistake("neutral passages count as negative: leave them out")
-def _(logits, targets):
-    return ((logits > 0) == (targets > 0.5)).float().mean()
+def accuracy(logits, targets, *, use=lambda t: t != 0.5, right=on_side, over=torch.mean):
+    return over(right(logits, targets)[use(targets)].float())
 
 
-@clear_accuracy.mistake("neutral passages count as positive: leave them out")
-def _(logits, targets):
-    return ((logits > 0) == (targets >= 0.5)).float().mean()
-
-
-@clear_accuracy.mistake("neutral passages count as right: leave them out")
-def _(logits, targets):
-    return (((logits > 0) == (targets > 0.5)) | (targets == 0.5)).float().mean()
-
-
-@clear_accuracy.mistake("log-odds are compared with 0.5; even odds are log-odds of 0")
-def _(logits, targets):
-    clear = targets != 0.5
-    return ((logits > 0.5) == (targets > 0.5))[clear].float().mean()
-
-
-@clear_accuracy.mistake("this is the error rate, the share that is wrong")
-def _(logits, targets):
-    return 1 - clear_accuracy.right(logits, targets)
-
-
-@clear_accuracy.mistake("this is the number of right ones; return their share")
-def _(logits, targets):
-    clear = targets != 0.5
-    return ((logits > 0) == (targets > 0.5))[clear].float().sum()
+EVERY = torch.isfinite  # of targets: all of them
+clear_accuracy = Exercise(
+    "6.6", "clear_accuracy",
+    draw=draw_judged,
+    right=share_by_loop,
+    call=with_type,
+    formula=accuracy,
+    mistakes={
+        "neutral passages count as wrong: they have no right side, so leave them out above and below the line":
+            {"use": EVERY, "right": lambda z, t: on_side(z, t) & (t != 0.5)},
+        "neutral passages count as negative: leave them out": {"use": EVERY},
+        "neutral passages count as positive: leave them out": {"use": EVERY, "right": lambda z, t: (z > 0) == (t >= 0.5)},
+        "neutral passages count as right: leave them out": {"use": EVERY, "right": lambda z, t: on_side(z, t) | (t == 0.5)},
+        "neutral passages count as half right: leave them out":
+            {"use": EVERY, "right": lambda z, t: torch.where(t == 0.5, 0.5, on_side(z, t).float())},
+        "only neutral passages are counted: leave them out, and count the others": {"use": lambda t: t == 0.5},
+        "only positive (or only negative) passages are counted; both are clear":
+            ({"use": lambda t: t == 1}, {"use": lambda t: t == 0}),
+        "this is the mean of two accuracies, of positive and of negative passages; count both kinds together":
+            lambda logits, targets: sum(accuracy(logits, targets, use=lambda t, one=one: t == one).nan_to_num() for one in (0, 1))
+            / len(set(targets.tolist()) - {0.5}),
+        "log-odds are compared with 0.5 (or 1); even odds are log-odds of 0":
+            ({"right": lambda z, t: (z > 0.5) == (t > 0.5)}, {"right": lambda z, t: (z > 1) == (t > 0.5)}),
+        "log-odds are compared with their mean or median; even odds are log-odds of 0":
+            ({"right": lambda z, t: (z > z.mean()) == (t > 0.5)}, {"right": lambda z, t: (z > z.median()) == (t > 0.5)}),
+        "log-odds are rounded as if they were probabilities; are they above 0?": {"right": lambda z, t: z.round() == t},
+        "every passage is taken for positive: a sigmoid is always above 0; ask for 0.5": {"right": lambda z, t: t > 0.5},
+        "this is the mean probability of the right side; count which ones are above one half":
+            {"right": lambda z, t: torch.where(t > 0.5, z, -z).sigmoid()},
+        "this is the error rate, the share that is wrong": {"right": lambda z, t: ~on_side(z, t)},
+        "this is the number of right ones; return their share": {"over": torch.sum},
+        "this is a Python number; return a scalar tensor": {"over": lambda right: right.mean().item()},
+    },
+)  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------- 6.7
 
-calibration_error = Exercise("6.7", "calibration_error")
 
-
-def log_odds(probabilities):
-    return torch.tensor(probabilities).logit()
-
-
-@calibration_error.inputs
-def _(generator):
-    yield {"logits": log_odds([0.75, 0.75]), "targets": torch.tensor([1.0, 0.0]), "bins": 10}
-    probabilities = [0.95, 0.92, 0.97, 0.55, 0.58, 0.15, 0.33, 0.36, 0.98]
-    yield {
-        "logits": log_odds(probabilities), "targets": torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.5]), "bins": 10,
-    }  # fmt: skip
+def draw_confidences(generator):
+    yield {"logits": torch.tensor([0.75, 0.75]).logit(), "targets": torch.tensor([1.0, 0.0]), "bins": 10}
+    probabilities = torch.tensor([0.95, 0.92, 0.97, 0.55, 0.58, 0.15, 0.33, 0.36, 0.98])
+    targets = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.5])
+    yield {"logits": probabilities.logit(), "targets": targets, "bins": 10}
     yield {"logits": torch.tensor([60.0, -60.0, 1.0]), "targets": torch.tensor([0.0, 0.0, 1.0]), "bins": 5}  # confidence 1
-    for size, bins in ((40, 5), (120, 10)):
+    yield {"logits": torch.tensor([0.4, -2.0, -0.3, 2.5]), "targets": torch.tensor([0.5, 0.0, 0.0, 1.0]), "bins": 1}
+    for size, bins in ((40, 7), (60, 4), (120, 20)):
         targets = torch.randint(3, (size,), generator=generator) / 2
         targets[:3] = torch.tensor([0.0, 0.5, 1.0])
         logits = 1.5 * (targets - 0.3) + 1.5 * torch.randn(size, generator=generator)
         yield {"logits": logits, "targets": targets, "bins": bins}
 
 
-@calibration_error.oracle
-def _(logits, targets, bins):
+def error_by_loop(logits, targets, bins):
     members = {}
     for z, t in zip(logits.double().tolist(), targets.tolist()):
         if t != 0.5:
             confidence = 1 / (1 + math.exp(-abs(z)))
             members.setdefault(min(int(confidence * bins), bins - 1), []).append((confidence, (z > 0) == (t == 1)))
     count = sum(len(pairs) for pairs in members.values())
-    gap = 0.0
-    for pairs in members.values():
-        gap += abs(sum(right for _, right in pairs) - sum(confidence for confidence, _ in pairs)) / count
-    return torch.tensor(gap, dtype=torch.float32)
+    gaps = [sum(right for _, right in pairs) - sum(confidence for confidence, _ in pairs) for pairs in members.values()]
+    return torch.tensor(sum(map(abs, gaps)) / count, dtype=torch.float32)
 
 
-def gaps(logits, targets, bins, neutral=False, confidence=None, fits=None):
-    """Of each bin: its accuracy less its confidence (bins,), and the number of passages in it (bins,)."""
-    use = (targets != 0.5) | neutral
-    p = logits.sigmoid()
-    confidence = (torch.maximum(p, 1 - p) if confidence is None else confidence)[use]
-    right = ((logits > 0) == (targets > 0.5))[use].float()
-    right = torch.where(targets[use] == 0.5, 0.0, right)
-    place = (confidence * bins).long()
-    inside = F.one_hot(place if fits is None else place.clamp(max=bins - 1), bins + 1)[:, :bins].float()  # (N, bins)
+def weighted(gap, count, used):
+    return (gap.abs() * count).sum() / count.sum()
+
+
+def calibration(logits, targets, bins, *, use=lambda t: t != 0.5, right=on_side, confidence=lambda z: z.abs().sigmoid(),
+                place=lambda c, bins: (c * bins).long().clamp(max=bins - 1), end=weighted):  # fmt: skip
+    """`end` makes the error of each bin's accuracy less its confidence, the number of its passages, and which are used."""
+    used = use(targets)
+    c = confidence(logits)[used]
+    inside = F.one_hot(place(c, bins), 2 * bins + 1)[:, :bins].float()  # (N, bins)
     count = inside.sum(0)
-    return ((right - confidence)[:, None] * inside).sum(0) / count.clamp(min=1), count
+    gaps = ((right(logits, targets)[used].float() - c)[:, None] * inside).sum(0) / count.clamp(min=1)
+    return end(gaps, count, used)
 
 
-def weighted(gap, count, total=None):
-    return (gap.abs() * count).sum() / (count.sum() if total is None else total)
-
-
-@calibration_error.mistake("every bin counts the same; weight each gap by the share of passages in its bin")
-def _(logits, targets, bins):
-    gap, count = gaps(logits, targets, bins, fits=True)
-    return gap.abs().sum() / (count > 0).sum()
-
-
-@calibration_error.mistake("gaps of opposite sign cancel: take the absolute value in each bin before adding")
-def _(logits, targets, bins):
-    gap, count = gaps(logits, targets, bins, fits=True)
-    return ((gap * count).sum() / count.sum()).abs()
-
-
-@calibration_error.mistake("the probability of positive was used as confidence; it is that of the side chosen, max(p, 1 - p)")
-def _(logits, targets, bins):
-    return weighted(*gaps(logits, targets, bins, fits=True, confidence=logits.sigmoid()))
-
-
-@calibration_error.mistake("neutral passages are in it, as wrong answers: leave them out")
-def _(logits, targets, bins):
-    return weighted(*gaps(logits, targets, bins, neutral=True, fits=True))
-
-
-@calibration_error.mistake("a confidence of exactly 1 falls out of the last bin: clamp the bin's number to bins - 1")
-def _(logits, targets, bins):
-    return weighted(*gaps(logits, targets, bins), total=(targets != 0.5).sum())
-
-
-@calibration_error.mistake("the gap was taken passage by passage; accuracy and confidence are averaged within a bin first")
-def _(logits, targets, bins):
+def each_last(logits, targets, bins):
+    """An index assignment keeps one passage of each bin."""
     clear = targets != 0.5
-    p = logits.sigmoid()
-    right = ((logits > 0) == (targets > 0.5)).float()
-    return (right - torch.maximum(p, 1 - p))[clear].abs().mean()
+    c, right = logits[clear].abs().sigmoid(), on_side(logits, targets)[clear].float()
+    last = dict(zip((c * bins).long().clamp(max=bins - 1).tolist(), (right - c).tolist()))
+    return torch.tensor(sum(map(abs, last.values())) / len(c))
 
 
-@calibration_error.mistake("this is the largest gap of any bin, the maximum calibration error; average the gaps")
-def _(logits, targets, bins):
-    return gaps(logits, targets, bins, fits=True)[0].abs().max()
+calibration_error = Exercise(
+    "6.7", "calibration_error",
+    draw=draw_confidences,
+    right=error_by_loop,
+    call=with_type,
+    formula=calibration,
+    mistakes={
+        "every bin counts the same; weight each gap by the share of passages in its bin":
+            tuple({"end": end} for end in (lambda g, n, used: g.abs().sum() / (n > 0).sum(), lambda g, n, used: g.abs().mean(),
+                                           lambda g, n, used: g.abs().sum())),
+        "this is not divided by the number of passages": {"end": lambda g, n, used: (g.abs() * n).sum()},
+        "this is divided by the number of bins, not of clear passages": {"end": lambda g, n, used: (g.abs() * n).sum() / len(g)},
+        "this is divided by all passages, neutral ones included": {"end": lambda g, n, used: (g.abs() * n).sum() / len(used)},
+        "gaps of opposite sign cancel: take the absolute value in each bin before adding":
+            ({"end": lambda g, n, used: ((g * n).sum() / n.sum()).abs()}, {"end": lambda g, n, used: (g * n).sum() / n.sum()}),
+        "the gaps are squared; take their absolute values":
+            ({"end": lambda g, n, used: weighted(g**2, n, used)}, {"end": lambda g, n, used: weighted(g**2, n, used).sqrt()}),
+        "this is the largest gap of any bin; average the gaps": {"end": lambda g, n, used: g.abs().max()},
+        "the probability of positive was used as confidence; take that of the side chosen": {"confidence": torch.sigmoid},
+        "this compares the probability of positive with the share of positive ones; take those of the side chosen":
+            {"confidence": torch.sigmoid, "right": lambda z, t: t > 0.5},
+        "the confidence is |2 p - 1|; it is max(p, 1 - p)": {"confidence": lambda z: (2 * z.sigmoid() - 1).abs()},
+        "neutral passages are in it: leave them out": tuple({"use": EVERY, "right": right} for right in (on_side,
+            lambda z, t: on_side(z, t) & (t != 0.5), lambda z, t: on_side(z, t) | (t == 0.5), lambda z, t: (z > 0) == (t > 0))),
+        "a confidence of exactly 1 falls out of the last bin: clamp the bin's number to bins - 1":
+            tuple({"place": lambda c, bins: (c * bins).long(), "end": lambda g, n, used, whole=whole:
+                   (g.abs() * n).sum() / (used.sum() if whole else n.sum())} for whole in (True, False)),
+        "the bins' numbers are rounded to the nearest; round down":
+            {"place": lambda c, bins: (c * bins).round().long().clamp(max=bins - 1)},
+        "the bins divide the range from 0.5 to 1; they have equal width in [0, 1]":
+            {"place": lambda c, bins: ((2 * c - 1) * bins).long().clamp(max=bins - 1)},
+        "each bin keeps only one of its passages: an index assignment does not add up": each_last,
+        "the gap was taken passage by passage; accuracy and confidence are averaged within a bin first":
+            lambda logits, targets, bins: calibration(logits, targets, len(logits), place=lambda c, bins: torch.arange(len(c))),
+        "log-odds are compared with 0.5; even odds are log-odds of 0": {"right": lambda z, t: (z > 0.5) == (t > 0.5)},
+        "this is a Python number; return a scalar tensor": {"end": lambda g, n, used: weighted(g, n, used).item()},
+    },
+)  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------- 6.8
 
-pair_loss = Exercise("6.8", "pair_loss")
 
-
-@pair_loss.inputs
-def _(generator):
+def draw_choices(generator):
     yield {"chosen": torch.tensor([1.0]), "rejected": torch.tensor([0.0])}
     for size in (3, 10):
         chosen, rejected = 2 * torch.randn(2, size, generator=generator)
         yield {"chosen": chosen, "rejected": rejected}
+    yield {"chosen": torch.tensor([4.0, -9.0, 2.0, -30.0]), "rejected": torch.tensor([-12.0, 17.0, 2.0, 50.0])}
     yield {"chosen": torch.tensor([-500.0, 500.0]), "rejected": torch.tensor([500.0, -500.0])}  # margins of -1000 and 1000
 
 
-@pair_loss.call
-def _(function, chosen, rejected):
-    """The loss, and its gradient with respect to both rewards."""
-    chosen, rejected = chosen.clone().requires_grad_(), rejected.clone().requires_grad_()
-    loss = function(chosen, rejected)
-    loss.backward()
-    return {"loss": loss, "gradient of chosen": chosen.grad, "gradient of rejected": rejected.grad}
-
-
-@pair_loss.oracle
-def _(chosen, rejected):
+def loss_by_class(chosen, rejected):
     """A choice between two: cross-entropy, with the chosen one as the class."""
     return F.cross_entropy(torch.stack([chosen, rejected], dim=1), torch.zeros(len(chosen), dtype=torch.long))
 
 
-@pair_loss.mistake("log(sigmoid) underflows: at a margin of -1000 it is log 0, infinite; use logsigmoid")
-def _(chosen, rejected):
-    return -(chosen - rejected).sigmoid().log().mean()
+LOSSES = {  # of a margin
+    "log(sigmoid) underflows, or exp overflows, at a margin of -1000, and the loss is infinite; use logsigmoid":
+        (lambda m: -m.sigmoid().log(), lambda m: (1 + (-m).exp()).log(), lambda m: (-m).exp().log1p()),
+    "a small number inside the log, or a clamp, hides the underflow, but the gradient is gone where it matters; use logsigmoid":
+        tuple(lambda m, eps=eps, inside=inside: -inside(m.sigmoid(), eps).log() for eps in EPSILONS for inside in
+              (torch.add, torch.clamp, lambda p, eps: p.clamp(eps, 1 - eps))),
+    "the margin is cut off at some number, and beyond it the gradient is gone; logsigmoid can take any margin":
+        tuple(lambda m, most=most: F.softplus(-m.clamp(-most, most)) for most in (5, 10, 15, 20, 30, 50, 80, 88, 100)),
+    "the minus sign is missing: an optimiser goes down, and would make the chosen answer worse": F.logsigmoid,
+    "this is the probability of being wrong (or right); take minus the log-probability of being right":
+        (lambda m: (-m).sigmoid(), torch.sigmoid),
+    "a sigmoid is in it twice: logsigmoid takes the margin itself": lambda m: F.softplus(-m.sigmoid()),
+    "this is a hinge loss, which stops learning at a margin of 1 (or 0); Bradley-Terry is -log sigmoid(margin)":
+        tuple(lambda m, cut=cut, at=at: cut(at - m) for at in (1, 0) for cut in (torch.relu, lambda x: x.clamp(min=0))),
+    "this is the margin, or minus the margin, itself; Bradley-Terry is -log sigmoid(margin)": (lambda m: m, lambda m: -m),
+    "this is a squared error; Bradley-Terry is -log sigmoid(margin)":
+        (lambda m: (1 - m) ** 2, lambda m: m**2, lambda m: (1 - m.sigmoid()) ** 2),
+    "the sign of the margin is lost, by abs or by sorting, as if either answer could be better": lambda m: F.softplus(-m.abs()),
+}  # fmt: skip
 
 
-@pair_loss.mistake("a small number inside the log hides the underflow, but the gradient is gone where it matters; use logsigmoid")
-def _(chosen, rejected):
-    return -((chosen - rejected).sigmoid() + 1e-8).log().mean()
+def compared(chosen, rejected, *, margin=torch.sub, loss=lambda m: F.softplus(-m), over=torch.mean):
+    return over(loss(margin(chosen, rejected)))
 
 
-@pair_loss.mistake("the margin is turned round: chosen - rejected should be large")
-def _(chosen, rejected):
-    return -F.logsigmoid(rejected - chosen).mean()
-
-
-@pair_loss.mistake("the minus sign is missing: an optimiser goes down, and would make the chosen answer worse")
-def _(chosen, rejected):
-    return F.logsigmoid(chosen - rejected).mean()
-
-
-@pair_loss.mistake("this is the probability of being wrong; take minus the log-probability of being right")
-def _(chosen, rejected):
-    return (rejected - chosen).sigmoid().mean()
-
-
-@pair_loss.mistake("this is the sum over the pairs; take the mean")
-def _(chosen, rejected):
-    return -F.logsigmoid(chosen - rejected).sum()
-
-
-@pair_loss.mistake("the margins were averaged before the loss, so a good pair hides a bad one: the mean comes last")
-def _(chosen, rejected):
-    return -F.logsigmoid((chosen - rejected).mean())
-
-
-@pair_loss.mistake("this is a hinge loss, which stops learning at a margin of 1; Bradley-Terry is -log sigmoid(margin)")
-def _(chosen, rejected):
-    return (1 - (chosen - rejected)).clamp(min=0).mean()
+pair_loss = Exercise(
+    "6.8", "pair_loss",
+    draw=draw_choices,
+    right=loss_by_class,
+    call=loss_and_gradient,
+    formula=compared,
+    mistakes={
+        **options("loss", LOSSES),
+        "exp of the rewards overflows at 1000; use logsigmoid of the margin":
+            {"margin": lambda c, r: c.exp() / (c.exp() + r.exp()), "loss": lambda p: -p.log()},
+        "the margin is turned round: chosen - rejected should be large": {"margin": lambda c, r: r - c},
+        "only the chosen reward is in it; what counts is how far it is above the other": {"margin": lambda c, r: c},
+        "each answer is judged by itself, chosen against 1 and rejected against 0; what counts is the difference":
+            ({"margin": lambda c, r: torch.cat([c, -r])},
+             lambda chosen, rejected: F.softplus(-chosen).mean() + F.softplus(rejected).mean()),
+        "this is a difference of two logsigmoids; take the logsigmoid of the difference":
+            {"margin": lambda c, r: F.logsigmoid(c) - F.logsigmoid(r), "loss": lambda m: -m},
+        "every chosen answer is compared with every rejected one, (N, N); compare pair by pair":
+            {"margin": lambda c, r: c[:, None] - r},
+        "this is the sum over the pairs; take the mean": {"over": torch.sum},
+        "divided by the number of pairs twice: a mean is divided already": {"over": lambda losses: losses.mean() / len(losses)},
+        "the margins were averaged before the loss, so a good pair hides a bad one: the mean comes last":
+            {"margin": lambda c, r: (c - r).mean()},
+    },
+)  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------- 6.9
 
-ranked_loss = Exercise("6.9", "ranked_loss")
 
-
-@ranked_loss.inputs
-def _(generator):
+def draw_rankings(generator):
     yield {"rewards": torch.tensor([[1.0, 0.0]])}
     yield {"rewards": torch.tensor([[2.0, 1.0, 0.0]])}
-    for rows, count in ((2, 3), (4, 5)):
+    for rows, count in ((3, 2), (2, 3), (1, 4), (4, 5)):
         yield {"rewards": 2 * torch.randn(rows, count, generator=generator)}
-    yield {"rewards": torch.tensor([[-500.0, 0.0, 500.0]])}
+    yield {"rewards": torch.tensor([[-30.0, 10.0, -8.0], [3.0, -40.0, 40.0]])}
+    yield {"rewards": torch.tensor([[-500.0, 0.0, 500.0], [500.0, 0.0, -500.0]])}
 
 
-@ranked_loss.call
-def _(function, rewards):
-    """The loss, and its gradient."""
-    rewards = rewards.clone().requires_grad_()
-    loss = function(rewards)
-    loss.backward()
-    return {"loss": loss, "gradient": rewards.grad}
+def loss_by_loop(rewards):
+    pairs = [(row[i], row[j]) for row in rewards for i in range(len(row)) for j in range(i + 1, len(row))]
+    return torch.stack([F.softplus(worse - better) for better, worse in pairs]).mean()
 
 
-@ranked_loss.oracle
-def _(rewards):
-    losses = []
-    for row in rewards:
-        for better in range(len(row)):
-            for worse in range(better + 1, len(row)):
-                losses.append(F.softplus(row[worse] - row[better]))
-    return torch.stack(losses).mean()
+def ranking(rewards, *, use=lambda i, j: i < j, loss=lambda m: F.softplus(-m), over=lambda losses, k: losses.mean()):
+    """`use` says which pairs of places (K, 1), (K) are compared, `over` makes one number of their losses (N, pairs)."""
+    places = torch.arange(rewards.shape[1])
+    margins = (rewards[:, :, None] - rewards[:, None])[:, use(places[:, None], places)]
+    return over(loss(margins), len(places))
 
 
-def pairs(rewards, offset=1, log=F.logsigmoid):
-    """-log sigmoid of the margins of all pairs at least `offset` places apart: (N, pairs)."""
-    better, worse = torch.triu_indices(rewards.shape[1], rewards.shape[1], offset=offset)
-    return -log(rewards[:, better] - rewards[:, worse])
-
-
-@ranked_loss.mistake("divided by the number of pairs twice: a mean over the pairs is divided already")
-def _(rewards):
-    losses = pairs(rewards)
-    return losses.mean() / losses.shape[1]
-
-
-@ranked_loss.mistake(
-    "the losses of a ranking's pairs are added up: average over its K (K - 1) / 2 pairs, or long rankings weigh more"
-)
-def _(rewards):
-    return pairs(rewards).sum(1).mean()
-
-
-@ranked_loss.mistake("only neighbours are compared; every better answer is compared with every worse one")
-def _(rewards):
-    return -F.logsigmoid(rewards[:, :-1] - rewards[:, 1:]).mean()
-
-
-@ranked_loss.mistake("only the best answer is compared with the others; the others are ranked among themselves too")
-def _(rewards):
-    return -F.logsigmoid(rewards[:, :1] - rewards[:, 1:]).mean()
-
-
-@ranked_loss.mistake("answers are compared with themselves: those pairs add log 2 and teach nothing, start at offset=1")
-def _(rewards):
-    return pairs(rewards, offset=0).mean()
-
-
-@ranked_loss.mistake("both directions of each pair are in it, so it pushes every margin to 0: only better against worse")
-def _(rewards):
-    return (pairs(rewards).mean() + pairs(rewards.flip(1)).mean()) / 2
-
-
-@ranked_loss.mistake("the order is turned round: the best answer stands first")
-def _(rewards):
-    return pairs(rewards.flip(1)).mean()
-
-
-@ranked_loss.mistake("log(sigmoid) underflows: at a margin of -1000 it is log 0, infinite; use logsigmoid")
-def _(rewards):
-    return pairs(rewards, log=lambda margin: margin.sigmoid().log()).mean()
-
-
-@ranked_loss.mistake("the sum over the rankings is not divided by their number: take the mean over the batch too")
-def _(rewards):
-    return pairs(rewards).mean(1).sum()
+ranked_loss = Exercise(
+    "6.9", "ranked_loss",
+    draw=draw_rankings,
+    right=loss_by_loop,
+    call=loss_and_gradient,
+    formula=ranking,
+    mistakes={
+        **options("loss", LOSSES),
+        "divided by the number of pairs twice: a mean over the pairs is divided already":
+            {"over": lambda losses, k: losses.mean() / losses.shape[1]},
+        "the losses of a ranking's pairs are added up: average over its K (K - 1) / 2 pairs, or long rankings weigh more":
+            {"over": lambda losses, k: losses.sum(1).mean()},
+        "the sum over the rankings is not divided by their number: take the mean over the batch too":
+            {"over": lambda losses, k: losses.mean(1).sum()},
+        "all losses are added up: take the mean, over pairs and rankings": {"over": lambda losses, k: losses.sum()},
+        "the sum of a ranking's losses is divided by K, K - 1, K^2 or K (K - 1); there are K (K - 1) / 2 pairs":
+            tuple({"over": lambda losses, k, of=of: losses.sum(1).mean() / of(k)} for of in
+                  (lambda k: k, lambda k: k - 1, lambda k: k**2, lambda k: k * (k - 1))),
+        "only neighbours are compared; every better answer is compared with every worse one": {"use": lambda i, j: i + 1 == j},
+        "only the best (or the worst) answer is compared with the others; these are ranked among themselves too":
+            ({"use": lambda i, j: (i == 0) & (i < j)}, {"use": lambda i, j: (j == j.amax()) & (i < j)}),
+        "only the best and the worst answer are compared; all pairs are": {"use": lambda i, j: (i == 0) & (j == j.amax())},
+        "answers are compared with themselves: those pairs add log 2 and teach nothing": {"use": lambda i, j: i <= j},
+        "both directions of each pair are in it, so it pushes every margin to 0: only better against worse":
+            ({"use": lambda i, j: i != j}, {"use": lambda i, j: i > -j - 1}),
+        "the order is turned round: the best answer stands first": {"use": lambda i, j: i > j},
+        "the margins were averaged before the loss, so a good pair hides a bad one: the mean comes last":
+            ({"loss": lambda m: F.softplus(-m.mean()), "over": lambda loss, k: loss}, {"loss": lambda m: F.softplus(-m.mean(1))}),
+        "rankings are compared with each other: the answers of one ranking stand in a row":
+            (lambda rewards: ranking(rewards.T), lambda rewards: ranking(rewards.T) if len(rewards) > 1 else 0 * rewards.sum()),
+    },
+)  # fmt: skip

@@ -150,3 +150,34 @@ def test_places_among_the_unlabelled_are_told_from_places_among_all():
     found = verdict("pick_uncertain", unmapped)
     assert "translate them back" in found.mistake
     assert found.arguments["labelled"].tolist() == [True, False, False, False]
+
+
+def test_whole_numbers_are_no_targets_also_where_no_label_is_neutral():
+    found = verdict(
+        "soft_targets",
+        lambda labels: torch.tensor([PLACES[label] / 2 if label == "neutral" else PLACES[label] // 2 for label in labels]),
+    )
+    assert "write 0.0 and 1.0" in found.mistake
+
+
+@pytest.mark.parametrize(
+    "part, says",
+    [
+        (lambda text: text.split("\n")[0], "hash the whole text"),
+        (lambda text: text.encode("ascii"), "UnicodeEncodeError"),
+        (lambda text: hash(text.encode()), "differs from process to process"),
+    ],
+)
+def test_what_is_hashed_of_a_text(part, says):
+    def learner(texts, held_out):
+        halves = ([], [])
+        for text in texts:
+            halves[zlib.crc32(str(part(text)).encode()) / 2**32 < held_out].append(text)
+        return halves
+
+    assert says in verdict("split_labels", learner).message
+
+
+@pytest.mark.parametrize("written_in", [0.1, 0.15, 0.2, 0.25, 0.5])
+def test_a_share_that_is_written_in_is_found(written_in):
+    assert "plays no part" in verdict("split_labels", lambda texts, held_out: split_labels(texts, written_in)).mistake

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rlhf_lib import exercises, reward
+from rlhf_lib import exercises, preference
 from rlhf_lib.exercises import verdict
-from rlhf_lib.models.layers import pad
+from rlhf_lib.models.layers import last_real, pad
+from rlhf_lib.trainers import reward
 
 
 def last_token(x, mask):
@@ -84,10 +85,10 @@ def test_every_correct_answer_passes(name, seed):
 @pytest.mark.parametrize(
     "name, function",
     [
-        ("last_token", lambda x, mask: reward.last_real(x, mask)),
+        ("last_token", lambda x, mask: last_real(x, mask)),
         ("soft_label_loss", lambda logits, targets, mask: reward.sentiment_loss(logits, targets, mask)),
-        ("pair_loss", lambda chosen, rejected: reward.bradley_terry_loss(chosen, rejected)),
-        ("ranked_loss", lambda rewards: reward.ranking_loss(rewards)),
+        ("pair_loss", lambda chosen, rejected: preference.bradley_terry_loss(chosen, rejected)),
+        ("ranked_loss", lambda rewards: preference.ranking_loss(rewards)),
     ],
 )
 def test_the_library_s_own_kernels_pass(name, function):
@@ -134,7 +135,52 @@ def test_the_oracles_of_accuracy_and_calibration_agree_with_the_library_s_test(m
     targets = torch.randint(3, (200,), generator=torch.Generator().manual_seed(4)) / 2
     labels = [SimpleNamespace(text="", target=target) for target in targets.tolist()]
     monkeypatch.setattr(reward, "score_texts", lambda model, tokenizer, texts: logits)
-    figures = reward.test(None, None, labels)
+    figures = reward.evaluate(None, None, labels)
     calibration = exercises.find("calibration_error").right(logits, targets, 10).item()
     assert abs(calibration - figures["calibration_error"]) < 1e-5 and calibration > 0.05
     assert abs(exercises.find("clear_accuracy").right(logits, targets).item() - figures["accuracy"]) < 1e-6
+
+
+def test_scoring_one_row_at_a_time_or_all_at_once_is_no_batch():
+    def in_batches_of(size):
+        def learner(model, rows, batch):
+            model.eval()
+            groups = [rows[start : start + (size or len(rows))] for start in range(0, len(rows), size or len(rows))]
+            with torch.no_grad():
+                return torch.cat([model.logits(*pad(group, "right")) for group in groups])
+
+        return learner
+
+    assert "scored by itself" in verdict("score_rows", in_batches_of(1)).mistake
+    assert "scored at once" in verdict("score_rows", in_batches_of(None)).mistake
+
+
+def test_a_model_may_be_left_in_either_mode_but_not_with_other_weights_or_settings():
+    def back_in_training(model, rows, batch):
+        scores = score_rows(model, rows, batch)
+        model.train()
+        return scores
+
+    def without_dropout_for_ever(model, rows, batch):
+        model.config.dropout = 0.0
+        return score_rows(model, rows, batch)
+
+    def with_other_weights(model, rows, batch):
+        scores = score_rows(model, rows, batch)
+        with torch.no_grad():
+            model.score.weight.add_(1.0)
+        return scores
+
+    assert verdict("score_rows", back_in_training).passed
+    assert not verdict("score_rows", without_dropout_for_ever).passed
+    assert not verdict("score_rows", with_other_weights).passed
+
+
+@pytest.mark.parametrize("name", ["clear_accuracy", "calibration_error"])
+def test_a_python_number_is_no_scalar_tensor(name):
+    assert "return a scalar tensor" in verdict(name, lambda **given: ALTERNATIVES[name](**given).item()).mistake
+
+
+def test_ten_bins_written_in_do_not_pass():
+    found = verdict("calibration_error", lambda logits, targets, bins: calibration_error(logits, targets, 10))
+    assert not found.passed and found.arguments["bins"] != 10
