@@ -148,7 +148,11 @@ def difference_of_numbers(got, expected, tolerance):
         if odd.any():
             return f"there is an infinity or a NaN in what came out: {word}{first_place(odd)}"
     if got.numel() == 1:
-        return f"{one(got.item())} came out, {one(expected.item())} was expected"
+        came, wanted = one(got.item()), one(expected.item())
+        came, wanted = (came, wanted) if came != wanted else (repr(got.item()), repr(expected.item()))
+        return f"{came} came out, {wanted} was expected"
+    if (odd := ~b.isfinite() & (a != b) & ~(a.isnan() & b.isnan())).any():
+        return f"{one(a[odd][0].item())} came out{first_place(odd)}, where {one(b[odd][0].item())} was expected"
     gap = torch.where(a == b, 0.0, (a - b).abs())
     off = ~(gap <= tolerance * (1 + b.abs())) & ~(a.isnan() & b.isnan())
     if kind(got) == "bool":
@@ -193,7 +197,7 @@ def difference_of_dicts(got, expected, tolerance):
 def difference_of_lists(got, expected, tolerance, what, should):
     if len(got) != len(expected):
         wanted = described(expected) if len(expected) == 2 and isinstance(expected, tuple) else len(expected)
-        return f"{what} {len(got)} values, {should} {wanted}"
+        return f"{what} {len(got)} value{'s' * (len(got) != 1)}, {should} {wanted}"
     place = next(i for i, pair in enumerate(zip(got, expected)) if not equal(*pair, tolerance))
     inner = difference(got[place], expected[place], tolerance, "it is", "it should be")
     if isinstance(expected, tuple) and len(expected) <= len(PLACES):
@@ -237,6 +241,8 @@ def written(value, room):
         return listed([f"{written(key, room)}: {written(one, room)}" for key, one in list(value.items())[:room]], "{}")
     if isinstance(value, float):
         return one(value)
+    if isinstance(value, int) and value.bit_length() > 10_000:
+        return described(value)
     return repr(value)[: room + 1]
 
 

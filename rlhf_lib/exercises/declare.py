@@ -46,15 +46,13 @@ class Exercise:
         ValueError: two exercises of one name, or options without a formula.
     """
 
-    def __init__(
-        self, number, name, *, draw=None, right=None, mistakes=None, formula=None, call=None, picture=None, tolerance=1e-5
-    ):
+    def __init__(self, number, name, *, draw, right, mistakes, formula=None, call=None, picture=None, tolerance=1e-5):
         if name in EXERCISES:
             raise ValueError(f"two exercises are called {name}")
         self.number, self.name, self.tolerance = number, name, tolerance
         self.draw_inputs, self.right, self.formula, self.draw_picture = draw, right, formula, picture
         self.run = call or (lambda function, **arguments: function(**arguments))
-        self.mistakes = {sentence: self.functions(what) for sentence, what in (mistakes or {}).items()}
+        self.mistakes = {sentence: self.functions(what) for sentence, what in mistakes.items()}
         EXERCISES[name] = self
 
     def functions(self, what):
@@ -66,28 +64,6 @@ class Exercise:
                 raise ValueError(f"{self.name} has options {what} for a mistake, but no formula")
             return [functools.partial(self.formula, **what)]
         return [what]
-
-    # ---- the same by decorators, until every chapter is one call an exercise -----------------------------------
-
-    def inputs(self, function):
-        self.draw_inputs = function
-
-    def oracle(self, function):
-        self.right = function
-
-    def mistake(self, sentence):
-        def keep(function):
-            self.mistakes[sentence] = [function]
-
-        return keep
-
-    def call(self, function):
-        self.run = function
-
-    def picture(self, function):
-        self.draw_picture = function
-
-    # ---- end of the decorators ---------------------------------------------------------------------------------
 
 
 def load():

@@ -77,8 +77,8 @@ def plain(value, trusted=False, tuples=False):
         if isinstance(value, np.generic):
             return walk(value.item(), depth + 1)
         if isinstance(value, (int, float, str)):  # a class made from one, such as an IntEnum
-            kind = next(kind for kind in (int, float, str) if isinstance(value, kind))
-            return kind.__new__(kind, value)
+            own = next(own for own in (int.__int__, float.__float__, str.__str__) if isinstance(value, own.__objclass__))
+            return own(value)  # whatever the class makes of int(value) or str(value)
         if isinstance(value, dict):
             if RECORD in value and not trusted:
                 return odd("a dict with a key of the checks")
@@ -165,6 +165,8 @@ def describe(value):
         return f"an iterator ({kind.__name__}: put list(...) around it)"
     if isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real):
         return "a complex number"
+    if kind is int and value.bit_length() > 10_000:
+        return "a whole number of more than 3000 digits"  # Python refuses to write out much longer ones
     if kind in (int, float):
         return f"the number {value!r}"[:60]
     return f"{'an' if kind.__name__[:1] in 'aeiouAEIOU' else 'a'} {kind.__name__}"

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from rlhf_lib.exercises.declare import CHAPTERS, EXERCISES, load
-from rlhf_lib.files import write_atomic
+from rlhf_lib.files import RunError, write_atomic
 
 PROGRESS = "progress.json"  # beside the notebooks that one works in
 
@@ -15,7 +15,7 @@ def solved(path=PROGRESS):
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         return {str(name): float(when) for name, when in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         return {}  # no file yet, or one that cannot be read: nothing that a learner should have to mend
 
 
@@ -25,7 +25,7 @@ def remember(name, path=PROGRESS):
     if name not in known:
         try:
             write_atomic(path, json.dumps({**known, name: round(time.time())}, indent=1).encode())
-        except OSError:  # a read-only folder, a full disk, a folder of that name
+        except (OSError, RunError):  # a read-only folder, a full disk, a folder of that name
             return False
     return True
 

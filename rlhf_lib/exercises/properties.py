@@ -73,7 +73,7 @@ def of_list(name, x):
         yield f"there is a negative value in {name}", any(one < 0 for one in x)
         yield f"there is a 0 in {name}", any(one == 0 for one in x)
         yield f"all values of {name} are equal", len(set(x)) == 1
-    if all(isinstance(one, (list, tuple, str, torch.Tensor)) and hasattr(one, "__len__") for one in x) and x:
+    if all(isinstance(one, (list, tuple, str)) or (isinstance(one, torch.Tensor) and one.dim()) for one in x) and x:
         yield f"the parts of {name} have different lengths", len({len(one) for one in x}) > 1
         yield f"a part of {name} is empty", any(not len(one) for one in x)
 

@@ -56,9 +56,14 @@ def one_factor(pairs):
     return f"{{y}} is {one(factor)} times what is expected, on all inputs{reason}"
 
 
+def nearly_right(pairs):
+    """Whether what is off may be rounding, in which any number can be found."""
+    return all(close(got, expected) for got, expected, _ in pairs)
+
+
 def one_summand(pairs):
     gaps = torch.cat([(got - expected).flatten() for got, expected, _ in pairs])
-    if not gaps.isfinite().all() or not enough(pairs, 1) or not close(gaps, gaps[:1].expand_as(gaps)):
+    if nearly_right(pairs) or not gaps.isfinite().all() or not enough(pairs, 1) or not close(gaps, gaps[:1].expand_as(gaps)):
         return ""
     size = one(abs(gaps[0].item()))
     return f"{{y}} is too {'large' if gaps[0] > 0 else 'small'} by {size}, on all inputs"
@@ -124,7 +129,7 @@ def a_summand_a_row(pairs):
 def straight_line(pairs):
     """got = a + b * expected, with the same two numbers everywhere."""
     got, expected = (torch.cat([pair[i].flatten() for pair in pairs]) for i in (0, 1))
-    if not enough(pairs, 3) or not (got.isfinite().all() and expected.isfinite().all()):
+    if nearly_right(pairs) or not enough(pairs, 3) or not (got.isfinite().all() and expected.isfinite().all()):
         return ""
     b = ((got - got.mean()) * (expected - expected.mean())).sum() / ((expected - expected.mean()) ** 2).sum()
     a = got.mean() - b * expected.mean()
@@ -230,7 +235,10 @@ def regions(off, expected, arguments):
         found["where False is expected, and never where True is"] = ~expected
         found["where True is expected, and never where False is"] = expected
     else:
-        found["where what is expected is negative"], found["where what is expected is 0"] = expected < 0, expected == 0
+        masks = [place for words, place in found.items() if words.endswith((" is False", " is True"))]
+        found["where what is expected is negative"] = expected < 0
+        if not any(mask.any() and torch.equal(mask, expected == 0) for mask in masks):  # then the mask says it
+            found["where what is expected is 0"] = expected == 0
     return found
 
 

@@ -7,17 +7,18 @@ if its outputs are the learner's on all inputs.
 import copy
 import inspect
 import itertools
+import re
 from typing import NamedTuple
 
 import torch
 
 from rlhf_lib.exercises import changes, results
-from rlhf_lib.exercises.compare import as_tensor
+from rlhf_lib.exercises.compare import as_tensor, same
 from rlhf_lib.exercises.frame import argument_names, message
 from rlhf_lib.exercises.plain import plain, raised
 from rlhf_lib.exercises.surroundings import limited
 
-EACH = 0.5  # seconds for one call: a change of a count may make it long
+EACH = 2.0  # seconds for one call, a hundred times what most need: a change of a count may make it long
 
 
 class Candidate(NamedTuple):
@@ -87,7 +88,8 @@ def of_arguments(exercise, call, example):
             yield Candidate(rank, text.split(":")[0], text, with_changed(exercise.right, {name: change}))
     for names in groups(given):
         for place, (sentence, change) in enumerate(changes.changes_of(given[names[0]])):
-            text = sentence.replace("{x} is", "{x} are").replace("{x} goes", "{x} go").replace("{x}", " and ".join(names))
+            text = re.sub(r"(^|where )\{x\} is", r"\1{x} are", sentence).replace("{x} goes", "{x} go")
+            text = text.replace("{x}", " and ".join(names))
             if " kept between" not in text:  # it would be one of what is made of both, as likely
                 yield Candidate(
                     rank_of(place), text.split(":")[0], text, with_changed(exercise.right, dict.fromkeys(names, change))
@@ -223,14 +225,12 @@ def after(right, change, place=None):
 
 
 def on_numbers(change):
-    """A change of tensors as one of tensors, numbers, lists of numbers, and tuples of these."""
+    """A change of tensors as one of tensors, numbers, lists of numbers, and tuples of these, of which each must change."""
 
     def changed(value):
         if isinstance(value, torch.Tensor):
             out = change(value)
-            if out is None or (
-                out.shape == value.shape and out.dtype == value.dtype and torch.equal(out, value) and not out.requires_grad
-            ):
+            if out is None:
                 raise ValueError
             return out
         if isinstance(value, (bool, int, float)):
@@ -238,10 +238,18 @@ def on_numbers(change):
         if isinstance(value, list) and value and all(isinstance(one, (int, float)) for one in value):
             return change(torch.tensor(value)).tolist()
         if isinstance(value, tuple):
-            return tuple(changed(one) for one in value)
+            new = tuple(changed(one) for one in value)
+            if any(unchanged(a, b) for a, b in zip(new, value)):
+                raise ValueError
+            return new
         raise ValueError
 
     return changed
+
+
+def unchanged(new, old):
+    """Whether a tensor is the same after a change, also in having no gradient."""
+    return isinstance(new, torch.Tensor) and not new.requires_grad and same(new, old)
 
 
 def finite(value, before):
@@ -315,7 +323,8 @@ def of_options(exercise):
     for (first, one), (second, other) in itertools.combinations(rows, 2):
         if not one.keywords.keys() & other.keywords.keys():
             both = {**one.keywords, **other.keywords}
-            yield Candidate(3, "two", f"two things at once. {first}; and: {second}", with_options(exercise.formula, both))
+            text = f"two things at once. {first}; and: {second}"
+            yield Candidate(3, text, text, with_options(exercise.formula, both))
 
 
 def with_options(formula, options):

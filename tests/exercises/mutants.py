@@ -51,11 +51,11 @@ def mutants(text):
     lines = {}
     mark(tree, None, lines)
     found, seen, times = [], {ast.unparse(tree)}, Counter()
-    for owner, field, new, dropped in list(edits(tree)):
+    for owner, field, new, name in list(edits(tree)):
         old = getattr(owner, field)
         setattr(owner, field, new)
         changed = ast.unparse(tree)
-        name = f"without: {header(dropped)}" if dropped else header(lines[owner])
+        name = name or header(lines[owner])
         setattr(owner, field, old)
         if changed not in seen:
             seen.add(changed)
@@ -78,34 +78,30 @@ def mark(node, statement, lines):
 
 def header(statement):
     """The first line of a statement, without decorators."""
-    if isinstance(statement, ast.expr):
-        return f"@{ast.unparse(statement)}"
     return next(line for line in ast.unparse(statement).split("\n") if not line.startswith("@"))
 
 
 def edits(tree):
-    """(node, field, new value, the statement that is dropped or None): one for each change."""
+    """(node, field, new value, name): one for each change. The name is "" where it is the line that the node is in."""
     for node in ast.walk(tree):
         for field, value in ast.iter_fields(node):
             if not isinstance(value, list):
                 for new in instead(value):
-                    yield node, field, new, None
+                    yield node, field, new, ""
                 continue
             for place, one in enumerate(value):
+                before, after = value[:place], value[place + 1 :]
                 for new in instead(one):
-                    yield node, field, [*value[:place], new, *value[place + 1 :]], None
-                if isinstance(one, ast.stmt) and not isinstance(one, ast.Return | ast.FunctionDef | ast.Import):
-                    yield node, field, [*value[:place], *(without(one) or [ast.Pass()]), *value[place + 1 :]], one
-                elif isinstance(one, ast.keyword) or field in ("ifs", "decorator_list"):
-                    rest = [*value[:place], *value[place + 1 :]]
-                    yield node, field, rest, one if field == "decorator_list" else None
+                    yield node, field, [*before, new, *after], header(new) if isinstance(new, ast.stmt) else ""
+                if isinstance(one, ast.stmt) and not isinstance(one, (ast.Return, ast.FunctionDef)):
+                    left = one.body if isinstance(one, ast.With) else [ast.Pass()]
+                    yield node, field, [*before, *left, *after], f"without: {header(one)}"
+                elif field == "decorator_list":
+                    yield node, field, [*before, *after], f"without: @{ast.unparse(one)}"
+                elif field in ("ifs", "keywords"):
+                    yield node, field, [*before, *after], ""
         for field, new in of_one(node):
-            yield node, field, new, None
-
-
-def without(statement):
-    """What is left when a statement is dropped: of `with`, its body."""
-    return statement.body if isinstance(statement, ast.With) else []
+            yield node, field, new, ""
 
 
 def instead(value):

@@ -132,41 +132,23 @@ EQUIVALENT = {
     },
 }  # fmt: skip
 
-# {exercise: mutants that are wrong, and that the check takes for right}: of all mutants, at most 2 in 100
-MISSED = {
-    "gpt_logits": [
-        "return F.layer_norm(x, x.shape[-1:], weights[f'{name}.weight'], weights[f'{name}.bias'], eps=2e-05)",
-        "return F.layer_norm(x, x.shape[-1:], weights[f'{name}.weight'], weights[f'{name}.bias'], eps=0.0)",
-    ],
-    "last_token": ["last = torch.where(mask, positions, 1).amax(1, keepdim=True)"],
-    "score_rows": [
-        "without: model.eval()",
-        "model.train()",
-        "for start in range(0, len(rows), batch - 1):",
-        "places = order[:start + batch]",
-        "places = order[start:]",
-        "places = order[start:start + batch + 1]",
-    ],
-}
-
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_mutant_is_refused_but_those_that_are_listed(name):
     assert survives(name, Mutant("the answer itself", source(name)), PATIENCE)
-    listed = {*EQUIVALENT.get(name, {}), *MISSED.get(name, [])}
+    listed = EQUIVALENT.get(name, {})
     alive = set()
     for mutant in mutants(source(name)):
         if survives(name, mutant, PATIENCE) if mutant.name in listed else survives(name, mutant):
             alive.add(mutant.name)
-    assert sorted(alive - listed) == [], "the check takes these for right: mend its draw, or list them if they are right"
-    assert sorted(listed - alive) == [], "these are refused, or there are no such mutants any more: take them off the list"
+    assert sorted(alive - {*listed}) == [], "the check takes these for right: mend its draw, or list them with the reason"
+    assert sorted({*listed} - alive) == [], "these are refused, or there are no such mutants any more: take them off the list"
 
 
-def test_at_least_98_of_100_mutants_that_are_wrong_are_refused():
+def test_there_are_many_mutants_and_few_that_change_nothing():
     every = sum(len(mutants(source(name))) for name in NAMES)
-    equivalent, missed = (sum(map(len, one.values())) for one in (EQUIVALENT, MISSED))
-    assert every > 2000 and not {*EQUIVALENT, *MISSED} - {*NAMES}
-    assert missed <= 0.02 * (every - equivalent)
+    assert every > 2500 and sum(map(len, EQUIVALENT.values())) < 0.04 * every
+    assert {*EQUIVALENT} <= {*NAMES}
 
 
 def test_what_mutants_are_made():
@@ -177,8 +159,8 @@ def test_what_mutants_are_made():
     names = [mutant.name for mutant in mutants(text)]
     assert len(set(names)) == len(names)
     for name in (
-        "total = 1", "total = -1", "without: total = 0", "for y in x[2:]:", "for y in x[0:]:", "for y in x[1:-1]:", "for y in x[:]:",
-        "if y >= 2:", "if not y > 2:", "if not y != 2:", "if not y >= 3:", "break", "total -= y.mean(dim=-1)",
+        "total = 1", "total = -1", "without: total = 0", "for y in x[2:]:", "for y in x[0:]:", "for y in x[1:-1]:",
+        "for y in x[:]:", "if y >= 2:", "if not y > 2:", "if not y != 2:", "if not y >= 3:", "break", "total -= y.mean(dim=-1)",
         "total += y.sum(dim=-1)", "total += y.mean(dim=-2)", "total += y.mean(dim=1)", "total += y.mean()",
         "return (g(x, total), total.detach())", "return (g(total, x), total)", "return (total.detach(), g(total, x))",
     ):  # fmt: skip

@@ -1,0 +1,147 @@
+"""What a learner has solved: remembered once, whatever is wrong with the file, and told as a table."""
+
+import importlib
+import json
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_lib import exercises
+from rlhf_lib.exercises import EXERCISES, NotYet, check
+from rlhf_lib.exercises.progress import PROGRESS, progress, remember, solved
+from rlhf_lib.files import RunError
+
+exercises.load()
+NAMES = sorted(EXERCISES)
+DAMAGED = [
+    b"",
+    b"[1]",
+    b"3",
+    b"null",
+    b'{"gae": "yes"}',
+    b'{"gae": null}',
+    b'{"gae": [1]}',
+    b"\xff\xfe",
+    b'{"gae": 1' + b"0" * 400 + b"}",  # beyond what a float holds
+    b'{"gae": 1' + b"0" * 5000 + b"}",  # beyond what Python reads
+    b"[" * 100_000,  # deeper than the reader goes
+    b'{"gae": 17',
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_pass_is_remembered_and_a_failure_is_not(here):
+    with pytest.raises(NotYet):
+        check("gae", lambda **given: None)
+    assert solved() == {} and not (here / PROGRESS).exists()
+    check("gae", EXERCISES["gae"].right)
+    first = solved()
+    assert set(first) == {"gae"}
+    check("gae", EXERCISES["gae"].right)
+    check("value_loss", EXERCISES["value_loss"].right)
+    assert set(solved()) == {"gae", "value_loss"} and solved()["gae"] == first["gae"]
+
+
+def test_the_time_of_the_first_pass_stays(here, monkeypatch):
+    for now in (1000.4, 2000.0):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        assert remember("gae")
+    assert remember("bpe")
+    assert solved() == {"gae": 1000.0, "bpe": 2000.0}
+
+
+def test_the_file_is_json_that_a_person_can_read_and_its_path_may_be_another(here):
+    path = here / "folder" / "mine.json"
+    assert remember("gae", path) and remember("value_loss", path)
+    assert list(json.loads(path.read_text(encoding="utf-8"))) == ["gae", "value_loss"]
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 4
+    assert set(solved(path)) == {"gae", "value_loss"} and solved() == {}
+    assert " 2 of " in progress(path) and " 2 of " not in progress()
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=[repr(content[:12]) for content in DAMAGED])
+def test_a_damaged_memory_does_not_stop_a_learner(here, content):
+    (here / PROGRESS).write_bytes(content)
+    assert solved() == {}
+    assert "0 of" in progress()
+    check("gae", EXERCISES["gae"].right)
+    assert set(solved()) == {"gae"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=20) | st.text(alphabet='{}[]",:gae1.', max_size=20).map(str.encode))
+def test_whatever_is_in_the_file_is_read_as_names_and_times(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "drawn.json"
+    path.write_bytes(content)
+    assert all(type(name) is str and type(when) is float for name, when in solved(path).items())
+    assert remember("gae", path) and "gae" in solved(path)
+
+
+def test_a_folder_of_the_files_name_is_left_and_said(here, capsys):
+    (here / PROGRESS).mkdir()
+    assert solved() == {} and remember("gae") is False
+    check("gae", EXERCISES["gae"].right)
+    said = capsys.readouterr().out
+    assert "right on" in said and "could not be noted" in said and len(said.splitlines()) == 1
+    assert list(here.iterdir()) == [here / PROGRESS] and (here / PROGRESS).is_dir()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RunError("cannot write: the disk is full")])
+def test_a_full_disk_stops_no_learner(here, monkeypatch, error):
+    assert remember("gae")
+
+    def full(*_):
+        raise error
+
+    module = importlib.import_module("rlhf_lib.exercises.progress")  # as an attribute it is the function
+    monkeypatch.setattr(module, "write_atomic", full)
+    assert remember("value_loss") is False
+    assert remember("gae") is True  # it is there already
+    assert set(solved()) == {"gae"}
+
+
+# ----------------------------------------------------------------------------------------- the table
+
+
+def cells(chapter, table):
+    """What the table says of a chapter: (its title, how many are solved, what is left)."""
+    (row,) = [line for line in table.splitlines() if line.startswith(f"| {chapter} ")]
+    return row.strip("| ").split(" | ")
+
+
+def test_the_table_counts_what_is_solved(here):
+    assert remember("gae")
+    title, count, left = cells("07", progress())
+    there = sum(one.number.startswith("7.") for one in EXERCISES.values())
+    assert title == "07 policy gradients" and count == f"1 of {there}"
+    assert len(left.split(", ")) == there - 1 and "value_loss" in left and "gae" not in left.split(", ")
+
+
+def test_the_order_of_the_table_is_that_of_the_numbers_whatever_was_declared_first(here, monkeypatch):
+    before = progress()
+    monkeypatch.setattr(importlib.import_module("rlhf_lib.exercises.progress"), "EXERCISES", dict(reversed(EXERCISES.items())))
+    assert progress() == before
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sets(st.sampled_from(NAMES)))
+def test_every_exercise_is_either_solved_or_left_and_stands_in_its_chapters_order(tmp_path_factory, done):
+    path = tmp_path_factory.getbasetemp() / "progress.json"
+    path.write_text(json.dumps({**dict.fromkeys(done, 1.0), "an exercise of last year": 1.0}))
+    table = progress(path)
+    assert table.splitlines()[:2] == ["| chapter | solved | left to do |", "|---|---|---|"]
+    assert len(table.splitlines()) == 2 + len(exercises.CHAPTERS)
+    rows = [cells(chapter, table) for chapter in exercises.CHAPTERS]
+    left = [name for row in rows if row[2] != "-" for name in row[2].split(", ")]
+    assert sorted(left) == sorted(set(NAMES) - done)
+    places = [tuple(map(int, EXERCISES[name].number.split("."))) for name in left]
+    assert places == sorted(places)
+    assert sum(int(row[1].split(" of ")[0]) for row in rows) == len(done)
+    assert sum(int(row[1].split(" of ")[1]) for row in rows) == len(NAMES)
