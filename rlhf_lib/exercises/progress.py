@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from rlhf_lib.exercises.declare import CHAPTERS, EXERCISES, load
-from rlhf_lib.runs import write_atomic
+from rlhf_lib.runs import RunError, write_atomic
 
 PROGRESS = "progress.json"  # beside the notebooks that one works in
 
@@ -25,7 +25,7 @@ def remember(name, path=PROGRESS):
     if name not in known:
         try:
             write_atomic(path, json.dumps({**known, name: round(time.time())}, indent=1).encode())
-        except OSError:  # a read-only folder, a full disk, a folder of that name
+        except (OSError, RunError):  # a read-only folder, a full disk, a folder of that name
             return False
     return True
 
