@@ -11,7 +11,7 @@ from rlhf_lib.exercises.compare import alike, as_tensor, difference, equal, is_n
 from rlhf_lib.exercises.plain import is_record
 from rlhf_lib.exercises.surroundings import limited, quiet, settled
 
-SECONDS = 4.0  # that the search may take
+SECONDS = 4.0  # that one way of searching may take
 ENOUGH = 3  # see `information`
 PLACES = ("first", "second", "third", "fourth", "fifth")
 
@@ -23,18 +23,14 @@ def find(exercise, inputs, outputs, expected):
         inputs, outputs, expected: lists of equal length, of dicts of arguments and of plain data.
     """
     wrong = [place for place in range(len(inputs)) if not equal(outputs[place], expected[place], exercise.tolerance)]
-    found = []
-
-    def search():
+    if not wrong or any(is_record(outputs[place]) and not is_record(outputs[place], "odd") for place in wrong):
+        return ""
+    with settled(), quiet():
         for finder in (by_form, always_the_same, by_a_change, by_parts, by_inputs):
-            found.append(finder(exercise, inputs, outputs, expected, wrong))
-            if found[-1]:
-                return
-
-    if wrong and not any(is_record(outputs[place]) and not is_record(outputs[place], "odd") for place in wrong):
-        with settled(), quiet():
-            limited(search, SECONDS)
-    return found[-1] if found else ""
+            sentence, _ = limited(lambda finder=finder: finder(exercise, inputs, outputs, expected, wrong), SECONDS)
+            if sentence:
+                return sentence
+    return ""
 
 
 # ----------------------------------------------------------------------------------------- right values in another form
@@ -157,7 +153,7 @@ def information(got, expected, tolerance):
             numbers = numbers[~((numbers.double() - right.double()).abs() <= tolerance)]
         broken = numbers.double() != numbers.double().round()
         return (0.5 if numbers.dtype == as_tensor(True).dtype else 1.0) * len(numbers) + 2 * int(broken.sum())
-    return 2 if isinstance(got, (str, list, tuple)) and len(got) > 1 else 1
+    return min(4, len(got)) if isinstance(got, (str, list, tuple)) else 1
 
 
 # ----------------------------------------------------------------------------------------- parts, values, places

@@ -170,7 +170,7 @@ def alarm(seconds, outside):
         if theirs is not None and callable(handler) and time.monotonic() >= theirs - 1e-3:
             theirs = theirs + interval if interval else None
             call(handler, number, frame)
-        if time.monotonic() >= start + seconds:
+        if time.monotonic() >= start + seconds and not importing(frame):
             stop_at_the_next_line(frame)
             raise TimeUp
 
@@ -192,6 +192,15 @@ def alarm(seconds, outside):
             signal.signal(signal.SIGINT, ctrl_c)
         if theirs is not None:
             signal.setitimer(signal.ITIMER_REAL, max(theirs - time.monotonic(), 1e-3), interval)
+
+
+def importing(frame):
+    """Whether a module is being imported: half of one would be left behind. PyTorch imports much when it is first needed."""
+    while frame is not None and frame.f_code is not limited.__code__:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def stop_at_the_next_line(frame):
@@ -217,7 +226,7 @@ def thrown(seconds, outside):
         wait = seconds
         while not done.wait(wait):
             with lock:
-                if not done.is_set():
+                if not done.is_set() and not importing(sys._current_frames().get(here)):
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(here), ctypes.py_object(TimeUp))
             wait = AGAIN
 

@@ -4,6 +4,7 @@ import importlib
 import json
 import random
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -61,7 +62,7 @@ def left_on():
         "anomaly": (lambda: torch.autograd.set_detect_anomaly(True), torch.is_anomaly_enabled),
         "threads": (lambda: torch.set_num_threads(3), torch.get_num_threads),
         "precision": (lambda: torch.set_float32_matmul_precision("medium"), torch.get_float32_matmul_precision),
-        "recursion": (lambda: __import__("sys").setrecursionlimit(5000), __import__("sys").getrecursionlimit),
+        "recursion": (lambda: sys.setrecursionlimit(5000), sys.getrecursionlimit),
         "warnings": (lambda: warnings.simplefilter("error"), lambda: warnings.filters[0][0]),
         "numpy errors": (lambda: np.seterr(all="raise"), lambda: np.geterr()["divide"]),
         "seed": (lambda: torch.manual_seed(5), lambda: torch.get_rng_state().sum().item()),
@@ -509,6 +510,21 @@ def test_all_calls_together_have_a_limit(monkeypatch):
         return RIGHT(rewards, gamma)
 
     assert "it was stopped after 0.5 seconds" in verdict(NAME, slow).message
+
+
+def test_an_import_is_not_broken_off(tmp_path, monkeypatch):
+    """A module that is half imported would stay so for the rest of the session."""
+    (tmp_path / "slow_to_import.py").write_text("import time\nfor _ in range(60):\n    time.sleep(0.01)\nready = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def learner():
+        import slow_to_import
+
+        time.sleep(5)
+        return slow_to_import
+
+    assert isinstance(limited(learner, 0.1)[1], TimeUp)
+    assert sys.modules.pop("slow_to_import").ready
 
 
 def test_an_alarm_that_was_set_is_kept():
