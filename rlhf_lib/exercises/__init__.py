@@ -17,6 +17,7 @@ from rlhf_lib.exercises.declare import CHAPTERS, EXERCISES, Exercise, find, load
 from rlhf_lib.exercises.frame import answer, draw, one_answer, right_answer
 from rlhf_lib.exercises.plain import is_record, plain, raised
 from rlhf_lib.exercises.progress import PROGRESS, progress, remember, solved
+from rlhf_lib.exercises.surroundings import settled
 
 __all__ = [
     "CHAPTERS", "EXERCISES", "PROGRESS", "Exercise", "NotYet", "Verdict", "answer", "check", "draw", "equal", "find", "is_record",
@@ -48,7 +49,13 @@ def judge(name, inputs, outputs):
 
     Returns a Verdict. Raises RuntimeError when the oracle itself goes wrong.
     """
-    exercise = find(name)
+    with settled():
+        return judged(find(name), inputs, outputs)
+
+
+def judged(exercise, inputs, outputs):
+    """See `judge`; the surroundings are settled."""
+    name = exercise.name
     title = f"{exercise.number} {name}"
     expected = [right_answer(exercise, arguments, tuples=True) for arguments in inputs]
     outputs = [plain(one, trusted=True) for one in outputs]
@@ -74,7 +81,8 @@ def judge(name, inputs, outputs):
             return Verdict(False, f"{title}: {sentence}", mistake=sentence, **found)
     what = difference(outputs[first], expected[first], exercise.tolerance)
     relation = relations.find(exercise, inputs, outputs, expected)
-    return Verdict(False, told(title, relation or what, **found), mistake=relation, **found)
+    sentence = f"{relation}: {what}" if relation.endswith("is wrong") else relation or what
+    return Verdict(False, told(title, sentence, **found), mistake=relation, **found)
 
 
 def told(title, sentence, arguments, got, expected):

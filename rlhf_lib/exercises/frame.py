@@ -10,7 +10,7 @@ import torch
 from rlhf_lib.exercises.compare import same
 from rlhf_lib.exercises.declare import find
 from rlhf_lib.exercises.plain import changed, described, is_record, late, plain, raised, unwritten
-from rlhf_lib.exercises.surroundings import LIMIT, TimeUp, limited, settled
+from rlhf_lib.exercises.surroundings import LIMIT, TimeUp, limited, put_back_after, settled
 
 TOTAL = 60.0  # seconds that all calls of one check may take together
 
@@ -139,7 +139,8 @@ class Watched:
             given = {**dict(zip([*names, *map(str, range(len(names), len(arguments)))], arguments)), **named}
             before = {name: state(one) for name, one in given.items()}
             self.inside += 1
-            output = function(*arguments, **named)
+            with put_back_after():
+                output = function(*arguments, **named)
             self.inside -= 1
             self.returned = described(output)
             for name, one in given.items():

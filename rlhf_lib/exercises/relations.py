@@ -12,7 +12,7 @@ from rlhf_lib.exercises.plain import is_record
 from rlhf_lib.exercises.surroundings import limited, quiet, settled
 
 TRIES = 5000  # calls of our own functions that the search may make, about three times what any exercise needs
-SECONDS = 20.0  # that it may take in any case; by TRIES a busy machine says the same as an idle one
+SECONDS = 20.0  # that one way of searching may take in any case; by TRIES a busy machine says the same as an idle one
 ENOUGH = 3  # see `information`
 PLACES = ("first", "second", "third", "fourth", "fifth")
 
@@ -24,18 +24,14 @@ def find(exercise, inputs, outputs, expected):
         inputs, outputs, expected: lists of equal length, of dicts of arguments and of plain data.
     """
     wrong = [place for place in range(len(inputs)) if not equal(outputs[place], expected[place], exercise.tolerance)]
-    found = []
-
-    def search():
+    if not wrong or any(is_record(outputs[place]) and not is_record(outputs[place], "odd") for place in wrong):
+        return ""
+    with settled(), quiet():
         for finder in (by_form, always_the_same, by_a_change, by_parts, by_inputs):
-            found.append(finder(exercise, inputs, outputs, expected, wrong))
-            if found[-1]:
-                return
-
-    if wrong and not any(is_record(outputs[place]) and not is_record(outputs[place], "odd") for place in wrong):
-        with settled(), quiet():
-            limited(search, SECONDS)
-    return found[-1] if found else ""
+            sentence, _ = limited(lambda finder=finder: finder(exercise, inputs, outputs, expected, wrong), SECONDS)
+            if sentence:
+                return sentence
+    return ""
 
 
 # ----------------------------------------------------------------------------------------- right values in another form
@@ -110,6 +106,10 @@ def always_the_same(exercise, inputs, outputs, expected, wrong):
     first = outputs[0]
     if len(inputs) < 3 or is_record(first) or any(not equal(one, first, 0) for one in outputs):
         return ""
+    if not is_number(first) or not is_number(expected[wrong[0]]) or first is True or first is False:
+        return ""
+    if as_tensor(first).is_complex() or as_tensor(first).shape != as_tensor(expected[wrong[0]]).shape:
+        return ""
     if all(equal(one, expected[0], exercise.tolerance) for one in expected):
         return ""
     return f"this is always the same, {shown(first, 60)}, whatever is given"
@@ -158,7 +158,7 @@ def information(got, expected, tolerance):
             numbers = numbers[~((numbers.double() - right.double()).abs() <= tolerance)]
         broken = numbers.double() != numbers.double().round()
         return (0.5 if numbers.dtype == as_tensor(True).dtype else 1.0) * len(numbers) + 2 * int(broken.sum())
-    return 2 if isinstance(got, (str, list, tuple)) and len(got) > 1 else 1
+    return min(4, len(got)) if isinstance(got, (str, list, tuple)) else 1
 
 
 # ----------------------------------------------------------------------------------------- parts, values, places

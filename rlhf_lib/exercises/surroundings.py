@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 LIMIT = 10.0  # seconds that one call may take
-AGAIN = 0.05  # seconds after which it is stopped once more, where a bare `except:` has swallowed the first stop
+AGAIN = 0.05  # seconds after which it is stopped once more, where something has swallowed the first stop
 
 
 class TimeUp(BaseException):
@@ -47,6 +47,16 @@ def settled():
         if torch.get_default_device() != torch.device("cpu"):
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(own_random_numbers())
+        yield
+
+
+@contextlib.contextmanager
+def put_back_after():
+    """What is done inside may leave other settings on; afterwards they are as they were before."""
+    with contextlib.ExitStack() as stack:
+        for read, write, _ in (*SETTINGS, (torch.is_grad_enabled, torch.set_grad_enabled, None)):
+            stack.callback(put_back, read, write, read())
+        stack.callback(put_back, torch.get_default_device, default_device, torch.get_default_device())
         yield
 
 
@@ -145,6 +155,7 @@ def alarm(seconds, outside):
     start = time.monotonic()
     handler, ctrl_c = signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGINT)
     delay, interval = signal.setitimer(signal.ITIMER_REAL, 0)
+    trace = sys.gettrace()
     theirs = start + delay if delay else None
 
     def call(old, number, frame):
@@ -159,11 +170,13 @@ def alarm(seconds, outside):
         if theirs is not None and callable(handler) and time.monotonic() >= theirs - 1e-3:
             theirs = theirs + interval if interval else None
             call(handler, number, frame)
-        if time.monotonic() >= start + seconds:
+        if time.monotonic() >= start + seconds and not importing(frame):
+            stop_at_the_next_line(frame)
             raise TimeUp
 
     def stop():
         signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.settrace(trace)
 
     first = min(seconds, delay) if delay else seconds
     signal.signal(signal.SIGALRM, on_alarm)
@@ -181,6 +194,29 @@ def alarm(seconds, outside):
             signal.setitimer(signal.ITIMER_REAL, max(theirs - time.monotonic(), 1e-3), interval)
 
 
+def importing(frame):
+    """Whether a module is being imported: half of one would be left behind. PyTorch imports much when it is first needed."""
+    while frame is not None and frame.f_code is not limited.__code__:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def stop_at_the_next_line(frame):
+    """Raise TimeUp before the next line of `frame` or of what called it is run: a bare `except:` may stand round this one."""
+
+    def stop(frame, event, arg):
+        if event == "line":  # not "exception", which is still inside the `try:`
+            raise TimeUp
+        return stop
+
+    while frame is not None and frame.f_code is not limited.__code__:
+        frame.f_trace = stop
+        frame = frame.f_back
+    sys.settrace(lambda *_: None)  # frames are traced only while there is such a function
+
+
 @contextlib.contextmanager
 def thrown(seconds, outside):
     """Raise TimeUp in this thread after `seconds`, from another one."""
@@ -190,14 +226,13 @@ def thrown(seconds, outside):
         wait = seconds
         while not done.wait(wait):
             with lock:
-                if not done.is_set():
+                if not done.is_set() and not importing(sys._current_frames().get(here)):
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(here), ctypes.py_object(TimeUp))
             wait = AGAIN
 
-    def stop():
+    def stop():  # one that is on its way comes in the next lines; to take it back slows Python 3.11 down for good
         with lock:
             done.set()
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(here), None)  # one that is on its way
 
     thread = threading.Thread(target=throw, daemon=True)
     thread.start()

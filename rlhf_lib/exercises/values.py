@@ -35,6 +35,12 @@ def enough(pairs, fitted):
     return len({round(x, 9) for _, expected, _ in pairs for x in expected.flatten().tolist()}) > fitted + 1
 
 
+def nothing(pairs):
+    if any(got.any() or not expected.any() for got, expected, _ in pairs) or not enough(pairs, 0):
+        return ""
+    return "{y} is 0 everywhere"
+
+
 KNOWN = [
     (100, ": percent where a share is wanted"),
     (0.01, ": a share where percent are wanted"),
@@ -107,7 +113,7 @@ def by_rows(pairs, combine, words):
             continue
         numbers = combine(got, expected).nan_to_num(0, 0, 0).median(-1, keepdim=True).values
         back = numbers * expected if words == "a factor" else numbers + expected
-        if not close(got, back):
+        if not numbers.all() or not close(got, back):
             return ""
         seen += 1
     ending = " divided by the right number?" if words == "a factor" else " taken off what it should?"
@@ -206,8 +212,8 @@ def off_by_one_in_places(pairs):
 
 
 ALL = (
-    one_factor, one_summand, one_for_another, straight_line, imprecise, cut_above, cut_below, a_factor_each, a_summand_each,
-    a_factor_a_row, a_summand_a_row, other_order, off_by_one_in_places,
+    nothing, one_factor, one_summand, one_for_another, straight_line, imprecise, cut_above, cut_below,
+    a_factor_each, a_summand_each, a_factor_a_row, a_summand_a_row, other_order, off_by_one_in_places,
 )  # fmt: skip
 
 

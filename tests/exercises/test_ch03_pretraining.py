@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rlhf_lib import exercises, pretrain
+from rlhf_lib import exercises
 from rlhf_lib.exercises import verdict
+from rlhf_lib.trainers import pretrain
 
 # ----------------------------------------------------------------------------------------- other right answers
 
@@ -251,7 +252,7 @@ def test_the_schedule_is_the_librarys_in_its_fall():
     config = pretrain.PretrainConfig(steps=20, warmup=0, decay=1.0)
     right = exercises.find("learning_rate").right
     for step in range(20):
-        assert pretrain.rate_factor(step, config) == pytest.approx(float(right(step, 1.0, 0, 20)), abs=1e-6)
+        assert pretrain.lr_factor(step, config) == pytest.approx(float(right(step, 1.0, 0, 20)), abs=1e-6)
 
 
 def test_a_run_resumed_from_the_oracle_is_the_run_without_a_stop():

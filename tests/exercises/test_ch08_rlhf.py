@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rlhf_lib import exercises, ppo, rlhf
+from rlhf_lib import exercises, ppo
 from rlhf_lib.exercises import verdict
+from rlhf_lib.trainers import rewards, rollouts
 
 
 def log_reward(logits, sentiment):
@@ -104,9 +105,9 @@ def test_every_correct_answer_passes(name, seed):
 
 
 def test_the_course_s_own_kernels_pass():
-    assert verdict("completion_kl", rlhf.completion_kl).passed
-    assert verdict("token_advantages", rlhf.shape_advantages).passed
-    assert verdict("fit_normaliser", rlhf.fit_normaliser).passed
+    assert verdict("completion_kl", rollouts.completion_kl).passed
+    assert verdict("token_advantages", rollouts.shape_advantages).passed
+    assert verdict("fit_normaliser", rewards.fit_normaliser).passed
 
 
 @pytest.mark.parametrize(
