@@ -52,9 +52,12 @@ def settled():
 
 @contextlib.contextmanager
 def put_back_after():
-    """What is done inside may leave other settings on; afterwards they are as they were before."""
+    """What is done inside may leave other settings on; afterwards they are as they were before.
+
+    But for the mode of gradients: some checks look whether it was left off, and `settled` puts it back in the end.
+    """
     with contextlib.ExitStack() as stack:
-        for read, write, _ in (*SETTINGS, (torch.is_grad_enabled, torch.set_grad_enabled, None)):
+        for read, write, _ in SETTINGS:
             stack.callback(put_back, read, write, read())
         stack.callback(put_back, torch.get_default_device, default_device, torch.get_default_device())
         yield

@@ -96,7 +96,7 @@ def makes_the_same(exercise, one, other, inputs):
 
 
 @given(st.integers(0, 3), st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_what_is_claimed_of_a_candidate_is_true_on_fresh_inputs_too(seed, number):
     exercise, candidates, inputs, fresh = candidates_of_weighed(seed)
     one = candidates[number % len(candidates)]
@@ -113,11 +113,11 @@ def test_what_is_claimed_of_a_candidate_is_true_on_fresh_inputs_too(seed, number
 def test_most_candidates_are_told_when_they_are_made():
     exercise, candidates, inputs, _ = candidates_of_weighed(0)
     named = []
-    for one in candidates[::17]:
+    for one in candidates[::23]:
         outputs = [whatif.answer_of(exercise, one.function, arguments) for arguments in inputs]
         if not any(isinstance(output, dict) for output in outputs):  # records of exceptions, which are told as they are
             named.append(one.sentence in said(exercise, one.function, inputs))
-    assert len(named) >= 20 and sum(named) >= 0.7 * len(named)
+    assert len(named) >= 14 and sum(named) >= 0.7 * len(named)
 
 
 def test_a_change_that_changes_nothing_of_some_inputs_is_found_too():
@@ -162,7 +162,7 @@ def noise(value, generator):
 
 
 @given(st.sampled_from([*QUICK, "masked_whiten", "log_reward", "cohen_kappa", "encode_words"]), st.integers(0, 10_000))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_noise_claims_nothing(name, seed):
     exercise, inputs, generator = EXERCISES[name], draw(name), torch.Generator().manual_seed(seed)
     expected = [right_answer(exercise, arguments, tuples=True) for arguments in inputs]
@@ -450,11 +450,12 @@ def test_a_slow_machine_says_the_same(monkeypatch):
     assert said(exercise, wrong, inputs) == before != ""
 
 
-def test_a_search_that_hangs_is_stopped(monkeypatch):
+def test_a_search_that_hangs_is_stopped_and_other_relations_are_told(monkeypatch):
     monkeypatch.setattr(relations, "SECONDS", 0.1)
     monkeypatch.setattr(whatif, "candidates", endless(lambda **given: None))
     monkeypatch.setattr(relations, "TRIES", 10**9)
-    assert said(made(weighed), lambda **given: -weighed(**given), list(tables(0))) == ""
+    sentence = said(made(weighed), lambda **given: -weighed(**given), list(tables(0)))
+    assert sentence == "what comes back is -1.0 times what is expected, on all inputs: a sign is turned"
 
 
 # ----------------------------------------------------------------------------------------- in a verdict

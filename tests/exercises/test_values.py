@@ -111,6 +111,12 @@ def test_a_cut_is_found_with_its_bound_and_side(seed, bound):
     assert claimed([(y.clamp(min=bound), y)])[1] == f"{{y}} is {word} wherever what is expected is smaller: it is cut off there"
 
 
+def test_what_is_0_everywhere_is_told():
+    y = tensor(1, 2, 0, 4)
+    assert claimed([(0 * y, y), (0 * y[:2], y[:2])])[1] == "{y} is 0 everywhere"
+    assert "nothing" not in claimed([(0 * y, y), (y, y)])[0] + claimed([(0 * y[:1], y[:1])])[0]
+
+
 def test_one_number_for_another_is_found():
     y = tensor(0, 1, 2, 0, 3, 0)
     assert claimed([(torch.where(y == 0, -1, y), y)])[1] == "{y} is -1.0 wherever 0.0 is expected; the rest is right"
