@@ -202,7 +202,7 @@ def test_the_order_of_a_set_is_no_shuffle_since_it_is_another_in_every_run():
 
 @pytest.mark.parametrize("name", ALTERNATIVES)
 def test_mistakes_are_told_apart_for_many_seeds(name):
-    for seed in (2, 3):
+    for seed in (2,):
         inputs = draw(name, seed)
         for sentence, functions in EXERCISES[name].mistakes.items():
             for mistake in functions:

@@ -3,10 +3,7 @@
 import importlib
 import json
 import random
-import signal
 import sys
-import threading
-import time
 import warnings
 
 import numpy as np
@@ -17,7 +14,7 @@ from rlhf_lib import exercises
 from rlhf_lib.exercises import EXERCISES, NotYet, answer, check, draw, frame, is_record, judge, raised, surroundings, verdict
 from rlhf_lib.exercises.compare import alike, same, shown
 from rlhf_lib.exercises.plain import RECORD, plain
-from rlhf_lib.exercises.surroundings import TimeUp, limited, settled
+from rlhf_lib.exercises.surroundings import settled
 
 exercises.load()
 NAME = "discounted_returns"
@@ -463,104 +460,6 @@ def test_what_is_returned_without_a_gradient_is_said():
     assert "without a gradient" in verdict("reinforce_loss", lambda *given: right(*given).detach()).message
     said = verdict("reinforce_loss", lambda *given: right(*given).item()).message
     assert "which cannot be used as the card says (AttributeError" in said
-
-
-# ----------------------------------------------------------------------------------------- the limit of time
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    monkeypatch.setattr(frame, "LIMIT", 0.3)
-
-
-def spin(rewards, gamma):
-    while True:
-        pass
-
-
-def swallow(rewards, gamma):
-    while True:
-        try:  # noqa: SIM105
-            time.sleep(0.01)
-        except:  # noqa: E722
-            pass
-
-
-@pytest.mark.parametrize("learner", [spin, swallow, lambda rewards, gamma: time.sleep(100)])
-def test_an_endless_call_is_stopped_and_said(impatient, learner):
-    started = time.monotonic()
-    found = verdict(NAME, learner)
-    assert "it was stopped after 0.3 seconds: is there a loop that never ends?" in found.message
-    assert time.monotonic() - started < 5
-
-
-def test_it_is_stopped_in_another_thread_too(impatient):
-    found = []
-    thread = threading.Thread(target=lambda: found.append(verdict(NAME, spin)))
-    thread.start()
-    thread.join(20)
-    assert "it was stopped after" in found[0].message
-
-
-def test_all_calls_together_have_a_limit(monkeypatch):
-    monkeypatch.setattr(frame, "TOTAL", 0.5)
-
-    def slow(rewards, gamma):
-        time.sleep(0.3)
-        return RIGHT(rewards, gamma)
-
-    assert "it was stopped after 0.5 seconds" in verdict(NAME, slow).message
-
-
-def test_an_import_is_not_broken_off(tmp_path, monkeypatch):
-    """A module that is half imported would stay so for the rest of the session."""
-    (tmp_path / "slow_to_import.py").write_text("import time\nfor _ in range(60):\n    time.sleep(0.01)\nready = True\n")
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def learner():
-        import slow_to_import
-
-        time.sleep(5)
-        return slow_to_import
-
-    assert isinstance(limited(learner, 0.1)[1], TimeUp)
-    assert sys.modules.pop("slow_to_import").ready
-
-
-def test_an_alarm_that_was_set_is_kept():
-    rung = []
-    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(time.monotonic()))
-    kept = signal.setitimer(signal.ITIMER_REAL, 0.4)
-    start = time.monotonic()
-    try:
-        assert limited(lambda: 1, 5) == (1, None)
-        remaining = signal.getitimer(signal.ITIMER_REAL)[0]
-        assert 0.1 < remaining <= 0.4
-        limited(lambda: time.sleep(0.8), 5)  # it rings in the middle of a call
-        assert len(rung) == 1 and 0.3 < rung[0] - start < 0.8
-        assert isinstance(limited(lambda: time.sleep(5), 0.2)[1], TimeUp)
-    finally:
-        signal.signal(signal.SIGALRM, before)
-        signal.setitimer(signal.ITIMER_REAL, *kept)
-
-
-def test_an_alarm_or_ctrl_c_from_outside_goes_through():
-    class OutsideError(BaseException):
-        pass
-
-    def ring(*_):
-        raise OutsideError
-
-    before = signal.signal(signal.SIGALRM, ring)
-    kept = signal.setitimer(signal.ITIMER_REAL, 0.2)
-    try:
-        with pytest.raises(OutsideError):
-            verdict(NAME, lambda rewards, gamma: time.sleep(3))
-    finally:
-        signal.signal(signal.SIGALRM, before)
-        signal.setitimer(signal.ITIMER_REAL, *kept)
-    with pytest.raises(KeyboardInterrupt):
-        verdict(NAME, lambda rewards, gamma: signal.raise_signal(signal.SIGINT) or time.sleep(3))
 
 
 # ----------------------------------------------------------------------------------------- where nothing can be written
