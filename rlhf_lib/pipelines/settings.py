@@ -1,6 +1,6 @@
 """Settings as nested dataclasses, flat dicts of dotted names, and what a docstring says of each."""
 
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, fields, replace
 
 
 def flat(settings):
@@ -36,8 +36,3 @@ def explain(settings, name):
         elif found and line.strip():
             text += " " + line.strip()
     return text.rstrip(".,")
-
-
-def parts(settings):
-    """The names of the fields that are settings themselves."""
-    return [field.name for field in fields(settings) if is_dataclass(getattr(settings, field.name))]

@@ -63,7 +63,7 @@ def encode_corpus(dataset, tokenizer):
 class Windows:
     """Windows of `context` tokens that never overlap within an epoch.
 
-    Every epoch cuts the text at another offset and takes the windows in another order, both drawn from (seed, epoch), so
+    Every epoch draws the offset at which the text is cut and the order of the windows, both from (seed, epoch), so
     step k reads the same windows whether or not the run was stopped before it.
 
     Args:

@@ -3,7 +3,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from rlhf_lib.pipelines.settings import changed, explain, flat, parts
+from rlhf_lib.pipelines.settings import changed, explain, flat
 from rlhf_lib.pipelines.shakespeare import PRESETS, Settings
 
 
@@ -89,8 +89,3 @@ def test_what_the_docstring_says_of_a_setting_is_found(name, text):
 @pytest.mark.parametrize("name", flat(PRESETS["laptop"]))
 def test_every_setting_of_a_run_is_explained(name):
     assert len(explain(PRESETS["laptop"], name)) > 5, f"the docstring has no line for {name}"
-
-
-def test_the_parts_are_the_settings_inside_settings():
-    assert parts(Outer()) == ["part"]
-    assert parts(PRESETS["laptop"]) == ["model", "pretrain", "reward", "ppo"]
