@@ -11,17 +11,18 @@ The exercises themselves are in one module a chapter, each one call of `Exercise
 
 from typing import NamedTuple
 
-from rlhf_lib.exercises import relations
+from rlhf_lib.exercises import frame, relations
+from rlhf_lib.exercises.build import Build, Probe, tick, try_out
 from rlhf_lib.exercises.compare import alike, difference, equal, shown
-from rlhf_lib.exercises.declare import CHAPTERS, EXERCISES, Exercise, find, load
-from rlhf_lib.exercises.frame import answer, draw, one_answer, right_answer
+from rlhf_lib.exercises.declare import BUILDS, CHAPTERS, EXERCISES, Exercise, find, load
+from rlhf_lib.exercises.frame import one_answer, right_answer
 from rlhf_lib.exercises.plain import is_record, plain, raised
 from rlhf_lib.exercises.progress import PROGRESS, progress, remember, solved
 from rlhf_lib.exercises.surroundings import settled
 
 __all__ = [
-    "CHAPTERS", "EXERCISES", "PROGRESS", "Exercise", "NotYet", "Verdict", "answer", "check", "draw", "equal", "find", "is_record",
-    "judge", "load", "progress", "raised", "solved", "verdict",
+    "BUILDS", "CHAPTERS", "EXERCISES", "PROGRESS", "Build", "Exercise", "NotYet", "Probe", "Verdict", "answer", "check", "draw",
+    "equal", "find", "is_record", "judge", "load", "progress", "raised", "solved", "tick", "verdict",
 ]  # fmt: skip
 LINES = 20  # of a message
 
@@ -44,13 +45,50 @@ class NotYet(AssertionError):
         return [f"✗ {self}"]
 
 
+def draw(name, seed=0):
+    """The inputs of an exercise: a list of dicts of arguments, the smallest first; of a build, one dict for each probe.
+
+    Raises:
+        KeyError: there is no such exercise.
+        RuntimeError: the exercise's own draw raised.
+    """
+    exercise = find(name)
+    return exercise.draw(seed) if isinstance(exercise, Build) else frame.draw(name, seed)
+
+
+def answer(name, function, inputs):
+    """What `function` makes of each of `inputs`: a list of plain data (plain.py), with records where it raised, was too slow, ...
+
+    A call may take LIMIT seconds, and all calls together TOTAL; a probe of a build as long as the probe says.
+    """
+    exercise = find(name)
+    if isinstance(exercise, Build):
+        return [exercise.answer(function, one) for one in inputs]
+    return frame.answer(name, function, inputs)
+
+
 def judge(name, inputs, outputs):
     """Compare `outputs` with the oracle's. Where they differ, look for the mistake whose outputs they are, then for a relation.
 
+    Of a build: the sentence of the first probe that fails.
+
     Returns a Verdict. Raises RuntimeError when the oracle itself goes wrong.
     """
-    with settled():
-        return judged(find(name), inputs, outputs)
+    exercise = find(name)
+    if not isinstance(exercise, Build):
+        with settled():
+            return judged(exercise, inputs, outputs)
+    if len(outputs) != len(inputs):
+        return Verdict(False, f"{exercise.number} {name}: there are {len(outputs)} outputs for {len(inputs)} inputs")
+    for one, output in zip(inputs, outputs):
+        fault = exercise.fault(one, plain(output, trusted=True))
+        if fault:
+            return failed(exercise, one["probe"], fault)
+    return Verdict(True, f"{exercise.number} {name}: does what it must in {len(inputs)} probes")
+
+
+def failed(build, probe, sentence):
+    return Verdict(False, f"{build.number} {build.name}, {probe}: {sentence}", mistake=sentence)
 
 
 def judged(exercise, inputs, outputs):
@@ -95,7 +133,16 @@ def told(title, sentence, arguments, got, expected):
 
 
 def verdict(name, function, seed=0):
-    """The three steps in one: draw inputs, take the answers of `function`, judge them. Returns a Verdict."""
+    """The three steps in one: draw inputs, take the answers of `function`, judge them. Returns a Verdict.
+
+    Of a build, the probes after the first that fails are not tried, and each that passes says so.
+    """
+    exercise = find(name)
+    if isinstance(exercise, Build):
+        probe, sentence = try_out(exercise, function, seed, say=print)
+        if sentence:
+            return failed(exercise, probe, sentence)
+        return Verdict(True, f"{exercise.number} {name}: does what it must in {len(exercise.probes)} probes")
     inputs = draw(name, seed)
     return judge(name, inputs, answer(name, function, inputs))
 
@@ -108,7 +155,7 @@ def check(name, function, seed=0):
     """
     found = verdict(name, function, seed)
     if not found.passed:
-        picture = find(name).draw_picture
+        picture = getattr(find(name), "draw_picture", None)
         if picture and not is_record(found.got) and found.got is not None:
             show(picture, found)
         raise NotYet(found.message) from None

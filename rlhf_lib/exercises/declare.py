@@ -17,12 +17,14 @@ gae = Exercise(
 
 import functools
 import importlib
+from pathlib import Path
 
 CHAPTERS = {
     "01": "ch01_text", "02": "ch02_transformer", "03": "ch03_pretraining", "04": "ch04_sampling", "05": "ch05_labels",
     "06": "ch06_reward_model", "07": "ch07_policy_gradients", "08": "ch08_rlhf", "09": "ch09_over_optimisation",
 }  # fmt: skip
 EXERCISES = {}  # name -> Exercise, filled by the chapters' modules
+BUILDS = {}  # name -> Build, filled by the modules build01_... and so on
 
 
 class Exercise:
@@ -67,14 +69,17 @@ class Exercise:
 
 
 def load():
-    """Import every chapter's module, which fills EXERCISES."""
-    for module in CHAPTERS.values():
+    """Import every chapter's modules, which fills EXERCISES and BUILDS."""
+    builds = sorted(path.stem for path in Path(__file__).parent.glob("build[0-9]*.py"))
+    for module in (*CHAPTERS.values(), *builds):
         importlib.import_module(f"rlhf_lib.exercises.{module}")
 
 
 def find(name):
-    """The Exercise called `name`. Raises KeyError with the names that there are."""
+    """The Exercise or Build called `name`. Raises KeyError with the names that there are."""
     load()
+    if name in BUILDS:
+        return BUILDS[name]
     if name not in EXERCISES:
-        raise KeyError(f"there is no exercise {name!r}; there are {', '.join(EXERCISES)}")
+        raise KeyError(f"there is no exercise {name!r}; there are {', '.join([*EXERCISES, *BUILDS])}")
     return EXERCISES[name]

@@ -1,0 +1,140 @@
+"""Build it: a large exercise that is judged by what the learner's program does, one probe after another, cheap ones first.
+
+A probe is three functions on plain data. `draw` makes its inputs; `run` uses the learner's function or class, in the
+learner's process; `judge` says, elsewhere if need be, what is wrong with what came out:
+
+gpt = Build("2.10", "GPT", [
+    Probe("the future is hidden", draw_tokens, run_two_futures, judge_the_first_half),
+    Probe("learns to reverse", draw_task, train_and_sample, judge_accuracy, seconds=120),
+])
+"""  # fmt: skip
+
+import contextlib
+import copy
+import time
+from typing import NamedTuple
+
+import torch
+from tqdm.auto import tqdm
+
+from rlhf_lib.exercises.declare import BUILDS, EXERCISES
+from rlhf_lib.exercises.frame import is_stub, message
+from rlhf_lib.exercises.plain import is_record, late, plain, raised, unwritten
+from rlhf_lib.exercises.surroundings import LIMIT, TimeUp, limited, settled
+
+
+class Probe(NamedTuple):
+    """One thing that a build must do.
+
+    name: what holds when it passes, in a few words: "the future is hidden".
+    draw: draw(generator) gives a dict of arguments, plain data (plain.py).
+    run: run(built, **arguments) makes the learner's function or class work, and returns what is judged: plain data.
+    judge: judge(output, **arguments) returns "" where all is well, else one sentence that says what the failure means.
+    seconds: how long `run` may take.
+    """
+
+    name: str
+    draw: object
+    run: object
+    judge: object
+    seconds: float = LIMIT
+
+
+class Build:
+    """A large exercise: its number, the name of what the learner writes, and its probes in the order in which they are tried.
+
+    Raises:
+        ValueError: two exercises of one name, or two probes of one name.
+    """
+
+    def __init__(self, number, name, probes):
+        if name in EXERCISES or name in BUILDS:
+            raise ValueError(f"two exercises are called {name}")
+        self.number, self.name = number, name
+        self.probes = {probe.name: probe for probe in probes}
+        if len(self.probes) < len(probes):
+            raise ValueError(f"{number} {name} has two probes of one name")
+        BUILDS[name] = self
+
+    def draw(self, seed=0):
+        """A list of dicts, one for each probe: its name as `probe`, and its arguments. The same for the same seed."""
+        inputs = []
+        for place, probe in enumerate(self.probes.values()):
+            with settled():
+                inputs.append({"probe": probe.name, **probe.draw(torch.Generator().manual_seed(1000 * seed + place))})
+        return inputs
+
+    def answer(self, built, inputs):
+        """What comes of one probe's inputs, as plain data; a record where it raised, was too slow or is not written yet."""
+        given = copy.deepcopy(inputs)
+        probe = self.probes[given.pop("probe")]
+        with settled(), bar(f"{self.number} {probe.name}", probe.seconds):
+            output, error = limited(lambda: plain(probe.run(built, **given)), probe.seconds)
+        if isinstance(error, TimeUp):
+            return late(probe.seconds)
+        if error is not None:
+            return unwritten() if is_stub(built, error) else raised(type(error).__name__, message(error))
+        return output
+
+    def fault(self, inputs, output):
+        """What is wrong with the output of one probe: one sentence, or "" if nothing is."""
+        given = dict(inputs)
+        probe = self.probes[given.pop("probe")]
+        if is_record(output, "unwritten"):
+            return "not written yet. Write it in the cell above, run that cell, then this one"
+        if is_record(output, "late"):
+            return f"it was stopped after {output['seconds']:g} seconds, without an end in sight"
+        if is_record(output, "raised"):
+            return f"it raises {output['kind']}" + (f": {output['message']}" if output["message"] else "")
+        if is_record(output):
+            return f"it returns {output.get('what', 'nothing that can be read')}"
+        try:
+            with settled():
+                return probe.judge(output, **given)
+        except Exception as error:  # what a learner's program returned may have any form
+            return f"what it returns cannot be judged ({type(error).__name__}: {message(error)}): look at the contract again"
+
+
+def try_out(build, built, seed=0, most=float("inf"), say=lambda line: None):
+    """Run the probes that may take at most `most` seconds, one by one, up to the first that fails; see `Verdict` for the result.
+
+    say: called with a line for each probe that passed.
+
+    Returns:
+        (the name of the probe that failed, its sentence); ("", "") when all pass.
+    """
+    for inputs in build.draw(seed):
+        if build.probes[inputs["probe"]].seconds > most:
+            continue
+        start = time.perf_counter()
+        fault = build.fault(inputs, build.answer(built, inputs))
+        if fault:
+            return inputs["probe"], fault
+        say(f"  ✓ {inputs['probe']} ({time.perf_counter() - start:.1f} s)")
+    return "", ""
+
+
+# ----------------------------------------------------------------------------------------- how far a long probe is
+
+shown = []  # the bar of the probe that is running, if it is a long one
+
+
+@contextlib.contextmanager
+def bar(title, seconds):
+    """A progress bar for a probe that may take longer than LIMIT; `tick` moves it."""
+    if seconds <= LIMIT:
+        yield
+        return
+    with tqdm(total=1.0, desc=title, leave=False, bar_format="{desc} {bar} {percentage:3.0f} % {postfix}") as made:
+        shown.append(made)
+        try:
+            yield
+        finally:
+            shown.pop()
+
+
+def tick(share, note=""):
+    """Called in a probe's `run`: `share` of its work (0 to 1) is done; `note` stands beside the bar."""
+    if shown:
+        shown[-1].n = min(max(share, 0.0), 1.0)
+        shown[-1].set_postfix_str(note)
