@@ -43,14 +43,14 @@ def made(
     gpt, rows, targets, *, epochs, batch, lr, seed, read=at_last, end=lambda z: z[:, 0], share=False, dropout=0.0, start=0,
     loss=F.binary_cross_entropy_with_logits, modes=(True, False), own=lambda model: model.parameters(), rate=lambda lr: lr,
     order=lambda n, g, epoch: torch.randperm(n, generator=g), keep=lambda parts: parts, fill=lambda rows: pad(rows, "right"),
-    clear=True, cut=0, want=lambda targets, places: targets[places],
+    clear=True, fewer=0, want=lambda targets, places: targets[places],
 ):  # fmt: skip
     """The loop with options: without any it is right, and written another way than the course's."""
     model = Built(gpt, read, end, share, dropout, start)
     optimizer = torch.optim.Adam(own(model), lr=rate(lr))
     generator, wanted = torch.Generator().manual_seed(seed), torch.tensor(targets)
     model.train(modes[0])
-    for epoch in range(epochs - cut):
+    for epoch in range(epochs - fewer):
         for places in keep(order(len(rows), generator, epoch).split(batch)):
             z = model(*fill([rows[place] for place in places.tolist()]))
             loss(z, want(wanted, places)).backward()
@@ -99,29 +99,51 @@ def masked_sum(hidden, tokens, mask):
     return (hidden * mask[..., None]).sum(1)
 
 
-ALL = lambda z: z[..., 0]  # noqa: E731
+def masked_mean(hidden, tokens, mask):
+    return masked_sum(hidden, tokens, mask) / mask.sum(1)[:, None]
+
+
+def guessed(hidden, tokens, mask):
+    return hidden[torch.arange(len(hidden)), (tokens != 0).sum(1).clamp(min=1) - 1]
+
+
+def cut(rows):
+    return pad([row[: min(map(len, rows))] for row in rows], "right")
+
+
+def all_pairs(z, t):
+    return F.binary_cross_entropy_with_logits(z[:, None].expand(-1, len(t)), t[None].expand(len(z), -1))
+
+
+def sigmoid_twice(z, t):
+    return F.binary_cross_entropy_with_logits(z.sigmoid(), t)
+
+
+def head(model):
+    return model.score.parameters()
+
+
 WRONG = [
     ("one number a row", "last dimension", by(end=lambda z: z, loss=lambda z, t: F.binary_cross_entropy_with_logits(z[:, 0], t))),
-    ("one number a row", "every position", by(read=lambda h, *_: h, end=ALL, loss=lambda z, t: z.mean())),
+    ("one number a row", "every position", by(read=lambda h, *_: h, end=lambda z: z[..., 0], loss=lambda z, t: z.mean())),
     ("one number a row", "dropout is still on", by(modes=(True, True))),
     ("padding never matters", "in another batch", by(read=lambda h, tokens, mask: h[:, -1])),
     ("padding never matters", "in another batch", by(read=lambda h, tokens, mask: h.mean(1))),
-    ("padding never matters", "with zeros there it does not",
-     by(read=lambda h, tokens, mask: h[torch.arange(len(h)), (tokens != 0).sum(1).clamp(min=1) - 1])),
+    ("padding never matters", "with zeros there it does not", by(read=guessed)),
     ("padding never matters", "learns nothing", untrained),
-    ("the last real token is read", "made of other positions", by(read=lambda h, t, mask: masked_sum(h, t, mask) / mask.sum(1)[:, None])),
+    ("the last real token is read", "made of other positions", by(read=masked_mean)),
     ("the last real token is read", "made of other positions", by(read=masked_sum)),
     ("the last real token is read", "made of other positions", by(read=lambda h, *_: h[:, 0])),
-    ("the last real token is read", "wrong side", by(fill=lambda rows: pad([row[: min(map(len, rows))] for row in rows], "right"))),
+    ("the last real token is read", "wrong side", by(fill=cut)),
     ("the last real token is read", "belong together", by(want=lambda targets, places: targets[places.sort().values])),
     ("the GPT stays as it was", "Train a copy", by(share=True)),
-    ("the GPT stays as it was", "share weights", by(share=True, own=lambda model: model.score.parameters())),
+    ("the GPT stays as it was", "share weights", by(share=True, own=head)),
     ("the GPT stays as it was", "was in training mode", put_to_sleep),
     ("the GPT stays as it was", "`rows`", in_place),
     ("every row in every epoch", "smaller batch is left out", by(keep=lambda parts: [one for one in parts if len(one) == 5])),
     ("every row in every epoch", "torch.randperm", by(order=lambda n, g, epoch: torch.randint(n, (n,), generator=g))),
     ("every row in every epoch", "same order", by(order=lambda n, g, epoch: torch.arange(n))),
-    ("every row in every epoch", "69", by(cut=1)),
+    ("every row in every epoch", "69", by(fewer=1)),
     ("every row in every epoch", "evaluation mode", by(modes=(False, False))),
     ("every row in every epoch", "`batch` is 5", by(keep=lambda parts: [torch.cat(parts)])),
     ("the seed alone decides", "global generator", by(start=None)),
@@ -136,11 +158,10 @@ WRONG = [
     ("neutral is in the middle", "are exchanged", by(loss=with_target(lambda t: 1 - t))),
     ("neutral is in the middle", "squared errors", by(loss=F.mse_loss)),
     ("neutral is in the middle", "probabilities", as_probability),
-    ("neutral is in the middle", "cross-entropy of log-odds", by(loss=lambda z, t: F.binary_cross_entropy_with_logits(z.sigmoid(), t))),
+    ("neutral is in the middle", "cross-entropy of log-odds", by(loss=sigmoid_twice)),
     ("neutral is in the middle", "come to rest", by(clear=False)),
-    ("learns 40 passages by heart", "linear layer alone", by(own=lambda model: model.score.parameters())),
-    ("learns 40 passages by heart", "rows and targets",
-     by(loss=lambda z, t: F.binary_cross_entropy_with_logits(z[:, None].expand(-1, len(t)), t[None].expand(len(z), -1)))),
+    ("learns 40 passages by heart", "linear layer alone", by(own=head)),
+    ("learns 40 passages by heart", "rows and targets", by(loss=all_pairs)),
 ]  # fmt: skip
 
 
@@ -164,7 +185,7 @@ def test_a_wrong_build_fails_at_its_probe(probe, word, built):
 def test_the_last_probe_judges_what_was_not_read_and_head_alone_or_a_constant_is_not_enough():
     few = probes.draw_labels(torch.Generator().manual_seed(0), most=64)
     assert len(few["unseen"]) == 867 and not {*map(tuple, few["rows"])} & {*map(tuple, few["unseen"])}
-    head_alone = probes.train_on_labels(by(own=lambda model: model.score.parameters()), **few)
+    head_alone = probes.train_on_labels(by(own=head), **few)
     for z in (head_alone, torch.full((867,), -1.0)):
         assert "that it has not read" in probes.judge_labels(z, **few)
     right = torch.tensor(few["answers"]) - 0.5
