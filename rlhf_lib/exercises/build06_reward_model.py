@@ -171,7 +171,7 @@ def judge_by_heart(output, rows, targets, **_):
         return ""
     return (
         f"after 40 epochs only {right} of 40 passages are on the side of their label, with a body of 8 numbers a state: does "
-        "the optimiser get the body too, and not the linear layer alone? Does each step use its own gradient, of its own rows and "
+        "the optimiser get the body too, and not the linear layer alone? Does each step use its own gradient, rows and "
         "targets?"
     )
 
