@@ -7,6 +7,7 @@ import random
 import re
 from collections import Counter
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import stats
@@ -897,6 +898,82 @@ def ppo_epochs(
             (-gain.mean()).backward()
             torch.nn.utils.clip_grad_norm_([weight], max_norm)
             optimizer.step()
+
+
+# ---- 7.10 train_ppo [c2fa878d]
+
+def train_ppo(make_env, steps, seed):
+    """PPO, with `steps` steps in all in environments that `make_env()` gives -> act(observation) -> int."""
+    count, length, epochs, minibatches = 8, 128, 4, 4  # B environments, T steps of each in a rollout
+    gamma, lam, clip, bonus, rate, max_norm = 0.98, 0.95, 0.2, 0.01, 2.5e-3, 0.5
+    torch.manual_seed(seed)
+    envs = [make_env() for _ in range(count)]
+    now = [env.reset(seed=1000 * seed + place)[0] for place, env in enumerate(envs)]
+
+    def network(outputs, scale):
+        layers = [nn.Linear(len(now[0]), 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, outputs)]
+        nn.init.orthogonal_(layers[-1].weight, scale)
+        return nn.Sequential(*layers)
+
+    policy, critic = network(int(envs[0].action_space.n), 0.01), network(1, 1.0)
+    optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], lr=rate)
+
+    @torch.no_grad()
+    def play():
+        """One rollout: states, actions, log-probabilities, rewards, next states, terminated, ended; each (B, T, ...)."""
+        columns = []
+        for _ in range(length):
+            states = torch.from_numpy(np.stack(now)).float()  # (B, features)
+            logprobs = policy(states).log_softmax(-1)  # (B, actions)
+            actions = torch.multinomial(logprobs.exp(), 1)  # (B, 1)
+            results = [env.step(action) for env, action in zip(envs, actions[:, 0].tolist())]
+            following, rewards, terminated, truncated, _ = map(np.array, zip(*results))
+            told = [torch.from_numpy(x) for x in (rewards, following, terminated, terminated | truncated)]
+            columns.append((states, actions[:, 0], logprobs.gather(1, actions)[:, 0], *told))
+            for place, env in enumerate(envs):
+                now[place] = env.reset()[0] if told[-1][place] else following[place]
+        return [torch.stack(column, 1) for column in zip(*columns)]
+
+    @torch.no_grad()
+    def judge(states, rewards, following, terminated, ended):
+        """Advantages and returns of a rollout, both (B * T,). It is cut into pieces, one a row, none across a reset."""
+        ended[:, -1] = True  # the rollout ends here too, whatever the episode does
+        values, later = critic(states)[..., 0], critic(following.float())[..., 0]  # (B, T)
+        rewards = rewards.float() + gamma * later * (ended & ~terminated)  # what would have come after the piece
+        cuts = ended.flatten().nonzero()[:-1, 0] + 1
+
+        def pieces(x):
+            return nn.utils.rnn.pad_sequence(x.flatten().tensor_split(cuts), batch_first=True)
+
+        mask = pieces(torch.ones_like(ended))
+        return [x[mask] for x in gae(pieces(rewards), pieces(values), gamma, lam, mask)]
+
+    rollouts = steps // (count * length)
+    for rollout in range(rollouts):
+        optimizer.param_groups[0]["lr"] = rate * (1 - rollout / rollouts)
+        states, actions, old_logprobs, rewards, following, terminated, ended = play()
+        advantages, returns = judge(states, rewards, following, terminated, ended)
+        every = torch.ones_like(returns, dtype=torch.bool)
+        columns = states.flatten(0, 1), actions.flatten(), old_logprobs.flatten(), masked_whiten(advantages, every), returns
+        for _ in range(epochs):
+            for rows in torch.randperm(len(returns)).chunk(minibatches):
+                seen, taken, old, weights, targets = (column[rows] for column in columns)
+                logprobs = policy(seen).log_softmax(-1)  # (N, actions)
+                chosen = logprobs.gather(1, taken[:, None])[:, 0]
+                gain_loss, _ = policy_loss(chosen, old, weights, every[rows], clip)
+                error = (critic(seen)[:, 0] - targets).square().mean()
+                entropy = -(logprobs.exp() * logprobs).sum(-1).mean()
+                optimizer.zero_grad()
+                (gain_loss + error / 2 - bonus * entropy).backward()
+                for net in (policy, critic):
+                    nn.utils.clip_grad_norm_(net.parameters(), max_norm)
+                optimizer.step()
+
+    @torch.no_grad()
+    def act(observation):
+        return int(policy(torch.as_tensor(observation, dtype=torch.float32)).argmax())
+
+    return act
 
 
 # ---- 8.1 log_reward [9a3fcbc1]
