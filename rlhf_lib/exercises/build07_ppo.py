@@ -10,7 +10,7 @@ from rlhf_lib.exercises import probe_envs as envs
 from rlhf_lib.exercises.build import Build, Probe, tick
 from rlhf_lib.exercises.declare import Investigation
 
-BUDGET, ACTIONS = 8192, 3
+BUDGET, SHORT, ACTIONS = 6144, 2048, 3
 POLE_STEPS, POLE_LENGTH = 80_000, 475
 
 
@@ -199,7 +199,7 @@ def run_seeds(train_ppo, normal, views, seeds):
         torch.manual_seed(place)  # what is around a training is another each time
         np.random.seed(place)
         random.seed(place)
-        act, log = train(train_ppo, lambda: envs.Pointing(normal), BUDGET // 4, seed)
+        act, log = train(train_ppo, lambda: envs.Pointing(normal), SHORT, seed)
         starts = [starts for starts in log.starts if starts]
         found.append({"starts": starts, "actions": log.actions, "act": choices(act, views)})
     return found

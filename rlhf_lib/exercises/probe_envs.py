@@ -138,6 +138,10 @@ class Heirs(Tiny):
         super().__init__(views, actions)  # 6 views
         self.fair, self.costly, self.rich = fair, costly, False
 
+    def reset(self, *, seed=None, options=None):
+        self.rich = self.rich and seed is None  # with a seed, all begins anew
+        return super().reset(seed=seed, options=options)
+
     def begin(self):
         kind = 1 + self.rich if self.np_random.random() < 0.5 else 0
         return 2 * kind + int(self.np_random.integers(2))

@@ -102,9 +102,9 @@ def test_the_border_is_crossed_into_a_state_that_is_worth_something(end):
 
 
 def test_heirs_inherit_and_half_of_them_can_be_told():
-    env, kinds = ALL["Heirs"], []
+    env, kinds, rich = ALL["Heirs"], [], False
+    env.rich = True
     env.reset(seed=1)
-    rich = env.rich
     for step in range(400):
         start, kind = env.state % 2, env.state // 2
         kinds.append(kind)
