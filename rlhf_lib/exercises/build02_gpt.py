@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from rlhf_lib.exercises.build import Build, Probe, tick
 from rlhf_lib.exercises.compare import equal
+from rlhf_lib.exercises.declare import Investigation
 from rlhf_lib.exercises.formula02_gpt import (
     LENGTH,
     LETTERS,
@@ -334,3 +335,7 @@ gpt = Build("2.10", "GPT", [
     Probe("it runs on any device", draw_too_long, run_elsewhere, judge_elsewhere),
     Probe("it learns to reverse, and only the answer", draw_task, run_task, judge_task, seconds=180),
 ])  # fmt: skip
+
+Investigation("2.A", "The first half")
+Investigation("2.B", "How many blocks does it take?")
+Investigation("2.C", "What should it begin with?")
