@@ -286,10 +286,10 @@ def reversal_batch(sequences, separator):
     return rows[:, :-1], targets
 
 
-# ---- 2.10 GPT [c6cec685]
+# ---- 2.10 GPT [83cdc927]
 
 class GPT(nn.Module):
-    """A decoder-only transformer: rotary positions, RMSNorm, normalised queries and keys, squared ReLU, outputs that begin at zero.
+    """A decoder-only transformer with rotary positions, RMSNorm, normalised queries and keys, and squared ReLU.
 
     Args:
         vocab_size: V, the number of tokens.
