@@ -1,4 +1,5 @@
-"""The learner's edition: `notebooks/` out of the worked notebooks in `solutions/`, by nbgrader's own preprocessors.
+"""The learner's edition: `notebooks/` out of the worked notebooks in `solutions/`, by nbgrader's own preprocessors; and
+`solutions/my_rlhf.py`, the file that the worked answers make.
 
 python -m rlhf_lib.notebooks        write notebooks/ (make notebooks)
 
@@ -6,12 +7,16 @@ The repository's address stands in pyproject.toml alone. From there it is stampe
 `badge`) and into its first code cell (the cell `setup`).
 """
 
+import ast
+import linecache
+import tempfile
 import tomllib
+import types
 from pathlib import Path
 
 import nbformat
 
-from rlhf_lib.files import write_atomic
+from rlhf_lib.files import RunError, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,6 +80,39 @@ def learner_edition(path):
     return notebook
 
 
+def worked_file(source=ROOT / "solutions"):
+    """The text of `my_rlhf.py` as the worked answers of the notebooks in `source` make it: the course's own.
+
+    Raises:
+        RunError: an answer cannot stand alone; the message says which and why.
+    """
+    from rlhf_lib import exercises
+
+    exercises.load()
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / exercises.FILE
+        for path in sorted(Path(source).glob("*.ipynb")):
+            scene = types.ModuleType(path.stem)  # what the learner's notebook knows: its imports, and the answers so far
+            for cell in nbformat.read(path, as_version=4).cells:
+                name = cell.metadata.get("nbgrader", {}).get("grade_id", "")
+                answer = name in exercises.EXERCISES or name in exercises.BUILDS
+                if cell.cell_type != "code" or not (answer or cell.id == "imports"):
+                    continue
+                run_cell(cell.source, f"<{path.name}, {cell.id}>", vars(scene))
+                fault = exercises.keep(name, vars(scene)[name], kept, again=False) if answer else ""
+                if fault:
+                    raise RunError(f"{path}: the worked answer {name} cannot stand alone: {fault}")
+        return kept.read_text(encoding="utf-8")
+
+
+def run_cell(source, name, namespace):
+    """Run a cell's import statements and definitions, so that their source is found as in a notebook."""
+    tree = ast.parse("\n".join("" if line.startswith(("%", "!")) else line for line in source.splitlines()))
+    tree.body = [one for one in tree.body if isinstance(one, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))]
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    exec(compile(tree, name, "exec"), namespace)
+
+
 def write_all(source=ROOT / "solutions", target=ROOT / "notebooks"):
     """Stamp every notebook in `source`, and write its learner's edition to `target`; returns the paths written."""
     written = []
@@ -91,3 +129,5 @@ def write_all(source=ROOT / "solutions", target=ROOT / "notebooks"):
 if __name__ == "__main__":
     for written in write_all():
         print(f"wrote {written.relative_to(ROOT)}")
+    write_atomic(ROOT / "solutions" / "my_rlhf.py", worked_file().encode())
+    print("wrote solutions/my_rlhf.py")
