@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from rlhf_lib.exercises.declare import Exercise, Investigation
+from rlhf_lib.exercises.declare import Exercise
 
 LABELS = NEGATIVE, NEUTRAL, POSITIVE = "negative", "neutral", "positive"
 
@@ -692,9 +692,3 @@ pick_uncertain = Exercise(
         "these are places as floats; to be used as places they have to be whole": {"end": lambda places, p: places.float()},
     },
 )  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- investigations
-
-Investigation("5.A", "How many passages to read twice")
-Investigation("5.B", "Careless labels")
