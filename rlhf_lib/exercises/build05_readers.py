@@ -41,10 +41,8 @@ def read(output, votes):
         if tuple(one.shape) != shape:
             return None, None, f"{name} has the shape {tuple(one.shape)}; with {N} passages and {R} readers it is {shape}"
         if not one.isfinite().all():
-            return None, None, (
-                f"there is a NaN or an infinity in {name}: a row of counts that are all 0 was divided by its sum, or the logarithm "
-                "of 0 was taken"
-            )
+            why = "counts that are all 0 were divided by their sum, or the logarithm of 0 was taken"
+            return None, None, f"there is a NaN or an infinity in {name}: {why}"
         if (one < -1e-6).any() or (one.double().sum(-1) - 1).abs().max() > 1e-3:
             over = "the three labels" if name == "p" else "what a reader says of passages of one label (a row)"
             return None, None, f"{name} is no probability over {over}: it must be 0 or more, and sum to 1"
@@ -135,8 +133,9 @@ def judge_unread(p, tables, votes, truth):
                 "its diagonal, where half was not read: -1 is no vote (as an index it is the last label, positive)"
             )
     good = share_right(by_bayes(votes, [reader(right) for right in (0.9, 0.85, 0.9, 0.8)], EVEN), truth)
-    if share_right(p, truth) < good - 0.03:
-        return f"p is right on {share_right(p, truth):.0%}, {good:.0%} are possible: a passage that was not read says nothing of its label"
+    right = share_right(p, truth)
+    if right < good - 0.03:
+        return f"p is right on {right:.0%}, {good:.0%} are possible: that a passage was not read says nothing of its label"
     return ""
 
 
@@ -159,7 +158,9 @@ def judge_order(output, votes, readers, passages, truth):
     if fault:
         return fault
     if (other_p - p[passages]).abs().max() > 0.01:
-        return "p changes when readers and passages are listed in another order: no reader may be trusted for his place in the list"
+        return (
+            "p changes when readers and passages are listed in another order: no reader may be trusted for his place in the list"
+        )
     if (other_tables - tables[readers]).abs().max() > 0.01:
         return "a reader's table changes when the readers are listed in another order"
     return ""
@@ -190,8 +191,8 @@ def judge_careless(p, tables, votes, truth):
     simple = share_right(majority(votes), truth)
     if right < max(best - 0.03, simple + 0.02):
         return (
-            f"of seven readers three are careful; p is right on {right:.0%}, a plain majority on {simple:.0%}, and {best:.0%} are "
-            "possible: the votes of careless readers weigh too much"
+            f"of seven readers three are careful; p is right on {right:.0%}, a plain majority on {simple:.0%}, and {best:.0%} "
+            "are possible: the votes of careless readers weigh too much"
         )
     return ""
 
@@ -242,9 +243,10 @@ def draw_swapped(generator):
 
 def judge_swapped(p, tables, votes, truth):
     best = share_right(by_bayes(votes, [reader(0.8)] * 3 + [SWAPPED], EVEN), truth)
-    if share_right(p, truth) < best - 0.03:
+    right = share_right(p, truth)
+    if right < best - 0.03:
         return (
-            f"one of four readers has mixed up two buttons; p is right on {share_right(p, truth):.0%} where {best:.0%} are possible: "
+            f"one of four readers has mixed up two buttons; p is right on {right:.0%} where {best:.0%} are possible: "
             "he says positive where it is negative, so his table tells what he means"
         )
     if far(tables[3], SWAPPED) > 0.08:
@@ -263,8 +265,8 @@ def judge_rare(p, tables, votes, truth):
     neutral, true = p[:, 1].mean().item(), (truth == 1).double().mean().item()
     if abs(neutral - true) > 0.05:
         return (
-            f"{true:.0%} of the passages are neutral, and p gives neutral {neutral:.0%} on average: how frequent a label is, is a "
-            "part of Bayes' rule"
+            f"{true:.0%} of the passages are neutral, and p gives neutral {neutral:.0%} on average: how frequent a label is, "
+            "is a part of Bayes' rule"
         )
     right = share_right(p, truth)
     if right < true - 0.01:

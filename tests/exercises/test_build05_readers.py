@@ -48,6 +48,9 @@ def in_loops(votes):
     return torch.tensor(p), torch.tensor(tables)
 
 
+ALTERNATIVES = {"weigh_readers": in_loops}
+
+
 @pytest.mark.parametrize("seed", [0, 7])
 @pytest.mark.parametrize("build", [lambda votes: worked()(votes), in_loops], ids=["worked", "in loops"])
 def test_right_builds_pass(build, seed):
@@ -58,7 +61,7 @@ def test_right_builds_pass(build, seed):
 # ----------------------------------------------------------------------------------------- wrong builds
 
 
-def em(votes, *, seen=lambda votes: votes >= 0, smooth=0.01, rounds=500, prior=True, logs=True, best=False, even=False, last=lambda p, tables: (p, tables)):
+def em(votes, *, seen=lambda votes: votes >= 0, smooth=0.01, rounds=500, prior=True, logs=True, best=False, even=False):
     """The worked answer with things that can go wrong."""
     said = F.one_hot(votes % 3, 3).double() * seen(votes)[:, :, None]  # (N, R, 3); -1 % 3 is 2, as an index -1 is the last
     p = said.sum(1) / said.sum((1, 2))[:, None]
@@ -73,12 +76,13 @@ def em(votes, *, seen=lambda votes: votes >= 0, smooth=0.01, rounds=500, prior=T
         if logs:
             new = (shares.log() + torch.einsum("nrj,rij->ni", said, tables.log())).softmax(1)
         else:
-            chances = shares * (tables.transpose(1, 2)[None] * said[..., None]).sum(2).clamp(min=0).where(seen(votes)[..., None], 1.0).prod(1)
+            factors = torch.einsum("nrj,rij->nri", said, tables)
+            chances = shares * factors.where(seen(votes)[:, :, None], 1.0).prod(1)
             new = chances / chances.sum(1, keepdim=True)
         moved, p = (new - p).abs().max(), new
         if moved < 1e-7:
             break
-    return last(p, tables)
+    return p, tables
 
 
 def by_majority(votes):
@@ -122,6 +126,16 @@ def of_the_vote(votes):
     return p, joint / joint.sum(1, keepdim=True)
 
 
+def mixed(votes):
+    return em(votes)[0], by_majority(votes)[1]
+
+
+def transposed(votes):
+    p, tables = em(votes)
+    columns = tables.transpose(1, 2)
+    return p, columns / columns.sum(2, keepdim=True)
+
+
 WRONG = {
     "an empty row of counts": ("probabilities", lambda votes: em(votes, smooth=0.0), "NaN"),
     "conditioned on the vote": ("probabilities", of_the_vote, "no probability over what a reader says"),
@@ -129,7 +143,7 @@ WRONG = {
     "one table for each passage": ("probabilities", lambda votes: (by_majority(votes)[0],) * 2, "has the shape"),
     "a constant": ("those who agree are believed", constant, "comes out as negative"),
     "columns turned round": ("those who agree are believed", lambda votes: em(2 - votes), "columns stand for"),
-    "-1 as an index": ("what was not read does not count", lambda votes: em(votes, seen=lambda votes: votes > -2), "-1 is no vote"),
+    "-1 as an index": ("what was not read does not count", lambda votes: em(votes, seen=lambda v: v > -2), "-1 is no vote"),
     "-1 as neutral": ("what was not read does not count", lambda votes: em(torch.where(votes < 0, 1, votes)), "-1 is no vote"),
     "the first reader is trusted": ("the order plays no part", by_the_first, "another order"),
     "a product of probabilities": ("many readers", lambda votes: em(votes, logs=False), "add logarithms"),
@@ -138,12 +152,12 @@ WRONG = {
     "shares of the votes": ("as sure as it is right", by_majority, "too little of the votes"),
     "one share for each reader": ("readers lean", lambda votes: em(votes, even=True), "one share of right votes"),
     "one weight for each reader": ("readers lean", by_one_weight, "one share of right votes"),
-    "transposed tables": ("readers lean", lambda votes: em(votes, last=lambda p, t: (p, t.transpose(1, 2).softmax(2) * 0 + t.transpose(1, 2) / t.transpose(1, 2).sum(2, keepdim=True))), "transposed"),
+    "transposed tables": ("readers lean", transposed, "transposed"),
     "counts of the majority": ("readers lean", lambda votes: em(votes, rounds=1), "away from"),
     "buttons: one weight": ("mixed up buttons", by_one_weight, "mixed up two buttons"),
     "all labels as frequent": ("rare labels", lambda votes: em(votes, prior=False), "how frequent"),
     "five rounds": ("nothing changes any more", lambda votes: em(votes, rounds=5), "go on until"),
-    "tables of the majority": ("nothing changes any more", lambda votes: (em(votes)[0], by_majority(votes)[1]), "belong together"),
+    "tables of the majority": ("nothing changes any more", mixed, "belong together"),
 }  # fmt: skip
 
 
