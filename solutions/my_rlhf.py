@@ -671,25 +671,23 @@ def majority_vote(votes):
     return result
 
 
-# ---- 5.4 confusion [f0125dcd]
+# ---- 5.4 confusion [11e31a2e]
 
 def confusion(first, second):
     """Counts (3, 3) of passages by the label of `first` (rows) and of `second` (columns), negative first."""
     order = ("negative", "neutral", "positive")
-    table = torch.zeros(3, 3, dtype=torch.long)
-    for a, b in zip(first, second):
-        table[order.index(a), order.index(b)] += 1
-    return table
+    places = [3 * order.index(a) + order.index(b) for a, b in zip(first, second)]
+    return torch.tensor(places).bincount(minlength=9).view(3, 3)
 
 
-# ---- 5.5 cohen_kappa [4207f73c]
+# ---- 5.5 cohen_kappa [3c9a45c9]
 
 def cohen_kappa(first, second):
     """Cohen's kappa of two lists of labels of the same passages; 1 is full agreement, 0 is chance."""
-    count = len(first)
-    observed = sum(a == b for a, b in zip(first, second)) / count
-    mine, theirs = Counter(first), Counter(second)
-    chance = sum(mine[label] * theirs[label] for label in mine) / count**2
+    table = confusion(first, second).double()
+    count = table.sum()
+    observed = table.trace() / count
+    chance = (table.sum(1) * table.sum(0)).sum() / count**2
     return 1.0 if chance == 1 else (observed - chance) / (1 - chance)
 
 
@@ -718,6 +716,22 @@ def pick_uncertain(p_positive, labelled, count):
     """The places (count,) of the unlabelled passages whose p (N,) is nearest to 0.5, the nearest first."""
     distance = (p_positive - 0.5).abs().masked_fill(labelled, math.inf)
     return distance.argsort()[:count]
+
+
+# ---- 5.10 weigh_readers [58834ed9]
+
+def weigh_readers(votes):
+    """(p (N, 3), tables (R, 3, 3)) out of votes (N, R), -1 where not read: what each passage is, and how each reader reads."""
+    said = F.one_hot(votes + 1, 4)[:, :, 1:].double()  # (N, R, 3), zeros where not read
+    p = said.sum(1) / said.sum((1, 2))[:, None]  # (N, 3), to begin with the shares of the votes
+    for _ in range(500):
+        counts = torch.einsum("ni,nrj->rij", p, said) + 0.01  # label i, vote j
+        tables = counts / counts.sum(2, keepdim=True)
+        logs = p.mean(0).log() + torch.einsum("nrj,rij->ni", said, tables.log())
+        before, p = p, logs.softmax(1)
+        if (p - before).abs().max() < 1e-5:
+            break
+    return p, tables
 
 
 # ---- 6.1 last_token [2c57545b]
