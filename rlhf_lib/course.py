@@ -1,14 +1,17 @@
 """What the chapters of the workbook share: which preset they run at, and where they start from."""
 
 import os
-from pathlib import Path
+import sys
 
 import torch
 
+from rlhf_lib import corpus, labels
 from rlhf_lib.corpus import DATA
+from rlhf_lib.files import home
 from rlhf_lib.pipelines.shakespeare import PRESETS
 
-RUNS = Path(os.environ.get("RLHF_RUNS", DATA.parent / "runs"))  # on Colab, a folder on Drive keeps what you make
+HOME = home()  # what a learner makes: on Colab a folder on Drive, if that is ticked, else the folder of the notebooks
+RUNS = HOME / "runs" if os.environ.get("RLHF_HOME") else DATA.parent / "runs"
 PUBLISHED = DATA / "checkpoints" / "laptop-0"
 
 
@@ -37,3 +40,16 @@ def finished(folder):
     return (folder / "summary.json").exists() and all(
         (folder / stage / "model.safetensors").exists() for stage in ("base", "reward", "policy")
     )
+
+
+def whole_loop(names):
+    """Run what a learner built on the plays and the labels: `journey` of exercise 9.10, at the smoke size.
+
+    Args:
+        names: a dict with what the learner wrote, by name: the globals of `my_rlhf.py`.
+    """
+    if "journey" not in names:
+        sys.exit("journey (9.10) is not in my_rlhf.py yet: it puts the whole loop together, from the plays to the policy")
+    plays = corpus.load()
+    train, held_out = corpus.split(plays)
+    names["journey"](train["text"], held_out["text"], labels.hand_made(plays))
