@@ -37,36 +37,36 @@ def run_merges(train_bpe, texts, size):
     return [facts(train_bpe(text, size)) for text in texts]
 
 
-def wrong_merge(place, got, text, right, counts):
-    """What is wrong with `got`, the merge after `right[:place]`, where `counts` are those of the pairs: a sentence."""
+def wrong_merge(got, text, right, steps):
+    """What is wrong with `got`, the merge that follows those of `right`; `steps` are all of `learned`: a sentence."""
+    place = len(right)
     if len(got) != 2 or not all(0 < token < BYTES + place for token in got):
         return f"merge {place + 1} is {got}: no pair of the tokens that there are then, 1 to {BYTES + place - 1}"
-    best = right[place]
-    here, there = (shown(pair, right[:place], "+") for pair in (got, best))
-    start = f"merge {place + 1} of {text[:60]!r} joins {here}"
+    start = f"merge {place + 1} of {text[:60]!r} joins {shown(got, right, '+')}"
+    best, counts = steps[place] if place < len(steps) else (None, Counter())
     if not counts[got]:
-        uncut = encoded(text, right[:place], words=lambda text: [text])
-        if got in itertools.pairwise(uncut):
+        if got in itertools.pairwise(encoded(text, right, words=lambda text: [text])):
             return f"{start}, which crosses from one word to the next. Cut the text into words first, as in exercise 1.1"
         return f"{start}, which do not stand side by side then: each merge is made in all words before pairs are counted again"
+    there = f"{shown(best, right, '+')} stands {counts[best]} times"
     if counts[got] == counts[best]:
-        return f"{start}; {there} stands {counts[best]} times too, and stands first in the text: a tie goes to it"
+        return f"{start}; {there} too, and stands first in the text: a tie goes to it"
     once = [pair for pair, _ in learned(text, place + 1, weighted=False)]
     more = ". A word counts as often as it stands in the text, not once" if once[place : place + 1] == [got] else ""
-    return f"{start}, {counts[got]} times; {there} stands {counts[best]} times{more}"
+    return f"{start}, {counts[got]} times; {there}{more}"
 
 
 def judge_merges(output, texts, size):
     for found, text in zip(output, texts, strict=True):
         steps, merges = learned(text, size - BYTES), [tuple(pair) for pair in found["merges"]]
         right = [pair for pair, _ in steps]
-        for place, ((pair, counts), got) in enumerate(zip(steps, merges)):
-            if got != pair:
-                return wrong_merge(place, got, text, right, counts)
+        if len(merges) > size - BYTES:
+            return f"there are {len(merges)} merges, and {size} tokens have room for {size - BYTES}: count the bytes and the end"
+        for place, got in enumerate(merges):
+            if right[place : place + 1] != [got]:
+                return wrong_merge(got, text, right[:place], steps)
         if len(merges) < len(steps):
             return f"only {len(merges)} merges of {text[:60]!r}: there is room for {size - BYTES}, and {len(steps)} can be made"
-        if len(merges) > len(steps):
-            return f"{len(merges)} merges of {text[:60]!r}: after {len(steps)} no pair is left, or the vocabulary is full"
         if found["vocab_size"] != BYTES + len(merges):
             return f"vocab_size is {found['vocab_size']} with {len(merges)} merges: it is the end, 256 bytes, and the merges made"
     return ""
@@ -97,7 +97,8 @@ def ties(text, most):
 
 def draw_first(generator):
     clear = texts_where(lambda text: not ties(text, 3), generator, 5, 6, 40)
-    return {"texts": ["so so so", "low low low lower lower new", *clear], "size": BYTES + 3}
+    known = ["so so so", "low low low lower lower new", "banana banana nanana ba", "ooo ooo oooo"]
+    return {"texts": [*known, *clear], "size": BYTES + 3}
 
 
 def draw_ties(generator):
@@ -188,6 +189,9 @@ def run_order(train_bpe, texts, unseen):
 
 
 def judge_order(output, texts, unseen):
+    fault = judge_merges(output, texts, BYTES + 20)
+    if fault:
+        return fault
     for found, *parts in zip(output, texts, unseen, strict=True):
         merges, words = found["merges"], cut("".join(parts))
         by_length = found["words"] == [longest_first(word, merges) for word in words]
@@ -202,7 +206,7 @@ def judge_order(output, texts, unseen):
 
 
 def draw_end(generator):
-    return {"texts": [some_text(generator, 6, 15), "ha ha ha", "o, o, o", "", "a"], "size": 5000}
+    return {"texts": [some_text(generator, 6, 15), "who calls so loud", "ha ha ha", "o, o, o", "", "a"], "size": 5000}
 
 
 def run_end(train_bpe, texts, size):
@@ -231,16 +235,17 @@ def run_own(train_bpe, one, other):
     def of(tokeniser):
         return {**facts(tokeniser), "tokens": encode(tokeniser, one + other)}
 
-    first = train_bpe(one, BYTES + 20)
-    return [of(first), [of(train_bpe(other, BYTES + 20)), of(first)][1], of(train_bpe(one, BYTES + 20))]
+    first, second = train_bpe(one, BYTES + 20), train_bpe(other, BYTES + 20)
+    return [of(first), of(second), of(first), of(train_bpe(one, BYTES + 20))]
 
 
 def judge_own(output, one, other):
-    if output[0] != output[1]:
-        return "a second tokeniser, learned from another text, changes the first: they share a list or a dict"
-    if output[0] != output[2]:
+    first, second, later, again = output
+    if first != later or second["tokens"] != encoded(one + other, second["merges"]):
+        return "of two tokenisers learned from two texts, one changes the other: they share a list or a dict"
+    if first != again:
         return "the same text gives another tokeniser the second time: something is kept between two calls, or drawn"
-    return judge_merges(output[:1], [one], BYTES + 20)
+    return judge_merges([first, second], [one, other], BYTES + 20)
 
 
 # ----------------------------------------------------------------------------------------- speed, and the plays
