@@ -32,7 +32,7 @@ SETUP = """\
 # On Colab: fetch the course and install what Colab lacks (its own torch stays). Anywhere else this cell does nothing.
 import os
 
-keep_on_drive = False  # @param {{type:"boolean"}} ticked: my_rlhf.py, progress, labels and runs live on your Drive and outlast the session
+keep_on_drive = False  # @param {{type:"boolean"}} ticked: what you make is kept on your Drive
 if "COLAB_RELEASE_TAG" in os.environ:
     if keep_on_drive:
         from google.colab import drive
@@ -158,8 +158,8 @@ def hand_out(target, source=ROOT / "notebooks"):
     if copied:
         write_atomic(record, json.dumps(editions, indent=1).encode())
     lines = [f"Copied to {target}: {', '.join(copied)}."] if copied else []
-    lines += [f"{name} is newer than your copy. To take it, rename {target / name} and start again; yours stays." for name in newer]
-    return lines
+    how = "To take the new one, give your copy another name and start again"
+    return lines + [f"{name} is newer than your copy in {target}. {how}." for name in newer]
 
 
 if __name__ == "__main__":
