@@ -10,6 +10,7 @@ from rlhf_lib import corpus
 from rlhf_lib.exercises.brute_bpe import BYTES, as_bytes, cut, encoded, learned, longest_first, pairs_of, shown
 from rlhf_lib.exercises.build import Build, Probe, tick
 from rlhf_lib.exercises.ch01_text import pick
+from rlhf_lib.exercises.declare import Investigation
 
 MARKS = (" ", " ", " ", ", ", ".\n\n", "--", "'")
 MIXED = "aeéßñΩжع中한🙂🏴‍☠️\u0301\u00a0\u2028_٣7 \t\r\n'—“.\x00\x7f\u07ff\ufffd"  # one to four bytes in UTF-8
@@ -342,3 +343,7 @@ train_bpe = Build("1.10", "train_bpe", [
     Probe("a merge touches what it changes", draw_many(3000, BYTES + 600), run_touch, judge_touch, seconds=30),
     Probe("a play that it has not seen", draw_plays, run_plays, judge_plays, seconds=60),
 ])  # fmt: skip
+
+Investigation("1.A", "How large must a leak be before it shows?")
+Investigation("1.B", "Where does a larger vocabulary stop paying?")
+Investigation("1.C", "Shakespeare's tokeniser reads something else")
