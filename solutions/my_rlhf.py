@@ -6,6 +6,9 @@ import math
 import random
 import re
 from collections import Counter
+from collections import defaultdict
+from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -75,18 +78,13 @@ def merge_pair(word, pair):
     return merged
 
 
-# ---- 1.6 bpe_encode [33c3790e]
+# ---- 1.6 bpe_encode [5cc957f0]
 
 def bpe_encode(word, merges):
     """The pieces of `word` (str) after `merges`, a list of (left, right), made in the order given."""
     pieces = list(word)
     for pair in merges:
-        merged, place = [], 0
-        while place < len(pieces):
-            here = tuple(pieces[place : place + 2]) == tuple(pair)
-            merged.append("".join(pair) if here else pieces[place])
-            place += 2 if here else 1
-        pieces = merged
+        pieces = merge_pair(pieces, pair)
     return pieces
 
 
@@ -115,6 +113,62 @@ def windows(tokens, context):
 def bits_per_character(losses, text):
     """Bits per character of `text`, from the losses (N,) of its tokens in nats."""
     return losses.sum() / math.log(2) / len(text)
+
+
+# ---- 1.10 train_bpe [32dbaa5f]
+
+def train_bpe(text, vocab_size):
+    """A byte-level BPE tokeniser learned from `text`, with at most `vocab_size` tokens: 0 the end, 1 to 256 the bytes, the merges.
+
+    Returns an object with encode(text) -> list of int, decode(ids) -> str, vocab_size, and merges, a list of pairs of tokens.
+    """
+
+    def as_bytes(word):  # a str with a character, chr(0) to chr(255), for each byte
+        return word.encode("utf-8").decode("latin-1")
+
+    counts = Counter(split_words(text))  # each different word once, in the order of the text
+    words, counts = [list(as_bytes(word)) for word in counts], list(counts.values())
+    total, places = Counter(), defaultdict(set)  # of each pair: how often it stands in the text, and in which words
+
+    def count(number, sign):
+        for pair in pairwise(words[number]):
+            total[pair] += sign * counts[number]
+            (places[pair].add if sign > 0 else places[pair].discard)(number)
+
+    def first(pair):  # where it stands for the first time
+        number = min(places[pair])
+        return number, list(pairwise(words[number])).index(pair)
+
+    for number in range(len(words)):
+        count(number, 1)
+    merges = []
+    while len(merges) < vocab_size - 257 and (most := max(total.values(), default=0)):
+        pair = min((pair for pair in total if total[pair] == most), key=first)
+        for number in list(places[pair]):
+            count(number, -1)
+            words[number] = merge_pair(words[number], pair)
+            count(number, 1)
+        merges.append(pair)
+    pieces = ["", *map(chr, range(256)), *map("".join, merges)]
+    tokens = {piece: token for token, piece in enumerate(pieces)}
+
+    @cache
+    def encode_word(word):
+        letters = as_bytes(word)
+        return [tokens[piece] for piece in bpe_encode(letters, [pair for pair in merges if "".join(pair) in letters])]
+
+    class Tokeniser:
+        def __init__(self):
+            self.vocab_size = len(pieces)
+            self.merges = [(tokens[left], tokens[right]) for left, right in merges]
+
+        def encode(self, text):
+            return [token for word in split_words(text) for token in encode_word(word)]
+
+        def decode(self, ids):
+            return "".join(pieces[token] for token in ids).encode("latin-1").decode("utf-8", errors="replace")
+
+    return Tokeniser()
 
 
 # ---- 2.1 causal_mask [9acc5ff8]

@@ -12,7 +12,6 @@ PATIENCE = 10.0  # seconds for an answer that must pass
 # {exercise: {mutant: why it is right on all that the card allows}}
 EQUIVALENT = {
     "merge_pair": {"while place != len(word):": "place goes on by 2 only where 2 pieces are left"},
-    "bpe_encode": {"while place != len(pieces):": "place goes on by 2 only where 2 pieces are left"},
     "attention": {
         "scores = q @ k.transpose(2, -1) / math.sqrt(q.shape[-1])": "dimension 2 of 4 is -2",
         "scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])": "transposing is symmetric",
