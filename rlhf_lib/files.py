@@ -11,6 +11,11 @@ class RunError(RuntimeError):
     """A run that cannot go on; the message says why, what is kept, and what to do."""
 
 
+def home():
+    """The learner's own folder: RLHF_HOME where that is set (on Colab, a folder on Drive), else the one that is worked in."""
+    return Path(os.environ.get("RLHF_HOME") or ".")
+
+
 def write_atomic(path, content):
     """Write `content` (bytes) to `path` so that at any moment the old or the new content is there, never half of one.
 

@@ -1,19 +1,30 @@
-"""The learner's edition: `notebooks/` out of the worked notebooks in `solutions/`, by nbgrader's own preprocessors.
+"""The learner's edition: `notebooks/` out of the worked notebooks in `solutions/`, by nbgrader's own preprocessors; and
+`solutions/my_rlhf.py`, the file that the worked answers make.
 
-python -m rlhf_lib.notebooks        write notebooks/ (make notebooks)
+python -m rlhf_lib.notebooks                write notebooks/ and solutions/my_rlhf.py (make notebooks)
+python -m rlhf_lib.notebooks --copy FOLDER  copy notebooks/ to a learner's folder (make lab)
 
 The repository's address stands in pyproject.toml alone. From there it is stamped into every worked notebook's badge (the cell
 `badge`) and into its first code cell (the cell `setup`).
 """
 
+import ast
+import hashlib
+import json
+import linecache
+import sys
+import tempfile
 import tomllib
+import types
 from pathlib import Path
 
 import nbformat
 
-from rlhf_lib.files import write_atomic
+from rlhf_lib.files import RunError, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
+
+EDITIONS = ".editions.json"  # in the learner's folder: which edition of a notebook was copied
 
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}/blob/main/notebooks/{name})"
 
@@ -21,13 +32,13 @@ SETUP = """\
 # On Colab: fetch the course and install what Colab lacks (its own torch stays). Anywhere else this cell does nothing.
 import os
 
-keep_on_drive = False  # @param {{type:"boolean"}}
+keep_on_drive = False  # @param {{type:"boolean"}} ticked: what you make is kept on your Drive
 if "COLAB_RELEASE_TAG" in os.environ:
     if keep_on_drive:
         from google.colab import drive
 
         drive.mount("/content/drive")
-        os.environ["RLHF_RUNS"] = "/content/drive/MyDrive/{folder}"
+        os.environ["RLHF_HOME"] = "/content/drive/MyDrive/{folder}"
     if not os.path.exists("/content/{folder}"):
         !git clone --quiet --depth 1 {url} /content/{folder}
     %pip install --quiet --editable /content/{folder}
@@ -75,6 +86,39 @@ def learner_edition(path):
     return notebook
 
 
+def worked_file(source=ROOT / "solutions"):
+    """The text of `my_rlhf.py` as the worked answers of the notebooks in `source` make it: the course's own.
+
+    Raises:
+        RunError: an answer cannot stand alone; the message says which and why.
+    """
+    from rlhf_lib import exercises
+
+    exercises.load()
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / exercises.FILE
+        for path in sorted(Path(source).glob("*.ipynb")):
+            scene = types.ModuleType(path.stem)  # what the learner's notebook knows: its imports, and the answers so far
+            for cell in nbformat.read(path, as_version=4).cells:
+                name = cell.metadata.get("nbgrader", {}).get("grade_id", "")
+                answer = name in exercises.EXERCISES or name in exercises.BUILDS
+                if cell.cell_type != "code" or not (answer or cell.id == "imports"):
+                    continue
+                run_cell(cell.source, f"<{path.name}, {cell.id}>", vars(scene))
+                fault = exercises.keep(name, vars(scene)[name], kept, again=False) if answer else ""
+                if fault:
+                    raise RunError(f"{path}: the worked answer {name} cannot stand alone: {fault}")
+        return kept.read_text(encoding="utf-8")
+
+
+def run_cell(source, name, namespace):
+    """Run a cell's import statements and definitions, so that their source is found as in a notebook."""
+    tree = ast.parse("\n".join("" if line.startswith(("%", "!")) else line for line in source.splitlines()))
+    tree.body = [one for one in tree.body if isinstance(one, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))]
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    exec(compile(tree, name, "exec"), namespace)
+
+
 def write_all(source=ROOT / "solutions", target=ROOT / "notebooks"):
     """Stamp every notebook in `source`, and write its learner's edition to `target`; returns the paths written."""
     written = []
@@ -88,6 +132,43 @@ def write_all(source=ROOT / "solutions", target=ROOT / "notebooks"):
     return written
 
 
+def hand_out(target, source=ROOT / "notebooks"):
+    """Copy the learner's notebooks to `target`, a folder of the learner's own, once; nothing in it is ever overwritten.
+
+    Returns:
+        Lines to show: what was copied, and which chapters are newer in `source` than the copy was.
+    """
+    source, target = Path(source), Path(target)
+    record = target / EDITIONS
+    try:
+        editions = json.loads(record.read_text(encoding="utf-8"))  # file name -> fingerprint of the edition that was copied
+        editions = {str(name): str(one) for name, one in editions.items()}
+    except (OSError, ValueError, AttributeError):
+        editions = {}
+    copied, newer = [], []
+    for path in sorted(source.glob("*.ipynb")):
+        content = path.read_bytes()
+        edition = hashlib.sha256(content).hexdigest()
+        if not (target / path.name).exists():
+            write_atomic(target / path.name, content)
+            editions[path.name] = edition
+            copied.append(path.name)
+        elif editions.get(path.name, edition) != edition:
+            newer.append(path.name)
+    if copied:
+        write_atomic(record, json.dumps(editions, indent=1).encode())
+    lines = [f"Copied to {target}: {', '.join(copied)}."] if copied else []
+    lines += [
+        f"{name} is newer than your copy. To take it, rename {target / name} and start again; yours stays." for name in newer
+    ]
+    return lines
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--copy"]:
+        print(*hand_out(Path(sys.argv[2])), sep="\n")
+        sys.exit()
     for written in write_all():
         print(f"wrote {written.relative_to(ROOT)}")
+    write_atomic(ROOT / "solutions" / "my_rlhf.py", worked_file().encode())
+    print("wrote solutions/my_rlhf.py")

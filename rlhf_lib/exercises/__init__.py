@@ -14,15 +14,18 @@ from typing import NamedTuple
 from rlhf_lib.exercises import frame, relations
 from rlhf_lib.exercises.build import Build, Probe, tick, try_out
 from rlhf_lib.exercises.compare import alike, difference, equal, shown
-from rlhf_lib.exercises.declare import BUILDS, CHAPTERS, EXERCISES, Exercise, find, load
+from rlhf_lib.exercises.declare import BUILDS, CHAPTERS, EXERCISES, INVESTIGATIONS, Exercise, Investigation, find, load
 from rlhf_lib.exercises.frame import one_answer, right_answer
+from rlhf_lib.exercises.investigations import done, findings
+from rlhf_lib.exercises.keep import FILE, keep, yours
 from rlhf_lib.exercises.plain import is_record, plain, raised
 from rlhf_lib.exercises.progress import PROGRESS, progress, remember, solved
 from rlhf_lib.exercises.surroundings import settled
 
 __all__ = [
-    "BUILDS", "CHAPTERS", "EXERCISES", "PROGRESS", "Build", "Exercise", "NotYet", "Probe", "Verdict", "answer", "check", "draw",
-    "equal", "find", "is_record", "judge", "load", "progress", "raised", "solved", "tick", "verdict",
+    "BUILDS", "CHAPTERS", "EXERCISES", "FILE", "INVESTIGATIONS", "PROGRESS", "Build", "Exercise", "Investigation", "NotYet",
+    "Probe", "Verdict", "answer", "check", "done", "draw", "equal", "find", "findings", "is_record", "judge", "keep", "load",
+    "progress", "raised", "solved", "tick", "verdict", "yours",
 ]  # fmt: skip
 LINES = 20  # of a message
 
@@ -148,7 +151,7 @@ def verdict(name, function, seed=0):
 
 
 def check(name, function, seed=0):
-    """Check a learner's function, say what is wrong with it, and remember that it passed.
+    """Check a learner's function or class; say what is wrong with it, or remember that it passed and keep it (keep.py).
 
     Raises:
         NotYet: it is not right; the message says why.
@@ -161,6 +164,9 @@ def check(name, function, seed=0):
         raise NotYet(found.message) from None
     noted = "" if remember(name) else f" (this could not be noted: {PROGRESS} cannot be written here)"
     print(f"✓ {found.message}{noted}")
+    fault = keep(name, function)
+    if fault:
+        print(f"  right, but not kept in {FILE}: {fault}.")
 
 
 def show(picture, verdict):

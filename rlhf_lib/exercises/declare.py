@@ -20,10 +20,12 @@ import importlib
 from pathlib import Path
 
 CHAPTERS = {
+    "00": "ch00_start_here",
     "01": "ch01_text", "02": "ch02_transformer", "03": "ch03_pretraining", "04": "ch04_sampling", "05": "ch05_labels",
     "06": "ch06_reward_model", "07": "ch07_policy_gradients", "08": "ch08_rlhf", "09": "ch09_over_optimisation",
 }  # fmt: skip
 EXERCISES = {}  # name -> Exercise, filled by the chapters' modules
+INVESTIGATIONS = {}  # "2.A" -> Investigation
 BUILDS = {}  # name -> Build, filled by the modules build01_... and so on
 
 
@@ -66,6 +68,16 @@ class Exercise:
                 raise ValueError(f"{self.name} has options {what} for a mistake, but no formula")
             return [functools.partial(self.formula, **what)]
         return [what]
+
+
+class Investigation:
+    """An investigation, such as "2.A", and its title. Raises ValueError when there are two of one number."""
+
+    def __init__(self, number, title):
+        if number in INVESTIGATIONS:
+            raise ValueError(f"two investigations are called {number}")
+        self.number, self.title = number, title
+        INVESTIGATIONS[number] = self
 
 
 def load():

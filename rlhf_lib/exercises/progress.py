@@ -1,44 +1,52 @@
-"""What a learner has solved: a small file beside the notebooks."""
+"""What a learner has solved: a small file in the learner's folder."""
 
 import json
 import time
 from pathlib import Path
 
-from rlhf_lib.exercises.declare import CHAPTERS, EXERCISES, load
-from rlhf_lib.files import RunError, write_atomic
+from rlhf_lib.exercises.declare import BUILDS, CHAPTERS, EXERCISES, INVESTIGATIONS, load
+from rlhf_lib.exercises.investigations import findings
+from rlhf_lib.files import RunError, home, write_atomic
 
-PROGRESS = "progress.json"  # beside the notebooks that one works in
+PROGRESS = "progress.json"
 
 
-def solved(path=PROGRESS):
+def solved(path=None):
     """What has been solved here: a dict of exercise name to the time of its first pass, in seconds since 1970."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path or home() / PROGRESS).read_text(encoding="utf-8"))
         return {str(name): float(when) for name, when in found.items()}
     except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         return {}  # no file yet, or one that cannot be read: nothing that a learner should have to mend
 
 
-def remember(name, path=PROGRESS):
+def remember(name, path=None):
     """Note that the exercise `name` passed. Returns whether that could be written down."""
     known = solved(path)
     if name not in known:
         try:
-            write_atomic(path, json.dumps({**known, name: round(time.time())}, indent=1).encode())
+            write_atomic(path or home() / PROGRESS, json.dumps({**known, name: round(time.time())}, indent=1).encode())
         except (OSError, RunError):  # a read-only folder, a full disk, a folder of that name
             return False
     return True
 
 
-def progress(path=PROGRESS):
-    """A table of all exercises by chapter, as Markdown text: what is solved, and what is left."""
+def progress(path=None):
+    """A table of the course by chapter, as Markdown text: exercises, what was built, investigations, and what is left."""
     load()
-    done = solved(path)
-    rows = ["| chapter | solved | left to do |", "|---|---|---|"]
+    solved_here = {**solved(path), **findings()}
+    rows = ["| chapter | exercises | built | investigations | left to do |", "|---|---|---|---|---|"]
     for chapter, module in CHAPTERS.items():
-        names = [name for name, one in EXERCISES.items() if one.number.split(".")[0] == str(int(chapter))]
-        names.sort(key=lambda name: int(EXERCISES[name].number.split(".")[1]))
-        left = [name for name in names if name not in done]
+        kinds = [[name for name in kind if number_of(name)[0] == int(chapter)] for kind in (EXERCISES, BUILDS, INVESTIGATIONS)]
+        counts = [f"{sum(name in solved_here for name in names)} of {len(names)}" if names else "-" for names in kinds]
+        left = [name for names in kinds for name in sorted(names, key=number_of) if name not in solved_here]
         title = module.split("_", 1)[1].replace("_", " ")
-        rows.append(f"| {chapter} {title} | {len(names) - len(left)} of {len(names)} | {', '.join(left) or '-'} |")
+        rows.append(f"| {chapter} {title} | {' | '.join(counts)} | {', '.join(left) or '-'} |")
     return "\n".join(rows)
+
+
+def number_of(name):
+    """(chapter, place) of an exercise, a build or an investigation; the place of an investigation is a letter's."""
+    one = EXERCISES.get(name) or BUILDS.get(name) or INVESTIGATIONS[name]
+    chapter, place = one.number.split(".")
+    return int(chapter), int(place) if place.isdigit() else ord(place)

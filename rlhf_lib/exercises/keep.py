@@ -1,0 +1,289 @@
+"""`my_rlhf.py`, the file that a learner has written when the course is over: every function and class that passed its check.
+
+The file has a head (a docstring and the imports), a section for each exercise, and an end that runs the whole loop. A section
+begins with a line such as `# ---- 7.3 gae [1f0c9d2b]`: number, name, and the fingerprint of the lines that passed. Where the
+fingerprint differs, somebody has edited the section since, and it is checked again before it is used.
+
+`yours("gae")` takes the learner's from the file. What is not there yet, or does not run, is the course's: of the same file
+made from the worked notebooks, `solutions/my_rlhf.py`.
+"""
+
+import ast
+import functools
+import hashlib
+import re
+import sys
+import types
+from pathlib import Path
+from typing import NamedTuple
+
+from rlhf_lib.exercises.build import Build, try_out
+from rlhf_lib.exercises.declare import BUILDS, EXERCISES, find, load
+from rlhf_lib.exercises.source import names_bound, names_needed, source_of
+from rlhf_lib.exercises.surroundings import LIMIT, TimeUp, limited
+from rlhf_lib.files import RunError, home, write_atomic
+
+FILE = "my_rlhf.py"
+COURSE = Path(__file__).resolve().parents[2] / "solutions" / FILE
+HEAD = '"""What I built in *RLHF from Shakespeare*. `python my_rlhf.py` trains the whole loop with it."""\n'
+MARK = re.compile(r"^# ---- (\d+\.\d+) (\w+) \[([0-9a-f]{8})\][ \t]*$", re.MULTILINE)
+END = """\
+# ---- the end
+
+if __name__ == "__main__":
+    from rlhf_lib.course import whole_loop
+
+    whole_loop(globals())
+"""
+
+
+class Section(NamedTuple):
+    number: str
+    mark: str  # the fingerprint of the code that passed
+    code: str
+    line: int = 0  # how many lines of the file stand before the code
+
+
+class Loaded(NamedTuple):
+    """namespace: what the file defines, the course's functions in the place of what is missing. own: the names that are the
+    learner's. broken: {name: a sentence}, "" for what concerns the whole file."""
+
+    namespace: dict
+    own: set
+    broken: dict
+
+
+def fingerprint(code):
+    return hashlib.sha256(code.strip().encode()).hexdigest()[:8]
+
+
+def split(text):
+    """(head, {name: Section}) of the text of a file."""
+    body = text.split("\n# ---- the end", 1)[0]
+    marks = list(MARK.finditer(body))
+    head = body[: marks[0].start()] if marks else body
+    sections = {}
+    for mark, following in zip(marks, [*marks[1:], None]):
+        code = body[mark.end() : following.start() if following else len(body)]
+        sections[mark[2]] = Section(mark[1], mark[3], code.strip("\n"), body[: mark.end()].count("\n") + blank(code))
+    return head.rstrip("\n") + "\n", sections
+
+
+def blank(code):
+    """How many lines stand before the first one with something in it."""
+    return len(code) - len(code.lstrip("\n"))
+
+
+def join(head, sections):
+    """The text of the file; sections in the order of their numbers."""
+    order = sorted(sections.items(), key=lambda item: [int(part) for part in item[1].number.split(".")])
+    parts = [f"# ---- {one.number} {name} [{one.mark}]\n\n{one.code}\n\n\n" for name, one in order]
+    return head + "\n\n" + "".join(parts) + END
+
+
+def imports_in(text):
+    """{bound name: statement} of the import statements in a text; none where it cannot be read."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return {}
+    return {
+        bound: ast.unparse(type(node)(**{**vars(node), "names": [alias]}))
+        for node in tree.body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+        for bound in [(alias.asname or alias.name).split(".")[0]]
+    }
+
+
+def read(path):
+    """The text of the file; "" where there is none, or nothing that can be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError):
+        return ""
+
+
+def keep(name, built, path=None, again=True):
+    """Keep a learner's function or class that has passed, with the imports that it needs; replaces an earlier version.
+
+    Args:
+        again: check the kept copy too, in a module of its own.
+
+    Returns:
+        "" when it is kept; else why not, in a sentence.
+    """
+    path = Path(path or home() / FILE)
+    load()
+    exercises = {*EXERCISES, *BUILDS}
+    found = source_of(name, built, exercises)
+    if found.problems:
+        return "; ".join(found.problems)
+    text = read(path)
+    head, sections = split(text) if text.strip() else (HEAD, {})
+    there = imports_in(head)
+    for bound, statement in found.imports.items():
+        if there.get(bound, statement) != statement:
+            return f"`{bound}` is `{statement}` here, but `{there[bound]}` in {path.name}: import it inside the function"
+    for bound in names_bound_in(found.code) - {name}:
+        for other, section in sections.items():
+            if other != name and bound in names_bound_in(section.code):
+                return f"`{bound}` stands in {path.name} already, with {section.number} {other}: give one of them another name"
+    if head == headed(there):
+        head = headed({**there, **found.imports})
+    else:  # somebody has written in it
+        head += "".join(f"{line}\n" for bound, line in found.imports.items() if bound not in there)
+    sections[name] = Section(find(name).number, fingerprint(found.code), found.code)
+    fresh = join(head, sections)
+    if fresh == text:
+        return ""
+    if again:
+        loaded = run(fresh, path, "my_rlhf")
+        if name in loaded.broken or name not in loaded.own:
+            return f"its copy does not run by itself: {loaded.broken.get(name, 'it is not there')}"
+        fault = quick_fault(name, loaded.namespace[name])
+        if fault:
+            return f"its copy, which sees nothing of the notebook, does something else ({fault})"
+    try:
+        write_atomic(path, fresh.encode())
+    except (OSError, RunError):
+        return f"{path.name} cannot be written here"
+    return ""
+
+
+def headed(imports):
+    """The head of a file with these imports: the standard library, what is installed, the course; plain imports first."""
+    lines = sorted(set(imports.values()), key=lambda line: (floor_of(line), line.startswith("from"), line))
+    groups = ["".join(f"{line}\n" for line in lines if floor_of(line) == floor) for floor in range(3)]
+    return "\n".join([HEAD, *filter(None, groups)])
+
+
+def floor_of(line):
+    package = line.split()[1].split(".")[0]
+    return 0 if package in sys.stdlib_module_names else 2 if package == "rlhf_lib" else 1
+
+
+def names_bound_in(code):
+    try:
+        return {bound for node in ast.parse(code).body for bound in names_bound(node)}
+    except (SyntaxError, ValueError):
+        return set()
+
+
+def quick_fault(name, built):
+    """What a check that takes seconds finds wrong: a sentence, or ""."""
+    from rlhf_lib.exercises import verdict
+
+    exercise = find(name)
+    if isinstance(exercise, Build):
+        return ": ".join(filter(None, try_out(exercise, built, most=LIMIT)))
+    found = verdict(name, built)
+    return "" if found.passed else found.message.splitlines()[0].removesuffix(". The smallest input that fails:")
+
+
+def run(text, path, module):
+    """Run the text of a file, section by section, as a module of the given name; see Loaded.
+
+    A section that does not run is left out. One that was edited since it passed is checked, and left out when it fails. In the
+    place of an exercise's function that is called and not there stands the course's.
+    """
+    load()
+    head, sections = split(text)
+    made = types.ModuleType(module)
+    made.__file__ = str(path)
+    sys.modules[module] = made
+    broken, own = {}, set()
+
+    def execute(code, line=0):
+        """What went wrong, in words; "" if nothing did."""
+        error = limited(lambda: exec(compile("\n" * line + code, str(path), "exec"), vars(made)), LIMIT)[1]
+        return "" if error is None else said(error)
+
+    fault = execute(head)
+    if fault:
+        broken[""] = fault
+        for statement in imports_in(head).values():
+            execute(statement)
+    for name, section in sections.items():
+        fault = execute(section.code, section.line)
+        if not fault and name not in vars(made):
+            fault = f"there is no {name} in its section"
+        if fault:
+            broken[name] = fault
+            vars(made).pop(name, None)
+        else:
+            own.add(name)
+    for name, section in sections.items():
+        if name in own and fingerprint(section.code) != section.mark:
+            fill(made, sections, own)
+            fault = quick_fault(name, vars(made)[name]) if name in {*EXERCISES, *BUILDS} else ""
+            if fault:
+                broken[name] = f"it was changed and does not pass any more ({fault})"
+                own.discard(name)
+                vars(made).pop(name)
+    if module != "course_rlhf":
+        fill(made, sections, own)
+    return Loaded(vars(made), own, broken)
+
+
+def fill(made, sections, own):
+    """Put the course's functions where the learner's call an exercise that the file does not have."""
+    for name in own:
+        for node in ast.parse(sections[name].code).body:
+            for needed in names_needed(node):
+                if needed not in vars(made) and (needed in EXERCISES or needed in BUILDS):
+                    vars(made)[needed] = the_course(needed)
+
+
+def said(error):
+    if isinstance(error, TimeUp):
+        return f"it was stopped after {LIMIT:g} seconds"
+    line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+    return f"{type(error).__name__}{line}: {error.msg if isinstance(error, SyntaxError) else error}"
+
+
+@functools.lru_cache(maxsize=4)
+def loaded(path, stamp, module):
+    return run(read(path), path, module)
+
+
+def stamp(path):
+    try:
+        found = Path(path).stat()
+        return found.st_mtime_ns, found.st_size
+    except OSError:
+        return None
+
+
+def the_course(name):
+    """The course's worked answer to an exercise."""
+    find(name)
+    course = loaded(COURSE, stamp(COURSE), "course_rlhf")
+    if name not in course.own:
+        raise RunError(f"the course's own {name} is missing in {COURSE}: {course.broken.get(name, 'fetch the repository again')}")
+    return course.namespace[name]
+
+
+def yours(*names, path=None):
+    """The learner's functions or classes of these exercises where they have passed, else the course's. Prints whose they are.
+
+    Args:
+        names: names of exercises.
+        path: of the learner's file; `my_rlhf.py` in the learner's folder unless given.
+
+    Returns:
+        One for one name; a list for several, in their order.
+
+    Raises:
+        KeyError: there is no such exercise.
+    """
+    path = Path(path or home() / FILE).resolve()
+    mine = loaded(path, stamp(path), "my_rlhf")
+    for name in names:
+        find(name)
+    for name in [*names, *([""] if "" in mine.broken else [])]:
+        if name in mine.broken:
+            print(f"{path.name}: {f'your {name} is left out' if name else 'its head does not run'} ({mine.broken[name]}).")
+    print(", ".join(f"your {name}" if name in mine.own else f"the course's {name}" for name in names))
+    found = [mine.namespace[name] if name in mine.own else the_course(name) for name in names]
+    return found[0] if len(found) == 1 else found

@@ -1,0 +1,1245 @@
+"""What I built in *RLHF from Shakespeare*. `python my_rlhf.py` trains the whole loop with it."""
+
+import copy
+import hashlib
+import math
+import random
+import re
+from collections import Counter
+
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import nn
+
+from rlhf_lib import ppo
+from rlhf_lib.models.layers import last_real
+from rlhf_lib.models.layers import pad
+from rlhf_lib.sampling import distribution
+from rlhf_lib.sampling import draw
+
+
+# ---- 0.1 share_positive [d1f3451d]
+
+def share_positive(scores, limit):
+    """The share of `scores` (N,) above `limit`, a float from 0 to 1."""
+    return (scores > limit).float().mean().item()
+
+
+# ---- 1.1 split_words [d7ffca9b]
+
+def split_words(text):
+    """The pieces of `text` between word boundaries, a list of str without empty ones."""
+    return [piece for piece in re.split(r"\b", text) if piece]
+
+
+# ---- 1.2 build_vocabulary [23941c0b]
+
+def build_vocabulary(pieces, size):
+    """The unknown token, then the `size - 1` most frequent of `pieces`, ties in order of appearance."""
+    return ["<|unknown|>"] + [piece for piece, _ in Counter(pieces).most_common(size - 1)]
+
+
+# ---- 1.3 encode_words [fed9c9e9]
+
+def encode_words(pieces, vocabulary):
+    """The place of each piece in `vocabulary`, a list of int; 0 for a piece that is not in it."""
+    numbers = {piece: number for number, piece in enumerate(vocabulary)}
+    return [numbers.get(piece, 0) for piece in pieces]
+
+
+# ---- 1.4 most_frequent_pair [e1f31e2c]
+
+def most_frequent_pair(words, counts):
+    """The pair of neighbouring pieces that occurs most often, (left, right); None when there is no pair.
+
+    words: a list of lists of str. counts: how often each of them stands in the text, a list of int.
+    """
+    total = Counter()
+    for word, count in zip(words, counts):
+        for pair in zip(word, word[1:]):
+            total[pair] += count
+    return max(total, key=total.get, default=None)
+
+
+# ---- 1.5 merge_pair [7cc65468]
+
+def merge_pair(word, pair):
+    """`word`, a list of str, with the two pieces of `pair` joined wherever they are neighbours."""
+    merged, place = [], 0
+    while place < len(word):
+        here = tuple(word[place : place + 2]) == tuple(pair)
+        merged.append("".join(pair) if here else word[place])
+        place += 2 if here else 1
+    return merged
+
+
+# ---- 1.6 bpe_encode [33c3790e]
+
+def bpe_encode(word, merges):
+    """The pieces of `word` (str) after `merges`, a list of (left, right), made in the order given."""
+    pieces = list(word)
+    for pair in merges:
+        merged, place = [], 0
+        while place < len(pieces):
+            here = tuple(pieces[place : place + 2]) == tuple(pair)
+            merged.append("".join(pair) if here else pieces[place])
+            place += 2 if here else 1
+        pieces = merged
+    return pieces
+
+
+# ---- 1.7 split_works [ffa8cb64]
+
+def split_works(works, fraction, seed):
+    """(train, validation), two lists of str: `works`, shuffled by `seed` and cut at `fraction` in (0, 1)."""
+    order = list(works)
+    random.Random(seed).shuffle(order)
+    size = round(fraction * len(order))
+    return order[:size], order[size:]
+
+
+# ---- 1.8 windows [9153b716]
+
+def windows(tokens, context):
+    """(inputs, targets) of `tokens` (N,), each (W, context) with W = (N - 1) // context."""
+    count = (len(tokens) - 1) // context
+    inputs = tokens[: count * context].view(count, context)
+    targets = tokens[1 : count * context + 1].view(count, context)
+    return inputs, targets
+
+
+# ---- 1.9 bits_per_character [33f85dc5]
+
+def bits_per_character(losses, text):
+    """Bits per character of `text`, from the losses (N,) of its tokens in nats."""
+    return losses.sum() / math.log(2) / len(text)
+
+
+# ---- 2.1 causal_mask [9acc5ff8]
+
+def causal_mask(T, S):
+    """Which of S positions each of the last T may look at.
+
+    Returns:
+        (T, S) bool, True where it may.
+    """
+    return torch.ones(T, S, dtype=torch.bool).tril(S - T)
+
+
+# ---- 2.2 attention [a329fec9]
+
+def attention(q, k, v, mask):
+    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
+
+    Args:
+        q: (B, H, T, D) queries.
+        k, v: (B, H, S, D) keys and values.
+        mask: (T, S) bool, True where a query may look at a key.
+
+    Returns:
+        The output (B, H, T, D), and the weights (B, H, T, S).
+    """
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, S)
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+    return weights @ v, weights
+
+
+# ---- 2.3 multi_head [84d820b0]
+
+def multi_head(x, qkv, out, heads):
+    """Causal self-attention with several heads (Vaswani et al. 2017, section 3.2.2).
+
+    Args:
+        x: (B, T, C).
+        qkv: (3C, C), the weights that make queries, keys and values, in this order.
+        out: (C, C), the weight that mixes the heads' results.
+        heads: their number; C is a multiple of it.
+
+    Returns:
+        (B, T, C).
+    """
+    B, T, C = x.shape
+    q, k, v = (x @ qkv.T).split(C, dim=-1)  # (B, T, C) each
+    q, k, v = (part.view(B, T, heads, C // heads).transpose(1, 2) for part in (q, k, v))  # (B, H, T, D)
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
+    return y.transpose(1, 2).reshape(B, T, C) @ out.T
+
+
+# ---- 2.4 rotary [0fe60b4f]
+
+def rotary(x, positions):
+    """Turn each pair of coordinates by an angle proportional to the position (Su et al. 2021).
+
+    Args:
+        x: (B, H, T, D) queries or keys.
+        positions: (T,) int64.
+
+    Returns:
+        (B, H, T, D).
+    """
+    half = x.shape[-1] // 2
+    frequencies = 10000.0 ** (-torch.arange(half) / half)  # (D/2,)
+    angles = positions[:, None] * frequencies  # (T, D/2)
+    cos, sin = angles.cos(), angles.sin()
+    a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+# ---- 2.5 layer_norm [738bf2a3]
+
+def layer_norm(x, gain, bias, eps):
+    """Layer normalisation of the last dimension (Ba et al. 2016).
+
+    Args:
+        x: (..., C).
+        gain, bias: (C,).
+        eps: added to the variance.
+
+    Returns:
+        (..., C).
+    """
+    centred = x - x.mean(dim=-1, keepdim=True)
+    variance = x.var(dim=-1, unbiased=False, keepdim=True)
+    return centred / torch.sqrt(variance + eps) * gain + bias
+
+
+# ---- 2.6 block [3032a724]
+
+def block(x, norm1, attend, norm2, feed):
+    """A pre-norm transformer block.
+
+    Args:
+        x: (B, T, C), the residual stream.
+        norm1, attend, norm2, feed: functions from (B, T, C) to (B, T, C).
+
+    Returns:
+        (B, T, C), the stream with what both parts have added.
+    """
+    x = x + attend(norm1(x))
+    return x + feed(norm2(x))
+
+
+# ---- 2.7 gpt_logits [5570d157]
+
+def gpt_logits(tokens, weights, layers, heads):
+    """GPT-2's forward pass (Radford et al. 2019).
+
+    Args:
+        tokens: (B, T) int64.
+        weights: dict of tensors, by the names in the table above.
+        layers, heads: number of blocks, and of heads in each.
+
+    Returns:
+        (B, T, V), the logits of the token after each position.
+    """
+    def linear(x, name):
+        return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def norm(x, name):
+        return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], eps=1e-5)
+
+    B, T = tokens.shape
+    x = weights["embedding.weight"][tokens] + weights["position_embedding.weight"][:T]  # (B, T, C)
+    for layer in range(layers):
+        name = f"blocks.{layer}"
+        qkv = linear(norm(x, f"{name}.norm1"), f"{name}.attention.qkv")  # (B, T, 3C)
+        q, k, v = (part.view(B, T, heads, -1).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + linear(y.transpose(1, 2).reshape(x.shape), f"{name}.attention.out")
+        hidden = F.gelu(linear(norm(x, f"{name}.norm2"), f"{name}.up"), approximate="tanh")  # (B, T, 4C)
+        x = x + linear(hidden, f"{name}.down")
+    return norm(x, "norm") @ weights["embedding.weight"].T
+
+
+# ---- 2.8 count_parameters [6a76b496]
+
+def count_parameters(vocab_size, context, layers, width):
+    """The number of parameters of GPT-2 with these sizes, its head tied to the token embedding.
+
+    Returns:
+        An int.
+    """
+    embeddings = (vocab_size + context) * width
+    matrices = 12 * width**2  # 3 for queries, keys and values, 1 for the output, 4 up, 4 down
+    biases = (3 + 1 + 4 + 1) * width
+    norm = 2 * width
+    return embeddings + layers * (matrices + biases + 2 * norm) + norm
+
+
+# ---- 2.9 reversal_batch [252080e8]
+
+def reversal_batch(sequences, separator):
+    """Inputs and targets of the reversal task, only the answer scored.
+
+    Args:
+        sequences: (B, n) int64.
+        separator: the token between question and answer.
+
+    Returns:
+        inputs, targets: (B, 2n) int64; the target is -100 where it is not scored.
+    """
+    between = torch.full_like(sequences[:, :1], separator)
+    rows = torch.cat([sequences, between, sequences.flip(1)], dim=1)  # (B, 2n + 1)
+    targets = rows[:, 1:].clone()
+    targets[:, : sequences.shape[1]] = -100
+    return rows[:, :-1], targets
+
+
+# ---- 3.1 next_token_loss [dfdf2be4]
+
+def next_token_loss(logits, tokens, mask):
+    """The mean loss (nats) of predicting each real token from those before it.
+
+    logits: (B, T, V) float; tokens: (B, T) int64; mask: (B, T) bool, True on real tokens.
+    Returns a tensor without dimensions.
+    """
+    targets = tokens[:, 1:].flatten()  # (B * (T - 1),)
+    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets, reduction="none")
+    return losses[mask[:, 1:].flatten()].mean()
+
+
+# ---- 3.2 perplexity_and_bits [97b132ad]
+
+def perplexity_and_bits(losses, counts, characters):
+    """The loss (nats per token), the perplexity and the bits per character of a text read in batches.
+
+    losses: (N,) mean nats per token of each batch; counts: (N,) its tokens; characters: of the whole text.
+    """
+    nats = (losses.double() * counts).sum().item()  # what the whole text costs
+    loss = nats / counts.sum().item()
+    return loss, math.exp(loss), nats / math.log(2) / characters
+
+
+# ---- 3.3 learning_rate [9818f427]
+
+def learning_rate(step, peak, warmup, steps):
+    """The learning rate of `step`: up to `peak` over `warmup` steps, then down in a line to 0 at `steps`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (steps - step) / (steps - warmup)
+
+
+# ---- 3.4 adam_step [ff7966f5]
+
+def adam_step(parameter, gradient, m, v, step, rate, beta1, beta2, eps):
+    """One step of Adam.
+
+    parameter, gradient, m, v: tensors of one shape; step: counted from 1. Returns (parameter, m, v) after it.
+    """
+    m = beta1 * m + (1 - beta1) * gradient
+    v = beta2 * v + (1 - beta2) * gradient**2
+    m_hat = m / (1 - beta1**step)
+    v_hat = v / (1 - beta2**step)
+    return parameter - rate * m_hat / (v_hat.sqrt() + eps), m, v
+
+
+# ---- 3.5 clip_gradient [f032ae05]
+
+def clip_gradient(gradients, max_norm):
+    """Scale tensors so that their common norm is at most `max_norm`; returns (new tensors, norm before)."""
+    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    return [gradient * scale for gradient in gradients], norm
+
+
+# ---- 3.6 train_step [62f85503]
+
+def train_step(model, optimizer, inputs, targets, max_norm):
+    """One step of training on inputs and targets, (B, T) each. Returns the loss, nats per token, a float."""
+    model.train()
+    loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    optimizer.step()
+    return loss.item()
+
+
+# ---- 3.7 validation_loss [3e5afe22]
+
+@torch.no_grad()
+def validation_loss(model, batches):
+    """The loss (nats per token) over all targets of `batches`, pairs of (B, T) int64; dropout is off."""
+    model.eval()
+    nats, count = 0.0, 0
+    for inputs, targets in batches:
+        logits = model(inputs)  # (B, T, V)
+        nats += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
+        count += targets.numel()
+    model.train()
+    return nats / count
+
+
+# ---- 3.8 accumulate_gradients [2d59be77]
+
+def accumulate_gradients(model, micro_batches):
+    """Leave in each .grad the gradient of the mean loss over all real targets of all micro-batches.
+
+    micro_batches: a list of pairs (inputs, targets), (B, T) int64 each; a target of -100 does not count.
+    """
+    total = sum((targets != -100).sum() for _, targets in micro_batches)
+    model.zero_grad()
+    for inputs, targets in micro_batches:
+        logits = model(inputs)  # (B, T, V)
+        nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100)
+        (nats / total).backward()
+
+
+# ---- 3.9 training_state [1048fe70]
+
+def training_state(model, optimizer, step):
+    """All that a run needs to go on from `step`: a dict with "model", "optimizer", "step" and "random"."""
+    return {
+        "model": copy.deepcopy(model.state_dict()),
+        "optimizer": copy.deepcopy(optimizer.state_dict()),
+        "step": step,
+        "random": torch.get_rng_state(),
+    }
+
+
+# ---- 4.1 with_temperature [d3254f1d]
+
+def with_temperature(logits, temperature):
+    """Log-probabilities at a temperature.
+
+    Args:
+        logits: (..., V).
+        temperature: above 0.
+
+    Returns:
+        (..., V), nats; their exponentials sum to 1 along the last dimension.
+    """
+    return (logits / temperature).log_softmax(-1)
+
+
+# ---- 4.2 top_k_filter [c2bcba54]
+
+def top_k_filter(logits, k):
+    """The k largest logits of each row; the rest at minus infinity.
+
+    Args:
+        logits: (..., V).
+        k: at least 1.
+
+    Returns:
+        (..., V).
+    """
+    k = min(k, logits.shape[-1])
+    threshold = logits.topk(k).values[..., -1:]  # (..., 1), the k-th largest
+    return logits.masked_fill(logits < threshold, -math.inf)
+
+
+# ---- 4.3 top_p_filter [fd80f7ac]
+
+def top_p_filter(logits, p):
+    """The fewest logits whose probability reaches p; the rest at minus infinity.
+
+    Args:
+        logits: (..., V).
+        p: in (0, 1].
+
+    Returns:
+        (..., V).
+    """
+    ranked, order = logits.softmax(-1).sort(-1, descending=True)  # (..., V) each
+    cut = ranked.cumsum(-1) - ranked >= p  # what lies before it reaches p already
+    cut = torch.zeros_like(cut).scatter(-1, order, cut)  # at the tokens' own places
+    return logits.masked_fill(cut, -math.inf)
+
+
+# ---- 4.4 draw_token [f3e71867]
+
+def draw_token(logprobs, uniforms):
+    """One token a row, by inverting the cumulative distribution.
+
+    Args:
+        logprobs: (B, V), nats; minus infinity for tokens that are cut.
+        uniforms: (B,), in [0, 1).
+
+    Returns:
+        (B,) int64: the first token whose running sum exceeds the uniform.
+    """
+    ends = logprobs.exp().cumsum(-1)  # (B, V)
+    total = ends[:, -1:]  # (B, 1), 1 but for rounding
+    below = torch.nextafter(total, torch.zeros_like(total))  # the point must not reach the last end
+    point = torch.minimum(uniforms[:, None] * total, below)
+    return torch.searchsorted(ends, point, right=True)[:, 0]
+
+
+# ---- 4.5 until_end [6678b8ec]
+
+def until_end(tokens, end_token):
+    """Which tokens belong to the completion.
+
+    Args:
+        tokens: (B, T) int64.
+        end_token: int.
+
+    Returns:
+        (B, T) bool, True up to and including the first end token.
+    """
+    ends = (tokens == end_token).int()
+    return ends.cumsum(1) - ends == 0  # how many lie strictly before
+
+
+# ---- 4.6 sample [3191979b]
+
+def sample(model, prompts, uniforms, temperature):
+    """Continue prompts by as many tokens as there are uniform numbers in a row.
+
+    Args:
+        model: tokens (B, S) -> logits (B, S, V).
+        prompts: (B, P) int64.
+        uniforms: (B, T), in [0, 1).
+        temperature: above 0.
+
+    Returns:
+        (B, T) int64, without the prompts.
+    """
+    training = model.training
+    model.eval()
+    tokens = prompts
+    with torch.no_grad():
+        for step in range(uniforms.shape[1]):
+            logprobs = distribution(model(tokens)[:, -1], temperature)  # (B, V)
+            new = draw(logprobs, uniforms[:, step].contiguous())  # (B,)
+            tokens = torch.cat([tokens, new[:, None]], dim=1)
+    model.train(training)
+    return tokens[:, prompts.shape[1] :]
+
+
+# ---- 4.7 sequence_logprob [15375578]
+
+def sequence_logprob(logits, tokens, mask, temperature, top_k):
+    """The log-probability of each completion under the distribution that it was drawn from.
+
+    Args:
+        logits: (B, S, V), at every position of prompt and completion.
+        tokens: (B, S) int64; what was drawn is among the top k.
+        mask: (B, S) bool, True on drawn tokens.
+        temperature: above 0.
+        top_k: 0 keeps all.
+
+    Returns:
+        (B,), nats.
+    """
+    scaled = logits[:, :-1] / temperature  # (B, S - 1, V)
+    if top_k:
+        threshold = scaled.topk(min(top_k, scaled.shape[-1])).values[..., -1:]
+        scaled = scaled.masked_fill(scaled < threshold, -math.inf)
+    logprobs = scaled.log_softmax(-1).gather(2, tokens[:, 1:, None])[:, :, 0]  # (B, S - 1)
+    return torch.where(mask[:, 1:], logprobs, 0).sum(1)
+
+
+# ---- 4.8 left_padding [8f810790]
+
+def left_padding(real):
+    """Positions and attention mask for a batch that is padded on the left.
+
+    Args:
+        real: (B, T) bool, True on real tokens.
+
+    Returns:
+        positions (B, T) int64; attend (B, T, T) bool, True where row may look at column.
+    """
+    T = real.shape[1]
+    positions = (real.cumsum(1) - 1).clamp(min=0)  # (B, T)
+    before = torch.ones(T, T, dtype=torch.bool).tril()  # (T, T)
+    itself = torch.eye(T, dtype=torch.bool)
+    return positions, (before & real[:, None, :]) | itself
+
+
+# ---- 4.9 cached_step [074bf81c]
+
+def cached_step(q, k, v, keys, values):
+    """Attention of one new token over the cache and itself.
+
+    Args:
+        q, k, v: (B, H, 1, D), of the new token.
+        keys, values: (B, H, S, D), of those before it.
+
+    Returns:
+        y (B, H, 1, D), and keys, values (B, H, S + 1, D) with the new token at the end.
+    """
+    keys = torch.cat([keys, k], dim=2)  # (B, H, S + 1, D)
+    values = torch.cat([values, v], dim=2)
+    scores = q @ keys.transpose(2, 3) / math.sqrt(q.shape[-1])  # (B, H, 1, S + 1)
+    return scores.softmax(-1) @ values, keys, values
+
+
+# ---- 5.1 soft_targets [a251fa33]
+
+def soft_targets(labels):
+    """The probability of positive (N,) that each of `labels` stands for, a list of str."""
+    targets = {"negative": 0.0, "neutral": 0.5, "positive": 1.0}
+    return torch.tensor([targets[label] for label in labels])
+
+
+# ---- 5.2 split_labels [da9917ad]
+
+def split_labels(texts, held_out):
+    """(learn, test), two lists of str: each of `texts` where its hash puts it, a share `held_out` in test."""
+    learn, test = [], []
+    for text in texts:
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
+        (test if number < held_out else learn).append(text)
+    return learn, test
+
+
+# ---- 5.3 majority_vote [5b536deb]
+
+def majority_vote(votes):
+    """One label for each list of labels in `votes`: the one with the most votes, neutral at a tie."""
+    result = []
+    for one in votes:
+        counts = Counter(one)
+        best = [label for label, count in counts.items() if count == max(counts.values())]
+        result.append(best[0] if len(best) == 1 else "neutral")
+    return result
+
+
+# ---- 5.4 confusion [f0125dcd]
+
+def confusion(first, second):
+    """Counts (3, 3) of passages by the label of `first` (rows) and of `second` (columns), negative first."""
+    order = ("negative", "neutral", "positive")
+    table = torch.zeros(3, 3, dtype=torch.long)
+    for a, b in zip(first, second):
+        table[order.index(a), order.index(b)] += 1
+    return table
+
+
+# ---- 5.5 cohen_kappa [4207f73c]
+
+def cohen_kappa(first, second):
+    """Cohen's kappa of two lists of labels of the same passages; 1 is full agreement, 0 is chance."""
+    count = len(first)
+    observed = sum(a == b for a, b in zip(first, second)) / count
+    mine, theirs = Counter(first), Counter(second)
+    chance = sum(mine[label] * theirs[label] for label in mine) / count**2
+    return 1.0 if chance == 1 else (observed - chance) / (1 - chance)
+
+
+# ---- 5.6 wilson_interval [b3fe49c5]
+
+def wilson_interval(right, total, z):
+    """(low, high): Wilson's interval for the share behind `right` out of `total`; z is 1.96 for 95 %."""
+    share = right / total
+    centre = share + z**2 / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    under = 1 + z**2 / total
+    return (centre - half) / under, (centre + half) / under
+
+
+# ---- 5.7 bootstrap_interval [d57bbdf4]
+
+def bootstrap_interval(values, draws):
+    """(low, high): the 2.5 % and 97.5 % quantiles of the means of `values` (N,) over `draws` (R, N)."""
+    means = values[draws].mean(dim=1)  # (R,)
+    return means.quantile(0.025), means.quantile(0.975)
+
+
+# ---- 5.8 pick_uncertain [91b97281]
+
+def pick_uncertain(p_positive, labelled, count):
+    """The places (count,) of the unlabelled passages whose p (N,) is nearest to 0.5, the nearest first."""
+    distance = (p_positive - 0.5).abs().masked_fill(labelled, math.inf)
+    return distance.argsort()[:count]
+
+
+# ---- 6.1 last_token [2c57545b]
+
+def last_token(x, mask):
+    """x at each row's last real token.
+
+    Args:
+        x: (B, T).
+        mask: (B, T) bool, True on real tokens; padding on either side.
+
+    Returns:
+        (B,).
+    """
+    positions = torch.arange(x.shape[1])
+    last = torch.where(mask, positions, 0).amax(1, keepdim=True)  # (B, 1)
+    return x.gather(1, last)[:, 0]
+
+
+# ---- 6.2 mean_pool [03984c40]
+
+def mean_pool(hidden, mask):
+    """The mean of the real hidden states of each row.
+
+    Args:
+        hidden: (B, T, C).
+        mask: (B, T) bool, at least one True in each row.
+
+    Returns:
+        (B, C).
+    """
+    total = (hidden * mask[..., None]).sum(1)  # (B, C)
+    return total / mask.sum(1, keepdim=True)
+
+
+# ---- 6.3 soft_label_loss [b7064632]
+
+def soft_label_loss(logits, targets, mask):
+    """Cross-entropy of the last real token's log-odds with a soft label.
+
+    Args:
+        logits: (B, T), log-odds of positive.
+        targets: (B,), 1, 0 or 0.5.
+        mask: (B, T) bool.
+
+    Returns:
+        a scalar, nats.
+    """
+    z = last_real(logits, mask)  # (B,)
+    return F.binary_cross_entropy_with_logits(z, targets)
+
+
+# ---- 6.4 label_token_reward [c315a095]
+
+def label_token_reward(logits, mask, positive, negative):
+    """log p(positive) among two label tokens, after the last real token.
+
+    Args:
+        logits: (B, T, V).
+        mask: (B, T) bool, padding on either side.
+        positive, negative: the two tokens.
+
+    Returns:
+        (B,), nats, at most 0.
+    """
+    margin = logits[..., positive] - logits[..., negative]  # (B, T)
+    return F.logsigmoid(last_real(margin, mask))
+
+
+# ---- 6.5 score_rows [ece744bb]
+
+def score_rows(model, rows, batch):
+    """Log-odds of positive for each row.
+
+    Args:
+        model: a RewardModel.
+        rows: N lists of tokens.
+        batch: rows scored at once.
+
+    Returns:
+        (N,), in the order of `rows`.
+    """
+    model.eval()
+    scores = torch.zeros(len(rows))
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place]))  # like lengths together
+    with torch.no_grad():
+        for start in range(0, len(rows), batch):
+            places = order[start : start + batch]
+            scores[places] = model.logits(*pad([rows[place] for place in places], "right"))
+    return scores
+
+
+# ---- 6.6 clear_accuracy [16f5f29f]
+
+def clear_accuracy(logits, targets):
+    """The share of clear passages on the right side of even odds.
+
+    Args:
+        logits: (N,), log-odds of positive.
+        targets: (N,), 1, 0 or 0.5 (neutral, left out).
+
+    Returns:
+        a scalar in [0, 1].
+    """
+    clear = targets != 0.5
+    right = (logits > 0) == (targets > 0.5)
+    return right[clear].float().mean()
+
+
+# ---- 6.7 calibration_error [bab35f60]
+
+def calibration_error(logits, targets, bins):
+    """Expected calibration error of the clear passages.
+
+    Args:
+        logits: (N,), log-odds of positive.
+        targets: (N,), 1, 0 or 0.5 (neutral, left out).
+        bins: number of bins of equal width in [0, 1].
+
+    Returns:
+        a scalar in [0, 1].
+    """
+    clear = targets != 0.5
+    confidence = logits[clear].abs().sigmoid()  # (M,), of the side chosen
+    right = ((logits > 0) == (targets > 0.5))[clear].float()
+    place = (confidence * bins).long().clamp(max=bins - 1)
+    gaps = torch.zeros(bins).index_add(0, place, right - confidence)
+    return gaps.abs().sum() / len(right)
+
+
+# ---- 6.8 pair_loss [d015457e]
+
+def pair_loss(chosen, rejected):
+    """The mean of -log sigmoid(chosen - rejected).
+
+    Args:
+        chosen, rejected: (N,) rewards.
+
+    Returns:
+        a scalar, nats.
+    """
+    return -F.logsigmoid(chosen - rejected).mean()
+
+
+# ---- 6.9 ranked_loss [a773ac2d]
+
+def ranked_loss(rewards):
+    """The Bradley-Terry loss of all pairs among K ranked answers.
+
+    Args:
+        rewards: (N, K), best first.
+
+    Returns:
+        a scalar, nats: the mean over the pairs.
+    """
+    K = rewards.shape[1]
+    better, worse = torch.triu_indices(K, K, offset=1)
+    return -F.logsigmoid(rewards[:, better] - rewards[:, worse]).mean()
+
+
+# ---- 7.1 discounted_returns [b9b2ff73]
+
+def discounted_returns(rewards, gamma):
+    """rewards (T,), gamma in [0, 1] -> the discounted sum of the rewards from each step on (T,)."""
+    returns, following = torch.zeros_like(rewards), 0.0
+    for t in reversed(range(len(rewards))):
+        following = rewards[t] + gamma * following
+        returns[t] = following
+    return returns
+
+
+# ---- 7.2 reinforce_loss [d4fe1c2a]
+
+def reinforce_loss(logits, actions, advantages):
+    """logits (T, A), actions (T,) int, advantages (T,) -> scalar, with a gradient in the logits alone."""
+    logprobs = logits.log_softmax(-1).gather(1, actions[:, None])[:, 0]  # (T,)
+    return -(logprobs * advantages.detach()).mean()
+
+
+# ---- 7.3 gae [a6ebd278]
+
+def gae(rewards, values, gamma, lam, mask):
+    """rewards, values (B, T), mask (B, T) bool -> advantages (B, T), returns (B, T), both 0 where masked."""
+    rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)
+    advantages = torch.zeros_like(rewards)
+    next_value = next_advantage = torch.zeros_like(rewards[:, 0])  # (B,)
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantages[:, t] = torch.where(mask[:, t], delta + gamma * lam * next_advantage, 0)
+        next_value, next_advantage = values[:, t], advantages[:, t]
+    return advantages, advantages + values
+
+
+# ---- 7.4 masked_whiten [483ea04e]
+
+def masked_whiten(x, mask):
+    """x (B, T), mask (B, T) bool -> x with mean 0 and variance 1 over the real entries (B, T)."""
+    real = x[mask]
+    return (x - real.mean()) / (real.var(correction=0) + 1e-8).sqrt()
+
+
+# ---- 7.5 policy_loss [75e2eb16]
+
+def policy_loss(logprobs, old_logprobs, advantages, mask, clip):
+    """logprobs (with a gradient), old_logprobs, advantages, mask (B, T), mask bool -> loss, clip fraction."""
+    ratio = (logprobs - old_logprobs).exp()
+    gain = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    clipped = ((ratio - 1).abs() > clip).float()
+    return -gain[mask].mean(), clipped[mask].mean()
+
+
+# ---- 7.6 value_loss [1cf9b484]
+
+def value_loss(values, old_values, returns, mask, clip):
+    """values (with a gradient), old_values, returns (B, T), mask (B, T) bool -> scalar loss."""
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    worse = torch.maximum((values - returns).square(), (near - returns).square())
+    return 0.5 * worse[mask].mean()
+
+
+# ---- 7.7 kl_estimate [6cfef1a8]
+
+def kl_estimate(logprobs, ref_logprobs):
+    """logprobs, ref_logprobs of any one shape, nats -> k1, k2, k3, each in that shape, nats."""
+    log_ratio = ref_logprobs - logprobs
+    return -log_ratio, log_ratio.square() / 2, log_ratio.exp() - 1 - log_ratio
+
+
+# ---- 7.8 explained_variance [f1574d3b]
+
+def explained_variance(values, returns):
+    """values, returns (N,) -> a scalar, at most 1."""
+    return 1 - (returns - values).var() / returns.var()
+
+
+# ---- 7.9 ppo_epochs [ca419ed8]
+
+def ppo_epochs(
+    weight, optimizer, states, actions, old_logprobs, advantages, epochs, minibatch, clip, max_norm
+):
+    """One PPO update of `weight` (features, actions), in place, from a rollout of N steps."""
+    for _ in range(epochs):
+        for start in range(0, len(states), minibatch):
+            rows = slice(start, start + minibatch)
+            logprobs = (states[rows] @ weight).log_softmax(-1).gather(1, actions[rows, None])[:, 0]
+            ratio = (logprobs - old_logprobs[rows]).exp()
+            gain = torch.minimum(ratio * advantages[rows], ratio.clamp(1 - clip, 1 + clip) * advantages[rows])
+            optimizer.zero_grad()
+            (-gain.mean()).backward()
+            torch.nn.utils.clip_grad_norm_([weight], max_norm)
+            optimizer.step()
+
+
+# ---- 8.1 log_reward [9a3fcbc1]
+
+def log_reward(logits, sentiment):
+    """The log-probability of a sentiment.
+
+    Args:
+        logits: (B,), log-odds of positive.
+        sentiment: "positive" or "negative".
+
+    Returns:
+        (B,), at most 0, in nats.
+    """
+    return F.logsigmoid(logits if sentiment == "positive" else -logits)
+
+
+# ---- 8.2 fit_normaliser [74b7e174]
+
+def fit_normaliser(base_rewards):
+    """Fix the constants of the reward.
+
+    Args:
+        base_rewards: (N,), rewards of the original model's completions.
+
+    Returns:
+        A function: rewards (B,) -> normalised rewards (B,), in standard deviations of the original model.
+    """
+    mean, std = base_rewards.mean(), base_rewards.std()
+
+    def normalise(rewards):
+        return (rewards - mean) / std
+
+    return normalise
+
+
+# ---- 8.3 action_mask [f6c48879]
+
+def action_mask(tokens, prompt_length, end_token):
+    """Which predictions are actions of the policy.
+
+    Args:
+        tokens: (B, L), prompt and completion.
+        prompt_length: how many of them are the prompt, at least 1.
+        end_token: ends a completion; inside a prompt it means nothing.
+
+    Returns:
+        (B, L - 1) bool.
+    """
+    completion = tokens[:, prompt_length:]
+    ends = (completion == end_token).int()
+    before = ends.cumsum(1) - ends  # end tokens in front of each
+    prompt = torch.zeros(len(tokens), prompt_length - 1, dtype=torch.bool)
+    return torch.cat([prompt, before == 0], dim=1)
+
+
+# ---- 8.4 completion_kl [e2aa0174]
+
+def completion_kl(logprobs, ref_logprobs, mask):
+    """An estimate of KL(current || reference) from each completion.
+
+    Args:
+        logprobs: (B, T), of the sampled tokens under the policy that sampled them, nats.
+        ref_logprobs: (B, T), of the same tokens under the original model, nats.
+        mask: (B, T) bool, True on actions.
+
+    Returns:
+        (B,), nats.
+    """
+    return torch.where(mask, logprobs - ref_logprobs, 0).sum(1)
+
+
+# ---- 8.5 token_advantages [5859dc55]
+
+def token_advantages(rewards, logprobs, ref_logprobs, mask, kl_coef):
+    """What each token is worth: its completion's reward, less the price of the KL still to come.
+
+    Args:
+        rewards: (B,), normalised.
+        logprobs, ref_logprobs: (B, T), nats.
+        mask: (B, T) bool.
+        kl_coef: reward per nat.
+
+    Returns:
+        (B, T), 0 where masked, without a gradient.
+    """
+    kl = torch.where(mask, logprobs - ref_logprobs, 0).detach()
+    to_come = kl.flip(1).cumsum(1).flip(1)
+    return torch.where(mask, rewards[:, None] - kl_coef * to_come, 0)
+
+
+# ---- 8.6 with_baseline [293b64ee]
+
+def with_baseline(worth, mask, baseline):
+    """Advantages over the last rollout's baseline, and the baseline for the next one.
+
+    Args:
+        worth: (B, T), what each token is worth.
+        mask: (B, T) bool.
+        baseline: (T,), the mean worth at each position in the rollout before.
+
+    Returns:
+        advantages (B, T), 0 where masked, and the next baseline (T,).
+    """
+    advantages = torch.where(mask, worth - baseline, 0)
+    following = torch.where(mask, worth, 0).sum(0) / mask.sum(0).clamp(min=1)
+    return advantages, following
+
+
+# ---- 8.7 update_policy [0af00435]
+
+def update_policy(
+    policy, optimizer, tokens, old_logprobs, advantages, mask, temperature, epochs, minibatch, clip
+):
+    """PPO's epochs over one rollout.
+
+    Args:
+        policy: tokens (b, L) -> logits (b, L, V).
+        tokens: (B, T + 1), a prompt of one token and a completion.
+        old_logprobs: (B, T), under the policy that sampled, nats.
+        advantages: (B, T).
+        mask: (B, T) bool.
+        temperature, epochs, minibatch, clip: numbers.
+
+    Returns:
+        The clip fraction of each minibatch, a list.
+    """
+    policy.eval()
+    clip_fractions = []
+    for _ in range(epochs):
+        for rows in torch.arange(len(tokens)).split(minibatch):
+            logits = policy(tokens[rows])[:, :-1] / temperature  # (b, T, V)
+            logprobs = logits.log_softmax(-1).gather(2, tokens[rows, 1:, None])[:, :, 0]  # (b, T)
+            loss, clip_fraction, _ = ppo.policy_loss(
+                logprobs, old_logprobs[rows], advantages[rows], mask[rows], clip
+            )
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            clip_fractions.append(clip_fraction)
+    return clip_fractions
+
+
+# ---- 8.8 rollout_sizes [270d2a84]
+
+def rollout_sizes(clip_fractions, completions, most):
+    """How many completions the rollout after each update has.
+
+    Args:
+        clip_fractions: a list of shares, one for each update.
+        completions: of the first rollout.
+        most: never more than this.
+
+    Returns:
+        A list of int.
+    """
+    sizes, rare = [], 0
+    for clip_fraction in clip_fractions:
+        rare = rare + 1 if clip_fraction < 0.01 else 0
+        if rare >= 3 and 2 * completions <= most:
+            completions, rare = 2 * completions, 0
+        sizes.append(completions)
+    return sizes
+
+
+# ---- 8.9 kept_iteration [231413c0]
+
+def kept_iteration(kls, max_kl):
+    """Which iteration's policy is kept.
+
+    Args:
+        kls: a list of (completions,) tensors, nats.
+        max_kl: the limit for their mean, nats.
+
+    Returns:
+        The iteration's number, an int.
+    """
+    for iteration, kl in enumerate(kls):
+        if not kl.mean() <= max_kl:  # NaN too
+            return iteration - 1
+    return len(kls) - 1
+
+
+# ---- 9.1 win_rate [2111d3ba]
+
+def win_rate(first, second):
+    """How often a score of the first side beats one of the second; a tie counts half.
+
+    Args:
+        first: (N,) scores.
+        second: (M,) scores.
+
+    Returns:
+        A number from 0 to 1.
+    """
+    difference = first[:, None] - second  # (N, M)
+    return (difference > 0).float().mean() + 0.5 * (difference == 0).float().mean()
+
+
+# ---- 9.2 mean_interval [8b7e1a4d]
+
+def mean_interval(values):
+    """The mean of a sample and its 95 % interval.
+
+    Args:
+        values: (n,), at least 2.
+
+    Returns:
+        (mean, low, high), floats in the unit of the values.
+    """
+    n, mean = len(values), values.mean().item()
+    reach = stats.t.ppf(0.975, n - 1) * values.std().item() / math.sqrt(n)
+    return mean, mean - reach, mean + reach
+
+
+# ---- 9.3 best_of_n [bcd7b238]
+
+def best_of_n(rewards, n):
+    """The best of each group of n.
+
+    Args:
+        rewards: (N,), of samples in groups of n that follow each other.
+        n: samples in a group.
+
+    Returns:
+        (N // n,) int64, the winners' places among all samples.
+    """
+    groups = rewards[: len(rewards) // n * n].view(-1, n)
+    return groups.argmax(1) + n * torch.arange(len(groups))
+
+
+# ---- 9.4 best_of_n_kl [38c416f8]
+
+def best_of_n_kl(n):
+    """KL(best-of-n || base).
+
+    Args:
+        n: samples that the best is picked from, at least 1.
+
+    Returns:
+        nats, a float.
+    """
+    return math.log(n) - (n - 1) / n
+
+
+# ---- 9.5 best_of_n_gold [41a4827e]
+
+def best_of_n_gold(proxy, gold, n):
+    """The expected gold score of best-of-n by proxy, over all groups of n.
+
+    Args:
+        proxy: (N,), without ties.
+        gold: (N,).
+        n: from 1 to N.
+
+    Returns:
+        A float, in the unit of gold.
+    """
+    groups = math.comb(len(proxy), n)
+    ordered = gold[proxy.argsort()].tolist()
+    return sum(math.comb(rank, n - 1) / groups * score for rank, score in enumerate(ordered))
+
+
+# ---- 9.6 distinct_n [c0bbb4e3]
+
+def distinct_n(texts, n):
+    """The share of different n-grams of words, over all texts together.
+
+    Args:
+        texts: a list of str.
+        n: words in an n-gram, at least 1.
+
+    Returns:
+        A float from 0 to 1.
+    """
+    grams = []
+    for text in texts:
+        words = text.lower().split()
+        grams += zip(*(words[start:] for start in range(n)))
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+# ---- 9.7 separator_ratio [92e743fe]
+
+def separator_ratio(policy_texts, base_texts):
+    """Blank lines per completion, policy over base.
+
+    Args:
+        policy_texts, base_texts: lists of str, of any length above 0.
+
+    Returns:
+        A float, or None when the base has no blank line.
+    """
+    sides = (policy_texts, base_texts)
+    policy, base = (sum(text.count("\n\n") for text in texts) / len(texts) for texts in sides)
+    return policy / base if base else None
+
+
+# ---- 9.8 fit_gold [7743a39a]
+
+def fit_gold(kl, gold):
+    """Fit Gao et al.'s curve to gold scores.
+
+    Args:
+        kl: (K,), nats.
+        gold: (K,), counted from the base's.
+
+    Returns:
+        alpha, beta, and the KL in nats at the top of the curve: three floats.
+    """
+    d = kl.clamp(min=0).sqrt().double()
+    columns = torch.stack([d, -(d**2)], dim=1)  # (K, 2)
+    alpha, beta = torch.linalg.lstsq(columns, gold.double()[:, None]).solution[:, 0].tolist()
+    return alpha, beta, (alpha / (2 * beta)) ** 2
+
+
+# ---- 9.9 rating_table [83d5e7ff]
+
+def rating_table(ratings, score):
+    """What a blind rating says about one score.
+
+    Args:
+        ratings: a list of dicts with sample, source, rater, positivity and sense.
+        score: "positivity" or "sense".
+
+    Returns:
+        {"base": mean, "policy": mean, "win_rate": of the policy}, each sample counted once.
+    """
+    scores = {"base": {}, "policy": {}}
+    for rating in ratings:
+        scores[rating["source"]].setdefault(rating["sample"], []).append(rating[score])
+    base, policy = ([sum(xs) / len(xs) for xs in scores[side].values()] for side in ("base", "policy"))
+    wins = sum((p > b) + 0.5 * (p == b) for p in policy for b in base)
+    return {
+        "base": sum(base) / len(base),
+        "policy": sum(policy) / len(policy),
+        "win_rate": wins / (len(base) * len(policy)),
+    }
+
+
+# ---- the end
+
+if __name__ == "__main__":
+    from rlhf_lib.course import whole_loop
+
+    whole_loop(globals())
