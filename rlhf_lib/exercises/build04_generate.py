@@ -13,7 +13,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlhf_lib.exercises.build import Build, Probe, tick
-from rlhf_lib.exercises.reading import FAULTS, Named, made, read_alone, read_with_cache
+from rlhf_lib.exercises.declare import Investigation
+from rlhf_lib.exercises.reading import FAULTS, Named, drawn, made, read_alone, read_with_cache, scores, without_cache
 
 SMALL = dict(vocab_size=23, context=48, layers=2, heads=2, width=32)
 LARGE = dict(vocab_size=64, context=128, layers=2, heads=2, width=128)  # of the timing
@@ -80,24 +81,36 @@ def form(output, B, N):
 
 def judge_calls(outputs, calls):
     for output, one in zip(outputs, calls):
-        gpt = made(one["seed"], SMALL)
-        fault = form(output, *one["uniforms"].shape) or behind_the_end(output, one["end_token"]) or reading(output, gpt, **one)
+        fault = form(output, *one["uniforms"].shape) or row_by_row(output, made(one["seed"], SMALL), **one)
         if fault:
             return fault
     return ""
 
 
-def behind_the_end(output, end_token):
-    """What is wrong with the mask, and with what stands behind the end."""
+def row_by_row(output, gpt, prompts, mask, uniforms, temperature, end_token, **_):
+    """What is wrong with an answer of the right form."""
+    tokens = output[0]
+    if not ((tokens >= 0) & (tokens < gpt.config.vocab_size)).all():
+        return "some tokens are no tokens of the vocabulary"
+    logits = read_alone(gpt, prompts, mask, tokens)
+    right = drawn(logits / temperature, uniforms)
+    return around_the_end(output, right, end_token) or reading(output, gpt, logits, right, prompts, mask, uniforms, temperature)
+
+
+def around_the_end(output, right, end_token):
+    """What is wrong with the mask, and with what stands behind the end. `right`: what must be drawn behind the tokens before."""
     tokens, logprobs, mask = output
-    ended = (tokens == end_token).int()
-    real = ended.cumsum(1) - ended == 0  # up to and including the first end token
-    if (real & ~mask)[tokens == end_token].any():
-        return "the mask leaves the end token out: it was drawn like any other, so it is part of the completion and is scored"
-    if not torch.equal(mask, real):
-        row, n = (mask != real).nonzero()[0].tolist()
-        where = "behind the end token" if mask[row, n] else "though the row has not ended (an end token in a prompt ends nothing)"
-        return f"the mask is {bool(mask[row, n])} at token {n} of row {row}, {where}"
+    ends = (tokens == end_token).int()
+    real = ends.cumsum(1) - ends == 0  # up to and including the first end token
+    for row, n in (mask != real).nonzero().tolist():
+        if mask[row, n]:
+            return f"the mask is True at token {n} of row {row}, behind the end token: what stands there was not drawn"
+        if tokens[row, n] == end_token == right[row, n]:
+            return "the mask leaves the end token out: it was drawn like any other, so it is part of the completion and is scored"
+        return (
+            f"row {row} is broken off before token {n}, though it had not ended: a row ends when it draws the end token itself, "
+            "not when another row does, nor for one in its prompt"
+        )
     if (tokens[~real] != end_token).any():
         return f"behind the end of a row stands something else than the end token ({end_token}): the row has ended"
     if (logprobs[~real] != 0).any():
@@ -105,28 +118,26 @@ def behind_the_end(output, end_token):
     return ""
 
 
-def reading(output, gpt, prompts, mask, uniforms, temperature, **_):
+def reading(output, gpt, logits, right, prompts, mask, uniforms, temperature):
     """What is wrong with tokens and log-probabilities, up to the end of each row."""
     tokens, logprobs, real = output
-    if not ((tokens >= 0) & (tokens < gpt.config.vocab_size)).all():
-        return "some tokens are no tokens of the vocabulary"
     if logprobs[real].isnan().any():
-        padded = " (a padded place that may look at nothing has an empty softmax: let it look at itself)" if not mask.all() else ""
+        padded = "" if mask.all() else ": a padded place that may look at nothing has an empty softmax, so let it look at itself"
         return f"some log-probabilities are NaN{padded}"
-    logits = read_alone(gpt, prompts, mask, tokens)
     own = scores(logits / temperature, tokens)
     if close(logprobs, own, real):
-        wrong = (tokens != drawn(logits / temperature, uniforms)) & real
+        wrong = (tokens != right) & real
         return misdrawn(tokens, drawn(logits, uniforms), wrong, uniforms, temperature, real) if wrong.any() else ""
     if temperature != 1 and close(logprobs, scores(logits, tokens), real):
         return f"the log-probabilities are those at temperature 1, not of the distribution drawn from, at {temperature:g}"
     if close(logprobs, own.exp(), real):
         return "these are probabilities; return their logarithms, in nats"
-    for sentence, options in FAULTS.items():
-        faulty = scores(read_with_cache(gpt, prompts, mask, tokens, **options) / temperature, tokens)
-        if close(logprobs, faulty, real):
-            return sentence
-    row, n = ((logprobs - own).abs() * real > 1e-4).nonzero()[0].tolist()
+    for sentence, ways in FAULTS.items():
+        for options in ways:
+            faulty = scores(read_with_cache(gpt, prompts, mask, tokens, **options) / temperature, tokens)
+            if close(logprobs, faulty, real):
+                return sentence
+    row, n = (((logprobs - own).abs() > 1e-4) & real).nonzero()[0].tolist()
     found = f"row {row}, token {n}: the log-probability is {logprobs[row, n]:.4f}, and a full read gives {own[row, n]:.4f}"
     if n == 0:
         lengths = "" if mask.all() else "; each row must read as it does alone, whatever stands beside it in the batch"
@@ -134,18 +145,8 @@ def reading(output, gpt, prompts, mask, uniforms, temperature, **_):
     return f"{found}. The prompt is read right, so it is the cache: which keys are in it, at which positions, and who sees them"
 
 
-def scores(logits, tokens):
-    """The log-probabilities (B, N) of tokens."""
-    return logits.log_softmax(-1).gather(2, tokens[:, :, None])[:, :, 0]
-
-
 def close(logprobs, expected, real):
     return bool(((logprobs - expected).abs() <= 1e-4)[real].all())
-
-
-def drawn(logits, uniforms):
-    """The first token whose running sum exceeds the uniform: (B, N)."""
-    return (logits.softmax(-1).cumsum(-1) <= uniforms[:, :, None]).sum(-1).clamp(max=logits.shape[-1] - 1)
 
 
 def misdrawn(tokens, untempered, wrong, uniforms, temperature, real):
@@ -153,8 +154,9 @@ def misdrawn(tokens, untempered, wrong, uniforms, temperature, real):
         return f"the tokens are drawn at temperature 1 and scored at {temperature:g}: one distribution does both"
     row, n = wrong.nonzero()[0].tolist()
     return (
-        f"the network is read right, for the log-probabilities fit the tokens, but token {n} of row {row} is not the one on which "
-        f"uniforms[{row}, {n}] = {uniforms[row, n]:.4f} falls: draw as in exercise 4.4, each row and each step with its own number"
+        f"the network is read right, for the log-probabilities fit the tokens, but token {n} of row {row} is not the one on "
+        f"which uniforms[{row}, {n}] = {uniforms[row, n]:.4f} falls: draw as in exercise 4.4, each row and step with "
+        "its own number"
     )
 
 
@@ -205,7 +207,7 @@ def judge_edges(output, seed, prompts, uniforms):
     V = SMALL["vocab_size"]
     for what, rows in (("at a uniform of 0", slice(0, None, 2)), ("at a uniform next to 1", slice(1, None, 2))):
         if ((tokens[rows] < 1) | (tokens[rows] > V - 3)).any():
-            rule = "its running sum must exceed the uniform" if "0" in what else "take the last that has a probability, not the last"
+            rule = "its running sum must exceed the uniform" if "0" in what else "take the last token that has one"
             return f"{what} a token comes out whose probability is 0: {rule}"
     gpt = made(seed, SMALL, never=(0, V - 2, V - 1))
     logits = read_alone(gpt, prompts, torch.ones_like(prompts, dtype=torch.bool), tokens)
@@ -213,7 +215,9 @@ def judge_edges(output, seed, prompts, uniforms):
     starts = ends - scores(logits, tokens).exp()
     if ((starts > uniforms + 1e-5) | (ends < uniforms - 1e-5)).any():
         return "at a uniform of 0 or next to 1 a token comes out on whose stretch the number does not lie"
-    return "" if mask.all() and close(logprobs, scores(logits, tokens), mask) else "the log-probabilities or the mask are wrong there"
+    if not mask.all() or not close(logprobs, scores(logits, tokens), mask):
+        return "at a uniform of 0 or next to 1 the log-probabilities are not those of the tokens"
+    return ""
 
 
 def run_left(generate, calls):
@@ -272,8 +276,8 @@ def run_context(generate, calls):
 
 def judge_context(output, calls):
     if output["over"] != "ValueError":
-        what = f"{output['over']} is raised" if output["over"] else "nothing is raised"
-        return f"prompt and new tokens are one more than model.context, and {what}: the model never learned such positions. ValueError"
+        what = f"it raises {output['over']}" if output["over"] else "nothing is raised"
+        return f"prompt and new tokens are one more than model.context: that is a ValueError, before anything is drawn; {what}"
     return judge_calls(output["fits"], calls[:1])
 
 
@@ -284,17 +288,6 @@ def draw_speed(generator):
     prompts = torch.randint(LARGE["vocab_size"], (16, 64), generator=generator)
     uniforms = torch.rand(16, NEW, generator=generator)
     return {"seed": int(torch.randint(2**31, (1,), generator=generator)), "prompts": prompts, "uniforms": uniforms}
-
-
-@torch.no_grad()
-def without_cache(model, prompts, uniforms):
-    """The loop of exercise 4.6."""
-    tokens = prompts
-    for n in range(uniforms.shape[1]):
-        chances = model(tokens)[:, -1].softmax(-1)
-        new = (chances.cumsum(-1) <= uniforms[:, n, None]).sum(-1, keepdim=True).clamp(max=chances.shape[1] - 1)
-        tokens = torch.cat([tokens, new], 1)
-    return tokens[:, prompts.shape[1] :]
 
 
 def run_speed(generate, seed, prompts, uniforms):
@@ -348,3 +341,7 @@ Build("4.10", "generate", [
     Probe("the context", draw_context, run_context, judge_context),
     Probe(f"{TIMES} times as fast", draw_speed, run_speed, judge_speed, seconds=120),
 ])  # fmt: skip
+
+Investigation("4.A", "A sweep of your own: likely or varied")
+Investigation("4.B", "Scored at another temperature")
+Investigation("4.C", "What a step costs")

@@ -55,25 +55,47 @@ def read_alone(gpt, prompts, mask, tokens):
     return torch.stack(logits)
 
 
+@torch.no_grad()
+def without_cache(model, prompts, uniforms):
+    """The loop of exercise 4.6."""
+    tokens = prompts
+    for n in range(uniforms.shape[1]):
+        chances = model(tokens)[:, -1].softmax(-1)
+        new = (chances.cumsum(-1) <= uniforms[:, n, None]).sum(-1, keepdim=True).clamp(max=chances.shape[1] - 1)
+        tokens = torch.cat([tokens, new], 1)
+    return tokens[:, prompts.shape[1] :]
+
+
+def scores(logits, tokens):
+    """The log-probabilities (B, N) of tokens."""
+    return logits.log_softmax(-1).gather(2, tokens[:, :, None])[:, :, 0]
+
+
+def drawn(logits, uniforms):
+    """The first token whose running sum exceeds the uniform: (B, N)."""
+    return (logits.softmax(-1).cumsum(-1) <= uniforms[:, :, None]).sum(-1).clamp(max=logits.shape[-1] - 1)
+
+
 # ----------------------------------------------------------------------------------------- what goes wrong in a cache
 
 
 @torch.no_grad()
 def read_with_cache(
-    gpt, prompts, mask, tokens, *, position=lambda real, column: real, turned=True, old=True, itself=True, kept=True, causal=True,
-    hidden_prompt=True, hidden_later=True,
+    gpt, prompts, mask, tokens, *, position=None, turned=True, old=True, itself=True, kept=True, causal=True,
+    hidden_prompt=True, hidden_later=True, columns=False,
 ):  # fmt: skip
     """The logits (B, N, V), float64, that given tokens are drawn from, as a cache with a fault gives them.
 
-    position: of a new token, of the number of real tokens before it and of its column. turned: whether keys are rotated.
+    position: of a new token, made of the number of real tokens before it and of its column. turned: whether keys are rotated.
     old, itself: whether a new token sees the cache, and itself. kept: whether new keys stay in the cache. causal: whether the
     prompt is read with the triangle. hidden_prompt, hidden_later: whether padding is hidden from the prompt, from new tokens.
+    columns: whether positions count the padding, which changes nothing where it is hidden.
     """
     gpt, config, (B, P), logits = gpt.double(), gpt.config, prompts.shape, []
     cache, seen = [None] * config.layers, mask if hidden_later else torch.ones_like(mask)
     triangle = torch.ones(P, P, dtype=torch.bool).tril() if causal else torch.ones(P, P, dtype=torch.bool)
     attend = (triangle & (mask[:, None] if hidden_prompt else torch.ones_like(mask)[:, None])) | torch.eye(P, dtype=torch.bool)
-    new, places = prompts, (mask.cumsum(1) - 1).clamp(min=0)
+    new, places = prompts, torch.arange(P)[None] if columns else (mask.cumsum(1) - 1).clamp(min=0)
     for n in range(tokens.shape[1]):
         x, table = gpt.embedding(new), rotary_table(config, places)
         for layer, block in enumerate(gpt.blocks):
@@ -87,25 +109,35 @@ def read_with_cache(
             x = x + block.attention.out(y.transpose(1, 2).reshape(x.shape))
             x = x + block.down(F.relu(block.up(block.norm2(x))).square())
         logits.append(gpt.head(gpt.norm(x[:, -1])))
-        new, places = tokens[:, n, None], position(mask.sum(1) + n, P + n * torch.ones(B, dtype=torch.long))[:, None]
+        real, column = mask.sum(1) + n, torch.full((B,), P + n)
+        places = position(real, column) if position else column if columns else real
+        new, places = tokens[:, n, None], places[:, None]
         before = torch.cat([seen, torch.ones(B, n if kept else 0, dtype=torch.bool)], 1) & old
         attend = torch.cat([before, torch.full((B, 1), itself)], 1)[:, None]
     return torch.stack(logits, 1)
 
 
-FAULTS = {
-    "the new tokens look at the padding: a padded column stays hidden from every token to come": {"hidden_later": False},
+def either(**options):
+    """A fault where positions count the padding, and where they do not."""
+    return [dict(options, columns=columns) for columns in (False, True)]
+
+
+FAULTS = {  # what a learner is told, and the options that make the fault
+    "the new tokens look at the padding: a padded column stays hidden from every token to come": either(hidden_later=False),
     "the padding is looked at: hide its columns from the prompt's tokens and from all new ones":
-        {"hidden_prompt": False, "hidden_later": False},
-    "the prompt's tokens look at the padding: the mask is causal and leaves padded columns out": {"hidden_prompt": False},
-    "new tokens are placed by their column, and the prompt's by their number in the row: the distances are wrong where a row "
-        "has padding; one way for both": {"position": lambda real, column: column},
-    "every new token is read at position 0: it stands behind all that were read before": {"position": lambda real, _: 0 * real},
-    "new tokens are one position too far: the first stands right behind the prompt": {"position": lambda real, _: real + 1},
-    "the first new token has the position of the prompt's last: it stands one behind": {"position": lambda real, _: real - 1},
-    "a new token sees nothing but itself: the cache is not read": {"old": False},
-    "a new token does not see itself: put its key and value into the cache first, then attend": {"itself": False},
-    "the keys of new tokens do not stay in the cache: it ends with the prompt": {"kept": False},
-    "queries are rotated and keys are not: a key is rotated by its own position before it goes into the cache": {"turned": False},
-    "the prompt is read without the causal mask: its tokens look at those behind them": {"causal": False},
+        either(hidden_prompt=False, hidden_later=False),
+    "the prompt's tokens look at the padding: the mask is causal and leaves padded columns out": either(hidden_prompt=False),
+    "new tokens are placed by their column, and the prompt's by their number in the row: where a row has padding the distances "
+        "are wrong; one way for both": [{"position": lambda real, column: column}],
+    "the prompt's tokens are placed by their column, and new ones by their number in the row: where a row has padding the "
+        "distances are wrong; one way for both": [{"columns": True, "position": lambda real, _: real}],
+    "every new token is read at position 0: it stands behind all that were read before": [{"position": lambda real, _: 0 * real}],
+    "new tokens are one position too far: the first stands right behind the prompt": [{"position": lambda real, _: real + 1}],
+    "the first new token has the position of the prompt's last: it stands one behind": [{"position": lambda real, _: real - 1}],
+    "a new token sees nothing but itself: the cache is not read": [{"old": False}],
+    "a new token does not see itself: put its key and value into the cache first, then attend": [{"itself": False}],
+    "the keys of new tokens do not stay in the cache: it ends with the prompt": [{"kept": False}],
+    "queries are rotated and keys are not: a key is rotated by its own position before it goes into the cache":
+        [{"turned": False}],
+    "the prompt is read without the causal mask: its tokens look at those behind them": [{"causal": False}],
 }  # fmt: skip
