@@ -84,6 +84,9 @@ def built(
         return out(*(torch.stack(part, 1) for part in zip(*parts)))
 
 
+ALTERNATIVES = {"generate": built}
+
+
 def first_fault(function, probes=CHEAP, seed=0, shorter=False):
     """The first of `probes` that a function fails, and its sentence; `shorter`: with half as many new tokens to time."""
     for inputs in draw(seed):
