@@ -235,7 +235,7 @@ def run_left(generate, calls):
             "weights": [name for name, weight in model.named_parameters() if not torch.equal(weight, weights[name])],
             "modes": sorted({module.training for module in model.modules()}), "before": training,
             "frozen": [name for name, weight in model.named_parameters() if not weight.requires_grad],
-            "grads": torch.is_grad_enabled(),
+            "grads": torch.is_grad_enabled(), "output": output,
         })  # fmt: skip
         torch.set_grad_enabled(True)
     return left
@@ -256,7 +256,7 @@ def judge_left(left, calls):
             return "the log-probabilities carry a graph of every step, which holds all that was computed: sampling needs none"
         if one["inference"]:
             return "inference_mode's tensors came out, and a loss cannot be made of them (chapter 08 does): use no_grad()"
-    return ""
+    return judge_calls([one["output"] for one in left], calls)
 
 
 def draw_context(generator):
