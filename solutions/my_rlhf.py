@@ -7,6 +7,7 @@ import random
 import re
 from collections import Counter
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import stats
@@ -284,10 +285,10 @@ def reversal_batch(sequences, separator):
     return rows[:, :-1], targets
 
 
-# ---- 2.10 GPT [c6cec685]
+# ---- 2.10 GPT [83cdc927]
 
 class GPT(nn.Module):
-    """A decoder-only transformer: rotary positions, RMSNorm, normalised queries and keys, squared ReLU, outputs that begin at zero.
+    """A decoder-only transformer with rotary positions, RMSNorm, normalised queries and keys, and squared ReLU.
 
     Args:
         vocab_size: V, the number of tokens.
@@ -742,25 +743,23 @@ def majority_vote(votes):
     return result
 
 
-# ---- 5.4 confusion [f0125dcd]
+# ---- 5.4 confusion [11e31a2e]
 
 def confusion(first, second):
     """Counts (3, 3) of passages by the label of `first` (rows) and of `second` (columns), negative first."""
     order = ("negative", "neutral", "positive")
-    table = torch.zeros(3, 3, dtype=torch.long)
-    for a, b in zip(first, second):
-        table[order.index(a), order.index(b)] += 1
-    return table
+    places = [3 * order.index(a) + order.index(b) for a, b in zip(first, second)]
+    return torch.tensor(places).bincount(minlength=9).view(3, 3)
 
 
-# ---- 5.5 cohen_kappa [4207f73c]
+# ---- 5.5 cohen_kappa [3c9a45c9]
 
 def cohen_kappa(first, second):
     """Cohen's kappa of two lists of labels of the same passages; 1 is full agreement, 0 is chance."""
-    count = len(first)
-    observed = sum(a == b for a, b in zip(first, second)) / count
-    mine, theirs = Counter(first), Counter(second)
-    chance = sum(mine[label] * theirs[label] for label in mine) / count**2
+    table = confusion(first, second).double()
+    count = table.sum()
+    observed = table.trace() / count
+    chance = (table.sum(1) * table.sum(0)).sum() / count**2
     return 1.0 if chance == 1 else (observed - chance) / (1 - chance)
 
 
@@ -789,6 +788,22 @@ def pick_uncertain(p_positive, labelled, count):
     """The places (count,) of the unlabelled passages whose p (N,) is nearest to 0.5, the nearest first."""
     distance = (p_positive - 0.5).abs().masked_fill(labelled, math.inf)
     return distance.argsort()[:count]
+
+
+# ---- 5.10 weigh_readers [58834ed9]
+
+def weigh_readers(votes):
+    """(p (N, 3), tables (R, 3, 3)) out of votes (N, R), -1 where not read: what each passage is, and how each reader reads."""
+    said = F.one_hot(votes + 1, 4)[:, :, 1:].double()  # (N, R, 3), zeros where not read
+    p = said.sum(1) / said.sum((1, 2))[:, None]  # (N, 3), to begin with the shares of the votes
+    for _ in range(500):
+        counts = torch.einsum("ni,nrj->rij", p, said) + 0.01  # label i, vote j
+        tables = counts / counts.sum(2, keepdim=True)
+        logs = p.mean(0).log() + torch.einsum("nrj,rij->ni", said, tables.log())
+        before, p = p, logs.softmax(1)
+        if (p - before).abs().max() < 1e-5:
+            break
+    return p, tables
 
 
 # ---- 6.1 last_token [2c57545b]
@@ -1040,6 +1055,82 @@ def ppo_epochs(
             (-gain.mean()).backward()
             torch.nn.utils.clip_grad_norm_([weight], max_norm)
             optimizer.step()
+
+
+# ---- 7.10 train_ppo [c2fa878d]
+
+def train_ppo(make_env, steps, seed):
+    """PPO, with `steps` steps in all in environments that `make_env()` gives -> act(observation) -> int."""
+    count, length, epochs, minibatches = 8, 128, 4, 4  # B environments, T steps of each in a rollout
+    gamma, lam, clip, bonus, rate, max_norm = 0.98, 0.95, 0.2, 0.01, 2.5e-3, 0.5
+    torch.manual_seed(seed)
+    envs = [make_env() for _ in range(count)]
+    now = [env.reset(seed=1000 * seed + place)[0] for place, env in enumerate(envs)]
+
+    def network(outputs, scale):
+        layers = [nn.Linear(len(now[0]), 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, outputs)]
+        nn.init.orthogonal_(layers[-1].weight, scale)
+        return nn.Sequential(*layers)
+
+    policy, critic = network(int(envs[0].action_space.n), 0.01), network(1, 1.0)
+    optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], lr=rate)
+
+    @torch.no_grad()
+    def play():
+        """One rollout: states, actions, log-probabilities, rewards, next states, terminated, ended; each (B, T, ...)."""
+        columns = []
+        for _ in range(length):
+            states = torch.from_numpy(np.stack(now)).float()  # (B, features)
+            logprobs = policy(states).log_softmax(-1)  # (B, actions)
+            actions = torch.multinomial(logprobs.exp(), 1)  # (B, 1)
+            results = [env.step(action) for env, action in zip(envs, actions[:, 0].tolist())]
+            following, rewards, terminated, truncated, _ = map(np.array, zip(*results))
+            told = [torch.from_numpy(x) for x in (rewards, following, terminated, terminated | truncated)]
+            columns.append((states, actions[:, 0], logprobs.gather(1, actions)[:, 0], *told))
+            for place, env in enumerate(envs):
+                now[place] = env.reset()[0] if told[-1][place] else following[place]
+        return [torch.stack(column, 1) for column in zip(*columns)]
+
+    @torch.no_grad()
+    def judge(states, rewards, following, terminated, ended):
+        """Advantages and returns of a rollout, both (B * T,). It is cut into pieces, one a row, none across a reset."""
+        ended[:, -1] = True  # the rollout ends here too, whatever the episode does
+        values, later = critic(states)[..., 0], critic(following.float())[..., 0]  # (B, T)
+        rewards = rewards.float() + gamma * later * (ended & ~terminated)  # what would have come after the piece
+        cuts = ended.flatten().nonzero()[:-1, 0] + 1
+
+        def pieces(x):
+            return nn.utils.rnn.pad_sequence(x.flatten().tensor_split(cuts), batch_first=True)
+
+        mask = pieces(torch.ones_like(ended))
+        return [x[mask] for x in gae(pieces(rewards), pieces(values), gamma, lam, mask)]
+
+    rollouts = steps // (count * length)
+    for rollout in range(rollouts):
+        optimizer.param_groups[0]["lr"] = rate * (1 - rollout / rollouts)
+        states, actions, old_logprobs, rewards, following, terminated, ended = play()
+        advantages, returns = judge(states, rewards, following, terminated, ended)
+        every = torch.ones_like(returns, dtype=torch.bool)
+        columns = states.flatten(0, 1), actions.flatten(), old_logprobs.flatten(), masked_whiten(advantages, every), returns
+        for _ in range(epochs):
+            for rows in torch.randperm(len(returns)).chunk(minibatches):
+                seen, taken, old, weights, targets = (column[rows] for column in columns)
+                logprobs = policy(seen).log_softmax(-1)  # (N, actions)
+                chosen = logprobs.gather(1, taken[:, None])[:, 0]
+                gain_loss, _ = policy_loss(chosen, old, weights, every[rows], clip)
+                error = (critic(seen)[:, 0] - targets).square().mean()
+                entropy = -(logprobs.exp() * logprobs).sum(-1).mean()
+                optimizer.zero_grad()
+                (gain_loss + error / 2 - bonus * entropy).backward()
+                for net in (policy, critic):
+                    nn.utils.clip_grad_norm_(net.parameters(), max_norm)
+                optimizer.step()
+
+    @torch.no_grad()
+    def act(observation):
+        return int(policy(torch.as_tensor(observation, dtype=torch.float32)).argmax())
+
+    return act
 
 
 # ---- 8.1 log_reward [9a3fcbc1]

@@ -181,7 +181,7 @@ def moved(bound, step):
 @functools.cache
 def cells(number):
     """The code cells of a chapter's notebook: a list of (id, source)."""
-    (path,) = SOLUTIONS.glob(f"{number}_*.ipynb")
+    path = next(path for path in SOLUTIONS.glob(f"{number}_*.ipynb") if "report" not in path.name)
     found = json.loads(path.read_text(encoding="utf-8"))["cells"]
     return [(cell.get("id"), "".join(cell["source"])) for cell in found if cell["cell_type"] == "code"]
 

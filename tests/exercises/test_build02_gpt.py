@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from rlhf_lib.exercises import find
 from rlhf_lib.exercises.build import try_out
-from rlhf_lib.exercises.formula02_gpt import SHARED, draw_cases, draw_state, draw_tokens, reference
 from rlhf_lib.exercises.keep import the_course
 from rlhf_lib.models.gpt import GPT as LibraryGPT
 from rlhf_lib.models.gpt import GPTConfig
@@ -17,10 +16,6 @@ from rlhf_lib.models.gpt import GPTConfig
 BUILD = find("GPT")
 CHEAP = 10.0  # seconds: the training probe may take more
 TRAINING = "it learns to reverse, and only the answer"
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def fault_of(built, probe, seed=0, **changes):
@@ -460,35 +455,3 @@ def test_a_constant_passes_only_the_first_probes(output):
     for probe in ("given weights give the right logits", "gradients reach every weight"):
         assert fault_of(Constant, probe)
     assert fault_of(Constant, TRAINING, steps=2)
-
-
-# ----------------------------------------------------------------------------------------- the reference
-
-
-def test_the_reference_is_what_the_library_computes():
-    shape = (9, 12, 2, 3, 12)
-    state, tokens = draw_state(generator(), shape), draw_tokens(generator(1), shape, 2, 10)
-    library = LibraryGPT(GPTConfig(*shape))
-    library.load_state_dict(state)
-    logits, hidden = reference(tokens, state, heads=3)
-    torch.testing.assert_close(library(tokens), logits.float(), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(library.hidden(tokens), hidden.float(), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("seed", [0, 7])
-def test_every_named_mistake_is_told_from_the_others(seed):
-    """A build that makes one of them gets its sentence, not another's."""
-    inputs = draw_cases(generator(seed))
-    probe = BUILD.probes["given weights give the right logits"]
-    for name, sentence in SHARED.items():
-        made = [reference(case["tokens"], case["state"], case["shape"][3], name) for case in inputs["cases"]]
-        assert probe.judge([{"logits": logits, "hidden": hidden} for logits, hidden in made], **inputs) == sentence, name
-
-
-def test_a_mistake_without_a_name_is_told_where_it_shows_first():
-    inputs = draw_cases(generator())
-    right = [reference(case["tokens"], case["state"], case["shape"][3]) for case in inputs["cases"]]
-    out = [{"logits": logits, "hidden": hidden} for logits, hidden in right]
-    for place in (2, 3):
-        out[place]["logits"] = out[place]["logits"] * 1.01
-    assert "first in the feed-forward part" in BUILD.probes["given weights give the right logits"].judge(out, **inputs)

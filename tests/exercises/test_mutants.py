@@ -64,10 +64,9 @@ EQUIVALENT = {
         "result.append(best[0] if len(best) <= 1 else 'neutral')": "each passage has a vote",
         "result.append(best[-1] if len(best) == 1 else 'neutral')": "there is one",
     },
-    "confusion": {"table = torch.zeros(3, 3)": "a check takes whole numbers as floats too"},
     "cohen_kappa": {
         "return 1.0 if chance >= 1 else (observed - chance) / (1 - chance)": "chance is never above 1",
-        "observed = sum((a == b for a, b in zip(second, first))) / count": "equality is symmetric",
+        "table = confusion(second, first).double()": "kappa is symmetric",
     },
     "pick_uncertain": {"distance = (0.5 - p_positive).abs().masked_fill(labelled, math.inf)": "a distance is symmetric"},
     "last_token": {
