@@ -19,8 +19,6 @@ from torch import nn
 from rlhf_lib import ppo
 from rlhf_lib.models.layers import last_real
 from rlhf_lib.models.layers import pad
-from rlhf_lib.sampling import distribution
-from rlhf_lib.sampling import draw
 
 
 # ---- 0.1 share_positive [d1f3451d]
@@ -609,7 +607,7 @@ def until_end(tokens, end_token):
     return ends.cumsum(1) - ends == 0  # how many lie strictly before
 
 
-# ---- 4.6 sample [3191979b]
+# ---- 4.6 sample [cc187fb8]
 
 def sample(model, prompts, uniforms, temperature):
     """Continue prompts by as many tokens as there are uniform numbers in a row.
@@ -628,8 +626,8 @@ def sample(model, prompts, uniforms, temperature):
     tokens = prompts
     with torch.no_grad():
         for step in range(uniforms.shape[1]):
-            logprobs = distribution(model(tokens)[:, -1], temperature)  # (B, V)
-            new = draw(logprobs, uniforms[:, step].contiguous())  # (B,)
+            logprobs = with_temperature(model(tokens)[:, -1], temperature)  # (B, V)
+            new = draw_token(logprobs, uniforms[:, step].contiguous())  # (B,)
             tokens = torch.cat([tokens, new[:, None]], dim=1)
     model.train(training)
     return tokens[:, prompts.shape[1] :]
@@ -692,6 +690,80 @@ def cached_step(q, k, v, keys, values):
     values = torch.cat([values, v], dim=2)
     scores = q @ keys.transpose(2, 3) / math.sqrt(q.shape[-1])  # (B, H, 1, S + 1)
     return scores.softmax(-1) @ values, keys, values
+
+
+# ---- 4.10 generate [17f1591d]
+
+def generate(model, prompts, mask, uniforms, temperature=1.0, end_token=0):
+    """Continue prompts, reading each token once.
+
+    Args:
+        model: a GPT with the names of exercise 2.10.
+        prompts: (B, P) int64, padded on the left.
+        mask: (B, P) bool, True on real tokens.
+        uniforms: (B, N), in [0, 1).
+        temperature: above 0.
+        end_token: where a row draws it, the row ends.
+
+    Returns:
+        tokens (B, N) int64; logprobs (B, N), nats, under the distribution drawn from; mask (B, N) bool, True up to and
+        including the end token. Behind it: end_token, 0.0, False.
+    """
+    (B, P), N = prompts.shape, uniforms.shape[1]
+    C, H, device = model.embedding.weight.shape[1], model.heads, prompts.device
+    if P + N > model.context:
+        raise ValueError(f"{P} + {N} tokens are more than the context of {model.context}")
+    keys, values = torch.zeros(2, len(model.blocks), B, H, P + N, C // H, device=device)  # (layers, B, H, P + N, D)
+    real = torch.cat([mask, torch.ones(B, N, dtype=torch.bool, device=device)], dim=1)  # (B, P + N)
+    half = C // H // 2
+    frequencies = 10000.0 ** (-torch.arange(half, device=device) / half)  # (D/2,)
+
+    def norm(x, weight=None):
+        return F.rms_norm(x, x.shape[-1:], weight, eps=1e-6)
+
+    def turn(x, cos, sin):
+        a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+    @torch.no_grad()
+    def read(tokens, start):
+        """The logits (B, V) behind `tokens` (B, T), which stand in the columns from `start` on; their keys and values are kept."""
+        T, end = tokens.shape[1], start + tokens.shape[1]
+        positions = (real[:, :end].cumsum(1) - 1).clamp(min=0)[:, start:]  # (B, T)
+        angles = positions[:, None, :, None] * frequencies  # (B, 1, T, D/2)
+        cos, sin = angles.cos(), angles.sin()
+        causal = torch.ones(T, end, dtype=torch.bool, device=device).tril(start)  # (T, S), S = end
+        itself = torch.eye(end, dtype=torch.bool, device=device)[start:]
+        attend = (causal & real[:, None, :end] | itself)[:, None]  # (B, 1, T, S)
+        x = model.embedding(tokens)  # (B, T, C)
+        for layer, block in enumerate(model.blocks):
+            qkv = block.attention.qkv(norm(x, block.norm1.weight))
+            q, k, v = (part.view(B, T, H, C // H).transpose(1, 2) for part in qkv.split(C, dim=2))  # (B, H, T, D)
+            keys[layer, :, :, start:end] = turn(norm(k), cos, sin)
+            values[layer, :, :, start:end] = v
+            y = F.scaled_dot_product_attention(
+                turn(norm(q), cos, sin), keys[layer, :, :, :end], values[layer, :, :, :end], attn_mask=attend
+            )
+            x = x + block.attention.out(y.transpose(1, 2).reshape(B, T, C))
+            x = x + block.down(F.relu(block.up(norm(x, block.norm2.weight))).square())
+        return model.head(norm(x[:, -1], model.norm.weight))
+
+    tokens = torch.full((B, N), end_token, device=device)
+    logprobs = torch.zeros(B, N, device=device)
+    drawn = torch.zeros(B, N, dtype=torch.bool, device=device)
+    going = torch.ones(B, dtype=torch.bool, device=device)  # the rows that have not ended
+    logits = read(prompts, 0)  # (B, V)
+    for n in range(N):
+        scores = with_temperature(logits, temperature)
+        new = draw_token(scores, uniforms[:, n].contiguous())  # (B,)
+        tokens[:, n] = torch.where(going, new, end_token)
+        logprobs[:, n] = torch.where(going, scores.gather(1, new[:, None])[:, 0], 0.0)
+        drawn[:, n] = going
+        going = going & (new != end_token)
+        if n + 1 == N or not going.any():
+            break
+        logits = read(tokens[:, n, None], P + n)
+    return tokens, logprobs, drawn
 
 
 # ---- 5.1 soft_targets [a251fa33]
