@@ -178,7 +178,7 @@ def quick_fault(name, built):
     if isinstance(exercise, Build):
         return ": ".join(filter(None, try_out(exercise, built, most=LIMIT)))
     found = verdict(name, built)
-    return "" if found.passed else found.message.splitlines()[0]
+    return "" if found.passed else found.message.splitlines()[0].removesuffix(". The smallest input that fails:")
 
 
 def run(text, path, module):
