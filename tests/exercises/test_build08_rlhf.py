@@ -173,6 +173,10 @@ WRONG = {
         ENDS, "behind an end",
         [(KL, KL + "\n        real, mask = mask, mask | True"), (PAID, PAID.replace("mask", "real"))],
     ),
+    "walks at random": (
+        LEARNS, "deviations",
+        [("optimizer.step()", "[one.data.add_(lr * torch.randn_like(one)) for one in policy.parameters()]")],
+    ),
     "the sign of the loss": (LEARNS, "sign", [("loss.backward()", "(-loss).backward()")]),
     "advantages stay when rows are shuffled": (
         LEARNS, "shuffling", [(LOSS, LOSS.replace("advantages[rows]", "advantages[: len(rows)]"))],
@@ -180,7 +184,7 @@ WRONG = {
     "rewards of other rows": (LEARNS, "belong together", [(PAID, PAID + ".roll(1)")]),
     "one epoch": (STEPS, "`epochs` times", [("for _ in range(epochs)", "for _ in range(1)")]),
     "one step for the whole rollout": (
-        STEPS, "minibatches of 32", [(".split(minibatch or rollout_size)", ".split(rollout_size)")],
+        STEPS, "minibatches of 16", [(".split(minibatch or rollout_size)", ".split(rollout_size)")],
     ),
     "no clipping": (
         STEPS, "not clipped",
