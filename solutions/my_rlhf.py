@@ -7,6 +7,7 @@ import random
 import re
 from collections import Counter
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import stats
@@ -166,7 +167,7 @@ def multi_head(x, qkv, out, heads):
     return y.transpose(1, 2).reshape(B, T, C) @ out.T
 
 
-# ---- 2.4 rotary [0fe60b4f]
+# ---- 2.4 rotary [bbd5a4e6]
 
 def rotary(x, positions):
     """Turn each pair of coordinates by an angle proportional to the position (Su et al. 2021).
@@ -179,7 +180,7 @@ def rotary(x, positions):
         (B, H, T, D).
     """
     half = x.shape[-1] // 2
-    frequencies = 10000.0 ** (-torch.arange(half) / half)  # (D/2,)
+    frequencies = 10000.0 ** (-torch.arange(half).to(x.device) / half)  # (D/2,)
     angles = positions[:, None] * frequencies  # (T, D/2)
     cos, sin = angles.cos(), angles.sin()
     a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
@@ -284,6 +285,77 @@ def reversal_batch(sequences, separator):
     targets = rows[:, 1:].clone()
     targets[:, : sequences.shape[1]] = -100
     return rows[:, :-1], targets
+
+
+# ---- 2.10 GPT [83cdc927]
+
+class GPT(nn.Module):
+    """A decoder-only transformer with rotary positions, RMSNorm, normalised queries and keys, and squared ReLU.
+
+    Args:
+        vocab_size: V, the number of tokens.
+        context: the most tokens that a text may have.
+        layers, heads, width: blocks, attention heads in each, and C, the size of the residual stream.
+    """
+
+    def __init__(self, vocab_size, context, layers, heads, width):
+        super().__init__()
+        self.vocab_size, self.context, self.heads = vocab_size, context, heads
+
+        def linear(inputs, outputs):
+            return nn.Linear(inputs, outputs, bias=False)
+
+        def new_block():
+            parts = nn.ModuleDict({"qkv": linear(width, 3 * width), "out": linear(width, width)})
+            norm1, norm2 = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
+            up, down = linear(width, 4 * width), linear(4 * width, width)
+            return nn.ModuleDict({"norm1": norm1, "attention": parts, "norm2": norm2, "up": up, "down": down})
+
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.blocks = nn.ModuleList(new_block() for _ in range(layers))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.head = linear(width, vocab_size)
+        for name, weight in self.named_parameters():
+            if weight.dim() == 2:
+                zero = name.endswith(("head.weight", "out.weight", "down.weight"))
+                nn.init.normal_(weight, std=0.0 if zero else 0.02)
+
+    def hidden(self, tokens, mask=None):
+        """The stream behind the last norm.
+
+        Args:
+            tokens: (B, T) int64.
+            mask: (B, T) bool, True on real tokens; None when all are. Padding stands on the left or on the right.
+
+        Returns:
+            (B, T, C). What stands at padding means nothing.
+
+        Raises:
+            ValueError: more tokens than the context.
+        """
+        B, T = tokens.shape
+        if T > self.context:
+            raise ValueError(f"{T} tokens are more than the context of {self.context}")
+        allowed = causal_mask(T, T).to(tokens.device)
+        if mask is not None:  # (B, 1, T, T): only real keys, but padding may look at itself, so that no softmax is empty
+            allowed = allowed & mask[:, None, None, :] | torch.eye(T, dtype=torch.bool, device=tokens.device)
+        places = torch.arange(T, device=tokens.device)  # padding on the left moves them all alike, and a score feels distances
+
+        def attend(x, parts):
+            q, k, v = (part.view(B, T, self.heads, -1).transpose(1, 2) for part in parts.qkv(x).chunk(3, dim=-1))
+            q, k = (rotary(F.rms_norm(part, part.shape[-1:], eps=1e-6), places) for part in (q, k))
+            y, _ = attention(q, k, v, allowed)  # (B, H, T, D)
+            return parts.out(y.transpose(1, 2).reshape(x.shape))
+
+        x = self.embedding(tokens)
+        for layer in self.blocks:
+            x = x + attend(layer.norm1(x), layer.attention)
+            x = x + layer.down(F.relu(layer.up(layer.norm2(x))).square())
+        return self.norm(x)
+
+    def forward(self, tokens, mask=None):
+        """The logits (B, T, V) of the token after each position; arguments as for `hidden`."""
+        return self.head(self.hidden(tokens, mask))
 
 
 # ---- 3.1 next_token_loss [dfdf2be4]
@@ -897,6 +969,82 @@ def ppo_epochs(
             (-gain.mean()).backward()
             torch.nn.utils.clip_grad_norm_([weight], max_norm)
             optimizer.step()
+
+
+# ---- 7.10 train_ppo [c2fa878d]
+
+def train_ppo(make_env, steps, seed):
+    """PPO, with `steps` steps in all in environments that `make_env()` gives -> act(observation) -> int."""
+    count, length, epochs, minibatches = 8, 128, 4, 4  # B environments, T steps of each in a rollout
+    gamma, lam, clip, bonus, rate, max_norm = 0.98, 0.95, 0.2, 0.01, 2.5e-3, 0.5
+    torch.manual_seed(seed)
+    envs = [make_env() for _ in range(count)]
+    now = [env.reset(seed=1000 * seed + place)[0] for place, env in enumerate(envs)]
+
+    def network(outputs, scale):
+        layers = [nn.Linear(len(now[0]), 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, outputs)]
+        nn.init.orthogonal_(layers[-1].weight, scale)
+        return nn.Sequential(*layers)
+
+    policy, critic = network(int(envs[0].action_space.n), 0.01), network(1, 1.0)
+    optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], lr=rate)
+
+    @torch.no_grad()
+    def play():
+        """One rollout: states, actions, log-probabilities, rewards, next states, terminated, ended; each (B, T, ...)."""
+        columns = []
+        for _ in range(length):
+            states = torch.from_numpy(np.stack(now)).float()  # (B, features)
+            logprobs = policy(states).log_softmax(-1)  # (B, actions)
+            actions = torch.multinomial(logprobs.exp(), 1)  # (B, 1)
+            results = [env.step(action) for env, action in zip(envs, actions[:, 0].tolist())]
+            following, rewards, terminated, truncated, _ = map(np.array, zip(*results))
+            told = [torch.from_numpy(x) for x in (rewards, following, terminated, terminated | truncated)]
+            columns.append((states, actions[:, 0], logprobs.gather(1, actions)[:, 0], *told))
+            for place, env in enumerate(envs):
+                now[place] = env.reset()[0] if told[-1][place] else following[place]
+        return [torch.stack(column, 1) for column in zip(*columns)]
+
+    @torch.no_grad()
+    def judge(states, rewards, following, terminated, ended):
+        """Advantages and returns of a rollout, both (B * T,). It is cut into pieces, one a row, none across a reset."""
+        ended[:, -1] = True  # the rollout ends here too, whatever the episode does
+        values, later = critic(states)[..., 0], critic(following.float())[..., 0]  # (B, T)
+        rewards = rewards.float() + gamma * later * (ended & ~terminated)  # what would have come after the piece
+        cuts = ended.flatten().nonzero()[:-1, 0] + 1
+
+        def pieces(x):
+            return nn.utils.rnn.pad_sequence(x.flatten().tensor_split(cuts), batch_first=True)
+
+        mask = pieces(torch.ones_like(ended))
+        return [x[mask] for x in gae(pieces(rewards), pieces(values), gamma, lam, mask)]
+
+    rollouts = steps // (count * length)
+    for rollout in range(rollouts):
+        optimizer.param_groups[0]["lr"] = rate * (1 - rollout / rollouts)
+        states, actions, old_logprobs, rewards, following, terminated, ended = play()
+        advantages, returns = judge(states, rewards, following, terminated, ended)
+        every = torch.ones_like(returns, dtype=torch.bool)
+        columns = states.flatten(0, 1), actions.flatten(), old_logprobs.flatten(), masked_whiten(advantages, every), returns
+        for _ in range(epochs):
+            for rows in torch.randperm(len(returns)).chunk(minibatches):
+                seen, taken, old, weights, targets = (column[rows] for column in columns)
+                logprobs = policy(seen).log_softmax(-1)  # (N, actions)
+                chosen = logprobs.gather(1, taken[:, None])[:, 0]
+                gain_loss, _ = policy_loss(chosen, old, weights, every[rows], clip)
+                error = (critic(seen)[:, 0] - targets).square().mean()
+                entropy = -(logprobs.exp() * logprobs).sum(-1).mean()
+                optimizer.zero_grad()
+                (gain_loss + error / 2 - bonus * entropy).backward()
+                for net in (policy, critic):
+                    nn.utils.clip_grad_norm_(net.parameters(), max_norm)
+                optimizer.step()
+
+    @torch.no_grad()
+    def act(observation):
+        return int(policy(torch.as_tensor(observation, dtype=torch.float32)).argmax())
+
+    return act
 
 
 # ---- 8.1 log_reward [9a3fcbc1]
