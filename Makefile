@@ -1,6 +1,6 @@
 # make run    the whole pipeline, laptop preset, into runs/laptop
 # make test   everything that CI runs
-# make lab    JupyterLab on notebooks/
+# make lab    JupyterLab on your own copy of the notebooks, in my_course/; nothing in it is ever overwritten
 # make bench  the benchmarks, into benchmarks/results; ROWS="decode ppo" for some of them, CORPUS=FILE for a text of your own
 # make gpu    on a machine with a CUDA card: its tests, the gpu preset, chapters 03, 06, 08 and 09, and the benchmarks, in about an hour
 .PHONY: run test lab notebooks bench gpu setup
@@ -28,7 +28,8 @@ test: $(READY)
 		--nbval-lax solutions/00_start_here.ipynb solutions/05_labels.ipynb
 
 lab: $(READY)
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+	@$(BIN)/python -m rlhf_lib.notebooks --copy my_course
+	@JUPYTER_CONFIG_PATH=$(CURDIR)/rlhf_lib/lab $(BIN)/jupyter lab --notebook-dir=my_course
 
 notebooks: $(READY)
 	@$(BIN)/python -m rlhf_lib.notebooks

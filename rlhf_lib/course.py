@@ -1,24 +1,59 @@
 """What the chapters of the workbook share: which preset they run at, and where they start from."""
 
+import json
 import os
 import sys
-from pathlib import Path
-
-import torch
 
 from rlhf_lib import corpus, labels
 from rlhf_lib.corpus import DATA
-from rlhf_lib.files import home
+from rlhf_lib.files import home, write_json
 from rlhf_lib.pipelines.shakespeare import PRESETS
 
 HOME = home()  # what a learner makes: on Colab a folder on Drive, if that is ticked, else the folder of the notebooks
 RUNS = HOME / "runs" if os.environ.get("RLHF_HOME") else DATA.parent / "runs"
+CHOICES = "choices.json"  # in HOME
+MODELS = ("published", "own")
 PUBLISHED = DATA / "checkpoints" / "laptop-0"
 
 
+def choices():
+    """What the learner has chosen with `choose`: a dict with "models" and "preset"."""
+    try:
+        found = json.loads((HOME / CHOICES).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = {}  # nothing chosen, or a file that cannot be read
+    found = found if isinstance(found, dict) else {}
+    return {
+        "models": found["models"] if found.get("models") in MODELS else "published",
+        "preset": found["preset"] if found.get("preset") in [*PRESETS] else "laptop",
+    }
+
+
+def choose(models=None, preset=None):
+    """Choose what all chapters start from, and how large their experiments are; noted in the learner's folder.
+
+    Args:
+        models: "published", those that the text speaks of (so it is until you choose), or "own", those of your own run.
+        preset: "laptop" (so it is until you choose) or "gpu", larger experiments for a machine with a CUDA card.
+
+    Raises:
+        ValueError: no such choice, or there is no finished run of your own.
+    """
+    wanted = choices()
+    for name, value, allowed in (("models", models, MODELS), ("preset", preset, [*PRESETS])):
+        if value is not None and value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        wanted[name] = value or wanted[name]
+    own = RUNS / (os.environ.get("RLHF_PRESET") or wanted["preset"])
+    if wanted["models"] == "own" and not finished(own):
+        raise ValueError(f"there is no finished run in {own}: make one with `python -m rlhf_lib run --out {own}`")
+    write_json(HOME / CHOICES, wanted)
+    print(f"The chapters start from the {wanted['models']} models, and their experiments have the size {wanted['preset']}.")
+
+
 def preset():
-    """The preset's name: RLHF_PRESET where that is set, else gpu on a machine with a CUDA GPU, else laptop."""
-    name = os.environ.get("RLHF_PRESET") or ("gpu" if torch.cuda.is_available() else "laptop")
+    """The preset's name: RLHF_PRESET where that is set, else what was chosen, else laptop."""
+    name = os.environ.get("RLHF_PRESET") or choices()["preset"]
     if name not in PRESETS:
         raise ValueError(f"RLHF_PRESET must be one of {', '.join(PRESETS)}, got {name!r}")
     return name
@@ -30,10 +65,10 @@ def pick(smoke, laptop, gpu=None):
 
 
 def start_from(stage):
-    """The folder of the checkpoint `stage` (base, reward or policy) to start from: of your own finished run of this preset, if
-    there is one in `RUNS`, else the published one."""
+    """The folder of the checkpoint `stage` (base, reward or policy) to start from: the published one, or the learner's own
+    where that was chosen and the run of this preset is finished."""
     own = RUNS / preset()
-    return (own if finished(own) else PUBLISHED) / stage
+    return (own if choices()["models"] == "own" and finished(own) else PUBLISHED) / stage
 
 
 def finished(folder):
@@ -52,5 +87,6 @@ def whole_loop(names):
     if "journey" not in names:
         sys.exit("journey (9.10) is not in my_rlhf.py yet: it puts the whole loop together, from the plays to the policy")
     plays = corpus.load()
-    train, held_out = corpus.split(plays)
-    names["journey"](train["text"], held_out["text"], labels.hand_made(plays))
+    halves = corpus.split(plays)
+    labelled = [(label.text, label.target) for label in labels.hand_made(plays)]
+    names["journey"](list(halves["train"]["text"]), list(halves["validation"]["text"]), labelled)

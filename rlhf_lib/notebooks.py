@@ -1,14 +1,18 @@
 """The learner's edition: `notebooks/` out of the worked notebooks in `solutions/`, by nbgrader's own preprocessors; and
 `solutions/my_rlhf.py`, the file that the worked answers make.
 
-python -m rlhf_lib.notebooks        write notebooks/ (make notebooks)
+python -m rlhf_lib.notebooks                write notebooks/ and solutions/my_rlhf.py (make notebooks)
+python -m rlhf_lib.notebooks --copy FOLDER  copy notebooks/ to a learner's folder (make lab)
 
 The repository's address stands in pyproject.toml alone. From there it is stamped into every worked notebook's badge (the cell
 `badge`) and into its first code cell (the cell `setup`).
 """
 
 import ast
+import hashlib
+import json
 import linecache
+import sys
 import tempfile
 import tomllib
 import types
@@ -20,19 +24,21 @@ from rlhf_lib.files import RunError, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 
+EDITIONS = ".editions.json"  # in the learner's folder: which edition of a notebook was copied
+
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}/blob/main/notebooks/{name})"
 
 SETUP = """\
 # On Colab: fetch the course and install what Colab lacks (its own torch stays). Anywhere else this cell does nothing.
 import os
 
-keep_on_drive = False  # @param {{type:"boolean"}}
+keep_on_drive = False  # @param {{type:"boolean"}} ticked: what you make is kept on your Drive
 if "COLAB_RELEASE_TAG" in os.environ:
     if keep_on_drive:
         from google.colab import drive
 
         drive.mount("/content/drive")
-        os.environ["RLHF_RUNS"] = "/content/drive/MyDrive/{folder}"
+        os.environ["RLHF_HOME"] = "/content/drive/MyDrive/{folder}"
     if not os.path.exists("/content/{folder}"):
         !git clone --quiet --depth 1 {url} /content/{folder}
     %pip install --quiet --editable /content/{folder}
@@ -126,7 +132,42 @@ def write_all(source=ROOT / "solutions", target=ROOT / "notebooks"):
     return written
 
 
+def hand_out(target, source=ROOT / "notebooks"):
+    """Copy the learner's notebooks to `target`, a folder of the learner's own, once; nothing in it is ever overwritten.
+
+    Returns:
+        Lines to show: what was copied, and which chapters are newer in `source` than the copy was.
+    """
+    source, target = Path(source), Path(target)
+    record = target / EDITIONS
+    try:
+        editions = json.loads(record.read_text(encoding="utf-8"))  # file name -> fingerprint of the edition that was copied
+        editions = {str(name): str(one) for name, one in editions.items()}
+    except (OSError, ValueError, AttributeError):
+        editions = {}
+    copied, newer = [], []
+    for path in sorted(source.glob("*.ipynb")):
+        content = path.read_bytes()
+        edition = hashlib.sha256(content).hexdigest()
+        if not (target / path.name).exists():
+            write_atomic(target / path.name, content)
+            editions[path.name] = edition
+            copied.append(path.name)
+        elif editions.get(path.name, edition) != edition:
+            newer.append(path.name)
+    if copied:
+        write_atomic(record, json.dumps(editions, indent=1).encode())
+    lines = [f"Copied to {target}: {', '.join(copied)}."] if copied else []
+    lines += [
+        f"{name} is newer than your copy. To take it, rename {target / name} and start again; yours stays." for name in newer
+    ]
+    return lines
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--copy"]:
+        print(*hand_out(Path(sys.argv[2])), sep="\n")
+        sys.exit()
     for written in write_all():
         print(f"wrote {written.relative_to(ROOT)}")
     write_atomic(ROOT / "solutions" / "my_rlhf.py", worked_file().encode())

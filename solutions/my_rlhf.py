@@ -19,6 +19,13 @@ from rlhf_lib.sampling import distribution
 from rlhf_lib.sampling import draw
 
 
+# ---- 0.1 share_positive [d1f3451d]
+
+def share_positive(scores, limit):
+    """The share of `scores` (N,) above `limit`, a float from 0 to 1."""
+    return (scores > limit).float().mean().item()
+
+
 # ---- 1.1 split_words [d7ffca9b]
 
 def split_words(text):

@@ -4,11 +4,40 @@ import torch
 from rlhf_lib import checkpoints, course
 
 
-@pytest.mark.parametrize("gpu, name", [(True, "gpu"), (False, "laptop")])
-def test_without_a_wish_the_machine_decides(monkeypatch, gpu, name):
+@pytest.fixture(autouse=True)
+def nothing_chosen(monkeypatch, tmp_path):
+    monkeypatch.setattr(course, "HOME", tmp_path / "home")
+    monkeypatch.setattr(course, "RUNS", tmp_path / "runs")
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_chapter_has_the_size_of_its_text_until_another_is_chosen(monkeypatch, capsys, gpu):
     monkeypatch.delenv("RLHF_PRESET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    assert course.preset() == name
+    assert course.preset() == "laptop"
+    course.choose(preset="gpu")
+    assert course.preset() == "gpu" and "the published models, and their experiments have the size gpu" in capsys.readouterr().out
+    monkeypatch.setenv("RLHF_PRESET", "smoke")
+    assert course.preset() == "smoke"
+
+
+def test_what_cannot_be_chosen_is_said_and_changes_nothing(monkeypatch):
+    monkeypatch.delenv("RLHF_PRESET", raising=False)
+    course.choose(preset="gpu")
+    with pytest.raises(ValueError, match="models must be one of published, own, got 'mine'"):
+        course.choose(models="mine")
+    with pytest.raises(ValueError, match="preset must be one of smoke, laptop, gpu, got 'huge'"):
+        course.choose(preset="huge")
+    with pytest.raises(ValueError, match=r"there is no finished run in .*laptop: make one with `python -m rlhf_lib run"):
+        course.choose(models="own", preset="laptop")
+    assert course.choices() == {"models": "published", "preset": "gpu"}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"models": ["own"], "preset": 3}', '{"preset": {}}'])
+def test_a_damaged_choice_is_none(content):
+    course.HOME.mkdir()
+    (course.HOME / course.CHOICES).write_text(content)
+    assert course.choices() == {"models": "published", "preset": "laptop"}
 
 
 def test_the_environment_decides_first(monkeypatch):
@@ -26,17 +55,37 @@ def test_pick_takes_the_presets_value_and_the_laptops_where_gpu_has_none(monkeyp
     assert (course.pick(1, 2, 3), course.pick(smoke=1, laptop=2)) == values
 
 
-def test_chapters_start_from_the_published_run_until_there_is_a_finished_one_of_your_own(monkeypatch, tmp_path, tiny_run):
+def test_chapters_start_from_the_published_run_until_a_finished_one_of_your_own_is_chosen(monkeypatch, tmp_path, tiny_run):
     monkeypatch.setenv("RLHF_PRESET", "smoke")
-    monkeypatch.setattr(course, "RUNS", tmp_path)
+    own = course.RUNS / "smoke"
+    own.mkdir(parents=True)
+    (own / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match="no finished run"):
+        course.choose(models="own")  # no weights in it
+    (own / "summary.json").unlink()
+    own.rmdir()
+    own.symlink_to(tiny_run)
     assert course.start_from("base") == course.PUBLISHED / "base"
-    (tmp_path / "smoke").mkdir()
-    (tmp_path / "smoke" / "summary.json").write_text("{}")
-    assert course.start_from("base") == course.PUBLISHED / "base"  # no weights in it
-    (tmp_path / "smoke" / "summary.json").unlink()
-    (tmp_path / "smoke").rmdir()
-    (tmp_path / "smoke").symlink_to(tiny_run)
-    assert course.start_from("policy") == tmp_path / "smoke" / "policy"
+    course.choose(models="own")
+    assert course.start_from("policy") == own / "policy"
+    own.unlink()
+    assert course.start_from("policy") == course.PUBLISHED / "policy"  # it was deleted since
+    own.symlink_to(tiny_run)
+    course.choose(models="published")
+    assert course.start_from("policy") == course.PUBLISHED / "policy"
+
+
+def test_the_whole_loop_gets_texts_and_labels_as_plain_data(monkeypatch):
+    got = {}
+    course.whole_loop(
+        {"journey": lambda train, held_out, labelled: got.update(train=train, held_out=held_out, labelled=labelled)}
+    )
+    assert len(got["train"]) == len(got["held_out"]) == 38 and all(isinstance(text, str) for text in got["train"])
+    assert len(got["labelled"]) > 9000
+    assert all(isinstance(text, str) for text, _ in got["labelled"])
+    assert {target for _, target in got["labelled"]} == {0.0, 0.5, 1.0}
+    with pytest.raises(SystemExit, match=r"journey \(9\.10\) is not in my_rlhf\.py yet"):
+        course.whole_loop({})
 
 
 @pytest.mark.parametrize("stage", ["base", "reward", "policy"])

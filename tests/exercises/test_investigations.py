@@ -45,18 +45,18 @@ def test_a_later_sentence_replaces_the_first_and_leaves_the_others(here):
 
 @pytest.mark.parametrize("finding", ["", "...", "it was four words", None, 7, "? ? ? ? ? ?"])
 def test_no_sentence_no_tick(here, finding):
-    with pytest.raises(ValueError, match="2.Z: say in a sentence of at least 5 words"):
+    with pytest.raises(ValueError, match=r"2\.Z: say in a sentence of at least 5 words"):
         done("2.Z", finding)
     assert findings() == {}
 
 
 def test_an_unknown_number_is_said(here):
-    with pytest.raises(KeyError, match="no investigation '2.X'; there are .*2.Z"):
+    with pytest.raises(KeyError, match=r"no investigation '2\.X'; there are .*2\.Z"):
         done("2.X", SENTENCE)
 
 
 def test_two_of_one_number_are_refused():
-    with pytest.raises(ValueError, match="two investigations are called 2.Z"):
+    with pytest.raises(ValueError, match=r"two investigations are called 2\.Z"):
         Investigation("2.Z", "again")
 
 

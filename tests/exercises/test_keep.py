@@ -84,7 +84,7 @@ def test_the_courses_stands_in_and_the_cell_says_whose_it_took(here, scene, caps
     scene(SPLIT)
     check("split_words", scene["split_words"])
     capsys.readouterr()
-    mine, courses = yours("split_words", "merge_pair")
+    _, courses = yours("split_words", "merge_pair")
     assert capsys.readouterr().out == "your split_words, the course's merge_pair\n"
     assert courses(["n", "o", "n", "o", "w"], ("n", "o")) == ["no", "no", "w"]
     assert courses.__code__.co_filename == str(COURSE)
@@ -237,9 +237,8 @@ def test_a_passed_function_calls_the_courses_where_another_was_deleted(here, sce
 
 def test_what_a_person_wrote_into_the_head_stays(two, scene, here):
     edited(two, '"""\n', '"""\n# my own remark\nMINE = 3\n')
-    scene(
-        "import collections\n\n\ndef build_vocabulary(pieces, size):\n    return ['<|unknown|>'] + [p for p, _ in collections.Counter(pieces).most_common(size - 1)]\n"
-    )
+    body = "    return ['<|unknown|>'] + [p for p, _ in collections.Counter(pieces).most_common(size - 1)]"
+    scene(f"import collections\n\n\ndef build_vocabulary(pieces, size):\n{body}\n")
     check("build_vocabulary", scene["build_vocabulary"])
     text = kept(here)
     assert "# my own remark\nMINE = 3" in text and "import collections\n" in text

@@ -24,13 +24,12 @@ def test_a_function_is_cut_out_of_its_cell_with_its_decorators():
 
 def test_a_class_is_found_which_inspect_cannot():
     scene = Scene()("from torch import nn\n")
-    scene(
-        "class Other:\n    pass\n\nclass Net(nn.Module):\n    size = 3\n    double = 2 * size\n\n    def forward(self, x):\n        return x"
-    )
+    net = "class Net(nn.Module):\n    size = 3\n    double = 2 * size\n\n    def forward(self, x):\n        return x"
+    scene(f"class Other:\n    pass\n\n{net}")
     with pytest.raises((OSError, TypeError)):
         inspect.getsource(scene["Net"])
     found = taken(scene, "Net")
-    assert found.code.startswith("class Net(nn.Module):\n    size = 3") and found.code.endswith("return x")
+    assert found.code == net
     assert found.imports == {"nn": "from torch import nn"}
 
 
@@ -60,11 +59,10 @@ def test_imports_are_found_from_what_the_names_stand_for(imported, used, stateme
 
 def test_helpers_of_the_same_cell_come_along_in_their_order_and_what_they_need():
     scene = Scene()("import math\n")
-    scene(
-        "EPS = 1e-5\n\ndef inner(x):\n    return math.sqrt(x + EPS)\n\ndef unused():\n    pass\n\ndef gae(x):\n    return inner(x)\n"
-    )
+    constant, inner, gae = "EPS = 1e-5", "def inner(x):\n    return math.sqrt(x + EPS)", "def gae(x):\n    return inner(x)"
+    scene("\n\n".join([constant, inner, "def unused():\n    pass", gae]))
     found = taken(scene, "gae")
-    assert found.code == "EPS = 1e-5\n\ndef inner(x):\n    return math.sqrt(x + EPS)\n\ndef gae(x):\n    return inner(x)"
+    assert found.code == "\n\n".join([constant, inner, gae])
     assert found.imports == {"math": "import math"}
 
 
