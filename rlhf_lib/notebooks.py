@@ -158,10 +158,8 @@ def hand_out(target, source=ROOT / "notebooks"):
     if copied:
         write_atomic(record, json.dumps(editions, indent=1).encode())
     lines = [f"Copied to {target}: {', '.join(copied)}."] if copied else []
-    lines += [
-        f"{name} is newer than your copy. To take it, rename {target / name} and start again; yours stays." for name in newer
-    ]
-    return lines
+    how = "To take the new one, give your copy another name and start again"
+    return lines + [f"{name} is newer than your copy in {target}. {how}." for name in newer]
 
 
 if __name__ == "__main__":

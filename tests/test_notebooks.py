@@ -8,9 +8,11 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from rlhf_lib import notebooks
+from rlhf_lib import exercises, notebooks
 from rlhf_lib.exercises import NotYet
+from rlhf_lib.files import RunError
 
+exercises.load()
 ROOT = Path(__file__).resolve().parents[1]
 WORKED = sorted((ROOT / "solutions").glob("*.ipynb"))
 ANSWER = "def double(x):\n    ### BEGIN SOLUTION\n    return 2 * x\n    ### END SOLUTION"
@@ -129,12 +131,14 @@ def test_no_grade_id_is_used_twice_and_every_notebook_has_its_learner_edition():
 
 # ----------------------------------------------------------------------------------------- what a learner meets
 
-CHAPTERS = [path for path in WORKED if not path.name.startswith("00")]
+CHAPTERS = [path for path in WORKED if not path.name.startswith("00") and "report" not in path.name]
 
 
 def part(cell):
-    """What nbgrader takes a cell for: answer, check, or nothing of its own."""
+    """What nbgrader takes a cell for: answer, check, investigation (which nobody checks), or nothing of its own."""
     grading = cell.metadata.get("nbgrader", {})
+    if grading.get("grade_id", "").startswith("investigation-"):
+        return "investigation"
     return "answer" if grading.get("solution") else "check" if grading.get("grade") else ""
 
 
@@ -190,12 +194,86 @@ def test_a_card_has_its_difficulty_importance_time_and_hints_that_open_one_by_on
         if part(one) == "answer":
             card = cells[place - 1].source
             assert re.search(
-                r"^### Exercise \d\.\d · .+\n+Difficulty [●○]{5} · importance [●○]{5} · \d+ minutes", card, re.MULTILINE
+                r"^### (Exercise|Build it) \d\.\d+ · .+\n+Difficulty [●○]{5} · importance [●○]{5} · [\d to]+ minutes",
+                card,
+                re.MULTILINE,
             ), one.id
             hints = re.findall(r"<details><summary>Hint (\d)</summary>", card)
             assert hints == [str(number + 1) for number in range(len(hints))] and hints, one.id
             assert re.search(r"</details>\s*" * len(hints) + "$", card), one.id  # each inside the one before
             assert part(cells[place + 1]) == "check", one.id
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+def test_an_investigation_asks_first_notes_a_finding_and_shows_ours_folded(path):
+    """In the learner's edition its cell stops with NotImplementedError, and the notebook goes on behind it."""
+    cells = nbformat.read(path, as_version=4).cells
+    for place, one in enumerate(cells):
+        if part(one) == "investigation":
+            number = one.metadata.nbgrader.grade_id.removeprefix("investigation-")
+            card = cells[place - 1].source
+            assert re.search(rf"^### Investigation {re.escape(number)} · .+", card, re.MULTILINE), one.id
+            assert "prediction" in card.lower() and exercises.INVESTIGATIONS[number].title in card, one.id
+            assert f'done("{number}", ' in one.source and "figure=" in one.source, one.id
+            assert "raises-exception" in one.metadata.get("tags", []), one.id
+            assert cells[place + 1].source.startswith("<details><summary>What we found</summary>"), one.id
+
+
+def test_every_build_and_investigation_has_its_cell():
+    names = {
+        one.metadata.nbgrader.grade_id
+        for path in WORKED
+        for one in nbformat.read(path, as_version=4).cells
+        if "nbgrader" in one.metadata
+    }
+    assert {*exercises.EXERCISES, *exercises.BUILDS} <= names
+    assert {f"investigation-{number}" for number in exercises.INVESTIGATIONS} <= names
+
+
+def test_the_courses_own_file_is_in_step_and_leans_on_nothing_of_the_library():
+    text = notebooks.worked_file()
+    assert (ROOT / "solutions" / "my_rlhf.py").read_text(encoding="utf-8") == text, "run make notebooks"
+    code = text.split("# ---- the end")[0]
+    assert "rlhf_lib" not in code
+
+
+def test_a_worked_answer_that_leans_on_its_notebook_is_refused(worked, monkeypatch):
+    path = worked / "solutions" / "42_a_chapter.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[2].source = "def win_rate(x):\n    return factor * x"
+    notebook.cells[2].metadata.nbgrader.grade_id = "win_rate"
+    nbformat.write(notebook, path)
+    with pytest.raises(RunError, match="the worked answer win_rate cannot stand alone: it uses `factor`"):
+        notebooks.worked_file(worked / "solutions")
+
+
+def test_a_learners_copy_is_made_once_and_never_overwritten(worked):
+    notebooks.write_all(worked / "solutions", worked / "notebooks")
+    mine, theirs = worked / "mine" / "42_a_chapter.ipynb", worked / "notebooks" / "42_a_chapter.ipynb"
+    (line,) = notebooks.hand_out(worked / "mine", worked / "notebooks")
+    assert "Copied to" in line and "42_a_chapter.ipynb" in line and mine.read_bytes() == theirs.read_bytes()
+    mine.write_text("my own work")
+    assert notebooks.hand_out(worked / "mine", worked / "notebooks") == []
+    theirs.write_text("a newer edition")
+    for _ in range(2):  # it is said again, until the learner has taken it
+        (line,) = notebooks.hand_out(worked / "mine", worked / "notebooks")
+        assert "42_a_chapter.ipynb is newer than your copy" in line and "another name" in line
+    assert mine.read_text() == "my own work"
+    mine.rename(worked / "mine" / "old.ipynb")
+    (line,) = notebooks.hand_out(worked / "mine", worked / "notebooks")
+    assert "Copied to" in line and mine.read_text() == "a newer edition"
+    assert (worked / "mine" / "old.ipynb").read_text() == "my own work"
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{"])
+def test_a_damaged_record_of_editions_overwrites_nothing(worked, record):
+    notebooks.write_all(worked / "solutions", worked / "notebooks")
+    notebooks.hand_out(worked / "mine", worked / "notebooks")
+    mine = worked / "mine" / "42_a_chapter.ipynb"
+    mine.write_text("my own work")
+    (worked / "mine" / notebooks.EDITIONS).write_text(record)
+    assert notebooks.hand_out(worked / "mine", worked / "notebooks") == []
+    assert mine.read_text() == "my own work"
 
 
 @pytest.mark.parametrize("path", WORKED, ids=lambda path: path.name)
@@ -217,7 +295,7 @@ def test_nbgrader_accepts_the_answers(path, tmp_path):
     from nbgrader.validator import Validator
 
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells = [one for one in notebook.cells if part(one) or one.id == "imports"]
+    notebook.cells = [one for one in notebook.cells if part(one) in ("answer", "check") or one.id == "imports"]
     nbformat.write(notebook, tmp_path / path.name)
     found = Validator().validate(str(tmp_path / path.name))
     assert not found.get("failed") and not found.get("changed"), found
