@@ -332,7 +332,7 @@ Build("3.10", "pretrain", [
     Probe("stops at what is not a number", draw_text, run_nan, judge_nan),
     Probe("goes on where it stopped", runs.draw_resume, runs.run_resume, runs.judge_resume),
     Probe("goes on with dropout", runs.draw_resume_dropout, runs.run_resume, runs.judge_resume),
-    Probe("reads Shakespeare", runs.draw_reading, runs.run_reading, runs.judge_reading, seconds=360),
+    Probe("reads Shakespeare", runs.draw_reading, runs.run_reading, runs.judge_reading, seconds=240),
 ])  # fmt: skip
 
 Investigation("3.A", "A learning-rate sweep of your own")

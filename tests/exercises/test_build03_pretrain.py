@@ -201,8 +201,13 @@ WRONG = [
 
 @pytest.fixture
 def short(monkeypatch):
-    """The training probe in a tenth of its steps: enough to see that nothing is learned."""
-    monkeypatch.setattr(pretrain_runs, "STEPS", 30)
+    """The training probe with a fifth of its steps, and as much less to reach."""
+    monkeypatch.setattr(pretrain_runs, "STEPS", 100)
+    monkeypatch.setattr(pretrain_runs, "BITS", 3.8)
+
+
+def test_the_shorter_training_probe_passes_the_worked_loop(short):
+    assert fault(loop(), "reads Shakespeare") == ""
 
 
 @pytest.mark.parametrize("probe, word, changes", WRONG, ids=[f"{probe}: {word}" for probe, word, _ in WRONG])
