@@ -6,6 +6,7 @@ import math
 import random
 import re
 from collections import Counter
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -396,6 +397,58 @@ def training_state(model, optimizer, step):
         "step": step,
         "random": torch.get_rng_state(),
     }
+
+
+# ---- 3.10 pretrain [aa381004]
+
+def pretrain(model, tokens, held_out, *, steps, batch, context, lr, warmup, seed, folder=None, every=50):
+    """Train `model` in place on `tokens`, (N,) int64; returns one record a step: step, loss (nats) and at times val_loss.
+
+    held_out: (M,) int64, measured every `every` steps and at the last; lr: peak rate, reached after `warmup` steps.
+    folder: where the state is kept every `every` steps; a run that was stopped goes on from there.
+    Raises FloatingPointError when a loss is not finite.
+    """
+    device, was_training = next(model.parameters()).device, model.training
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    records, file = [], None if folder is None else Path(folder) / "state.pt"
+    if file is not None and file.exists():
+        state = torch.load(file, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        records = state["records"]
+
+    inputs, targets = held_out[None, :-1].to(device), held_out[None, 1:].to(device)  # (1, M - 1)
+    whole = targets.shape[1] // context * context  # so many of them fill whole windows
+    batches = list(zip(*(part[:, :whole].reshape(-1, context).split(64) for part in (inputs, targets))))
+    if whole < targets.shape[1]:
+        batches.append((inputs[:, whole:], targets[:, whole:]))
+
+    for step in range(len(records), steps):
+        number = 1_000_003 * seed + step  # all that is drawn at this step comes from it
+        torch.manual_seed(number)  # dropout
+        starts = torch.randint(len(tokens) - context, (batch, 1), generator=torch.Generator().manual_seed(number))
+        rows = tokens[starts + torch.arange(context + 1)].to(device)  # (B, T + 1)
+        model.train()
+        loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+        if not loss.isfinite():
+            raise FloatingPointError(f"the loss of step {step + 1} is {loss.item()}: nothing was changed by it")
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, lr, warmup, steps)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+        records.append({"step": step + 1, "loss": loss.item()})
+        if (step + 1) % every == 0 or step + 1 == steps:
+            records[-1]["val_loss"] = validation_loss(model, batches)
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "records": records}
+                torch.save(state, file.with_suffix(".new"))
+                file.with_suffix(".new").replace(file)  # the old state or the new one, never half of one
+    model.train(was_training)
+    return records
 
 
 # ---- 4.1 with_temperature [d3254f1d]
