@@ -61,7 +61,7 @@ def source_of(name, built, exercises):
             elif needed not in namespace:
                 problems.append(f"it uses `{needed}`, which is not defined")
             else:
-                statement = import_of(needed, namespace[needed])
+                statement = import_of(needed, namespace[needed]) or import_in(at_hand, needed)
                 if statement:
                     imports[needed] = statement
                 else:
@@ -141,6 +141,14 @@ def import_of(name, value):
             if isinstance(place, types.ModuleType) and attribute.isidentifier() and vars(place).get(attribute) is value:
                 return f"from {place.__name__} import {attribute}" + (f" as {name}" if attribute != name else "")
     return ""
+
+
+def import_in(node, name):
+    """The import statement for `name` alone out of one in the same cell; "" where `node` is none."""
+    if not isinstance(node, (ast.Import, ast.ImportFrom)):
+        return ""
+    alias = next(alias for alias in node.names if (alias.asname or alias.name).split(".")[0] == name)
+    return ast.unparse(type(node)(**{**vars(node), "names": [alias]}))
 
 
 def advice(value):

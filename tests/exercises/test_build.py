@@ -10,6 +10,7 @@ from rlhf_lib.exercises.build import Build, Probe, tick, try_out
 @pytest.fixture(autouse=True)
 def doubler(tmp_path, monkeypatch):
     monkeypatch.delenv("RLHF_HOME", raising=False)
+    monkeypatch.delenv("RLHF_PRESET", raising=False)
     monkeypatch.chdir(tmp_path)
     declare.load()
     probes = [
@@ -137,6 +138,14 @@ def test_only_quick_probes_are_tried_when_asked(doubler):
     seen = []
     assert try_out(doubler, double, most=10, say=seen.append) == ("", "")
     assert [line.split(" (")[0] for line in seen] == ["  ✓ doubles", "  ✓ noise"]
+
+
+def test_at_the_smoke_preset_long_probes_are_left_out_and_said(doubler, monkeypatch):
+    monkeypatch.setenv("RLHF_PRESET", "smoke")
+    assert "in 2 probes (1 long ones left out at the smoke preset)" in verdict("doubler", double).message
+    assert not verdict("doubler", lambda x: x).passed
+    monkeypatch.setenv("RLHF_PRESET", "laptop")
+    assert "in 3 probes" in verdict("doubler", double).message
 
 
 def test_two_of_one_name_are_refused(doubler):

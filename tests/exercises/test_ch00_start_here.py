@@ -4,11 +4,18 @@ import torch
 from rlhf_lib.exercises import verdict
 
 
+def share_positive(scores, limit):
+    return sum(1 for score in scores if score > limit) / len(scores)
+
+
+ALTERNATIVES = {"share_positive": share_positive}
+
+
 @pytest.mark.parametrize(
     "right",
     [
+        share_positive,
         lambda scores, limit: (scores > limit).float().mean().item(),
-        lambda scores, limit: sum(1 for score in scores if score > limit) / len(scores),
         lambda scores, limit: 1 - (scores <= limit).double().mean().item(),
         lambda scores, limit: torch.count_nonzero(scores.gt(limit)).item() / scores.numel(),
     ],

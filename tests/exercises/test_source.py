@@ -111,5 +111,10 @@ def test_names_of_a_class_body_defaults_and_annotations_are_needed_too():
     assert names_needed(ast.parse(source).body[0]) == ["Base", "FIRST", "Kind", "OTHER", "START"]
 
 
+def test_a_constant_is_imported_as_its_own_cell_does_it():
+    scene = Scene()("from math import e, pi\n\ndef gae(x):\n    return pi * x\n")
+    assert taken(scene, "gae").imports == {"pi": "from math import pi"}
+
+
 def test_a_value_that_no_module_has_has_no_import():
     assert import_of("x", 3) == "" and import_of("x", [1]) == "" and import_of("f", lambda: 1) == ""

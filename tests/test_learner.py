@@ -1,0 +1,95 @@
+"""Learners who open the notebooks in a folder of their own and run them through: one who wrote everything in another way than
+the worked answers, and one who stopped half way and broke a function. (The worked answers themselves are run by nbval.)"""
+
+import importlib
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from rlhf_lib import exercises
+from rlhf_lib.exercises.keep import COURSE, keep
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAPTERS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+exercises.load()
+
+
+def others():
+    """The differently written right answers of the checks' own tests: {name: function}."""
+    sys.path.insert(0, str(ROOT / "tests" / "exercises"))
+    found = {}
+    try:
+        for path in sorted((ROOT / "tests" / "exercises").glob("test_*.py")):
+            if re.match(r"test_(ch|build)\d\d", path.stem):
+                found |= getattr(importlib.import_module(path.stem), "ALTERNATIVES", {})
+    finally:
+        sys.path.remove(str(ROOT / "tests" / "exercises"))
+    return found
+
+
+def sit(chapter, folder):
+    """Run a chapter of the learner's edition in `folder` at the smoke preset, without its checks; the text that it printed."""
+    notebook = nbformat.read(ROOT / "notebooks" / chapter, as_version=4)
+    notebook.cells = [one for one in notebook.cells if not one.metadata.get("nbgrader", {}).get("grade")]
+    environment = {**os.environ, "RLHF_PRESET": "smoke", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment.pop("RLHF_HOME", None)
+    client = NotebookClient(notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client.execute(env=environment)
+    outputs = [output for one in notebook.cells if one.cell_type == "code" for output in one.outputs]
+    return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+
+
+def taken(printed):
+    """What cells took with `yours`: (names of the learner's, names of the course's)."""
+    lines = [line for line in printed.splitlines() if re.fullmatch(r"((your|the course's) \w+(, |$))+", line)]
+    return tuple(set(re.findall(rf"\b{whose} (\w+)", "\n".join(lines))) for whose in ("your", "course's"))
+
+
+@pytest.fixture(scope="module")
+def another_way(tmp_path_factory):
+    """A folder whose my_rlhf.py holds the differently written answers, and their names."""
+    folder = tmp_path_factory.mktemp("another_way")
+    kept = {name for name, one in others().items() if not keep(name, one, folder / exercises.FILE, again=False)}
+    return folder, kept
+
+
+def test_most_exercises_have_a_differently_written_answer_that_can_be_kept(another_way):
+    assert len(another_way[1]) >= 0.8 * len({*exercises.EXERCISES, *exercises.BUILDS})
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_later_cells_run_on_what_a_learner_wrote_in_another_way(another_way, chapter):
+    folder, kept = another_way
+    mine, theirs = taken(sit(chapter, folder))
+    assert mine <= kept and not theirs & kept
+    if chapter[:2] not in ("00", "09"):
+        assert mine, "no cell of this chapter runs on the learner's code"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("chapter", [name for name in CHAPTERS if name[:2] in ("02", "04", "05", "08")])
+def test_who_stopped_half_way_and_broke_a_function_is_blocked_nowhere(tmp_path, chapter):
+    """my_rlhf.py ends with chapter 04, in the middle of a function, and of chapter 02 one was changed for the worse."""
+    shutil.copy(COURSE, tmp_path / exercises.FILE)
+    path = tmp_path / exercises.FILE
+    text = path.read_text(encoding="utf-8")
+    broken = next(name for name, one in exercises.EXERCISES.items() if one.number == "2.2")
+    text = text.replace(f"def {broken}(", f"def {broken}(*a):\n    return None\n\n\ndef old_{broken}(")
+    last = next(name for name, one in exercises.EXERCISES.items() if one.number == "4.9")
+    path.write_text(text[: text.index(f"def {last}(") + 40], encoding="utf-8")
+    printed = sit(chapter, tmp_path)
+    mine, theirs = taken(printed)
+    assert broken not in mine and last not in mine
+    for name in mine:
+        assert float(exercises.find(name).number.replace(".", ".0")) < 4.1
+    if chapter.startswith("08"):
+        assert theirs
+    assert path.read_text(encoding="utf-8").startswith(text[:100])
