@@ -167,7 +167,7 @@ def multi_head(x, qkv, out, heads):
     return y.transpose(1, 2).reshape(B, T, C) @ out.T
 
 
-# ---- 2.4 rotary [0fe60b4f]
+# ---- 2.4 rotary [bbd5a4e6]
 
 def rotary(x, positions):
     """Turn each pair of coordinates by an angle proportional to the position (Su et al. 2021).
@@ -180,7 +180,7 @@ def rotary(x, positions):
         (B, H, T, D).
     """
     half = x.shape[-1] // 2
-    frequencies = 10000.0 ** (-torch.arange(half) / half)  # (D/2,)
+    frequencies = 10000.0 ** (-torch.arange(half).to(x.device) / half)  # (D/2,)
     angles = positions[:, None] * frequencies  # (T, D/2)
     cos, sin = angles.cos(), angles.sin()
     a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
@@ -285,6 +285,77 @@ def reversal_batch(sequences, separator):
     targets = rows[:, 1:].clone()
     targets[:, : sequences.shape[1]] = -100
     return rows[:, :-1], targets
+
+
+# ---- 2.10 GPT [83cdc927]
+
+class GPT(nn.Module):
+    """A decoder-only transformer with rotary positions, RMSNorm, normalised queries and keys, and squared ReLU.
+
+    Args:
+        vocab_size: V, the number of tokens.
+        context: the most tokens that a text may have.
+        layers, heads, width: blocks, attention heads in each, and C, the size of the residual stream.
+    """
+
+    def __init__(self, vocab_size, context, layers, heads, width):
+        super().__init__()
+        self.vocab_size, self.context, self.heads = vocab_size, context, heads
+
+        def linear(inputs, outputs):
+            return nn.Linear(inputs, outputs, bias=False)
+
+        def new_block():
+            parts = nn.ModuleDict({"qkv": linear(width, 3 * width), "out": linear(width, width)})
+            norm1, norm2 = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
+            up, down = linear(width, 4 * width), linear(4 * width, width)
+            return nn.ModuleDict({"norm1": norm1, "attention": parts, "norm2": norm2, "up": up, "down": down})
+
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.blocks = nn.ModuleList(new_block() for _ in range(layers))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.head = linear(width, vocab_size)
+        for name, weight in self.named_parameters():
+            if weight.dim() == 2:
+                zero = name.endswith(("head.weight", "out.weight", "down.weight"))
+                nn.init.normal_(weight, std=0.0 if zero else 0.02)
+
+    def hidden(self, tokens, mask=None):
+        """The stream behind the last norm.
+
+        Args:
+            tokens: (B, T) int64.
+            mask: (B, T) bool, True on real tokens; None when all are. Padding stands on the left or on the right.
+
+        Returns:
+            (B, T, C). What stands at padding means nothing.
+
+        Raises:
+            ValueError: more tokens than the context.
+        """
+        B, T = tokens.shape
+        if T > self.context:
+            raise ValueError(f"{T} tokens are more than the context of {self.context}")
+        allowed = causal_mask(T, T).to(tokens.device)
+        if mask is not None:  # (B, 1, T, T): only real keys, but padding may look at itself, so that no softmax is empty
+            allowed = allowed & mask[:, None, None, :] | torch.eye(T, dtype=torch.bool, device=tokens.device)
+        places = torch.arange(T, device=tokens.device)  # padding on the left moves them all alike, and a score feels distances
+
+        def attend(x, parts):
+            q, k, v = (part.view(B, T, self.heads, -1).transpose(1, 2) for part in parts.qkv(x).chunk(3, dim=-1))
+            q, k = (rotary(F.rms_norm(part, part.shape[-1:], eps=1e-6), places) for part in (q, k))
+            y, _ = attention(q, k, v, allowed)  # (B, H, T, D)
+            return parts.out(y.transpose(1, 2).reshape(x.shape))
+
+        x = self.embedding(tokens)
+        for layer in self.blocks:
+            x = x + attend(layer.norm1(x), layer.attention)
+            x = x + layer.down(F.relu(layer.up(layer.norm2(x))).square())
+        return self.norm(x)
+
+    def forward(self, tokens, mask=None):
+        """The logits (B, T, V) of the token after each position; arguments as for `hidden`."""
+        return self.head(self.hidden(tokens, mask))
 
 
 # ---- 3.1 next_token_loss [dfdf2be4]

@@ -210,7 +210,7 @@ def test_an_investigation_asks_first_notes_a_finding_and_shows_ours_folded(path)
     cells = nbformat.read(path, as_version=4).cells
     for place, one in enumerate(cells):
         if part(one) == "investigation":
-            number = one.metadata.nbgrader.grade_id.removeprefix("investigation-")
+            number = one.metadata.nbgrader.grade_id.removeprefix("investigation-").replace("-", ".")
             card = cells[place - 1].source
             assert re.search(rf"^### Investigation {re.escape(number)} · .+", card, re.MULTILINE), one.id
             assert "prediction" in card.lower() and exercises.INVESTIGATIONS[number].title in card, one.id
@@ -227,7 +227,7 @@ def test_every_build_and_investigation_has_its_cell():
         if "nbgrader" in one.metadata
     }
     assert {*exercises.EXERCISES, *exercises.BUILDS} <= names
-    assert {f"investigation-{number}" for number in exercises.INVESTIGATIONS} <= names
+    assert {f"investigation-{number.replace('.', '-')}" for number in exercises.INVESTIGATIONS} <= names
 
 
 def test_the_courses_own_file_is_in_step_and_leans_on_nothing_of_the_library():

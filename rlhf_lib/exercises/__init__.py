@@ -9,37 +9,20 @@ A notebook says `check("causal_mask", causal_mask)`. That is three steps, and ea
 The exercises themselves are in one module a chapter, each one call of `Exercise` (declare.py).
 """
 
-import os
-from typing import NamedTuple
-
-from rlhf_lib.exercises import frame, relations
-from rlhf_lib.exercises.build import Build, Probe, tick, try_out
-from rlhf_lib.exercises.compare import alike, difference, equal, shown
+from rlhf_lib.exercises.build import Build, Probe, tick
+from rlhf_lib.exercises.compare import equal
 from rlhf_lib.exercises.declare import BUILDS, CHAPTERS, EXERCISES, INVESTIGATIONS, Exercise, Investigation, find, load
-from rlhf_lib.exercises.frame import one_answer, right_answer
 from rlhf_lib.exercises.investigations import done, findings
 from rlhf_lib.exercises.keep import FILE, keep, yours
-from rlhf_lib.exercises.plain import is_record, plain, raised
+from rlhf_lib.exercises.plain import is_record, raised
 from rlhf_lib.exercises.progress import PROGRESS, progress, remember, solved
-from rlhf_lib.exercises.surroundings import LIMIT, settled
+from rlhf_lib.exercises.verdicts import Verdict, answer, draw, judge, verdict
 
 __all__ = [
     "BUILDS", "CHAPTERS", "EXERCISES", "FILE", "INVESTIGATIONS", "PROGRESS", "Build", "Exercise", "Investigation", "NotYet",
     "Probe", "Verdict", "answer", "check", "done", "draw", "equal", "find", "findings", "is_record", "judge", "keep", "load",
     "progress", "raised", "solved", "tick", "verdict", "yours",
 ]  # fmt: skip
-LINES = 20  # of a message
-
-
-class Verdict(NamedTuple):
-    """What `judge` found. `message` is one sentence or a few lines for the learner; the rest is of the smallest failing input."""
-
-    passed: bool
-    message: str
-    mistake: str = ""
-    arguments: dict = {}
-    got: object = None
-    expected: object = None
 
 
 class NotYet(AssertionError):
@@ -47,114 +30,6 @@ class NotYet(AssertionError):
 
     def _render_traceback_(self):  # IPython looks for this name
         return [f"✗ {self}"]
-
-
-def draw(name, seed=0):
-    """The inputs of an exercise: a list of dicts of arguments, the smallest first; of a build, one dict for each probe.
-
-    Raises:
-        KeyError: there is no such exercise.
-        RuntimeError: the exercise's own draw raised.
-    """
-    exercise = find(name)
-    return exercise.draw(seed) if isinstance(exercise, Build) else frame.draw(name, seed)
-
-
-def answer(name, function, inputs):
-    """What `function` makes of each of `inputs`: a list of plain data (plain.py), with records where it raised, was too slow, ...
-
-    A call may take LIMIT seconds, and all calls together TOTAL; a probe of a build as long as the probe says.
-    """
-    exercise = find(name)
-    if isinstance(exercise, Build):
-        return [exercise.answer(function, one) for one in inputs]
-    return frame.answer(name, function, inputs)
-
-
-def judge(name, inputs, outputs):
-    """Compare `outputs` with the oracle's. Where they differ, look for the mistake whose outputs they are, then for a relation.
-
-    Of a build: the sentence of the first probe that fails.
-
-    Returns a Verdict. Raises RuntimeError when the oracle itself goes wrong.
-    """
-    exercise = find(name)
-    if not isinstance(exercise, Build):
-        with settled():
-            return judged(exercise, inputs, outputs)
-    if len(outputs) != len(inputs):
-        return Verdict(False, f"{exercise.number} {name}: there are {len(outputs)} outputs for {len(inputs)} inputs")
-    for one, output in zip(inputs, outputs):
-        fault = exercise.fault(one, plain(output, trusted=True))
-        if fault:
-            return failed(exercise, one["probe"], fault)
-    return Verdict(True, f"{exercise.number} {name}: does what it must in {len(inputs)} probes")
-
-
-def failed(build, probe, sentence):
-    return Verdict(False, f"{build.number} {build.name}, {probe}: {sentence}", mistake=sentence)
-
-
-def judged(exercise, inputs, outputs):
-    """See `judge`; the surroundings are settled."""
-    name = exercise.name
-    title = f"{exercise.number} {name}"
-    expected = [right_answer(exercise, arguments, tuples=True) for arguments in inputs]
-    outputs = [plain(one, trusted=True) for one in outputs]
-    if len(outputs) != len(inputs):
-        return Verdict(False, f"{title}: there are {len(outputs)} outputs for {len(inputs)} inputs")
-    wrong = [place for place in range(len(inputs)) if not equal(outputs[place], expected[place], exercise.tolerance)]
-    if not wrong:
-        return Verdict(True, f"{title}: right on {len(inputs)} inputs")
-    first = wrong[0]
-    found = dict(arguments=inputs[first], got=outputs[first], expected=expected[first])
-    if is_record(outputs[first], "unwritten"):
-        return Verdict(False, f"{title}: not written yet. Write it in the cell above, run that cell, then this one.")
-    order = wrong + [place for place in range(len(inputs)) if place not in wrong]  # most mistakes differ at the first of them
-
-    def made_by(mistake):
-        for place in order:
-            if not alike(outputs[place], one_answer(exercise, mistake, inputs[place], trusted=True), exercise.tolerance):
-                return False
-        return True
-
-    for sentence, functions in exercise.mistakes.items():
-        if any(made_by(mistake) for mistake in functions):
-            return Verdict(False, f"{title}: {sentence}", mistake=sentence, **found)
-    what = difference(outputs[first], expected[first], exercise.tolerance)
-    relation = relations.find(exercise, inputs, outputs, expected)
-    sentence = f"{relation}: {what}" if relation.endswith("is wrong") else relation or what
-    return Verdict(False, told(title, sentence, **found), mistake=relation, **found)
-
-
-def told(title, sentence, arguments, got, expected):
-    """The message for a learner: what is wrong, and the smallest input that shows it."""
-    end = [] if is_record(got) else [f"came out: {shown(got)}", f"expected: {shown(expected)}"]
-    room = LINES - 1 - len(end)
-    lines = [f"    {key} = {shown(value)}" for key, value in arguments.items()]
-    lines = lines if len(lines) <= room else [*lines[: room - 1], "    ..."]
-    return "\n".join([f"{title}: {sentence}. The smallest input that fails:", *lines, *end])
-
-
-def verdict(name, function, seed=0):
-    """The three steps in one: draw inputs, take the answers of `function`, judge them. Returns a Verdict.
-
-    Of a build, the probes after the first that fails are not tried, and each that passes says so. At the smoke preset, which
-    only tries whether everything runs, probes that may take longer than LIMIT are left out.
-    """
-    exercise = find(name)
-    if isinstance(exercise, Build):
-        most = LIMIT if os.environ.get("RLHF_PRESET") == "smoke" else float("inf")
-        probe, sentence = try_out(exercise, function, seed, most, say=print)
-        if sentence:
-            return failed(exercise, probe, sentence)
-        tried = sum(one.seconds <= most for one in exercise.probes.values())
-        rest = (
-            "" if tried == len(exercise.probes) else f" ({len(exercise.probes) - tried} long ones left out at the smoke preset)"
-        )
-        return Verdict(True, f"{exercise.number} {name}: does what it must in {tried} probes{rest}")
-    inputs = draw(name, seed)
-    return judge(name, inputs, answer(name, function, inputs))
 
 
 def check(name, function, seed=0):

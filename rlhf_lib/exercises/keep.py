@@ -21,6 +21,7 @@ from rlhf_lib.exercises.build import Build, try_out
 from rlhf_lib.exercises.declare import BUILDS, EXERCISES, find, load
 from rlhf_lib.exercises.source import names_bound, names_needed, source_of
 from rlhf_lib.exercises.surroundings import LIMIT, TimeUp, limited
+from rlhf_lib.exercises.verdicts import verdict
 from rlhf_lib.files import RunError, home, write_atomic
 
 FILE = "my_rlhf.py"
@@ -172,8 +173,6 @@ def names_bound_in(code):
 
 def quick_fault(name, built):
     """What a check that takes seconds finds wrong: a sentence, or ""."""
-    from rlhf_lib.exercises import verdict
-
     exercise = find(name)
     if isinstance(exercise, Build):
         return ": ".join(filter(None, try_out(exercise, built, most=LIMIT)))

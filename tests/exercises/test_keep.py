@@ -213,7 +213,7 @@ def test_half_a_file_never_blocks_and_never_gives_a_wrong_function(data):
     text = "\n".join(lines)
     text = text[: data.draw(st.integers(0, len(text)))]
     found = run(text, "half.py", "half")
-    assert found.own <= {"split_words", "build_vocabulary", "encode_words", "most_frequent_pair", "merge_pair", "bpe_encode"}
+    assert found.own <= EXERCISES.keys()
     if "split_words" in found.own:
         assert found.namespace["split_words"]("a b") == ["a", " ", "b"]
 

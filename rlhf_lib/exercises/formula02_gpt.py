@@ -1,0 +1,181 @@
+"""The GPT of Build it 2.10, written out in plain tensors, with places to go wrong; and the weights it is tried with.
+
+A `shape` is (vocab_size, context, layers, heads, width), what a GPT is made with.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+
+def shapes(vocab_size, context, layers, heads, width):
+    """The names of the weights, and the shape of each."""
+    found = {"embedding.weight": (vocab_size, width), "norm.weight": (width,), "head.weight": (vocab_size, width)}
+    for layer in range(layers):
+        for name, shape in {
+            "norm1": (width,), "attention.qkv": (3 * width, width), "attention.out": (width, width),
+            "norm2": (width,), "up": (4 * width, width), "down": (width, 4 * width),
+        }.items():  # fmt: skip
+            found[f"blocks.{layer}.{name}.weight"] = shape
+    return found
+
+
+def draw_state(generator, shape, spread=1.0):
+    """Weights that make every part matter; those of the embedding have the given spread."""
+    state = {}
+    for name, size in shapes(*shape).items():
+        drawn = torch.randn(size, generator=generator)
+        state[name] = 1 + 0.3 * drawn if len(size) == 1 else drawn * (1.5 * size[1] ** -0.5)
+    state["embedding.weight"] = torch.randn(state["embedding.weight"].shape, generator=generator) * spread
+    return state
+
+
+def draw_tokens(generator, shape, *size):
+    return torch.randint(shape[0], size, generator=generator)
+
+
+SHARED = {
+    "no mask": "there is no causal mask: every position sees the future",
+    "no scale": "the scores are not divided by sqrt(D)",
+    "root of whole C": "the scores are divided by sqrt(C); it is sqrt(D), the root of a head's size",
+    "no normalised q, k": "queries and keys are not normalised: each head's q and k go through an RMSNorm before they are turned",
+    "whole q, k": "queries and keys are normalised over the whole width; each head's D numbers are normalised by themselves",
+    "no positions": "there are no positions: queries and keys are not turned (exercise 2.4)",
+    "turned values": "the values are turned too: only queries and keys are, whose dot products are to feel distances",
+    "neighbours": "the pairs that are turned are neighbours, (x[2i], x[2i + 1]); here a pair is (x[i], x[i + D/2]), as in 2.4",
+    "torn": "view(B, heads, T, D) tears positions apart: view(B, T, heads, D), then transpose(1, 2)",
+    "scrambled": "the heads are put together without transpose(1, 2): bring them back to (B, T, heads, D) first",
+    "strided": "a head takes every heads-th number; it is to take D neighbours",
+    "q and k": "queries and keys are swapped: the first C rows of qkv make the queries, the next C the keys",
+    "no out": "attention.out is not used: it mixes what the heads brought home",
+    "relu": "the activation is ReLU, and its square is missing",
+    "gelu": "the activation is GELU; here it is the square of ReLU",
+    "square": "the activation is the square of x, also where x is negative; first ReLU, then the square",
+    "no activation": "there is no activation between up and down",
+    "layer norm": "the norms subtract the mean (LayerNorm); RMSNorm only divides by the root of the mean square",
+    "no gains": "the norms do not use their gains",
+    "eps": "the eps of the norms is another; it is 1e-6, beside the mean square, under the root",
+    "torch's eps": "nn.RMSNorm has an eps of its own, 1.2e-7, unless it is given one; here it is 1e-6",
+    "no eps": "the norms have no eps; it is 1e-6, beside the mean square, under the root",
+    "post-norm": "the norms stand behind the parts; each stands in front of its part",
+    "swapped norms": "the two norms of a block are swapped: norm1 belongs to the attention",
+    "normed skips": "the skips carry the normalised stream: keep the stream itself for the sum",
+    "no skips": "the skips are missing: each part's output is added to the stream",
+    "parallel": "the feed-forward part reads the block's input; it reads the stream with what the attention has added",
+    "no last norm": "the norm behind the last block is missing",
+    "tied": "the head is the embedding (tied, as in GPT-2); here it has weights of its own",
+    "root of C": "the embedding is multiplied by sqrt(C); here it is used as it is",
+    "block 0": "every block uses the weights of block 0",
+    "one too few": "the last block is missing",
+    "softmax": "these are probabilities; return the logits, the loss takes the softmax itself",
+    "log-softmax": "these are log-probabilities; return the logits, without softmax",
+}  # fmt: skip
+
+
+EPS = {"eps": 1e-5, "torch's eps": torch.finfo(torch.float32).eps, "no eps": 0.0}
+
+
+def reference(tokens, state, heads, wrong=""):
+    """(logits, hidden) of a GPT with these weights, written out, in float64; `wrong` is a name of SHARED."""
+    w, (B, T) = {name: tensor.double() for name, tensor in state.items()}, tokens.shape
+    C = w["norm.weight"].shape[0]
+    D = C // heads
+
+    def norm(x, gain=None):
+        x = x - x.mean(-1, keepdim=True) if wrong == "layer norm" else x
+        x = x / (x.square().mean(-1, keepdim=True) + EPS.get(wrong, 1e-6)).sqrt()
+        return x if gain is None or wrong == "no gains" else x * w[f"{gain}.weight"]
+
+    def cut(x):
+        if wrong == "torn":
+            return x.reshape(B, heads, T, D)
+        return (x.view(B, T, D, heads).mT if wrong == "strided" else x.view(B, T, heads, D)).transpose(1, 2)
+
+    def turn(x):
+        if wrong == "no positions":
+            return x
+        a, b = (x[..., 0::2], x[..., 1::2]) if wrong == "neighbours" else x.chunk(2, -1)
+        angles = torch.arange(T)[:, None] * 10000.0 ** (-torch.arange(D // 2).double() / (D // 2))
+        turned = torch.complex(a, b) * torch.polar(torch.ones_like(angles), angles)
+        pair = (turned.real, turned.imag)
+        return torch.stack(pair, -1).flatten(-2) if wrong == "neighbours" else torch.cat(pair, -1)
+
+    def attend(x, name):
+        q, k, v = (x @ w[f"{name}.qkv.weight"].T).split(C, -1)
+        q, k = (k, q) if wrong == "q and k" else (q, k)
+        q, k = (norm(q), norm(k)) if wrong == "whole q, k" else (q, k)
+        q, k, v = cut(q), cut(k), cut(v)
+        q, k = (q, k) if wrong in ("whole q, k", "no normalised q, k") else (norm(q), norm(k))
+        q, k, v = turn(q), turn(k), turn(v) if wrong == "turned values" else v
+        scores = q @ k.mT / {"no scale": 1.0, "root of whole C": C**0.5}.get(wrong, D**0.5)
+        hidden = torch.ones(T, T).triu(1) * (wrong != "no mask")
+        y = scores.masked_fill(hidden.bool(), -math.inf).softmax(-1) @ v
+        y = (y if wrong == "scrambled" else y.transpose(1, 2)).reshape(B, T, C)
+        return y if wrong == "no out" else y @ w[f"{name}.out.weight"].T
+
+    acts = {"relu": F.relu, "gelu": lambda x: F.gelu(x, approximate="tanh"), "square": torch.square, "no activation": torch.clone}
+    act = acts.get(wrong, lambda x: F.relu(x) ** 2)
+    x = w["embedding.weight"][tokens] * (C**0.5 if wrong == "root of C" else 1.0)
+    layers = sum(name.endswith("norm1.weight") for name in w)
+    for layer in range(layers - (wrong == "one too few")):
+        name = f"blocks.{0 if wrong == 'block 0' else layer}"
+        parts = {
+            "norm1": lambda x, name=name: attend(x, f"{name}.attention"),
+            "norm2": lambda x, name=name: act(x @ w[f"{name}.up.weight"].T) @ w[f"{name}.down.weight"].T,
+        }
+        before = x
+        for gain, part in parts.items():
+            other = {"norm1": "norm2", "norm2": "norm1"}[gain] if wrong == "swapped norms" else gain
+            if wrong == "post-norm":
+                x = norm(x + part(x), f"{name}.{gain}")
+                continue
+            read = norm(before if wrong == "parallel" else x, f"{name}.{other}")
+            x = (read if wrong == "normed skips" else 0.0 if wrong == "no skips" else x) + part(read)
+    x = x if wrong == "no last norm" else norm(x, "norm")
+    logits = x @ w["embedding.weight" if wrong == "tied" else "head.weight"].T
+    return {"softmax": logits.softmax(-1), "log-softmax": logits.log_softmax(-1)}.get(wrong, logits), x
+
+
+def away(a, b):
+    """How far two tensors are from each other, at most; infinite where a number is none."""
+    return (a.double() - b.double()).abs().nan_to_num(math.inf).amax().item()
+
+
+def misshapen(logits, shape, what="the logits"):
+    """A sentence where `logits` are no tensor of this shape."""
+    if not torch.is_tensor(logits):
+        return f"{what} are no tensor"
+    return "" if tuple(logits.shape) == tuple(shape) else f"{what} have the shape {tuple(logits.shape)}, not {tuple(shape)}"
+
+
+# ----------------------------------------------------------------------------------------- what it is tried with
+
+LETTERS, LENGTH = 16, 8  # of the reversal task
+
+
+def draw_cases(generator):
+    """Weights and tokens for the reference, from the simplest model on; `where` says what each shows."""
+    cases = []
+    for where, shape, length, silent in (
+        ("where the blocks add nothing (look at embedding, last norm and head)", (5, 4, 1, 1, 4), 3, ("out", "down")),
+        ("in the attention (the feed-forward part adds nothing here)", (7, 6, 1, 2, 8), 5, ("down",)),
+        ("in the feed-forward part (the attention adds nothing here)", (7, 6, 1, 2, 8), 5, ("out",)),
+        ("in two blocks, one behind the other", (9, 12, 2, 3, 12), 10, ()),
+        ("where the numbers in the stream are small", (9, 8, 2, 2, 8), 6, ("out", "down")),
+    ):
+        state = draw_state(generator, shape, 0.002 if "small" in where else 1.0)
+        state = {name: one * (name.split(".")[-2] not in silent) for name, one in state.items()}
+        cases.append({"where": where, "shape": shape, "state": state, "tokens": draw_tokens(generator, shape, 2, length)})
+    return {"cases": cases}
+
+
+def reversals(count, generator):
+    """(count, 2 LENGTH + 1): letters, the separator, the letters backwards."""
+    letters = torch.randint(LETTERS, (count, LENGTH), generator=generator)
+    return torch.cat([letters, torch.full((count, 1), LETTERS), letters.flip(1)], dim=1)
+
+
+def held_out(seed):
+    """300 rows of the reversal task that no training with this seed sees."""
+    return reversals(300, torch.Generator().manual_seed(seed + 1))
