@@ -103,6 +103,9 @@ def by_epochs(model, tokens, held_out, *, steps, batch, context, lr, warmup, see
     return log
 
 
+ALTERNATIVES = {"pretrain": by_epochs}
+
+
 @pytest.mark.parametrize("seed", [0, 7])
 def test_a_loop_of_another_make_passes_the_cheap_probes(seed):
     assert try_out(find("pretrain"), by_epochs, seed, most=10) == ("", "")
