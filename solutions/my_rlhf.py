@@ -9,6 +9,7 @@ from collections import Counter
 from collections import defaultdict
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import nn
 
-from rlhf_lib import ppo
 from rlhf_lib.models.layers import last_real
 from rlhf_lib.models.layers import pad
 
@@ -520,6 +520,58 @@ def training_state(model, optimizer, step):
         "step": step,
         "random": torch.get_rng_state(),
     }
+
+
+# ---- 3.10 pretrain [aa381004]
+
+def pretrain(model, tokens, held_out, *, steps, batch, context, lr, warmup, seed, folder=None, every=50):
+    """Train `model` in place on `tokens`, (N,) int64; returns one record a step: step, loss (nats) and at times val_loss.
+
+    held_out: (M,) int64, measured every `every` steps and at the last; lr: peak rate, reached after `warmup` steps.
+    folder: where the state is kept every `every` steps; a run that was stopped goes on from there.
+    Raises FloatingPointError when a loss is not finite.
+    """
+    device, was_training = next(model.parameters()).device, model.training
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    records, file = [], None if folder is None else Path(folder) / "state.pt"
+    if file is not None and file.exists():
+        state = torch.load(file, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        records = state["records"]
+
+    inputs, targets = held_out[None, :-1].to(device), held_out[None, 1:].to(device)  # (1, M - 1)
+    whole = targets.shape[1] // context * context  # so many of them fill whole windows
+    batches = list(zip(*(part[:, :whole].reshape(-1, context).split(64) for part in (inputs, targets))))
+    if whole < targets.shape[1]:
+        batches.append((inputs[:, whole:], targets[:, whole:]))
+
+    for step in range(len(records), steps):
+        number = 1_000_003 * seed + step  # all that is drawn at this step comes from it
+        torch.manual_seed(number)  # dropout
+        starts = torch.randint(len(tokens) - context, (batch, 1), generator=torch.Generator().manual_seed(number))
+        rows = tokens[starts + torch.arange(context + 1)].to(device)  # (B, T + 1)
+        model.train()
+        loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+        if not loss.isfinite():
+            raise FloatingPointError(f"the loss of step {step + 1} is {loss.item()}: nothing was changed by it")
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, lr, warmup, steps)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+        records.append({"step": step + 1, "loss": loss.item()})
+        if (step + 1) % every == 0 or step + 1 == steps:
+            records[-1]["val_loss"] = validation_loss(model, batches)
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "records": records}
+                torch.save(state, file.with_suffix(".new"))
+                file.with_suffix(".new").replace(file)  # the old state or the new one, never half of one
+    model.train(was_training)
+    return records
 
 
 # ---- 4.1 with_temperature [d3254f1d]
@@ -1294,7 +1346,7 @@ def with_baseline(worth, mask, baseline):
     return advantages, following
 
 
-# ---- 8.7 update_policy [0af00435]
+# ---- 8.7 update_policy [fb1d766e]
 
 def update_policy(
     policy, optimizer, tokens, old_logprobs, advantages, mask, temperature, epochs, minibatch, clip
@@ -1318,7 +1370,7 @@ def update_policy(
         for rows in torch.arange(len(tokens)).split(minibatch):
             logits = policy(tokens[rows])[:, :-1] / temperature  # (b, T, V)
             logprobs = logits.log_softmax(-1).gather(2, tokens[rows, 1:, None])[:, :, 0]  # (b, T)
-            loss, clip_fraction, _ = ppo.policy_loss(
+            loss, clip_fraction = policy_loss(
                 logprobs, old_logprobs[rows], advantages[rows], mask[rows], clip
             )
             loss.backward()
@@ -1366,6 +1418,97 @@ def kept_iteration(kls, max_kl):
         if not kl.mean() <= max_kl:  # NaN too
             return iteration - 1
     return len(kls) - 1
+
+
+# ---- 8.10 rlhf [40393493]
+
+def rlhf(
+    gpt,
+    reward,
+    *,
+    prompt,
+    iterations,
+    rollout_size,
+    max_new_tokens,
+    kl_coef,
+    lr,
+    seed,
+    max_kl=10.0,
+    epochs=2,
+    minibatch=None,
+    clip=0.2,
+    report=None,
+):
+    """Fine-tune a copy of a GPT with PPO, so that its completions of one prompt earn more.
+
+    Args:
+        gpt: the original model: gpt(tokens) gives logits; it stays as it is and is the reference.
+        reward: reward(tokens, mask), both (B, T), gives one raw number a completion, (B,).
+        prompt: a list of tokens.
+        iterations: updates; each follows a rollout of `rollout_size` completions of `max_new_tokens` tokens at most.
+        kl_coef: price of the KL, in normalised reward per nat.
+        lr: Adam's learning rate.
+        seed: all random numbers follow from it.
+        max_kl: the run stops when a rollout's mean KL, in nats a completion, is above it.
+        epochs, minibatch, clip: PPO's; without `minibatch` the whole rollout is one.
+        report: called with each record as soon as it is complete.
+
+    Returns:
+        policy: the last one whose KL was measured and lies within max_kl.
+        records: a dict for each policy measured: iteration, reward, kl, ratio, clip_fraction.
+    """
+    device = next(gpt.parameters()).device
+    policy = copy.deepcopy(gpt).eval().requires_grad_(True)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
+    drawn = torch.Generator().manual_seed(seed)
+
+    def roll(count):
+        """`count` completions: tokens, their log-probabilities and the mask of actions, (count, T) each."""
+        prompts = torch.tensor([list(prompt)] * count, device=device)
+        uniforms = torch.rand(count, max_new_tokens, generator=drawn).to(device)
+        with torch.no_grad():
+            return generate(policy, prompts, torch.ones_like(prompts, dtype=torch.bool), uniforms)
+
+    def score(model, tokens):
+        """The log-probabilities (b, T) of completions."""
+        prompts = torch.tensor([list(prompt)] * len(tokens), device=device)
+        logits = model(torch.cat([prompts, tokens], 1)[:, :-1])[:, len(prompt) - 1 :]  # (b, T, V)
+        return logits.log_softmax(-1).gather(2, tokens[:, :, None])[:, :, 0]
+
+    tokens, _, mask = roll(max(256, rollout_size))
+    normalise = fit_normaliser(reward(tokens, mask))
+    baseline = torch.zeros(max_new_tokens, device=device)
+    kept, records = copy.deepcopy(policy), []
+    for iteration in range(iterations + 1):
+        # Rollout: measure the policy, and keep it if it is near enough.
+        tokens, old, mask = roll(rollout_size)
+        with torch.no_grad():
+            reference = torch.cat([score(gpt, some) for some in tokens.split(64)])
+        kl = completion_kl(old, reference, mask).mean().item()
+        if not kl <= max_kl:  # NaN too
+            break
+        kept.load_state_dict(policy.state_dict())
+        rewards = normalise(reward(tokens, mask))
+        record = dict(iteration=iteration, reward=rewards.mean().item(), kl=kl, ratio=1.0, clip_fraction=0.0)
+        records.append(record)
+        if iteration < iterations:
+            # Update: what each token is worth, and a few steps in its direction.
+            worth = token_advantages(rewards, old, reference, mask, kl_coef)
+            advantages, baseline = with_baseline(worth, mask, baseline)
+            ratios, clipped = [], []
+            for _ in range(epochs):
+                for rows in torch.randperm(rollout_size, generator=drawn).to(device).split(minibatch or rollout_size):
+                    logprobs = score(policy, tokens[rows])
+                    loss, clip_fraction = policy_loss(logprobs, old[rows], advantages[rows], mask[rows], clip)
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    ratios.append((logprobs - old[rows]).exp()[mask[rows]].mean().item())
+                    clipped.append(float(clip_fraction))
+            record.update(ratio=ratios[0], clip_fraction=sum(clipped) / len(clipped))
+        if report:
+            report(record)
+    return kept, records
 
 
 # ---- 9.1 win_rate [2111d3ba]
