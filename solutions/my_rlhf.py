@@ -17,9 +17,6 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import nn
 
-from rlhf_lib.models.layers import last_real
-from rlhf_lib.models.layers import pad
-
 
 # ---- 0.1 share_positive [d1f3451d]
 
@@ -912,7 +909,7 @@ def weigh_readers(votes):
     return p, tables
 
 
-# ---- 6.1 last_token [2c57545b]
+# ---- 6.1 last_token [491d3ead]
 
 def last_token(x, mask):
     """x at each row's last real token.
@@ -924,7 +921,7 @@ def last_token(x, mask):
     Returns:
         (B,).
     """
-    positions = torch.arange(x.shape[1])
+    positions = torch.arange(x.shape[1], device=mask.device)
     last = torch.where(mask, positions, 0).amax(1, keepdim=True)  # (B, 1)
     return x.gather(1, last)[:, 0]
 
@@ -945,7 +942,7 @@ def mean_pool(hidden, mask):
     return total / mask.sum(1, keepdim=True)
 
 
-# ---- 6.3 soft_label_loss [b7064632]
+# ---- 6.3 soft_label_loss [7e7b7aef]
 
 def soft_label_loss(logits, targets, mask):
     """Cross-entropy of the last real token's log-odds with a soft label.
@@ -958,11 +955,11 @@ def soft_label_loss(logits, targets, mask):
     Returns:
         a scalar, nats.
     """
-    z = last_real(logits, mask)  # (B,)
+    z = last_token(logits, mask)  # (B,)
     return F.binary_cross_entropy_with_logits(z, targets)
 
 
-# ---- 6.4 label_token_reward [c315a095]
+# ---- 6.4 label_token_reward [242b92b4]
 
 def label_token_reward(logits, mask, positive, negative):
     """log p(positive) among two label tokens, after the last real token.
@@ -976,16 +973,16 @@ def label_token_reward(logits, mask, positive, negative):
         (B,), nats, at most 0.
     """
     margin = logits[..., positive] - logits[..., negative]  # (B, T)
-    return F.logsigmoid(last_real(margin, mask))
+    return F.logsigmoid(last_token(margin, mask))
 
 
-# ---- 6.5 score_rows [ece744bb]
+# ---- 6.5 score_rows [0a70ca54]
 
 def score_rows(model, rows, batch):
     """Log-odds of positive for each row.
 
     Args:
-        model: a RewardModel.
+        model: a reward model; model.logits(tokens, mask) gives (B,).
         rows: N lists of tokens.
         batch: rows scored at once.
 
@@ -998,7 +995,10 @@ def score_rows(model, rows, batch):
     with torch.no_grad():
         for start in range(0, len(rows), batch):
             places = order[start : start + batch]
-            scores[places] = model.logits(*pad([rows[place] for place in places], "right"))
+            some = [torch.tensor(rows[place]) for place in places]
+            tokens = nn.utils.rnn.pad_sequence(some, batch_first=True)  # (B, T)
+            lengths = torch.tensor([[len(row)] for row in some])  # (B, 1)
+            scores[places] = model.logits(tokens, torch.arange(tokens.shape[1]) < lengths)
     return scores
 
 
@@ -1068,6 +1068,57 @@ def ranked_loss(rewards):
     K = rewards.shape[1]
     better, worse = torch.triu_indices(K, K, offset=1)
     return -F.logsigmoid(rewards[:, better] - rewards[:, worse]).mean()
+
+
+# ---- 6.10 train_reward_model [b9344847]
+
+def train_reward_model(gpt, rows, targets, *, epochs, batch, lr, seed):
+    """A reward model with the body of a GPT, trained on labelled rows.
+
+    Args:
+        gpt: a module with `hidden(tokens, mask)` and `embedding`; it stays as it is.
+        rows: N lists of tokens.
+        targets: N floats, 1.0, 0.5 or 0.0.
+        epochs, batch: passes over the rows, and rows in a step.
+        lr: the learning rate at its height.
+        seed: of all that is drawn.
+
+    Returns:
+        a module in evaluation mode: model(tokens, mask) gives log-odds of positive, (B,).
+    """
+
+    class Scorer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = copy.deepcopy(gpt)
+            self.score = nn.Linear(gpt.embedding.weight.shape[1], 1)
+            nn.init.zeros_(self.score.weight)
+            nn.init.zeros_(self.score.bias)
+
+        def forward(self, tokens, mask):
+            z = self.score(self.body.hidden(tokens, mask))[..., 0]  # (B, T)
+            return last_token(z, mask)  # (B,)
+
+    device = gpt.embedding.weight.device
+    model = Scorer().to(device).train()
+    wanted = torch.tensor(targets, device=device)  # (N,)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(seed)
+    steps, step = epochs * math.ceil(len(rows) / batch), 0
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(rows), generator=generator).split(batch):
+            some = [torch.tensor(rows[place]) for place in chosen.tolist()]
+            tokens = nn.utils.rnn.pad_sequence(some, batch_first=True)  # (B, T)
+            mask = torch.arange(tokens.shape[1]) < torch.tensor([[len(row)] for row in some])
+            z = model(tokens.to(device), mask.to(device))  # (B,)
+            F.binary_cross_entropy_with_logits(z, wanted[chosen.to(device)]).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for group in optimizer.param_groups:  # up in a tenth of the steps, then down to 0
+                group["lr"] = lr * min((step + 1) / (0.1 * steps + 1), (steps - step) / (0.9 * steps))
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+    return model.eval()
 
 
 # ---- 7.1 discounted_returns [b9b2ff73]
