@@ -1719,6 +1719,74 @@ def rating_table(ratings, score):
     }
 
 
+# ---- 9.10 journey [d6643eae]
+
+def journey(
+    train, held_out, labelled, *,
+    vocab_size=512, context=64, layers=2, heads=4, width=128, steps=500, batch=16,
+    epochs=3, iterations=8, rollout_size=128, max_new_tokens=24, seed=0,
+):
+    """From plays and labels to a policy that writes more positive lines.
+
+    Args:
+        train, held_out: lists of str, the plays' first nine tenths and the rest of them.
+        labelled: a list of (text, target), target 0, 0.5 or 1.
+
+    Returns:
+        A dict: tokenizer, base, reward_model, policy, bits_per_character, accuracy, records, samples.
+    """
+    tokenizer = train_bpe("\n\n".join(train)[:300_000], vocab_size)
+    tokens = torch.tensor([token for text in train for token in [0, *tokenizer.encode(text)]])  # 0 stands between plays
+    unread = torch.tensor(tokenizer.encode("".join(held_out)))
+    print(f"tokeniser: {tokenizer.vocab_size} tokens, {sum(map(len, train)) / len(tokens):.2f} characters each")
+
+    torch.manual_seed(seed)
+    base = GPT(tokenizer.vocab_size, context, layers, heads, width)
+    curve = pretrain(base, tokens, unread, steps=steps, batch=batch, context=context, lr=3e-3, warmup=20, seed=seed)
+    bits = curve[-1]["val_loss"] * len(unread) / math.log(2) / sum(map(len, held_out))
+    print(f"base: {bits:.2f} bits per character on text that it has not read")
+
+    targets = dict(labelled)
+    learn, test = split_labels(list(targets), 0.1)
+    rows = [tokenizer.encode(text)[:context] for text in learn]
+    reward_model = train_reward_model(
+        base, rows, [targets[text] for text in learn], epochs=epochs, batch=32, lr=5e-4, seed=seed
+    )
+
+    def odds(rows):
+        """The log-odds of positive (N,) of rows of tokens."""
+        longest = max(map(len, rows))
+        padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows])  # (N, T)
+        mask = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
+        with torch.no_grad():
+            return torch.cat([reward_model(padded[at : at + 64], mask[at : at + 64]) for at in range(0, len(rows), 64)])
+
+    wanted = torch.tensor([targets[text] for text in test])
+    accuracy = clear_accuracy(odds([tokenizer.encode(text)[:context] for text in test]), wanted).item()
+    print(f"reward model: right on {accuracy:.0%} of the clear ones among {len(test)} passages that it has not read")
+
+    def reward(tokens, mask):
+        with torch.no_grad():
+            return F.logsigmoid(reward_model(tokens, mask))
+
+    policy, records = rlhf(
+        base, reward, prompt=[0], iterations=iterations, rollout_size=rollout_size, max_new_tokens=max_new_tokens,
+        kl_coef=0.02, lr=5e-4, seed=seed, report=lambda one: print("iteration {iteration}: reward {reward:.2f}, KL {kl:.1f}".format(**one)),
+    )  # fmt: skip
+
+    samples = {}
+    for name, model in (("base", base), ("policy", policy)):
+        start = torch.zeros(4, 1, dtype=torch.long)
+        uniforms = torch.rand(4, max_new_tokens, generator=torch.Generator().manual_seed(seed))
+        written, _, mask = generate(model, start, torch.ones_like(start, dtype=torch.bool), uniforms)
+        samples[name] = [tokenizer.decode(row[real].tolist()) or "(nothing)" for row, real in zip(written, mask)]
+        print(f"--- {name}:", *samples[name], sep="\n")
+    return dict(
+        tokenizer=tokenizer, base=base, reward_model=reward_model, policy=policy,
+        bits_per_character=bits, accuracy=accuracy, records=records, samples=samples,
+    )  # fmt: skip
+
+
 # ---- the end
 
 if __name__ == "__main__":
