@@ -1,0 +1,331 @@
+"""Build it 7.10: PPO. The probes are the environments of `probe_envs`, and at last a pole on a cart."""
+
+import random
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from rlhf_lib.exercises import probe_envs as envs
+from rlhf_lib.exercises.build import Build, Probe, tick
+from rlhf_lib.exercises.declare import Investigation
+
+BUDGET, SHORT, ACTIONS = 6144, 2048, 3
+POLE_STEPS, POLE_LENGTH = 80_000, 475
+
+
+# ----------------------------------------------------------------------------------------- what a probe draws and runs
+
+
+def draw_views(count, generator):
+    """What is observed in each of `count` states: as many orthogonal vectors of length 1.5, with count + 2 numbers."""
+    return (1.5 * torch.linalg.qr(torch.randn(count + 2, count, generator=generator)).Q.T).tolist()
+
+
+def drawn(*parts, generator):
+    """Some of each part's range, in a drawn order: drawn(3, generator=g) is a permutation of 0, 1, 2."""
+    return [torch.randperm(part, generator=generator).tolist() for part in parts]
+
+
+def draw_two_starts(states):
+    """A draw: views, and for each of two starts two actions that mean something; what is right at one is wrong at the other."""
+
+    def draw(generator):
+        first, second, _ = drawn(ACTIONS, generator=generator)[0]
+        return {
+            "views": draw_views(states, generator),
+            "right": [first, second],
+            "wrong": [second, first],
+            "seed": int(torch.randint(10_000, (), generator=generator)),
+        }
+
+    return draw
+
+
+def train(train_ppo, make, budget, seed, told=None):
+    """(act, log) of a training in environments that `make()` gives."""
+    log = envs.Log(budget, told)
+    act = train_ppo(lambda: envs.Watched(make(), log), budget, seed)
+    if not callable(act):
+        raise TypeError(f"train_ppo returns {type(act).__name__}, not a function act(observation)")
+    return act, log
+
+
+def choices(act, views):
+    """What `act` does at each view."""
+    return [int(act(np.array(view, dtype=np.float32))) for view in views]
+
+
+def run_in(kind):
+    """A run: trains in `kind(views, right, wrong)`, and says what `act` does in each state."""
+
+    def run(train_ppo, views, right, wrong, seed):
+        act, _ = train(train_ppo, lambda: kind(views, right, wrong), BUDGET, seed)
+        return choices(act, views)
+
+    return run
+
+
+def judge_starts(meaning):
+    """A judge: at both starts `act` does what is right; `meaning` is what it means where it does not."""
+
+    def judge(output, views, right, wrong, seed):
+        if output[:2] == right:
+            return ""
+        if any(got == bad for got, bad in zip(output, wrong)):
+            return meaning
+        return (
+            f"at the two starts act takes actions {output[0]} and {output[1]}, where {right[0]} and {right[1]} are right: one "
+            "brings nothing at all. The probes before this one passed, so look at how rewards and values become advantages"
+        )
+
+    return judge
+
+
+# ----------------------------------------------------------------------------------------- one step
+
+
+def draw_constant(generator):
+    return {"views": draw_views(1, generator), "seed": int(torch.randint(10_000, (), generator=generator))}
+
+
+def run_constant(train_ppo, views, seed):
+    act, log = train(train_ppo, lambda: envs.Constant(views, ACTIONS), BUDGET // 2, seed)
+    return {"steps": log.steps, "actions": log.actions, "act": choices(act, views * 30)}
+
+
+def judge_constant(output, views, seed):
+    budget, steps = BUDGET // 2, output["steps"]
+    if steps > budget:
+        return (
+            f"the environments were stepped {steps} times, and the budget is {budget} steps, those of all environments together"
+        )
+    if steps < budget / 4:
+        return f"of a budget of {budget} steps only {steps} were used: does a rollout that still fits get played?"
+    early = output["actions"][: budget // 4]
+    for action in range(ACTIONS):
+        if early.count(action) < 0.03 * len(early):
+            return (
+                f"of its first {len(early)} actions {early.count(action)} are action {action}, though no action is better than "
+                "another: while it trains, an action is drawn from the policy, or it never finds out what the others bring"
+            )
+    if not all(0 <= action < ACTIONS for action in output["act"]):
+        return f"act gives {output['act'][0]}: an action is a number from 0 to {ACTIONS - 1}"
+    if len(set(output["act"])) > 1:
+        return (
+            "act gives different actions for one and the same observation: it is the greedy action, the likeliest, and not drawn"
+        )
+    return ""
+
+
+def draw_paying(generator):
+    order, reverse = drawn(ACTIONS, generator=generator)[0], []
+    offset = (-4.0, 0.0, 3.0)[int(torch.randint(3, (), generator=generator))]
+    rewards = [offset + 0.5 * place for place in order]
+    reverse = [offset + 0.5 * (ACTIONS - 1 - place) for place in order]
+    return {
+        "views": draw_views(1, generator),
+        "tables": [rewards, reverse],
+        "seed": int(torch.randint(10_000, (), generator=generator)),
+    }
+
+
+def run_paying(train_ppo, views, tables, seed):
+    def choice(rewards):
+        act, _ = train(train_ppo, lambda: envs.Paying(views, rewards), BUDGET // 2, seed)
+        return choices(act, views)[0]
+
+    return [choice(rewards) for rewards in tables]
+
+
+def judge_paying(output, views, tables, seed):
+    paid = [rewards[action] for rewards, action in zip(tables, output)]
+    if all(got == min(rewards) for got, rewards in zip(paid, tables)):
+        return "act takes the action that pays least: the sign is turned somewhere, of the policy's loss or of the advantages"
+    for got, rewards in zip(paid, tables):
+        if got < max(rewards):
+            return (
+                f"three actions pay {rewards}, and act takes the one that pays {got}: what is rewarded does not become likelier. "
+                "Does the optimiser hold the policy's weights, and do the advantages reach the loss in the order of the actions?"
+            )
+    return ""
+
+
+def draw_matching(generator):
+    best = drawn(ACTIONS, generator=generator)[0]
+    return {
+        "views": draw_views(4, generator),
+        "best": best + best[:1],
+        "seed": int(torch.randint(10_000, (), generator=generator)),
+    }
+
+
+def run_matching(endless):
+    def run(train_ppo, views, best, seed):
+        act, _ = train(train_ppo, lambda: envs.Matching(views, best, ACTIONS, endless), BUDGET, seed)
+        return choices(act, views)
+
+    return run
+
+
+def judge_matching(meaning):
+    def judge(output, views, best, seed):
+        hits = sum(got == right for got, right in zip(output, best))
+        if hits == len(best):
+            return ""
+        if len(set(output)) == 1:
+            return f"act takes action {output[0]} whatever it observes, right in {hits} states of {len(best)}: {meaning}"
+        return f"act is right in {hits} states of {len(best)}: {meaning}"
+
+    return judge
+
+
+# ----------------------------------------------------------------------------------------- seeds
+
+
+def draw_seeds(generator):
+    normal = torch.randn(3, generator=generator)
+    seed, other = torch.randperm(1000, generator=generator)[:2].tolist()
+    return {
+        "normal": (normal / normal.norm()).tolist(),
+        "views": torch.randn(64, 3, generator=generator).tolist(),
+        "seeds": [seed, seed, other],
+    }
+
+
+def run_seeds(train_ppo, normal, views, seeds):
+    found = []
+    for place, seed in enumerate(seeds):
+        torch.manual_seed(place)  # what is around a training is another each time
+        np.random.seed(place)
+        random.seed(place)
+        act, log = train(train_ppo, lambda: envs.Pointing(normal), SHORT, seed)
+        starts = [starts for starts in log.starts if starts]
+        found.append({"starts": starts, "actions": log.actions, "act": choices(act, views)})
+    return found
+
+
+def judge_seeds(output, normal, views, seeds):
+    one, again, other = output
+    if one["starts"] != again["starts"]:
+        return (
+            "two trainings with the same seed begin their episodes with different observations: "
+            "give each environment's first reset a seed made from `seed`"
+        )
+    if one["actions"] != again["actions"] or one["act"] != again["act"]:
+        return (
+            "two trainings with the same seed take different actions: the first weights, the drawn actions or the order of the "
+            "minibatches come from a generator that `seed` does not set"
+        )
+    for starts in one["starts"]:
+        different = len({tuple(start) for start in starts})
+        if different < 0.9 * len(starts):
+            return (
+                f"an environment begins {len(starts)} episodes with {different} different observations: its reset is seeded each "
+                "time, so that the same few episodes come back; only the first reset gets a seed"
+            )
+    firsts = [tuple(starts[0]) for starts in one["starts"]]
+    if len(set(firsts)) < len(firsts):
+        return "several environments begin with the same observation: they are copies with one seed; give each a seed of its own"
+    if one["starts"] == other["starts"]:
+        return "two seeds give the same episodes: the environments' seed does not depend on `seed`"
+    if one["actions"] == other["actions"]:
+        return "two seeds take the same actions: a fixed number stands where `seed` belongs"
+    return ""
+
+
+# ----------------------------------------------------------------------------------------- the pole
+
+
+def draw_pole(generator):
+    return {
+        "seeds": torch.randint(100_000, (3,), generator=generator).tolist(),
+        "fresh": int(torch.randint(1_000_000, 2_000_000, (), generator=generator)),
+    }
+
+
+def lengths_of(act, make, seeds):
+    """How long an episode of `act` lasts from each seed."""
+    env, lengths = make(), []
+    for seed in seeds:
+        observation, _ = env.reset(seed=seed)
+        length, going = 0, True
+        while going:
+            observation, _, terminated, truncated, _ = env.step(int(act(observation)))
+            length, going = length + 1, not (terminated or truncated)
+        lengths.append(length)
+    return lengths
+
+
+def run_pole(train_ppo, seeds, fresh, budget=POLE_STEPS):
+    found = []
+    for place, seed in enumerate(seeds):
+
+        def told(log, place=place):
+            last = [length for _, length in log.lengths[-20:]]
+            note = f"seed {place + 1} of {len(seeds)}, an episode lasts {sum(last) / max(len(last), 1):.0f} steps"
+            tick((place + log.steps / log.budget) / len(seeds), note)
+
+        act, log = train(train_ppo, lambda: gym.make("CartPole-v1"), budget, seed, told)
+        lengths = lengths_of(act, lambda: gym.make("CartPole-v1"), range(fresh, fresh + 20))
+        found.append({"steps": log.steps, "length": sum(lengths) / len(lengths)})
+        if found[-1]["length"] < POLE_LENGTH or log.steps > budget:
+            break
+    return found
+
+
+LITTLE = (
+    "that is hardly better than without training, though the tiny environments are learnt: look at the settings, above all the "
+    "learning rate, the number of optimiser steps for each rollout, and the discount"
+)
+ALMOST = (
+    "it learns, and does not get there: is the learning rate too low, or still high at the end? Are there too few rollouts, or "
+    "too few optimiser steps for each? Does time out count as falling?"
+)
+
+
+def judge_pole(output, seeds, fresh, budget=POLE_STEPS):
+    for place, one in enumerate(output, 1):
+        if one["steps"] > budget:
+            return f"training {place} took {one['steps']} steps, and the budget is {budget}, those of all environments together"
+        if one["length"] < POLE_LENGTH:
+            means = ALMOST if one["length"] > 60 else LITTLE
+            return (
+                f"after training {place} of {len(seeds)} the pole stands for {one['length']:.0f} steps of 500 on average: {means}"
+            )
+    return "" if len(output) == len(seeds) else "a training is missing"
+
+
+# ----------------------------------------------------------------------------------------- the build
+
+build = Build("7.10", "train_ppo", [
+    Probe("the loop runs and keeps its promises", draw_constant, run_constant, judge_constant),
+    Probe("the action that pays", draw_paying, run_paying, judge_paying),
+    Probe("the observation says which", draw_matching, run_matching(False), judge_matching(
+        "the policy does not read what it observes, or the rollout keeps an action beside another step's observation "
+        "(it belongs to the one before the step)")),
+    Probe("a reward that comes later", draw_two_starts(8),
+          run_in(lambda views, right, wrong: envs.Delayed(views, right, wrong, ACTIONS)), judge_starts(
+        "it takes 0.3 at once and leaves the 1 that comes three steps later: rewards do not get back to the action that earned "
+        "them. Is the discount far from 1, or does gae run forwards in time?")),
+    Probe("after the end comes nothing", draw_two_starts(4),
+          run_in(lambda views, right, wrong: envs.Border(views, right, wrong, ACTIONS, envs.TERMINATED)), judge_starts(
+        "it leaves 0.3 for a state that the episode never gets to use: after `terminated` nothing follows, "
+        "so the value of the next observation must not be added there")),
+    Probe("after time out something would", draw_two_starts(4),
+          run_in(lambda views, right, wrong: envs.Border(views, wrong, right, ACTIONS, envs.TRUNCATED)), judge_starts(
+        "it takes 0.3 and leaves a state that is worth 1: after `truncated` the episode would have gone on, so gamma times the "
+        "value of its last observation belongs to the last reward (of that one, not of the observation after the reset)")),
+    Probe("the next episode is another", draw_two_starts(6),
+          run_in(lambda views, right, wrong: envs.Heirs(views, right, wrong, ACTIONS)), judge_starts(
+        "it pays for what only the next episode gains: credit leaks across the reset. At an episode's end, of either kind, "
+        "the running advantage starts again at 0, and no value of the next episode's first observation comes in")),
+    Probe("an episode without end", draw_matching, run_matching(True), judge_matching(
+        "a rollout is cut where it is long enough, also in the middle of an episode, and learnt from")),
+    Probe("the seed decides", draw_seeds, run_seeds, judge_seeds),
+    Probe("the pole stands", draw_pole, run_pole, judge_pole, seconds=480),
+])  # fmt: skip
+
+Investigation("7.A", "How often can one rollout be used?")
+Investigation("7.B", "Rewards of another size")
+Investigation("7.C", "Two tasks that are harder")
