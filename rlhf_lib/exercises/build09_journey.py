@@ -168,7 +168,7 @@ BITS, RANKED, GAIN = 3.2, 0.57, 0.4
 Build(
     "9.10", "journey",
     [
-        Probe("a tiny journey arrives, and reports what is true", draw_tiny, travel, judge_tiny, seconds=120),
+        Probe("a tiny journey arrives, and reports what is true", draw_tiny, travel, judge_tiny),
         Probe("the whole journey", draw_whole, travel, judge_whole, seconds=600),
     ],
 )  # fmt: skip
