@@ -74,27 +74,31 @@ def mean_interval(values):
     return mean, mean - half, mean + half
 
 
+WRITERS = ("base", "policy", "negative")  # who may have written what is rated blind; a negative model is not always there
+
+
 def blind_rating(ratings):
-    """What a blind rating says: raters saw shuffled samples of two models without their source.
+    """What a blind rating says: raters saw shuffled samples of two or three models without their source.
 
     Args:
-        ratings: a list of dicts with `sample` (its id), `source` ("base" or "policy"), `rater`, and the scores
+        ratings: a list of dicts with `sample` (its id), `source` ("base", "policy" or "negative"), `rater`, and the scores
             `positivity` and `sense`, each from 1 to 5.
 
     Returns:
-        A dict with, for each score, `base` and `policy` as (mean, low, high), and `win_rate` of policy over base, where a sample
-        that several raters read counts once, with their mean; and `correlation`, between raters' positivity on samples that
-        two or more rated (None when there are none).
+        A dict with, for each score, `base`, `policy` and, if there are ratings of it, `negative` as (mean, low, high), and
+        `win_rate` of policy over base, where a sample that several raters read counts once, with their mean; and
+        `correlation`, between raters' positivity on samples that two or more rated (None when there are none).
     """
     for number, rating in enumerate(ratings, 1):
         for score in ("positivity", "sense"):
             if rating[score] not in (1, 2, 3, 4, 5):
                 raise ValueError(f"rating {number}: {score} must be 1, 2, 3, 4 or 5, got {rating[score]!r}")
-        if rating["source"] not in ("base", "policy"):
-            raise ValueError(f"rating {number}: source must be base or policy, got {rating['source']!r}")
+        if rating["source"] not in WRITERS:
+            raise ValueError(f"rating {number}: source must be one of {', '.join(WRITERS)}, got {rating['source']!r}")
+    found = [side for side in WRITERS if side != "negative" or any(rating["source"] == side for rating in ratings)]
     result = {}
     for score in ("positivity", "sense"):
-        sides = {side: sample_means([r for r in ratings if r["source"] == side], score) for side in ("base", "policy")}
+        sides = {side: sample_means([r for r in ratings if r["source"] == side], score) for side in found}
         result[score] = {side: mean_interval(values) for side, values in sides.items()}
         result[score]["win_rate"] = win_rate(sides["policy"], sides["base"])
     pairs = []

@@ -26,6 +26,7 @@ HAND_MADE = (DATA / "labels" / "plays.jsonl", DATA / "labels" / "samples.jsonl")
 SECOND_READING = DATA / "labels" / "second_reading.jsonl"
 BLIND = DATA / "labels" / "blind.jsonl"  # samples of three models, read without their source; nothing learns from them
 SYNTHETIC = "synthetic"  # the reader's name in a set that no person read
+AGAIN = ", again"  # behind a reader's name: the second reading of a passage by the same reader
 
 
 class LabelError(ValueError):
@@ -221,6 +222,49 @@ def whole_phrases(text, shortest=30):
     ends = [end for _, end in phrases(text)]
     kept = text[: ends[-1]].strip() if ends else ""
     return kept if len(kept) >= shortest else None
+
+
+# ----------------------------------------------------------------------------------------- sittings
+
+
+def sitting(path, reader, checkpoint, draw, size=100):
+    """The fresh passages that `reader` is to label now: the first `size` that are not all labelled, or the next `size`.
+
+    What was drawn is kept beside the labels, in `my_labels.passages.jsonl`: a sitting goes on where it was stopped, on another
+    machine too, a second reader gets the same passages, and none is drawn twice.
+
+    Args:
+        path: the file of labels.
+        checkpoint: the name of what writes the passages; those of others are passed over.
+        draw: draw(number) returns a list of fresh passages, other ones for another number; None in it is passed over.
+
+    Returns:
+        (number of the sitting, from 1; its passages, a list of `size` different str)
+
+    Raises:
+        LabelError: one of the two files is damaged.
+        ValueError: `draw` brings nothing new.
+    """
+    path = Path(path)
+    beside = path.with_suffix(".passages.jsonl")
+    lines = beside.read_text(encoding="utf-8").split("\n") if beside.exists() else []
+    try:
+        rows = [json.loads(line) for line in lines if line.strip()]
+        texts = [row["text"] for row in rows if row["checkpoint"] == checkpoint]
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise LabelError(f"{beside}: not a list of passages ({type(error).__name__}: {error}); delete the file") from None
+    done = {label.text for label in read(path) if label.reader == reader} if path.exists() else set()
+    before = next((place for place, text in enumerate(texts) if text not in done), len(texts)) // size * size
+    known = len(texts)
+    while len(texts) < before + size:
+        new = [text for text in dict.fromkeys(draw(len(texts))) if text is not None and text not in texts]
+        if not new:
+            raise ValueError("no fresh passage was drawn: another seed, or a model that writes whole phrases, is needed")
+        texts += new[: before + size - len(texts)]
+    if len(texts) > known:
+        rows += [{"text": text, "checkpoint": checkpoint} for text in texts[known:]]
+        write_atomic(beside, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    return before // size + 1, texts[before : before + size]
 
 
 # ----------------------------------------------------------------------------------------- the synthetic rater

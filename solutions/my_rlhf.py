@@ -6,18 +6,16 @@ import math
 import random
 import re
 from collections import Counter
+from collections import defaultdict
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import stats
 from torch import nn
-
-from rlhf_lib import ppo
-from rlhf_lib.models.layers import last_real
-from rlhf_lib.models.layers import pad
-from rlhf_lib.sampling import distribution
-from rlhf_lib.sampling import draw
 
 
 # ---- 0.1 share_positive [d1f3451d]
@@ -75,18 +73,13 @@ def merge_pair(word, pair):
     return merged
 
 
-# ---- 1.6 bpe_encode [33c3790e]
+# ---- 1.6 bpe_encode [5cc957f0]
 
 def bpe_encode(word, merges):
     """The pieces of `word` (str) after `merges`, a list of (left, right), made in the order given."""
     pieces = list(word)
     for pair in merges:
-        merged, place = [], 0
-        while place < len(pieces):
-            here = tuple(pieces[place : place + 2]) == tuple(pair)
-            merged.append("".join(pair) if here else pieces[place])
-            place += 2 if here else 1
-        pieces = merged
+        pieces = merge_pair(pieces, pair)
     return pieces
 
 
@@ -115,6 +108,62 @@ def windows(tokens, context):
 def bits_per_character(losses, text):
     """Bits per character of `text`, from the losses (N,) of its tokens in nats."""
     return losses.sum() / math.log(2) / len(text)
+
+
+# ---- 1.10 train_bpe [32dbaa5f]
+
+def train_bpe(text, vocab_size):
+    """A byte-level BPE tokeniser learned from `text`, with at most `vocab_size` tokens: 0 the end, 1 to 256 the bytes, the merges.
+
+    Returns an object with encode(text) -> list of int, decode(ids) -> str, vocab_size, and merges, a list of pairs of tokens.
+    """
+
+    def as_bytes(word):  # a str with a character, chr(0) to chr(255), for each byte
+        return word.encode("utf-8").decode("latin-1")
+
+    counts = Counter(split_words(text))  # each different word once, in the order of the text
+    words, counts = [list(as_bytes(word)) for word in counts], list(counts.values())
+    total, places = Counter(), defaultdict(set)  # of each pair: how often it stands in the text, and in which words
+
+    def count(number, sign):
+        for pair in pairwise(words[number]):
+            total[pair] += sign * counts[number]
+            (places[pair].add if sign > 0 else places[pair].discard)(number)
+
+    def first(pair):  # where it stands for the first time
+        number = min(places[pair])
+        return number, list(pairwise(words[number])).index(pair)
+
+    for number in range(len(words)):
+        count(number, 1)
+    merges = []
+    while len(merges) < vocab_size - 257 and (most := max(total.values(), default=0)):
+        pair = min((pair for pair in total if total[pair] == most), key=first)
+        for number in list(places[pair]):
+            count(number, -1)
+            words[number] = merge_pair(words[number], pair)
+            count(number, 1)
+        merges.append(pair)
+    pieces = ["", *map(chr, range(256)), *map("".join, merges)]
+    tokens = {piece: token for token, piece in enumerate(pieces)}
+
+    @cache
+    def encode_word(word):
+        letters = as_bytes(word)
+        return [tokens[piece] for piece in bpe_encode(letters, [pair for pair in merges if "".join(pair) in letters])]
+
+    class Tokeniser:
+        def __init__(self):
+            self.vocab_size = len(pieces)
+            self.merges = [(tokens[left], tokens[right]) for left, right in merges]
+
+        def encode(self, text):
+            return [token for word in split_words(text) for token in encode_word(word)]
+
+        def decode(self, ids):
+            return "".join(pieces[token] for token in ids).encode("latin-1").decode("utf-8", errors="replace")
+
+    return Tokeniser()
 
 
 # ---- 2.1 causal_mask [9acc5ff8]
@@ -470,6 +519,58 @@ def training_state(model, optimizer, step):
     }
 
 
+# ---- 3.10 pretrain [aa381004]
+
+def pretrain(model, tokens, held_out, *, steps, batch, context, lr, warmup, seed, folder=None, every=50):
+    """Train `model` in place on `tokens`, (N,) int64; returns one record a step: step, loss (nats) and at times val_loss.
+
+    held_out: (M,) int64, measured every `every` steps and at the last; lr: peak rate, reached after `warmup` steps.
+    folder: where the state is kept every `every` steps; a run that was stopped goes on from there.
+    Raises FloatingPointError when a loss is not finite.
+    """
+    device, was_training = next(model.parameters()).device, model.training
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    records, file = [], None if folder is None else Path(folder) / "state.pt"
+    if file is not None and file.exists():
+        state = torch.load(file, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        records = state["records"]
+
+    inputs, targets = held_out[None, :-1].to(device), held_out[None, 1:].to(device)  # (1, M - 1)
+    whole = targets.shape[1] // context * context  # so many of them fill whole windows
+    batches = list(zip(*(part[:, :whole].reshape(-1, context).split(64) for part in (inputs, targets))))
+    if whole < targets.shape[1]:
+        batches.append((inputs[:, whole:], targets[:, whole:]))
+
+    for step in range(len(records), steps):
+        number = 1_000_003 * seed + step  # all that is drawn at this step comes from it
+        torch.manual_seed(number)  # dropout
+        starts = torch.randint(len(tokens) - context, (batch, 1), generator=torch.Generator().manual_seed(number))
+        rows = tokens[starts + torch.arange(context + 1)].to(device)  # (B, T + 1)
+        model.train()
+        loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+        if not loss.isfinite():
+            raise FloatingPointError(f"the loss of step {step + 1} is {loss.item()}: nothing was changed by it")
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, lr, warmup, steps)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+        records.append({"step": step + 1, "loss": loss.item()})
+        if (step + 1) % every == 0 or step + 1 == steps:
+            records[-1]["val_loss"] = validation_loss(model, batches)
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "records": records}
+                torch.save(state, file.with_suffix(".new"))
+                file.with_suffix(".new").replace(file)  # the old state or the new one, never half of one
+    model.train(was_training)
+    return records
+
+
 # ---- 4.1 with_temperature [d3254f1d]
 
 def with_temperature(logits, temperature):
@@ -555,7 +656,7 @@ def until_end(tokens, end_token):
     return ends.cumsum(1) - ends == 0  # how many lie strictly before
 
 
-# ---- 4.6 sample [3191979b]
+# ---- 4.6 sample [cc187fb8]
 
 def sample(model, prompts, uniforms, temperature):
     """Continue prompts by as many tokens as there are uniform numbers in a row.
@@ -574,8 +675,8 @@ def sample(model, prompts, uniforms, temperature):
     tokens = prompts
     with torch.no_grad():
         for step in range(uniforms.shape[1]):
-            logprobs = distribution(model(tokens)[:, -1], temperature)  # (B, V)
-            new = draw(logprobs, uniforms[:, step].contiguous())  # (B,)
+            logprobs = with_temperature(model(tokens)[:, -1], temperature)  # (B, V)
+            new = draw_token(logprobs, uniforms[:, step].contiguous())  # (B,)
             tokens = torch.cat([tokens, new[:, None]], dim=1)
     model.train(training)
     return tokens[:, prompts.shape[1] :]
@@ -640,6 +741,80 @@ def cached_step(q, k, v, keys, values):
     return scores.softmax(-1) @ values, keys, values
 
 
+# ---- 4.10 generate [17f1591d]
+
+def generate(model, prompts, mask, uniforms, temperature=1.0, end_token=0):
+    """Continue prompts, reading each token once.
+
+    Args:
+        model: a GPT with the names of exercise 2.10.
+        prompts: (B, P) int64, padded on the left.
+        mask: (B, P) bool, True on real tokens.
+        uniforms: (B, N), in [0, 1).
+        temperature: above 0.
+        end_token: where a row draws it, the row ends.
+
+    Returns:
+        tokens (B, N) int64; logprobs (B, N), nats, under the distribution drawn from; mask (B, N) bool, True up to and
+        including the end token. Behind it: end_token, 0.0, False.
+    """
+    (B, P), N = prompts.shape, uniforms.shape[1]
+    C, H, device = model.embedding.weight.shape[1], model.heads, prompts.device
+    if P + N > model.context:
+        raise ValueError(f"{P} + {N} tokens are more than the context of {model.context}")
+    keys, values = torch.zeros(2, len(model.blocks), B, H, P + N, C // H, device=device)  # (layers, B, H, P + N, D)
+    real = torch.cat([mask, torch.ones(B, N, dtype=torch.bool, device=device)], dim=1)  # (B, P + N)
+    half = C // H // 2
+    frequencies = 10000.0 ** (-torch.arange(half, device=device) / half)  # (D/2,)
+
+    def norm(x, weight=None):
+        return F.rms_norm(x, x.shape[-1:], weight, eps=1e-6)
+
+    def turn(x, cos, sin):
+        a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+    @torch.no_grad()
+    def read(tokens, start):
+        """The logits (B, V) behind `tokens` (B, T), which stand in the columns from `start` on; their keys and values are kept."""
+        T, end = tokens.shape[1], start + tokens.shape[1]
+        positions = (real[:, :end].cumsum(1) - 1).clamp(min=0)[:, start:]  # (B, T)
+        angles = positions[:, None, :, None] * frequencies  # (B, 1, T, D/2)
+        cos, sin = angles.cos(), angles.sin()
+        causal = torch.ones(T, end, dtype=torch.bool, device=device).tril(start)  # (T, S), S = end
+        itself = torch.eye(end, dtype=torch.bool, device=device)[start:]
+        attend = (causal & real[:, None, :end] | itself)[:, None]  # (B, 1, T, S)
+        x = model.embedding(tokens)  # (B, T, C)
+        for layer, block in enumerate(model.blocks):
+            qkv = block.attention.qkv(norm(x, block.norm1.weight))
+            q, k, v = (part.view(B, T, H, C // H).transpose(1, 2) for part in qkv.split(C, dim=2))  # (B, H, T, D)
+            keys[layer, :, :, start:end] = turn(norm(k), cos, sin)
+            values[layer, :, :, start:end] = v
+            y = F.scaled_dot_product_attention(
+                turn(norm(q), cos, sin), keys[layer, :, :, :end], values[layer, :, :, :end], attn_mask=attend
+            )
+            x = x + block.attention.out(y.transpose(1, 2).reshape(B, T, C))
+            x = x + block.down(F.relu(block.up(norm(x, block.norm2.weight))).square())
+        return model.head(norm(x[:, -1], model.norm.weight))
+
+    tokens = torch.full((B, N), end_token, device=device)
+    logprobs = torch.zeros(B, N, device=device)
+    drawn = torch.zeros(B, N, dtype=torch.bool, device=device)
+    going = torch.ones(B, dtype=torch.bool, device=device)  # the rows that have not ended
+    logits = read(prompts, 0)  # (B, V)
+    for n in range(N):
+        scores = with_temperature(logits, temperature)
+        new = draw_token(scores, uniforms[:, n].contiguous())  # (B,)
+        tokens[:, n] = torch.where(going, new, end_token)
+        logprobs[:, n] = torch.where(going, scores.gather(1, new[:, None])[:, 0], 0.0)
+        drawn[:, n] = going
+        going = going & (new != end_token)
+        if n + 1 == N or not going.any():
+            break
+        logits = read(tokens[:, n, None], P + n)
+    return tokens, logprobs, drawn
+
+
 # ---- 5.1 soft_targets [a251fa33]
 
 def soft_targets(labels):
@@ -671,25 +846,23 @@ def majority_vote(votes):
     return result
 
 
-# ---- 5.4 confusion [f0125dcd]
+# ---- 5.4 confusion [11e31a2e]
 
 def confusion(first, second):
     """Counts (3, 3) of passages by the label of `first` (rows) and of `second` (columns), negative first."""
     order = ("negative", "neutral", "positive")
-    table = torch.zeros(3, 3, dtype=torch.long)
-    for a, b in zip(first, second):
-        table[order.index(a), order.index(b)] += 1
-    return table
+    places = [3 * order.index(a) + order.index(b) for a, b in zip(first, second)]
+    return torch.tensor(places).bincount(minlength=9).view(3, 3)
 
 
-# ---- 5.5 cohen_kappa [4207f73c]
+# ---- 5.5 cohen_kappa [3c9a45c9]
 
 def cohen_kappa(first, second):
     """Cohen's kappa of two lists of labels of the same passages; 1 is full agreement, 0 is chance."""
-    count = len(first)
-    observed = sum(a == b for a, b in zip(first, second)) / count
-    mine, theirs = Counter(first), Counter(second)
-    chance = sum(mine[label] * theirs[label] for label in mine) / count**2
+    table = confusion(first, second).double()
+    count = table.sum()
+    observed = table.trace() / count
+    chance = (table.sum(1) * table.sum(0)).sum() / count**2
     return 1.0 if chance == 1 else (observed - chance) / (1 - chance)
 
 
@@ -720,7 +893,23 @@ def pick_uncertain(p_positive, labelled, count):
     return distance.argsort()[:count]
 
 
-# ---- 6.1 last_token [2c57545b]
+# ---- 5.10 weigh_readers [58834ed9]
+
+def weigh_readers(votes):
+    """(p (N, 3), tables (R, 3, 3)) out of votes (N, R), -1 where not read: what each passage is, and how each reader reads."""
+    said = F.one_hot(votes + 1, 4)[:, :, 1:].double()  # (N, R, 3), zeros where not read
+    p = said.sum(1) / said.sum((1, 2))[:, None]  # (N, 3), to begin with the shares of the votes
+    for _ in range(500):
+        counts = torch.einsum("ni,nrj->rij", p, said) + 0.01  # label i, vote j
+        tables = counts / counts.sum(2, keepdim=True)
+        logs = p.mean(0).log() + torch.einsum("nrj,rij->ni", said, tables.log())
+        before, p = p, logs.softmax(1)
+        if (p - before).abs().max() < 1e-5:
+            break
+    return p, tables
+
+
+# ---- 6.1 last_token [491d3ead]
 
 def last_token(x, mask):
     """x at each row's last real token.
@@ -732,7 +921,7 @@ def last_token(x, mask):
     Returns:
         (B,).
     """
-    positions = torch.arange(x.shape[1])
+    positions = torch.arange(x.shape[1], device=mask.device)
     last = torch.where(mask, positions, 0).amax(1, keepdim=True)  # (B, 1)
     return x.gather(1, last)[:, 0]
 
@@ -753,7 +942,7 @@ def mean_pool(hidden, mask):
     return total / mask.sum(1, keepdim=True)
 
 
-# ---- 6.3 soft_label_loss [b7064632]
+# ---- 6.3 soft_label_loss [7e7b7aef]
 
 def soft_label_loss(logits, targets, mask):
     """Cross-entropy of the last real token's log-odds with a soft label.
@@ -766,11 +955,11 @@ def soft_label_loss(logits, targets, mask):
     Returns:
         a scalar, nats.
     """
-    z = last_real(logits, mask)  # (B,)
+    z = last_token(logits, mask)  # (B,)
     return F.binary_cross_entropy_with_logits(z, targets)
 
 
-# ---- 6.4 label_token_reward [c315a095]
+# ---- 6.4 label_token_reward [242b92b4]
 
 def label_token_reward(logits, mask, positive, negative):
     """log p(positive) among two label tokens, after the last real token.
@@ -784,16 +973,16 @@ def label_token_reward(logits, mask, positive, negative):
         (B,), nats, at most 0.
     """
     margin = logits[..., positive] - logits[..., negative]  # (B, T)
-    return F.logsigmoid(last_real(margin, mask))
+    return F.logsigmoid(last_token(margin, mask))
 
 
-# ---- 6.5 score_rows [ece744bb]
+# ---- 6.5 score_rows [0a70ca54]
 
 def score_rows(model, rows, batch):
     """Log-odds of positive for each row.
 
     Args:
-        model: a RewardModel.
+        model: a reward model; model.logits(tokens, mask) gives (B,).
         rows: N lists of tokens.
         batch: rows scored at once.
 
@@ -806,7 +995,10 @@ def score_rows(model, rows, batch):
     with torch.no_grad():
         for start in range(0, len(rows), batch):
             places = order[start : start + batch]
-            scores[places] = model.logits(*pad([rows[place] for place in places], "right"))
+            some = [torch.tensor(rows[place]) for place in places]
+            tokens = nn.utils.rnn.pad_sequence(some, batch_first=True)  # (B, T)
+            lengths = torch.tensor([[len(row)] for row in some])  # (B, 1)
+            scores[places] = model.logits(tokens, torch.arange(tokens.shape[1]) < lengths)
     return scores
 
 
@@ -876,6 +1068,57 @@ def ranked_loss(rewards):
     K = rewards.shape[1]
     better, worse = torch.triu_indices(K, K, offset=1)
     return -F.logsigmoid(rewards[:, better] - rewards[:, worse]).mean()
+
+
+# ---- 6.10 train_reward_model [b9344847]
+
+def train_reward_model(gpt, rows, targets, *, epochs, batch, lr, seed):
+    """A reward model with the body of a GPT, trained on labelled rows.
+
+    Args:
+        gpt: a module with `hidden(tokens, mask)` and `embedding`; it stays as it is.
+        rows: N lists of tokens.
+        targets: N floats, 1.0, 0.5 or 0.0.
+        epochs, batch: passes over the rows, and rows in a step.
+        lr: the learning rate at its height.
+        seed: of all that is drawn.
+
+    Returns:
+        a module in evaluation mode: model(tokens, mask) gives log-odds of positive, (B,).
+    """
+
+    class Scorer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = copy.deepcopy(gpt)
+            self.score = nn.Linear(gpt.embedding.weight.shape[1], 1)
+            nn.init.zeros_(self.score.weight)
+            nn.init.zeros_(self.score.bias)
+
+        def forward(self, tokens, mask):
+            z = self.score(self.body.hidden(tokens, mask))[..., 0]  # (B, T)
+            return last_token(z, mask)  # (B,)
+
+    device = gpt.embedding.weight.device
+    model = Scorer().to(device).train()
+    wanted = torch.tensor(targets, device=device)  # (N,)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(seed)
+    steps, step = epochs * math.ceil(len(rows) / batch), 0
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(rows), generator=generator).split(batch):
+            some = [torch.tensor(rows[place]) for place in chosen.tolist()]
+            tokens = nn.utils.rnn.pad_sequence(some, batch_first=True)  # (B, T)
+            mask = torch.arange(tokens.shape[1]) < torch.tensor([[len(row)] for row in some])
+            z = model(tokens.to(device), mask.to(device))  # (B,)
+            F.binary_cross_entropy_with_logits(z, wanted[chosen.to(device)]).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for group in optimizer.param_groups:  # up in a tenth of the steps, then down to 0
+                group["lr"] = lr * min((step + 1) / (0.1 * steps + 1), (steps - step) / (0.9 * steps))
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+    return model.eval()
 
 
 # ---- 7.1 discounted_returns [b9b2ff73]
@@ -1154,7 +1397,7 @@ def with_baseline(worth, mask, baseline):
     return advantages, following
 
 
-# ---- 8.7 update_policy [0af00435]
+# ---- 8.7 update_policy [fb1d766e]
 
 def update_policy(
     policy, optimizer, tokens, old_logprobs, advantages, mask, temperature, epochs, minibatch, clip
@@ -1178,7 +1421,7 @@ def update_policy(
         for rows in torch.arange(len(tokens)).split(minibatch):
             logits = policy(tokens[rows])[:, :-1] / temperature  # (b, T, V)
             logprobs = logits.log_softmax(-1).gather(2, tokens[rows, 1:, None])[:, :, 0]  # (b, T)
-            loss, clip_fraction, _ = ppo.policy_loss(
+            loss, clip_fraction = policy_loss(
                 logprobs, old_logprobs[rows], advantages[rows], mask[rows], clip
             )
             loss.backward()
@@ -1226,6 +1469,97 @@ def kept_iteration(kls, max_kl):
         if not kl.mean() <= max_kl:  # NaN too
             return iteration - 1
     return len(kls) - 1
+
+
+# ---- 8.10 rlhf [40393493]
+
+def rlhf(
+    gpt,
+    reward,
+    *,
+    prompt,
+    iterations,
+    rollout_size,
+    max_new_tokens,
+    kl_coef,
+    lr,
+    seed,
+    max_kl=10.0,
+    epochs=2,
+    minibatch=None,
+    clip=0.2,
+    report=None,
+):
+    """Fine-tune a copy of a GPT with PPO, so that its completions of one prompt earn more.
+
+    Args:
+        gpt: the original model: gpt(tokens) gives logits; it stays as it is and is the reference.
+        reward: reward(tokens, mask), both (B, T), gives one raw number a completion, (B,).
+        prompt: a list of tokens.
+        iterations: updates; each follows a rollout of `rollout_size` completions of `max_new_tokens` tokens at most.
+        kl_coef: price of the KL, in normalised reward per nat.
+        lr: Adam's learning rate.
+        seed: all random numbers follow from it.
+        max_kl: the run stops when a rollout's mean KL, in nats a completion, is above it.
+        epochs, minibatch, clip: PPO's; without `minibatch` the whole rollout is one.
+        report: called with each record as soon as it is complete.
+
+    Returns:
+        policy: the last one whose KL was measured and lies within max_kl.
+        records: a dict for each policy measured: iteration, reward, kl, ratio, clip_fraction.
+    """
+    device = next(gpt.parameters()).device
+    policy = copy.deepcopy(gpt).eval().requires_grad_(True)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
+    drawn = torch.Generator().manual_seed(seed)
+
+    def roll(count):
+        """`count` completions: tokens, their log-probabilities and the mask of actions, (count, T) each."""
+        prompts = torch.tensor([list(prompt)] * count, device=device)
+        uniforms = torch.rand(count, max_new_tokens, generator=drawn).to(device)
+        with torch.no_grad():
+            return generate(policy, prompts, torch.ones_like(prompts, dtype=torch.bool), uniforms)
+
+    def score(model, tokens):
+        """The log-probabilities (b, T) of completions."""
+        prompts = torch.tensor([list(prompt)] * len(tokens), device=device)
+        logits = model(torch.cat([prompts, tokens], 1)[:, :-1])[:, len(prompt) - 1 :]  # (b, T, V)
+        return logits.log_softmax(-1).gather(2, tokens[:, :, None])[:, :, 0]
+
+    tokens, _, mask = roll(max(256, rollout_size))
+    normalise = fit_normaliser(reward(tokens, mask))
+    baseline = torch.zeros(max_new_tokens, device=device)
+    kept, records = copy.deepcopy(policy), []
+    for iteration in range(iterations + 1):
+        # Rollout: measure the policy, and keep it if it is near enough.
+        tokens, old, mask = roll(rollout_size)
+        with torch.no_grad():
+            reference = torch.cat([score(gpt, some) for some in tokens.split(64)])
+        kl = completion_kl(old, reference, mask).mean().item()
+        if not kl <= max_kl:  # NaN too
+            break
+        kept.load_state_dict(policy.state_dict())
+        rewards = normalise(reward(tokens, mask))
+        record = dict(iteration=iteration, reward=rewards.mean().item(), kl=kl, ratio=1.0, clip_fraction=0.0)
+        records.append(record)
+        if iteration < iterations:
+            # Update: what each token is worth, and a few steps in its direction.
+            worth = token_advantages(rewards, old, reference, mask, kl_coef)
+            advantages, baseline = with_baseline(worth, mask, baseline)
+            ratios, clipped = [], []
+            for _ in range(epochs):
+                for rows in torch.randperm(rollout_size, generator=drawn).to(device).split(minibatch or rollout_size):
+                    logprobs = score(policy, tokens[rows])
+                    loss, clip_fraction = policy_loss(logprobs, old[rows], advantages[rows], mask[rows], clip)
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    ratios.append((logprobs - old[rows]).exp()[mask[rows]].mean().item())
+                    clipped.append(float(clip_fraction))
+            record.update(ratio=ratios[0], clip_fraction=sum(clipped) / len(clipped))
+        if report:
+            report(record)
+    return kept, records
 
 
 # ---- 9.1 win_rate [2111d3ba]
@@ -1383,6 +1717,74 @@ def rating_table(ratings, score):
         "policy": sum(policy) / len(policy),
         "win_rate": wins / (len(base) * len(policy)),
     }
+
+
+# ---- 9.10 journey [d6643eae]
+
+def journey(
+    train, held_out, labelled, *,
+    vocab_size=512, context=64, layers=2, heads=4, width=128, steps=500, batch=16,
+    epochs=3, iterations=8, rollout_size=128, max_new_tokens=24, seed=0,
+):
+    """From plays and labels to a policy that writes more positive lines.
+
+    Args:
+        train, held_out: lists of str, the plays' first nine tenths and the rest of them.
+        labelled: a list of (text, target), target 0, 0.5 or 1.
+
+    Returns:
+        A dict: tokenizer, base, reward_model, policy, bits_per_character, accuracy, records, samples.
+    """
+    tokenizer = train_bpe("\n\n".join(train)[:300_000], vocab_size)
+    tokens = torch.tensor([token for text in train for token in [0, *tokenizer.encode(text)]])  # 0 stands between plays
+    unread = torch.tensor(tokenizer.encode("".join(held_out)))
+    print(f"tokeniser: {tokenizer.vocab_size} tokens, {sum(map(len, train)) / len(tokens):.2f} characters each")
+
+    torch.manual_seed(seed)
+    base = GPT(tokenizer.vocab_size, context, layers, heads, width)
+    curve = pretrain(base, tokens, unread, steps=steps, batch=batch, context=context, lr=3e-3, warmup=20, seed=seed)
+    bits = curve[-1]["val_loss"] * len(unread) / math.log(2) / sum(map(len, held_out))
+    print(f"base: {bits:.2f} bits per character on text that it has not read")
+
+    targets = dict(labelled)
+    learn, test = split_labels(list(targets), 0.1)
+    rows = [tokenizer.encode(text)[:context] for text in learn]
+    reward_model = train_reward_model(
+        base, rows, [targets[text] for text in learn], epochs=epochs, batch=32, lr=5e-4, seed=seed
+    )
+
+    def odds(rows):
+        """The log-odds of positive (N,) of rows of tokens."""
+        longest = max(map(len, rows))
+        padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows])  # (N, T)
+        mask = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
+        with torch.no_grad():
+            return torch.cat([reward_model(padded[at : at + 64], mask[at : at + 64]) for at in range(0, len(rows), 64)])
+
+    wanted = torch.tensor([targets[text] for text in test])
+    accuracy = clear_accuracy(odds([tokenizer.encode(text)[:context] for text in test]), wanted).item()
+    print(f"reward model: right on {accuracy:.0%} of the clear ones among {len(test)} passages that it has not read")
+
+    def reward(tokens, mask):
+        with torch.no_grad():
+            return F.logsigmoid(reward_model(tokens, mask))
+
+    policy, records = rlhf(
+        base, reward, prompt=[0], iterations=iterations, rollout_size=rollout_size, max_new_tokens=max_new_tokens,
+        kl_coef=0.02, lr=5e-4, seed=seed, report=lambda one: print("iteration {iteration}: reward {reward:.2f}, KL {kl:.1f}".format(**one)),
+    )  # fmt: skip
+
+    samples = {}
+    for name, model in (("base", base), ("policy", policy)):
+        start = torch.zeros(4, 1, dtype=torch.long)
+        uniforms = torch.rand(4, max_new_tokens, generator=torch.Generator().manual_seed(seed))
+        written, _, mask = generate(model, start, torch.ones_like(start, dtype=torch.bool), uniforms)
+        samples[name] = [tokenizer.decode(row[real].tolist()) or "(nothing)" for row, real in zip(written, mask)]
+        print(f"--- {name}:", *samples[name], sep="\n")
+    return dict(
+        tokenizer=tokenizer, base=base, reward_model=reward_model, policy=policy,
+        bits_per_character=bits, accuracy=accuracy, records=records, samples=samples,
+    )  # fmt: skip
 
 
 # ---- the end

@@ -242,6 +242,13 @@ RATINGS = [
 ]
 
 
+def test_a_negative_model_is_rated_beside_the_two_and_leaves_their_figures_alone():
+    negative = [{"sample": f"n{n}", "source": "negative", "rater": "a", "positivity": n, "sense": 3} for n in (1, 2)]
+    result, without = judge.blind_rating([*RATINGS, *negative]), judge.blind_rating(RATINGS)
+    assert result["positivity"]["negative"][0] == 1.5 and "negative" not in without["sense"]
+    assert result["positivity"]["win_rate"] == without["positivity"]["win_rate"]
+
+
 def test_blind_rating_by_hand():
     result = judge.blind_rating(RATINGS)
     assert set(result) == {"positivity", "sense", "correlation"}
@@ -298,7 +305,7 @@ def test_there_is_no_correlation_without_two_raters_on_a_sample():
         ({"sense": None}, "rating 2: sense must be 1, 2, 3, 4 or 5, got None"),
         ({"sense": "4"}, "rating 2: sense must be 1, 2, 3, 4 or 5, got '4'"),
         ({"sense": 2.5}, "rating 2: sense must be 1, 2, 3, 4 or 5, got 2.5"),
-        ({"source": "tuned"}, "rating 2: source must be base or policy, got 'tuned'"),
+        ({"source": "tuned"}, "rating 2: source must be one of base, policy, negative, got 'tuned'"),
     ],
 )
 def test_a_bad_rating_is_named(change, message):

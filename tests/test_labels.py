@@ -420,6 +420,64 @@ def test_phrases_tile_the_text_up_to_its_last_mark(text):
     assert all(re.search(r"[.?!;:]", text[start - 100 : end - 100]) for start, end in found)
 
 
+# ----------------------------------------------------------------------------------------- sittings
+
+
+def drawn(number):
+    """Five passages, of which one is too short and one is there twice."""
+    return [f"{number}, one.", None, f"{number}, two.", f"{number}, one.", "always this."]
+
+
+def give(path, texts, reader="me"):
+    for text in texts:
+        labels.append(path, Label(text, "neutral", reader, (text, "base")))
+
+
+def test_a_sitting_is_the_same_until_it_is_all_labelled_and_the_next_one_repeats_nothing(tmp_path):
+    path = tmp_path / "my_labels.jsonl"
+    number, first = labels.sitting(path, "me", "base", drawn, size=4)
+    assert number == 1 and first == ["0, one.", "0, two.", "always this.", "3, one."]
+    give(path, first[:3])
+    assert labels.sitting(path, "me", "base", lambda number: [], size=4) == (1, first)  # nothing is drawn again
+    give(path, first[3:])
+    number, second = labels.sitting(path, "me", "base", drawn, size=4)
+    assert number == 2 and len({*first, *second}) == 8
+    give(path, second[1:])
+    assert labels.sitting(path, "me", "base", drawn, size=4) == (2, second)
+
+
+def test_another_reader_gets_the_same_passages_and_another_model_its_own(tmp_path):
+    path = tmp_path / "my_labels.jsonl"
+    _, first = labels.sitting(path, "me", "base", drawn, size=4)
+    give(path, first)
+    _, second = labels.sitting(path, "me", "base", drawn, size=4)
+    assert labels.sitting(path, "she", "base", drawn, size=4) == (1, first)
+    give(path, first, "me" + labels.AGAIN)  # is not the reader's own
+    assert labels.sitting(path, "me", "base", drawn, size=4) == (2, second)
+    number, other = labels.sitting(path, "me", "my own", lambda number: [f"other {number}"], size=2)
+    assert (number, other) == (1, ["other 0", "other 1"])
+    assert labels.sitting(path, "me", "base", drawn, size=4) == (2, second)
+
+
+def test_a_size_that_grows_fills_up_what_was_drawn(tmp_path):
+    _, few = labels.sitting(tmp_path / "mine.jsonl", "me", "base", drawn, size=3)
+    _, more = labels.sitting(tmp_path / "mine.jsonl", "me", "base", drawn, size=8)
+    assert more[:3] == few and len(set(more)) == 8
+
+
+def test_a_draw_that_brings_nothing_new_ends_and_nothing_is_written(tmp_path):
+    with pytest.raises(ValueError, match="no fresh passage"):
+        labels.sitting(tmp_path / "mine.jsonl", "me", "base", lambda number: ["always this.", None], size=2)
+    assert not (tmp_path / "mine.passages.jsonl").exists()
+
+
+@pytest.mark.parametrize("line", ["{oops", '["a"]', '{"text": "a"}'])
+def test_a_damaged_file_of_passages_is_named(tmp_path, line):
+    (tmp_path / "mine.passages.jsonl").write_text(line + "\n")
+    with pytest.raises(LabelError, match=r"mine\.passages\.jsonl: not a list of passages"):
+        labels.sitting(tmp_path / "mine.jsonl", "me", "base", drawn)
+
+
 # ----------------------------------------------------------------------------------------- the synthetic rater
 
 

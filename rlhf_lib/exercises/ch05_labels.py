@@ -37,10 +37,8 @@ def read_again(generator, labels, slips=0.3):
 
 
 def draw_labels(generator):
-    for labels in ([POSITIVE], [NEUTRAL], [POSITIVE, NEGATIVE], list(LABELS)):
-        yield {"labels": labels}
-    for count in (5, 12):
-        yield {"labels": [NEUTRAL, *read_by(generator, count), NEGATIVE, POSITIVE]}
+    drawn = ([NEUTRAL, *read_by(generator, count), NEGATIVE, POSITIVE] for count in (5, 12))
+    yield from ({"labels": labels} for labels in ([POSITIVE], [NEUTRAL], [POSITIVE, NEGATIVE], list(LABELS), *drawn))
 
 
 def targets_of(labels, *, values=(0.0, 0.5, 1.0), dtype=torch.float32, use=LABELS):
@@ -235,11 +233,8 @@ def draw_votes(generator):
 
 
 def most_by_loop(votes):
-    found = []
-    for one in votes:
-        best = [label for label in LABELS if all(one.count(label) >= one.count(other) for other in LABELS)]
-        found.append(best[0] if len(best) == 1 else NEUTRAL)
-    return found
+    best = [[label for label in LABELS if all(one.count(label) >= one.count(other) for other in LABELS)] for one in votes]
+    return [some[0] if len(some) == 1 else NEUTRAL for some in best]
 
 
 def voted(votes, *, tie=lambda best, one: NEUTRAL, counted=lambda one: one):

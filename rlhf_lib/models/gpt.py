@@ -130,6 +130,10 @@ class GPT(nn.Module):
                 nn.init.zeros_(block.attention.out.weight)
                 nn.init.zeros_(block.down.weight)
 
+    heads = property(lambda self: self.config.heads)
+    context = property(lambda self: self.config.context)
+    vocab_size = property(lambda self: self.config.vocab_size)
+
     @staticmethod
     def initialise(module):
         if isinstance(module, (nn.Linear, nn.Embedding)):

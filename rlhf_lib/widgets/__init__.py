@@ -14,7 +14,6 @@ from rlhf_lib.widgets.explorer import checkpoint_curves, checkpoint_samples, exp
 from rlhf_lib.widgets.labelling import Labelling, label_by_typing, labelling
 from rlhf_lib.widgets.live import LiveCurves
 from rlhf_lib.widgets.rating import (
-    RESULT_HEAD,
     BlindRating,
     blind_rating,
     correlation_line,
@@ -26,7 +25,7 @@ from rlhf_lib.widgets.rating import (
 from rlhf_lib.widgets.sampler import Sample, pieces, sample, sampler, tinted
 
 __all__ = [
-    "RESULT_HEAD", "BlindRating", "Labelling", "LiveCurves", "Sample", "blind_rating", "checkpoint_curves", "checkpoint_samples",
+    "BlindRating", "Labelling", "LiveCurves", "Sample", "blind_rating", "checkpoint_curves", "checkpoint_samples",
     "correlation_line", "explorer", "label_by_typing", "labelling", "pieces", "policy_checkpoints", "rate_by_typing",
     "read_ratings", "result_rows", "sample", "sampler", "tinted", "write_ratings",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Label passages: a session in a file, by typing or by buttons."""
 
+import random
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -28,22 +29,26 @@ class Labelling:
     """One reader's labels of `texts`, in a file that `labels.read` reads.
 
     The file is read again before every step and written after it, so readers can share it. `current` is the passage to
-    label now, None when all are done. A skipped passage is not written: it comes back in the next session.
+    label now, None when all are done. A skipped passage is not written: it comes back in the next session. A passage that is
+    shown again is labelled under the reader's name with `labels.AGAIN` behind it.
 
     Args:
         texts: a list of str; a passage that is there twice is asked for once.
         path: the JSON-lines file; made with the first label.
         reader: who reads.
         checkpoint: what wrote the passages.
+        again: how many passages of the first half are shown a second time, somewhere in the second half.
 
     Raises:
-        ValueError: no passages, an empty one, no reader's name, or (LabelError) a damaged file.
+        ValueError: no passages, an empty one, no reader's name, more `again` than half of the passages, or (LabelError) a
+            damaged file.
     """
 
-    def __init__(self, texts, path, reader="me", checkpoint=""):
+    def __init__(self, texts, path, reader="me", checkpoint="", again=0):
         self.texts, self.reader = checked_texts(texts, "texts"), checked_name(reader, "reader")
         self.path, self.checkpoint = Path(path), checkpoint
-        self.skipped = {}  # passage: how many labels there were when it was skipped
+        self.items = shown_twice(self.texts, self.reader, again)  # (passage, the name that it is labelled under) in order
+        self.skipped = {}  # item: how many labels there were when it was skipped
         self.move()
 
     def all_given(self):
@@ -51,26 +56,33 @@ class Labelling:
 
     def given(self):
         """This reader's labels of these passages, in the file's order."""
-        wanted = {(text, self.checkpoint) for text in self.texts}
-        return [label for label in self.all_given() if label.reader == self.reader and label.source in wanted]
+        wanted = {((text, self.checkpoint), reader) for text, reader in self.items}
+        return [label for label in self.all_given() if (label.source, label.reader) in wanted]
+
+    def done(self):
+        return {(label.text, label.reader) for label in self.given()}
 
     def move(self):
         """On to the first passage that is neither labelled nor skipped."""
-        done = {label.text for label in self.given()} | set(self.skipped)
-        self.current = next((text for text in self.texts if text not in done), None)
+        past = self.done() | set(self.skipped)
+        self.item = next((item for item in self.items if item not in past), None)
+
+    @property
+    def current(self):
+        return None if self.item is None else self.item[0]
 
     def label(self, name):
         """Label the current passage "negative", "neutral" or "positive", and move on."""
         if name not in labels.LABELS:
             raise ValueError(f"unknown label {name!r}; use one of {', '.join(labels.LABELS)}")
-        text = self.current
-        if text is not None and text not in {label.text for label in self.given()}:  # another window may have been faster
-            labels.append(self.path, labels.Label(text, name, self.reader, (text, self.checkpoint)))
+        if self.item is not None and self.item not in self.done():  # another window may have been faster
+            text, reader = self.item
+            labels.append(self.path, labels.Label(text, name, reader, (text, self.checkpoint)))
         self.move()
 
     def skip(self):
-        if self.current is not None:
-            self.skipped[self.current] = len(self.given())
+        if self.item is not None:
+            self.skipped[self.item] = len(self.given())
         self.move()
 
     def undo(self):
@@ -86,15 +98,28 @@ class Labelling:
 
     def progress(self):
         """(labelled, skipped, all)"""
-        return len(self.given()), len(self.skipped), len(self.texts)
+        return len(self.given()), len(self.skipped), len(self.items)
 
     def agreement(self):
         """`labels.agreement` with every other reader of the file who labelled some of the same passages, by name."""
-        mine, by_reader = self.given(), {}
+        mine, by_reader = [label for label in self.given() if label.reader == self.reader], {}
+        sources = {label.source for label in mine}
         for label in self.all_given():
-            if label.source in {one.source for one in mine} and label.reader != self.reader:
+            if label.source in sources and label.reader != self.reader:
                 by_reader.setdefault(label.reader, []).append(label)
         return {reader: labels.agreement(mine, theirs) for reader, theirs in by_reader.items()}
+
+
+def shown_twice(texts, reader, again):
+    """A list of (text, reader), with `again` texts of the first half once more in the second, in a drawn order."""
+    half = len(texts) // 2
+    if not 0 <= again <= half:
+        raise ValueError(f"again must lie between 0 and {half}, half of the passages, got {again}")
+    draw = random.Random(0)
+    before = {}  # the place of a text: what is shown again before it
+    for place, text in zip(draw.sample(range(half, len(texts)), again), draw.sample(texts[:half], again)):
+        before[place] = (text, reader + labels.AGAIN)
+    return [item for place, text in enumerate(texts) for item in (before.get(place), (text, reader)) if item]
 
 
 def agreement_lines(session):
@@ -105,9 +130,9 @@ def agreement_lines(session):
     ]
 
 
-def label_by_typing(texts, path, reader="me", checkpoint="", ask=input):
+def label_by_typing(texts, path, reader="me", checkpoint="", again=0, ask=input):
     """`labelling` without widgets: type n, 0 or p, s to skip, u to undo, q to stop. Returns the Labelling."""
-    session = Labelling(texts, path, reader, checkpoint)
+    session = Labelling(texts, path, reader, checkpoint, again)
     while session.current is not None:
         labelled, _, total = session.progress()
         key = ask(f"\n{session.current}\n[{labelled} of {total}] n, 0, p (s skip, u undo, q stop): ").strip().lower()
@@ -122,19 +147,19 @@ def label_by_typing(texts, path, reader="me", checkpoint="", ask=input):
     return session
 
 
-def labelling(texts, path, reader="me", checkpoint=""):
+def labelling(texts, path, reader="me", checkpoint="", again=0):
     """Buttons and keys to label passages with; see Labelling for the arguments and the errors.
 
     Returns:
         A widget. `session` is its Labelling, `buttons` its buttons by name, `keyboard` the box for n, 0, p, s and u.
     """
-    session = Labelling(texts, path, reader, checkpoint)
+    session = Labelling(texts, path, reader, checkpoint, again)
     colors = {"negative": DOWN, "neutral": PLAIN, "positive": UP}
     buttons = {name: button(f"{name} ({key})", colors[name], "9em") for key, name in LABEL_KEYS.items()}
     buttons["skip"] = button("skip (s)", width="6em", tip="not written; comes back in the next session")
     buttons["undo"] = button("undo (u)", width="6em", tip="takes the last label or skip back")
     passage, note, count = widgets.HTML(), widgets.HTML(), widgets.Label()
-    bar = widgets.IntProgress(max=len(session.texts), layout=widgets.Layout(width="14em"))
+    bar = widgets.IntProgress(max=len(session.items), layout=widgets.Layout(width="14em"))
 
     def show():
         labelled, skipped, total = session.progress()
@@ -144,7 +169,7 @@ def labelling(texts, path, reader="me", checkpoint=""):
             said = [f"Done: every passage is labelled or skipped. The labels are in {session.path}", *agreement_lines(session)]
             passage.value = framed(escape("\n".join(said)), "Thank you", height="8em")
         else:
-            place = session.texts.index(session.current) + 1
+            place = session.items.index(session.item) + 1
             title = f"passage {place} of {total}: what feeling does it leave in you?"
             passage.value = framed(f'<span style="font-size: 115%">{escape(session.current)}</span>', title, height="8em")
         for name in (*labels.LABELS, "skip"):

@@ -64,13 +64,13 @@ def write_ratings(path, rows):
 
 
 class BlindRating:
-    """One rater's scores of shuffled samples of two models, in a CSV file; the source stays hidden until `reveal`.
+    """One rater's scores of shuffled samples of two or three models, in a CSV file; the source stays hidden until `reveal`.
 
     `current` is the number of the sample to rate now, None when all are done; `text` is what it says. Numbers are the
     same for all raters, the order is each rater's own.
 
     Args:
-        samples: {"base": [text, ...], "policy": [text, ...]}, at least 2 on each side.
+        samples: {"base": [text, ...], "policy": [text, ...]}, and "negative" if there is such a model; at least 2 of each.
         path: the CSV file; made with the first rating, shared by all raters.
         rater: who rates.
         seed: of the shuffle.
@@ -80,10 +80,12 @@ class BlindRating:
     """
 
     def __init__(self, samples, path, rater="me", seed=0):
-        if not isinstance(samples, dict) or set(samples) != {"base", "policy"}:
-            raise ValueError('samples must be {"base": [texts], "policy": [texts]}')
+        if not isinstance(samples, dict) or set(samples) not in ({"base", "policy"}, set(judge.WRITERS)):
+            raise ValueError('samples must be {"base": [texts], "policy": [texts]}, and "negative" if you like')
         self.path, self.rater = Path(path), checked_name(rater, "rater")
-        items = [(source, text) for source in ("base", "policy") for text in checked_texts(samples[source], source)]
+        items = [
+            (source, text) for source in judge.WRITERS if source in samples for text in checked_texts(samples[source], source)
+        ]
         if min(sum(source == side for source, _ in items) for side in samples) < 2:
             raise ValueError("an interval needs at least 2 different samples of each model")
         random.Random(seed).shuffle(items)
@@ -149,15 +151,13 @@ class BlindRating:
 
 
 def result_rows(result):
-    """The result of a blind rating as rows of text: score, base, policy, win rate."""
-    rows = []
+    """The result of a blind rating as rows of text, the head first: score, each model's mean, win rate."""
+    found = [side for side in judge.WRITERS if side in result["sense"]]
+    rows = [["mean (95 % interval)", *found, "policy beats base"]]
     for score in SCORES:
-        sides = ["{:.2f} ({:.2f} to {:.2f})".format(*result[score][side]) for side in ("base", "policy")]
+        sides = ["{:.2f} ({:.2f} to {:.2f})".format(*result[score][side]) for side in found]
         rows.append([score, *sides, "{:.0%} ({:.0%} to {:.0%})".format(*result[score]["win_rate"])])
     return rows
-
-
-RESULT_HEAD = ("mean (95 % interval)", "base", "policy", "policy beats base")
 
 
 def correlation_line(session):
@@ -183,7 +183,7 @@ def rate_by_typing(samples, path, rater="me", seed=0, ask=input):
         elif len(answer) == 2 and set(answer) <= set("12345"):
             session.rate(int(answer[0]), int(answer[1]))
     session.reveal()
-    for row in (RESULT_HEAD, *result_rows(session.results())):
+    for row in result_rows(session.results()):
         print("  ".join(f"{text:<24}" for text in row).rstrip())
     print(correlation_line(session))
     return session
@@ -272,4 +272,5 @@ def result_html(session):
             for number, (source, text) in sorted(session.items.items(), key=lambda item: item[1][0])]  # fmt: skip
     every = f"<details><summary>every sample with its source</summary>{table(('source', *SCORES, 'text'), rows)}</details>"
     said = f"<div>{escape(correlation_line(session))}</div><div>{escape(f'The ratings are in {session.path}')}</div>"
-    return table(RESULT_HEAD, result_rows(session.results())) + said + every
+    head, *figures = result_rows(session.results())
+    return table(head, figures) + said + every

@@ -13,8 +13,9 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_lib.exercises import equal, find
+from rlhf_lib.exercises import BUILDS, EXERCISES, equal, find
 from rlhf_lib.exercises.frame import draw, one_answer, right_answer
+from rlhf_lib.exercises.keep import the_course
 
 SOLUTIONS = Path(__file__).resolve().parents[2] / "solutions"
 SECONDS = 0.3  # that a mutant has for one input; a right answer needs a hundredth of it
@@ -180,7 +181,7 @@ def moved(bound, step):
 @functools.cache
 def cells(number):
     """The code cells of a chapter's notebook: a list of (id, source)."""
-    (path,) = SOLUTIONS.glob(f"{number}_*.ipynb")
+    path = next(path for path in SOLUTIONS.glob(f"{number}_*.ipynb") if "report" not in path.name)
     found = json.loads(path.read_text(encoding="utf-8"))["cells"]
     return [(cell.get("id"), "".join(cell["source"])) for cell in found if cell["cell_type"] == "code"]
 
@@ -213,7 +214,8 @@ def asked(name):
 
 def survives(name, mutant, seconds=SECONDS):
     """Whether the check of an exercise takes a mutant for right. One that raises or needs more time than `seconds` is refused."""
-    space = dict(names_of(chapter(name)))
+    used = {node.id for node in ast.walk(ast.parse(mutant.source)) if isinstance(node, ast.Name)} & {*EXERCISES, *BUILDS}
+    space = {**names_of(chapter(name)), **{other: the_course(other) for other in used - {name}}}
     try:
         exec(mutant.source, space)
     except Exception:

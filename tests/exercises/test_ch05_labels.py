@@ -2,14 +2,19 @@
 
 import math
 import random
+import re
 import statistics
 import zlib
 
+import matplotlib.pyplot as plt
+import nbformat
 import pytest
 import torch
+from cells import Scene
+from mutants import SOLUTIONS
 from scipy import stats
 
-from rlhf_lib import exercises, labels
+from rlhf_lib import course, exercises, labels
 from rlhf_lib.exercises import verdict
 from rlhf_lib.exercises.ch05_labels import LABELS, wilson_interval
 
@@ -181,3 +186,45 @@ def test_what_is_hashed_of_a_text(part, says):
 @pytest.mark.parametrize("written_in", [0.1, 0.15, 0.2, 0.25, 0.5])
 def test_a_share_that_is_written_in_is_found(written_in):
     assert "plays no part" in verdict("split_labels", lambda texts, held_out: split_labels(texts, written_in)).mistake
+
+
+# ----------------------------------------------------------------------------------------- the labelling session
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    """`notebook(name, ...)` runs cells of the worked chapter, in a learner's folder that is empty, and returns their globals."""
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path))
+    monkeypatch.setattr(course, "HOME", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (path,) = SOLUTIONS.glob("05_*.ipynb")
+    sources = {cell.id: re.sub("^%.*", "", cell.source, flags=re.MULTILINE) for cell in nbformat.read(path, as_version=4).cells}
+    scene = Scene()
+    for name in ("imports", "counts", "second-reading"):
+        scene(sources[name])
+    yield lambda *names: [scene(sources[name]) for name in names][-1]
+    plt.close("all")
+
+
+def test_a_session_is_stopped_gone_on_with_and_compared_with_two_judges(notebook, capsys, tmp_path):
+    scene = notebook("make-passages", "labelling-session", "my-agreement", "your-labels")
+    assert "No label of yours yet" in capsys.readouterr().out and "once you have had a sitting" in scene["shown"]
+    first = list(scene["passages"])
+    assert scene["number"] == 1 and len(set(first)) == 100 and min(map(len, first)) >= 30
+    assert not {*first} & {label.text for label in scene["from_samples"]}
+
+    def sit(count, start=0):
+        session = scene["widgets"].Labelling(scene["passages"], scene["mine"], scene["reader"], scene["writer"], again=10)
+        for place in range(start, start + count):
+            session.label(LABELS[(7 * place) % 3])
+
+    sit(40)
+    notebook("make-passages")
+    assert scene["number"] == 1 and scene["passages"] == first  # it goes on where it was stopped
+    sit(70, start=40)
+    notebook("make-passages", "my-agreement", "your-labels")
+    assert scene["number"] == 2 and not {*scene["passages"]} & {*first}
+    said = capsys.readouterr().out
+    assert "100 passages: " in said and "10 read twice, the same label on " in said
+    assert re.search(r"yourself, again +\d+ of   10 right", said) and re.search(r"reward model +\d+ of +6\d right", said)
+    assert len(scene["shown"].axes) == 2 and (tmp_path / "my_labels.jsonl").exists()

@@ -12,7 +12,6 @@ PATIENCE = 10.0  # seconds for an answer that must pass
 # {exercise: {mutant: why it is right on all that the card allows}}
 EQUIVALENT = {
     "merge_pair": {"while place != len(word):": "place goes on by 2 only where 2 pieces are left"},
-    "bpe_encode": {"while place != len(pieces):": "place goes on by 2 only where 2 pieces are left"},
     "attention": {
         "scores = q @ k.transpose(2, -1) / math.sqrt(q.shape[-1])": "dimension 2 of 4 is -2",
         "scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])": "transposing is symmetric",
@@ -64,10 +63,9 @@ EQUIVALENT = {
         "result.append(best[0] if len(best) <= 1 else 'neutral')": "each passage has a vote",
         "result.append(best[-1] if len(best) == 1 else 'neutral')": "there is one",
     },
-    "confusion": {"table = torch.zeros(3, 3)": "a check takes whole numbers as floats too"},
     "cohen_kappa": {
         "return 1.0 if chance >= 1 else (observed - chance) / (1 - chance)": "chance is never above 1",
-        "observed = sum((a == b for a, b in zip(second, first))) / count": "equality is symmetric",
+        "table = confusion(second, first).double()": "kappa is symmetric",
     },
     "pick_uncertain": {"distance = (0.5 - p_positive).abs().masked_fill(labelled, math.inf)": "a distance is symmetric"},
     "last_token": {

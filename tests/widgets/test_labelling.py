@@ -160,3 +160,50 @@ def test_labelling_by_typing(tmp_path):
     assert session.current == TEXTS[2]
     session = widgets.label_by_typing(TEXTS, tmp_path / "mine.jsonl", ask=typist("0", "0"))
     assert session.progress() == (3, 0, 3)
+
+
+def test_some_passages_are_shown_again_and_their_second_labels_stand_under_another_name(tmp_path):
+    texts = [f"Passage {number}." for number in range(20)]
+    box = widgets.labelling(texts, tmp_path / "mine.jsonl", reader="r1", again=4)
+    shown = []
+    while box.session.current is not None:
+        shown.append(box.session.current)
+        assert box.count.value.startswith(f"{len(shown) - 1} of 24 labelled by r1")
+        assert f"passage {len(shown)} of 24" in box.passage.value
+        box.buttons["negative" if shown[-1] in shown[:-1] else "neutral"].click()
+    twice = [text for text in texts if shown.count(text) == 2]
+    assert len(shown) == 24 and len(twice) == 4 and set(twice) <= set(texts[:10])
+    assert list(dict.fromkeys(shown)) == texts  # the first showings are in order
+    assert min(place for place, text in enumerate(shown) if text in shown[:place]) >= 10
+    read = labels.read(tmp_path / "mine.jsonl")
+    assert {label.reader for label in read} == {"r1", "r1" + labels.AGAIN}
+    assert [label.text for label in labels.first_readings(read)] == texts
+    found = box.session.agreement()["r1, again"]
+    assert found["passages"] == 4 and found["agreement"] == 0
+    assert "r1, again read 4 of them too: the same label on 0%" in box.passage.value
+
+
+def test_undo_skip_and_a_new_session_know_first_and_second_showings_apart(tmp_path):
+    texts = [f"Passage {number}." for number in range(4)]
+    session = widgets.Labelling(texts, tmp_path / "mine.jsonl", again=2)
+    order = list(session.items)
+    for _ in range(order.index(next(item for item in order if item[1] == "me, again"))):
+        session.label("positive")
+    first = session.current
+    session.skip()
+    assert session.current != first and session.progress() == (2, 1, 6)
+    session.undo()
+    assert session.current == first
+    session.label("negative")
+    assert [label.label for label in labels.read(tmp_path / "mine.jsonl") if label.text == first] == ["positive", "negative"]
+    session.undo()
+    assert [label.label for label in labels.read(tmp_path / "mine.jsonl") if label.text == first] == ["positive"]
+    session.label("neutral")
+    later = widgets.label_by_typing(texts, tmp_path / "mine.jsonl", again=2, ask=typist("p", "q"))
+    assert later.items == order and later.progress() == (4, 0, 6)
+
+
+@pytest.mark.parametrize("again", [-1, 2])
+def test_no_more_than_half_of_the_passages_are_shown_again(tmp_path, again):
+    with pytest.raises(ValueError, match="again must lie between 0 and 1"):
+        widgets.Labelling(TEXTS, tmp_path / "mine.jsonl", again=again)

@@ -29,6 +29,14 @@ def rate_all(box, offset=0):
         box.scores["sense"][3].click()
 
 
+def test_three_models_are_rated_in_one_sheet(tmp_path):
+    box = widgets.blind_rating({**SAMPLES, "negative": ["Alas!", "O woe!"]}, tmp_path / "ratings.csv")
+    rate_all(box)
+    box.buttons["reveal"].click()
+    head, positivity, _ = widgets.result_rows(box.session.results())
+    assert head == ["mean (95 % interval)", "base", "policy", "negative", "policy beats base"] and len(positivity) == len(head)
+
+
 def test_ratings_are_written_one_by_one_and_the_source_is_hidden_until_the_end(tmp_path):
     path = tmp_path / "ratings.csv"
     box = widgets.blind_rating(SAMPLES, path, rater="r1")
@@ -159,6 +167,7 @@ def test_a_file_that_does_not_belong_is_refused(tmp_path, content, message):
     "samples, message",
     [
         ({"base": ["a", "b"]}, "samples must be"),
+        ({"base": ["a", "b"], "negative": ["c", "d"]}, "samples must be"),
         ({"base": ["a", "b"], "policy": ["c"]}, "at least 2 different"),
         ({"base": ["a", "b"], "policy": ["c", ""]}, "policy: text 2 is empty"),
         ({"base": "ab", "policy": ["c", "d"]}, "base must be a list"),

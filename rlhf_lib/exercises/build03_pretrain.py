@@ -1,0 +1,340 @@
+"""Build it 3.10: the pretraining loop, judged by what it does to small models that take down every call.
+
+A probe looks at a run from the model's side (observed.py), so how the loop is written is free.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rlhf_lib.exercises import pretrain_runs as runs
+from rlhf_lib.exercises.build import Build, Probe
+from rlhf_lib.exercises.declare import Investigation
+from rlhf_lib.exercises.observed import (
+    BATCH,
+    CONTEXT,
+    VOCABULARY,
+    Constant,
+    Observed,
+    Past,
+    draw_text,
+    path_of,
+    run,
+    weights_of,
+    where,
+)
+
+
+# ----------------------------------------------------------------------------------------- the records
+def run_records(pretrain, tokens, held_out, start):
+    model = Observed(Past(start))
+    return {"records": run(pretrain, model, tokens, held_out, 7, every=3), "calls": model.steps()}
+
+
+def judge_records(output, tokens, held_out, start):
+    records, calls = output["records"], output["calls"]
+    if not isinstance(records, list) or not all(isinstance(one, dict) for one in records):
+        return "it does not return a list of dicts, one for each step"
+    if len(calls) != 7:
+        return f"in 7 steps the model learned from {len(calls)} batches: a step calls it once, and goes backward once"
+    if [one.get("step") for one in records] != list(range(1, 8)):
+        return f"the steps of the records are {[one.get('step') for one in records]}; after 7 steps they are 1 to 7, in order"
+    if not all(type(one.get("loss")) is float for one in records):
+        return "a record's loss is no Python float: .item() makes one, and lets go of the graph"
+    for record, call in zip(records, calls):
+        if call["inputs"].shape != (BATCH, CONTEXT):
+            return f"the model reads {tuple(call['inputs'].shape)} tokens in a step, not (batch, context) = {(BATCH, CONTEXT)}"
+        starts = where(tokens, call["inputs"])
+        if min(starts) < 0:
+            return "a row that the model reads is no stretch of the training tokens"
+        if max(starts) + CONTEXT >= len(tokens):
+            return "a window ends with the last token of the text, behind which there is no target"
+        after = torch.stack([tokens[at + 1 : at + 1 + CONTEXT] for at in starts])
+        costs = {name: F.cross_entropy(call["logits"].flatten(0, 1), wanted.flatten()).item()
+                 for name, wanted in (("right", after), ("copy", call["inputs"]))}  # fmt: skip
+        if abs(record["loss"] - costs["right"]) > 1e-4:
+            for value, sentence in (
+                (costs["copy"], "the loss is that of the tokens that the model has read: the targets are not shifted by one"),
+                (costs["right"] / math.log(2), "the loss is in bits; cross_entropy gives nats, and nats are asked for"),
+                (costs["right"] * BATCH * CONTEXT, "the loss is the sum over the targets; it is their mean"),
+            ):
+                if abs(record["loss"] - value) < 1e-3:
+                    return sentence
+            return (
+                f"the loss of step {record['step']} is {record['loss']:.4f}, but what the model said costs {costs['right']:.4f} "
+                "nats a token: the loss is that of the step's own batch, before the weights move, against the tokens one further"
+            )
+    having = [one["step"] for one in records if "val_loss" in one]
+    if having != [3, 6, 7]:
+        return f"with every=3 and 7 steps, val_loss stands in the records of steps 3, 6 and 7; here in {having}"
+    return ""
+
+
+# ----------------------------------------------------------------------------------------- the windows
+def run_windows(pretrain, tokens, held_out, start):
+    def seen(steps=40, before=0, dropout=0.0, text=tokens, **changes):
+        torch.manual_seed(before)
+        model = Observed(Past(start, dropout))
+        run(pretrain, model, text, held_out, steps, **{"every": 40, **changes})
+        return torch.stack([call["inputs"] for call in model.steps()])
+
+    return {
+        "usual": seen(), "state": seen(12, before=5), "every": seen(12, every=2), "dropout": seen(12, dropout=0.5),
+        "lr": seen(12, lr=0.5, warmup=0), "seed": seen(40, seed=2), "shortest": seen(12, text=tokens[: 3 * CONTEXT]),
+    }  # fmt: skip
+
+
+def judge_windows(output, tokens, held_out, start):
+    usual = output["usual"]
+    for name, sentence in {
+        "state": "the windows hang on torch's global random state: draw them from a generator that (seed, step) alone seeds",
+        "every": "the windows change with `every`: what is done between two steps draws from the same random numbers",
+        "dropout": "the windows change when the model has dropout, which draws from the same random numbers as they",
+        "lr": "the windows change with the rate",
+    }.items():
+        if not torch.equal(output[name], usual[:12]):
+            return f"{sentence}. A resumed run, or one with another model, would read other text"
+    if torch.equal(usual[0], usual[1]) or torch.equal(usual[1], usual[2]):
+        return "two steps read the same windows: the step does not enter what is drawn"
+    if torch.equal(output["seed"], usual):
+        return "another seed reads the same windows: a second seed would tell nothing"
+    if torch.equal(output["seed"][:-1], usual[1:]) or torch.equal(output["seed"][1:], usual[:-1]):
+        return "seed 2 reads at each step what seed 1 reads one step later or earlier (seed + step?): as if it were the same run"
+    starts = torch.tensor([where(tokens, rows) for rows in usual])  # (steps, batch)
+    if (starts[:, 1:] == starts[:, :-1]).float().mean() > 0.5:
+        return "the rows of a batch are all the same window"
+    unread = torch.ones(len(tokens), dtype=torch.bool)
+    unread[starts.flatten()[:, None] + torch.arange(1, CONTEXT + 1)] = False
+    tenths = [part.float().mean().item() for part in unread.chunk(10)]
+    if max(tenths) > 0.9:
+        place = tenths.index(max(tenths))
+        return f"in 40 steps nothing from {10 * place} to {10 * place + 10} % of the text is a target: draw from all tokens"
+    return ""
+
+
+# ----------------------------------------------------------------------------------------- what is learned
+def draw_cycle(generator):
+    return {"order": torch.randperm(12, generator=generator)}
+
+
+def run_cycle(pretrain, order):
+    table = nn.Embedding(12, 12)  # row: what follows this token, so all that it can learn is pairs
+    nn.init.zeros_(table.weight)
+    run(pretrain, table, order.repeat(20), order.repeat(5), 60, lr=0.3)
+    return table.weight
+
+
+def judge_cycle(output, order):
+    if output.abs().max() == 0:
+        return "after 60 steps the weights are what they were: nothing has trained the model that was given"
+    place = torch.empty_like(order)
+    place[order] = torch.arange(12)
+    ahead = (place[output.argmax(1)] - place) % 12  # (12,): how far ahead lies what each token is taken to be followed by
+    if (ahead == 0).sum() > 6:
+        return "the model has learned that every token follows itself: a copier wins, since the targets are not shifted by one"
+    if (ahead == 11).sum() > 6:
+        return "the model has learned what came before each token: the shift goes the wrong way"
+    if (ahead == 2).sum() > 6:
+        return "the model has learned the token after the next: the targets are shifted twice"
+    if (ahead != 1).any() and (output.argmin(1) == order[(place + 1) % 12]).all():
+        return "the model has learned to avoid what follows: the step goes up the gradient"
+    if (ahead != 1).any():
+        return f"12 tokens repeat in one order; after 60 steps the model knows what follows {int((ahead == 1).sum())} of them"
+    return ""
+
+
+# ----------------------------------------------------------------------------------------- the held-out loss
+def run_held_out(pretrain, tokens, held_out, start):
+    found = {}
+    for mode in ("training", "evaluation"):
+        model = Observed(Past(start, dropout=0.5)).train(mode == "training")
+        records = run(pretrain, model, tokens, held_out, 4, every=2)
+        path = path_of(model)
+        found[mode] = {"records": records, "calls": model.calls, "path": path[[2, 4]], "mode after": model.training}
+    return found
+
+
+def judge_held_out(output, tokens, held_out, start):
+    for mode, found in output.items():
+        steps = [call for call in found["calls"] if call["step"]]
+        looks = [call for call in found["calls"] if not call["step"]]
+        if not all(call["training"] for call in steps):
+            return "a step is taken in evaluation mode, without dropout: call model.train() before each step"
+        if not looks:
+            return "nothing has read held_out: the model was not called but to learn"
+        if any(call["training"] for call in looks):
+            return "dropout is on while held_out is read: the model that is measured lacks half its features"
+        if any(call["graph"] for call in looks):
+            return "gradients are recorded while held_out is read, which costs memory for nothing: torch.no_grad()"
+        for record, weights in zip(found["records"][1::2], found["path"]):
+            losses = held_out_losses(weights, start, held_out)
+            right = torch.cat(losses).mean().item()
+            if type(record.get("val_loss")) not in (int, float):
+                return "val_loss is no Python number"
+            if abs(record["val_loss"] - right) > 1e-4:
+                return wrong_held_out(record, right, losses)
+        if found["mode after"] != (mode == "training"):
+            return f"the model came in {mode} mode and goes back in the other: leave it as it was"
+    return ""
+
+
+def held_out_losses(weights, start, held_out):
+    """The cost (nats) of each target, in windows of CONTEXT, of which the last is shorter: a list with a tensor for each."""
+    model = Past(start)
+    nn.utils.vector_to_parameters(weights, model.parameters())
+    with torch.no_grad():
+        rows = [held_out[at : at + CONTEXT + 1] for at in range(0, len(held_out) - 1, CONTEXT)]
+        return [F.cross_entropy(model(row[None, :-1])[0], row[1:], reduction="none") for row in rows]
+
+
+def wrong_held_out(record, right, losses):
+    for value, sentence in (
+        (torch.stack([one.mean() for one in losses]).mean().item(), "every window weighs the same, and the last is shorter"),
+        (torch.cat(losses[:-1]).mean().item(), "the last, shorter window is left out: the score is of the whole text"),
+        (right / math.log(2), "it is in bits; nats are asked for"),
+    ):
+        if abs(record["val_loss"] - value) < 1e-4:
+            return f"val_loss: {sentence}"
+    return (
+        f"val_loss at step {record['step']} is {record['val_loss']:.4f}, but the model after that step pays {right:.4f} nats a "
+        "target, each token of held_out but the first once, in windows of `context` side by side, the last one shorter"
+    )
+
+
+# ----------------------------------------------------------------------------------------- the size of the steps
+def draw_zeros(generator):
+    return {
+        "warmup": torch.randint(4, 8, (1,), generator=generator).item(),
+        "rate": 0.01 + torch.rand(1, generator=generator).item() / 50,
+    }
+
+
+def run_rates(pretrain, warmup, rate):
+    def sizes(**changes):
+        model, tokens = Observed(Constant()), torch.zeros(100, dtype=torch.long)
+        run(pretrain, model, tokens, tokens, 24, every=24, **changes)
+        return path_of(model).diff(dim=0).norm(dim=1)  # (steps,)
+
+    return {"usual": sizes(lr=rate, warmup=warmup), "three": sizes(lr=3 * rate, warmup=warmup), "none": sizes(lr=rate, warmup=0)}
+
+
+def judge_rates(output, warmup, rate):
+    usual, three, none = output["usual"], output["three"], output["none"]
+    if len(usual) != 24 or usual.max() == 0:
+        return "the weights do not move"
+    peak = usual.max()
+    if usual[0] > 0.6 * peak:
+        return "the first step is as large as later ones: there is no warm-up, though Adam has seen a single gradient"
+    if (usual[: warmup - 1].diff() <= 0).any() or usual[:warmup].argmax() != warmup - 1:
+        return f"the steps do not grow over the {warmup} steps of the warm-up"
+    if usual[warmup - 1] < 0.7 * peak:
+        return f"after the warm-up they are {usual[warmup - 1] / peak:.0%} of the largest: the peak comes too late"
+    if usual[-1] > 0.3 * peak:
+        return "the last step is as large as earlier ones: the rate does not fall to zero, and the weights never settle"
+    if usual[-1] > usual[-8]:
+        return "the steps do not fall at the end"
+    if none[0] < 0.5 * none.max():
+        return "with warmup=0 the first step is not at the peak rate"
+    if not 2.5 < three.sum() / usual.sum() < 3.5:
+        return "three times the rate does not make steps three times as large: `lr` is not what the steps are made of"
+    return ""
+
+
+# ----------------------------------------------------------------------------------------- the gradient
+def run_turned(pretrain):
+    model = Observed(Constant(), stretch=lambda step: 1.0 if step <= 10 else -1.0)
+    tokens = torch.zeros(100, dtype=torch.long)
+    run(pretrain, model, tokens, tokens, 20)
+    return path_of(model).diff(dim=0)[:, 0]
+
+
+def judge_turned(output):
+    if len(output) != 20 or output.abs().max() == 0:
+        return "the weights do not move"
+    if output[:10].mean() <= 0:
+        return "the steps go up the gradient"
+    if output[16:].mean() > 0:
+        return (
+            "the gradient turns round at step 11, and at steps 17 to 20 the weights still move the old way: gradients of earlier "
+            "steps are still in .grad, since backward adds to what is there (zero_grad)"
+        )
+    return ""
+
+
+def run_spike(pretrain, tokens, held_out, start):
+    paths = []
+    for more in (1.0, 1000.0):
+        model = Observed(Past(start), stretch=lambda step, more=more: 1000.0 * (more if step == 6 else 1.0))
+        run(pretrain, model, tokens, held_out, 14, every=14)
+        paths.append(path_of(model))
+    return paths
+
+
+def judge_spike(output, tokens, held_out, start):
+    plain, spiked = output
+    usual = plain.diff(dim=0).norm(dim=1).mean()
+    if (plain[5] - spiked[5]).norm() > 1e-3 * usual:
+        return "two runs of the same arguments differ before anything is different"
+    apart = ((plain[-1] - spiked[-1]).norm() / usual).item()
+    if apart > 1:
+        return (
+            f"one batch in 14 with a gradient 1000 times as long throws the weights {apart:.1f} steps away from where they would "
+            "be: all gradients together are to be clipped to the norm 1, after backward and before the step"
+        )
+    return ""
+
+
+# ----------------------------------------------------------------------------------------- not a number
+def run_nan(pretrain, tokens, held_out, start):
+    def broken(kind, logits):
+        if kind == "inf":  # all tokens but one are impossible, so nearly every target costs infinitely much
+            return logits.masked_fill(torch.arange(VOCABULARY) > 0, -math.inf)
+        return logits * math.nan
+
+    found = []
+    for kind, step in (("nan", 4), ("inf", 4), ("nan", 1)):
+
+        def upset(now, logits, kind=kind, step=step):
+            return broken(kind, logits) if now >= step else logits
+
+        model = Observed(Past(start), upset=upset)
+        try:
+            run(pretrain, model, tokens, held_out, 6)
+            stopped = False
+        except FloatingPointError:
+            stopped = True
+        call = next((one for one in model.calls if one["training"] and not one["logits"].isfinite().all()), model.calls[-1])
+        found.append({"stopped": stopped, "before": call["weights"], "after": weights_of(model), "step": step})
+    return found
+
+
+def judge_nan(output, tokens, held_out, start):
+    for one in output:
+        touched = not torch.equal(one["before"], one["after"])
+        if not one["stopped"]:
+            lost = "the weights are lost" if not one["after"].isfinite().all() else "nobody is told"
+            return f"the loss of step {one['step']} is not finite and the run goes on; {lost}: raise FloatingPointError"
+        if touched:
+            return "FloatingPointError is raised, but the weights have moved first: look at the loss before backward and step"
+    return ""
+
+
+Build("3.10", "pretrain", [
+    Probe("one record a step, in nats", draw_text, run_records, judge_records),
+    Probe("seed and step draw the windows", draw_text, run_windows, judge_windows),
+    Probe("learns what follows", draw_cycle, run_cycle, judge_cycle),
+    Probe("measures the held-out text", draw_text, run_held_out, judge_held_out),
+    Probe("the rate rises and falls", draw_zeros, run_rates, judge_rates),
+    Probe("forgets old gradients", lambda generator: {}, run_turned, judge_turned),
+    Probe("clips a spike", draw_text, run_spike, judge_spike),
+    Probe("stops at what is not a number", draw_text, run_nan, judge_nan),
+    Probe("goes on where it stopped", runs.draw_resume, runs.run_resume, runs.judge_resume),
+    Probe("goes on with dropout", runs.draw_resume_dropout, runs.run_resume, runs.judge_resume),
+    Probe("reads Shakespeare", runs.draw_reading, runs.run_reading, runs.judge_reading, seconds=240),
+])  # fmt: skip
+
+Investigation("3.A", "A learning-rate sweep of your own")
+Investigation("3.B", "Large batches or many steps")
+Investigation("3.C", "Lower it further in five minutes")

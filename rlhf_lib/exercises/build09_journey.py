@@ -1,0 +1,177 @@
+"""Build it 9.10: the whole journey in one function, from plays and labels to a policy, out of what the learner has built."""
+
+import contextlib
+import io
+import math
+
+import torch
+from torch.nn import functional as F
+
+from rlhf_lib import corpus, labels
+from rlhf_lib.exercises.build import Build, Probe, tick
+from rlhf_lib.exercises.declare import Investigation
+from rlhf_lib.models.gpt import GPT, GPTConfig
+from rlhf_lib.sampling import completion_logits, generate
+
+KEYS = ("tokenizer", "base", "reward_model", "policy", "bits_per_character", "accuracy", "records", "samples")
+TINY = dict(
+    vocab_size=300, context=48, layers=1, heads=2, width=32, steps=20, batch=4,
+    epochs=1, iterations=2, rollout_size=16, max_new_tokens=12,
+)  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- what is drawn
+
+
+def draw_texts(generator, characters, labelled, unseen):
+    """A stretch of every play for training and another for the test, and labelled passages, of which some are never shown."""
+    plays = corpus.load()
+    halves = corpus.split(plays)
+    texts = {}
+    for name, half, most in (("train", "train", characters), ("held_out", "validation", characters // 10)):
+        each = most // len(halves[half]["text"])
+        starts = [int(torch.randint(max(1, len(text) - each), (1,), generator=generator)) for text in halves[half]["text"]]
+        texts[name] = [text[start : start + each] for start, text in zip(starts, halves[half]["text"])]
+    pairs = [(label.text, label.target) for label in labels.hand_made(plays)]
+    order = torch.randperm(len(pairs), generator=generator).tolist()
+    plain = [place for place in order if pairs[place][1] != 0.5][:unseen]
+    shown = [place for place in order if place not in set(plain)][:labelled]
+    return texts | {"labelled": [pairs[place] for place in shown], "unseen": [pairs[place] for place in plain]}
+
+
+def draw_tiny(generator):
+    return draw_texts(generator, 20_000, 60, 10) | {"sizes": TINY, "seed": int(torch.randint(100, (1,), generator=generator))}
+
+
+def draw_whole(generator):
+    return draw_texts(generator, 800_000, 4000, 800) | {"sizes": {}, "seed": int(torch.randint(100, (1,), generator=generator))}
+
+
+# ----------------------------------------------------------------------------------------- the learner's process
+
+
+def travel(journey, train, held_out, labelled, unseen, sizes, seed):
+    """What comes of one journey, as plain data: weights, tokens of the held-out text, scores of the unseen passages.
+
+    What a whole journey prints of its stages is shown; a tiny one is quiet.
+    """
+    tick(0.05)
+    with contextlib.redirect_stdout(io.StringIO()) if sizes else contextlib.nullcontext():
+        found = journey(train, held_out, labelled, seed=seed, **sizes)
+    missing = [key for key in KEYS if not isinstance(found, dict) or key not in found]
+    if missing:
+        return {"missing": missing}
+    tokenizer, reward_model = found["tokenizer"], found["reward_model"]
+    rows = [tokenizer.encode(text)[: found["base"].context] for text, _ in unseen]
+    scores = []
+    with torch.no_grad():
+        for row in rows:
+            scores.append(float(reward_model(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.bool))[0]))
+    return {
+        "tokens": torch.tensor(tokenizer.encode("".join(held_out))),
+        "text": tokenizer.decode(tokenizer.encode(held_out[0])),
+        "shape": {
+            "vocab_size": found["base"].vocab_size, "context": found["base"].context, "heads": found["base"].heads,
+            "width": found["base"].embedding.weight.shape[1], "layers": len(found["base"].blocks),
+        },
+        "base": {name: weight.detach() for name, weight in found["base"].state_dict().items()},
+        "policy": {name: weight.detach() for name, weight in found["policy"].state_dict().items()},
+        "scores": scores,
+        **{key: found[key] for key in ("bits_per_character", "accuracy", "records", "samples")},
+    }  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- the judge
+
+
+def rebuilt(output, which):
+    model = GPT(GPTConfig(**output["shape"])).eval()
+    model.load_state_dict(output[which])
+    return model
+
+
+@torch.no_grad()
+def bits_per_character(model, tokens, characters):
+    """Over the whole text, in windows of the model's context that do not overlap."""
+    context, total = model.config.context, 0.0
+    for start in range(0, len(tokens) - 1, context):
+        row = tokens[start : start + context + 1][None]
+        total += F.cross_entropy(model(row[:, :-1])[0], row[0, 1:], reduction="sum").item()
+    return total / math.log(2) / characters
+
+
+@torch.no_grad()
+def kl_of(policy, base, prompt=(0,), length=24, number=256):
+    """KL(policy || base) of a completion, nats: at each position over the whole vocabulary."""
+    rows = generate(policy, [list(prompt)] * number, length, generator=torch.Generator().manual_seed(11))
+    both = [completion_logits(model, [list(prompt)] * number, rows.tokens, rows.mask).log_softmax(-1) for model in (policy, base)]
+    return torch.where(rows.mask, (both[0].exp() * (both[0] - both[1])).sum(-1), 0).sum(1).mean().item()
+
+
+def ranked_right(scores, targets):
+    """The share of (positive, negative) pairs that the scores put in order; ties count half, so a constant has .5."""
+    high = torch.tensor([score for score, target in zip(scores, targets) if target == 1])
+    low = torch.tensor([score for score, target in zip(scores, targets) if target == 0])
+    difference = high[:, None] - low
+    return ((difference > 0).float() + 0.5 * (difference == 0).float()).mean().item()
+
+
+def judge_tiny(output, train, held_out, labelled, unseen, sizes, seed):
+    if "missing" in output:
+        return f"the dict that it returns lacks {', '.join(output['missing'])}"
+    wanted = {key: sizes[key] for key in ("vocab_size", "context", "layers", "heads", "width")}
+    if output["shape"] != wanted:
+        return f"the base has the shape {output['shape']}, where {wanted} was asked for: sizes are arguments, use them"
+    if output["text"] != held_out[0]:
+        return "its tokeniser does not give the text back: decode(encode(text)) differs"
+    characters = sum(map(len, held_out))
+    bits = bits_per_character(rebuilt(output, "base"), output["tokens"], characters)
+    if not abs(bits - output["bits_per_character"]) < 0.03 * bits:
+        return (
+            f"it reports {output['bits_per_character']:.3f} bits per character, and its base has {bits:.3f} on the held-out "
+            "text: is it measured on the training text, in nats, per token, or after RLHF has changed the weights?"
+        )
+    if len(output["records"]) < 1 or abs(output["records"][0]["kl"]) > 1e-3:
+        return "the first record of RLHF is not at KL 0: the policy must start from the base"
+    if all(torch.equal(output["base"][name], output["policy"][name]) for name in output["base"]):
+        return "policy and base have the same weights: RLHF did nothing, or it trained the base itself"
+    if not 0 <= output["accuracy"] <= 1:
+        return f"the accuracy {output['accuracy']} is no share from 0 to 1"
+    for side in ("base", "policy"):
+        if len(output["samples"].get(side, [])) < 3 or not all(isinstance(one, str) and one for one in output["samples"][side]):
+            return f"samples[{side!r}] must be at least three texts"
+    return ""
+
+
+def judge_whole(output, train, held_out, labelled, unseen, sizes, seed):
+    if "missing" in output:
+        return f"the dict that it returns lacks {', '.join(output['missing'])}"
+    base, policy = rebuilt(output, "base"), rebuilt(output, "policy")
+    bits = bits_per_character(base, output["tokens"], sum(map(len, held_out)))
+    if bits > BITS:
+        return f"the base has {bits:.2f} bits per character on unseen text, a right one at most {BITS}: pretraining is broken"
+    right = ranked_right(output["scores"], [target for _, target in unseen])
+    if right < RANKED:
+        return f"of unseen pairs the reward model ranks {right:.0%} right; a coin has 50 %, a right build at least {RANKED:.0%}"
+    gain = output["records"][-1]["reward"] - output["records"][0]["reward"]
+    if gain < GAIN:
+        return f"the normalised reward rose by {gain:.2f}, where {GAIN} are wanted: is log p(positive) of the policy rewarded?"
+    kl = kl_of(policy, base)
+    if not 0.05 < kl < 12:
+        why = "the stop at max_kl is missing" if kl >= 12 else "nothing was learned"
+        return f"the policy lies {kl:.1f} nats from the base, where 10 are allowed: {why}"
+    return ""
+
+
+BITS, RANKED, GAIN = 3.2, 0.57, 0.4
+
+Build(
+    "9.10", "journey",
+    [
+        Probe("a tiny journey arrives, and reports what is true", draw_tiny, travel, judge_tiny, seconds=120),
+        Probe("the whole journey", draw_whole, travel, judge_whole, seconds=600),
+    ],
+)  # fmt: skip
+
+Investigation("9.A", "Where does it start to go wrong?")
+Investigation("9.B", "The second seed")

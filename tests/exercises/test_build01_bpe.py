@@ -1,0 +1,302 @@
+import functools
+import itertools
+import re
+from collections import Counter, defaultdict
+from types import SimpleNamespace
+
+import pytest
+
+from rlhf_lib.exercises.brute_bpe import joined, longest_first
+from rlhf_lib.exercises.build import try_out
+from rlhf_lib.exercises.build01_bpe import train_bpe as build
+
+# ----------------------------------------------------------------------------------------- right answers
+
+
+def split_words(text):
+    return [piece for piece in re.split(r"\b", text) if piece]
+
+
+def merge_pair(word, pair):
+    merged, place = [], 0
+    while place < len(word):
+        here = tuple(word[place : place + 2]) == tuple(pair)
+        merged.append("".join(pair) if here else word[place])
+        place += 2 if here else 1
+    return merged
+
+
+def bpe_encode(word, merges):
+    return functools.reduce(merge_pair, merges, list(word))
+
+
+def worked(text, vocab_size):
+    """The answer of the worked notebook."""
+
+    def as_bytes(word):
+        return word.encode("utf-8").decode("latin-1")
+
+    counts = Counter(split_words(text))
+    words, counts = [list(as_bytes(word)) for word in counts], list(counts.values())
+    total, places = Counter(), defaultdict(set)
+
+    def count(number, sign):
+        for pair in itertools.pairwise(words[number]):
+            total[pair] += sign * counts[number]
+            (places[pair].add if sign > 0 else places[pair].discard)(number)
+
+    def first(pair):
+        number = min(places[pair])
+        return number, list(itertools.pairwise(words[number])).index(pair)
+
+    for number in range(len(words)):
+        count(number, 1)
+    merges = []
+    while len(merges) < vocab_size - 257 and (most := max(total.values(), default=0)):
+        pair = min((pair for pair in total if total[pair] == most), key=first)
+        for number in list(places[pair]):
+            count(number, -1)
+            words[number] = merge_pair(words[number], pair)
+            count(number, 1)
+        merges.append(pair)
+    pieces = ["", *map(chr, range(256)), *map("".join, merges)]
+    tokens = {piece: token for token, piece in enumerate(pieces)}
+
+    @functools.cache
+    def encode_word(word):
+        letters = as_bytes(word)
+        return [tokens[piece] for piece in bpe_encode(letters, [pair for pair in merges if "".join(pair) in letters])]
+
+    return SimpleNamespace(
+        vocab_size=len(pieces),
+        merges=[(tokens[left], tokens[right]) for left, right in merges],
+        encode=lambda text: [token for word in split_words(text) for token in encode_word(word)],
+        decode=lambda ids: "".join(pieces[token] for token in ids).encode("latin-1").decode("utf-8", errors="replace"),
+    )
+
+
+class Otherwise:
+    """Another right answer: tokens from the start, pairs found again by their words, encoding by the earliest merge."""
+
+    def __init__(self, text, vocab_size):
+        words = {}
+        for match in re.finditer(r"\w+|\W+", text):
+            words.setdefault(match[0], [0])[0] += 1
+        rows = [([byte + 1 for byte in word.encode()], number[0]) for word, number in words.items()]
+        stands = {}  # pair -> {row: how often in the text}
+        for number in range(len(rows)):
+            self.note(stands, rows, number)
+        self.merges, self.texts = [], [b"", *(bytes([byte]) for byte in range(256))]
+        while len(self.texts) < vocab_size and stands:
+            most = max(sum(found.values()) for found in stands.values())
+            tied = [pair for pair, found in stands.items() if sum(found.values()) == most]
+            left, right = min(tied, key=lambda pair: (min(stands[pair]), self.place(rows[min(stands[pair])][0], pair)))
+            for number in list(stands[left, right]):
+                for pair in set(itertools.pairwise(rows[number][0])):
+                    del stands[pair][number]
+                    if not stands[pair]:
+                        del stands[pair]
+                rows[number] = (list(joined(rows[number][0], (left, right), len(self.texts))), rows[number][1])
+                self.note(stands, rows, number)
+            self.merges.append((left, right))
+            self.texts.append(self.texts[left] + self.texts[right])
+        self.vocab_size, self.order = len(self.texts), {pair: place for place, pair in enumerate(self.merges)}
+
+    @staticmethod
+    def note(stands, rows, number):
+        word, times = rows[number]
+        for pair in itertools.pairwise(word):
+            found = stands.setdefault(pair, {})
+            found[number] = found.get(number, 0) + times
+
+    @staticmethod
+    def place(word, pair):
+        return list(itertools.pairwise(word)).index(pair)
+
+    def encode(self, text):
+        tokens = []
+        for word in re.findall(r"\w+|\W+", text):
+            row = [byte + 1 for byte in word.encode()]
+            while known := [self.order[pair] for pair in itertools.pairwise(row) if pair in self.order]:
+                row = list(joined(row, self.merges[min(known)], 257 + min(known)))
+            tokens += row
+        return tokens
+
+    def decode(self, ids):
+        return b"".join(self.texts[token] for token in ids).decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_worked_answer_passes_every_probe(seed):
+    said = []
+    assert try_out(build, worked, seed, say=said.append) == ("", "")
+    assert len(said) == len(build.probes) == 11
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_another_right_answer_passes_the_probes(seed):
+    assert try_out(build, Otherwise, seed, most=30) == ("", "")
+
+
+# ----------------------------------------------------------------------------------------- wrong answers
+
+shared = {}  # what a careless build keeps between two calls
+
+
+def plain_bpe(
+    text, vocab_size, *, cut=split_words, once=False, best=lambda total: max(total, key=total.get), join=joined, least=1, first=1,
+    asked=False, encode=None, end="", errors="replace", by_token=False, known=None, every_place=False, read=str, must=False,
+):  # fmt: skip
+    """A slow tokeniser, right as it stands; each option is a mistake."""
+    counted = Counter(cut(read(text)))
+    words = [(tuple(byte + first for byte in word.encode()), 1 if once else count) for word, count in counted.items()]
+    if every_place:
+        words = [(tuple(byte + 1 for byte in word.encode()), 1) for word in cut(text)]
+    merges, texts = [], [b"", *(bytes([byte]) for byte in range(256))]
+    texts = texts if first else [*texts[1:], b""]
+    while len(texts) < vocab_size:
+        total = Counter()
+        for word, count in words:
+            for pair in itertools.pairwise(word):
+                total[pair] += count
+        if not must and (not total or max(total.values()) < least):
+            break
+        pair = best(total)
+        words = [(join(word, pair, len(texts)), count) for word, count in words]
+        merges.append(pair)
+        texts.append(texts[pair[0]] + texts[pair[1]])
+    known = {} if known is None else known
+
+    def in_order(word):
+        tokens = tuple(byte + first for byte in word.encode())
+        for place, pair in enumerate(merges):
+            tokens = join(tokens, pair, 257 + place)
+        return tokens
+
+    def encoded(text):
+        for word in cut(read(text)):
+            if word not in known:
+                known[word] = (encode or in_order)(word, *([merges] if encode else []))
+        return [token for word in cut(read(text)) for token in known[word]]
+
+    def decode(tokens):
+        if by_token:
+            return "".join(texts[token].decode(errors=errors) for token in tokens)
+        return b"".join(texts[token] if token else end.encode() for token in tokens).decode(errors=errors)
+
+    return SimpleNamespace(vocab_size=vocab_size if asked else len(texts), merges=merges, encode=encoded, decode=decode)
+
+
+def at_the_first_place(word, pair, token):
+    for place, here in enumerate(itertools.pairwise(word)):
+        if here == pair:
+            return (*word[:place], token, *word[place + 2 :])
+    return word
+
+
+def stale(text, vocab_size):
+    """Ties by the order in which pairs came into a Counter that is kept from merge to merge."""
+    seen = {}
+
+    def best(total):
+        for pair in total:
+            seen.setdefault(pair, len(seen))
+        return max(total, key=lambda pair: (total[pair], -seen[pair]))
+
+    return plain_bpe(text, vocab_size, best=best)
+
+
+def ends_marked(text, vocab_size):
+    made = plain_bpe(text, vocab_size)
+    encode = made.encode
+    made.encode = lambda text: [*encode(text), 0]
+    return made
+
+
+def learned_from_little(text, vocab_size):
+    return worked(text[len(text) // 2 :][:3000] + text[:20], vocab_size)
+
+
+def turned_round(word, merges):
+    tokens = tuple(byte + 1 for byte in word.encode())
+    for place, pair in reversed([*enumerate(merges)]):
+        tokens = joined(tokens, pair, 257 + place)
+    return list(tokens)
+
+
+spaced = functools.partial(re.findall, r" ?\w+| ?[^\w\s]+|\s+(?!\S)|\s")
+FIRST, TIES, INSIDE, BYTES, BACK, ORDER, END, OWN, ONCE, TOUCH, PLAY = build.probes
+WRONG = {
+    "each word once": (FIRST, "not once", {"once": True}),
+    "one place a word": (FIRST, "side by side then", {"join": at_the_first_place}),
+    "the rarest pair": (FIRST, "times; ", {"best": lambda total: min(total, key=total.get)}),
+    "the last of equals": (TIES, "a tie goes to it", {"best": lambda total: max(reversed(total), key=total.get)}),
+    "the alphabet": (TIES, "a tie goes to it", {"best": lambda total: max(total, key=lambda pair: (total[pair], pair))}),
+    "kept counts": (TIES, "a tie goes to it", stale),
+    "no words": (INSIDE, "crosses from one word", {"cut": lambda text: [text]}),
+    "space and word": (INSIDE, "crosses from one word", {"cut": spaced}),
+    "only letters are words": (INSIDE, "merges of", {"cut": lambda text: re.findall(r"\w+|\W", text)}),
+    "byte b is token b": (BYTES, r"b \+ 1", {"first": 0}),
+    "the end has letters": (BYTES, "end of a text", {"end": "<|endoftext|>"}),
+    "half a letter raises": (BYTES, "UnicodeDecodeError", {"errors": "strict"}),
+    "half a letter is lost": (BYTES, r"U\+FFFD", {"errors": "ignore"}),
+    "token by token": (BACK, "a letter may lie in two tokens", {"by_token": True}),
+    "spaces are lost": (BACK, "something is lost", {"cut": str.split}),
+    "small letters": (BACK, "something is lost", {"read": str.lower}),
+    "no merges": (BACK, "nearly as many tokens as bytes", {"encode": lambda word, merges: [byte + 1 for byte in word.encode()]}),
+    "ends with the end": (BACK, "token 0", ends_marked),
+    "the longest piece": (ORDER, "the longest piece first", {"encode": longest_first}),
+    "merges turned round": (ORDER, "in the order learned", {"encode": turned_round}),
+    "goes on without pairs": (END, "raises ValueError", {"must": True}),
+    "the size that was asked": (END, "vocab_size is 5000", {"asked": True}),
+    "no pair that stands once": (END, "each word of", {"least": 2}),
+    "a shared cache": (OWN, "share a list or a dict", {"known": shared}),
+    "every place": (ONCE, "twenty times over", {"every_place": True}),
+    "every word each time": (TOUCH, "each merge looks at every word", {}),
+    "a little of the text": (PLAY, "some merges are others", learned_from_little),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_answer_is_found_at_its_own_probe(name):
+    probe, word, wrong = WRONG[name]
+    shared.clear()
+    made = functools.partial(plain_bpe, **wrong) if isinstance(wrong, dict) else wrong
+    inputs = next(one for one in build.draw(7) if one["probe"] == probe)
+    if probe == PLAY:
+        inputs = {"probe": PLAY, "works": inputs["works"][:1], "unseen": "macbeth", "size": 600}
+    if probe in (ONCE, TOUCH):
+        inputs = {**inputs, "words": inputs["words"][: 400 if probe == ONCE else 1500]}
+    assert re.search(word, build.fault(inputs, build.answer(made, inputs)))
+
+
+def test_the_slow_tokeniser_is_right_but_for_its_speed():
+    probe, sentence = try_out(build, plain_bpe, 7, most=10)
+    assert (probe, sentence) == ("", "")
+
+
+@pytest.mark.parametrize("made", [
+    lambda text, size: None,
+    lambda text, size: SimpleNamespace(encode=lambda text: [], decode=lambda ids: "", vocab_size=size, merges=[]),
+    lambda text, size: SimpleNamespace(
+        encode=lambda text: [byte + 1 for byte in text.encode()], decode=lambda ids: bytes(i - 1 for i in ids).decode(),
+        vocab_size=257, merges=[]),
+])  # fmt: skip
+def test_no_probe_passes_what_learns_nothing(made):
+    for inputs in build.draw(0):
+        if inputs["probe"] not in (ONCE, TOUCH, BYTES):
+            assert build.fault(inputs, build.answer(made, inputs)), inputs["probe"]
+
+
+def test_what_is_no_list_of_pairs_is_told_so():
+    (inputs, *_) = build.draw(0)
+    made = SimpleNamespace(merges=[("t", "h")], vocab_size=258)
+    assert "tokens, which are int" in build.fault(inputs, build.answer(lambda text, size: made, inputs))
+
+
+def test_a_stub_is_not_written_yet():
+    def stub(text, vocab_size):
+        raise NotImplementedError()
+
+    (inputs, *_) = build.draw(0)
+    assert "not written yet" in build.fault(inputs, build.answer(stub, inputs))

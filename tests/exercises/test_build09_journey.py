@@ -1,0 +1,110 @@
+"""Build it 9.10: the worked journey arrives, and journeys that go wrong are found out."""
+
+import re
+
+import pytest
+import torch
+
+from rlhf_lib.exercises import BUILDS, load
+from rlhf_lib.exercises.build09_journey import bits_per_character, judge_whole, kl_of, ranked_right
+from rlhf_lib.exercises.keep import COURSE, run, split, the_course
+from rlhf_lib.models.gpt import GPT, GPTConfig
+
+load()
+TINY, WHOLE = BUILDS["journey"].probes
+SOURCE = split(COURSE.read_text(encoding="utf-8"))[1]["journey"].code
+
+
+def changed(*changes):
+    """The worked journey with some of its lines changed: pairs of old and new text."""
+    source = SOURCE
+    for old, new in changes:
+        assert old in source, old
+        source = source.replace(old, new)
+    space = dict(run(COURSE.read_text(encoding="utf-8"), COURSE, "course_rlhf").namespace)
+    exec(compile(source, "<changed journey>", "exec"), space)
+    return space["journey"]
+
+
+def fault(journey, seed=0):
+    """What the tiny probe says of a journey."""
+    build = BUILDS["journey"]
+    inputs = next(one for one in build.draw(seed) if one["probe"] == TINY)
+    return build.fault(inputs, build.answer(journey, inputs))
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return {one["probe"]: one for one in BUILDS["journey"].draw(0)}
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_worked_journey_arrives(seed):
+    assert fault(the_course("journey"), seed) == ""
+
+
+LOWER = "vocab_size)\n    decode = tokenizer.decode\n    tokenizer.decode = lambda ids: decode(ids).lower()\n"
+WRONG = {
+    "nats are reported as bits": ([("/ math.log(2)", "")], "bits per character"),
+    "bits per token are reported": ([("* len(unread)", "* sum(map(len, held_out))")], "bits per character"),
+    "the policy is the base": ([("policy=policy,", "policy=base,")], "the same weights"),
+    "the base is the policy": ([("base=base,", "base=policy,")], "bits per character|the same weights"),
+    "the sizes are written in": ([("context, layers, heads, width)", "context, layers, heads, 64)")], "was asked for"),
+    "a figure is made up": ([("/ math.log(2) / sum", "/ math.log(2) * 0.8 / sum")], "bits per character"),
+    "accuracy in percent": ([("wanted).item()", "wanted).item() * 100 + 1")], "no share from 0 to 1"),
+    "no samples": ([("samples[name] = [", "samples[name] = [][:0] and [")], "at least three texts"),
+    "records are forgotten": ([("records=records, ", "")], "lacks records"),
+    "a tokeniser that loses letters": ([("vocab_size)\n", LOWER)], "does not give the text back"),
+    "the first record is lost": ([("records=records,", "records=[{**records[0], 'kl': 1.0}],")], "KL 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_journey_that_goes_wrong_is_found(name):
+    changes, word = WRONG[name]
+    assert re.search(word, fault(changed(*changes))), name
+
+
+def outcome(drawn, **changes):
+    """The outcome of a whole journey, made up so that it passes: a base that knows the text, a policy a little off it."""
+    torch.manual_seed(0)
+    base = GPT(GPTConfig(vocab_size=300, context=64, layers=1, heads=2, width=32))
+    tokens = torch.zeros(50, dtype=torch.long)
+    policy = {name: weight.clone() for name, weight in base.state_dict().items()}
+    policy["head.weight"] = 0.02 * torch.randn(300, 32, generator=torch.Generator().manual_seed(0))
+    shape = dict(vocab_size=300, context=64, layers=1, heads=2, width=32)
+    good = dict(tokens=tokens, shape=shape, base=base.state_dict(), policy=policy, records=[{"reward": 0.0}, {"reward": 1.0}])
+    good["scores"] = [target for _, target in drawn[WHOLE]["unseen"]]
+    return good | changes
+
+
+def judged(drawn, **changes):
+    given = {key: one for key, one in drawn[WHOLE].items() if key != "probe"}
+    return judge_whole(outcome(drawn, **changes), **given)
+
+
+def test_a_whole_journey_is_judged_by_what_was_reached(drawn):
+    assert judged(drawn) == ""
+    assert "ranks 50% right" in judged(drawn, scores=[0.3] * 800)
+    assert "ranks" in judged(drawn, scores=torch.randn(800, generator=torch.Generator().manual_seed(1)).tolist())
+    assert "the normalised reward rose by 0.10, where" in judged(drawn, records=[{"reward": 0.0}, {"reward": 0.1}])
+    assert "0.0 nats from the base" in judged(drawn, policy=outcome(drawn)["base"])
+    characters = sum(map(len, drawn[WHOLE]["held_out"]))
+    long = torch.randint(300, (characters,), generator=torch.Generator().manual_seed(2))
+    assert "bits per character on unseen text" in judged(drawn, tokens=long)
+    far = outcome(drawn)["policy"] | {"head.weight": torch.randn(300, 32)}
+    assert "where 10 are allowed" in judged(drawn, policy=far)
+
+
+def test_what_is_drawn_for_the_test_is_not_in_the_training(drawn):
+    given = drawn[WHOLE]
+    shown = {text for text, _ in given["labelled"]}
+    assert len(given["unseen"]) == 800 and not shown & {text for text, _ in given["unseen"]}
+    assert len(shown) > 3500 and {target for _, target in given["unseen"]} == {0.0, 1.0}
+
+
+def test_the_judges_instruments():
+    assert ranked_right([2.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]) == 0.875
+    uniform = GPT(GPTConfig(vocab_size=256, context=32, layers=1, heads=2, width=8)).eval()  # its head begins with zeros
+    assert bits_per_character(uniform, torch.arange(101), 100) == pytest.approx(8.0, rel=1e-6)
+    assert kl_of(uniform, uniform) == pytest.approx(0.0, abs=1e-6)
