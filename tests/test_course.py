@@ -81,7 +81,7 @@ def test_the_whole_loop_gets_texts_and_labels_as_plain_data(monkeypatch):
         {"journey": lambda train, held_out, labelled: got.update(train=train, held_out=held_out, labelled=labelled)}
     )
     assert len(got["train"]) == len(got["held_out"]) == 38 and all(isinstance(text, str) for text in got["train"])
-    assert len(got["labelled"]) > 9000
+    assert len(got["labelled"]) > 4000 and sum(map(len, got["train"])) > 700_000
     assert all(isinstance(text, str) for text, _ in got["labelled"])
     assert {target for _, target in got["labelled"]} == {0.0, 0.5, 1.0}
     with pytest.raises(SystemExit, match=r"journey \(9\.10\) is not in my_rlhf\.py yet"):
