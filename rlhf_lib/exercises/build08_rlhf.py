@@ -202,7 +202,7 @@ def run_stop(rlhf, seed, iterations):
 @told
 def judge_stop(runs, base):
     records, right = runs[0]["records"], true_kl(loaded(base, runs[0]), base)
-    if len(records) >= 20 or sum(record["kl"] > 1 for record in records) > 1:
+    if len(records) >= 12 or sum(record["kl"] > 1 for record in records) > 1:
         return f"with max_kl 1 the run goes on to {records[-1]['kl']:.1f} nats: stop at the first rollout whose mean is above it"
     if right > 1.3:
         return f"with max_kl 1 the policy returned is {right:.2f} nats away: return the last one whose KL was measured and within"
@@ -267,7 +267,7 @@ def judge_training(output, seed, **settings):
     if fault:
         return fault
     policy, length = loaded(base, output), settings["max_new_tokens"]
-    old, new = (fresh(model, prompt, length, 512) for model in (base, policy))
+    old, new = (fresh(model, prompt, length, 256) for model in (base, policy))
     before, after = (reward(rows.tokens, rows.mask) for rows in (old, new))
     gained = ((after.mean() - before.mean()) / before.std()).item()
     if gained < 1:
@@ -276,7 +276,7 @@ def judge_training(output, seed, **settings):
     kept = distinct(new, tokenizer) / distinct(old, tokenizer)
     if kept < 0.85:
         return f"the reward is up by {gained:.2f}, but by repetition: distinct-2 fell to {kept:.2f} of the base's"
-    far = true_kl(policy, base, prompt, length, 128)
+    far = true_kl(policy, base, prompt, length, 64)
     return f"the policy is {far:.1f} nats from the base: max_kl is 10 where nothing else is said" if far > 11 else ""
 
 
@@ -289,7 +289,7 @@ rlhf = Build("8.10", "rlhf", [
     Probe("stops a completion at its end", drawn(iterations=4, ends=0.8), run_ends, judge_ends),
     Probe("learns what it is paid for", drawn(iterations=12), run_learning, judge_learning),
     Probe("takes many clipped steps from one rollout", drawn(iterations=2), run_update, judge_update),
-    Probe("stops within max_kl", drawn(iterations=20), run_stop, judge_stop),
+    Probe("stops within max_kl", drawn(iterations=12), run_stop, judge_stop),
     Probe("depends on its seed alone", drawn(iterations=2), run_seeds, judge_seeds),
     Probe("writes happier lines", drawn(**REAL), run_training, judge_training, seconds=600),
 ])  # fmt: skip

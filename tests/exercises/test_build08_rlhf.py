@@ -71,7 +71,7 @@ def rlhf_by_hand(
         logits = model(torch.cat([start.expand(len(tokens), -1), tokens], 1))[:, start.shape[1] - 1 : -1]
         return -F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
 
-    first, _, real = sampled(4 * rollout_size)
+    first, _, real = sampled(rollout_size)
     scale, centre = torch.std_mean(reward(first, real).double())
     records, snapshots = [], []
     for number in range(iterations):
