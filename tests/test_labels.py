@@ -558,3 +558,33 @@ def test_the_blind_reading_is_what_its_card_says_and_makes_samples_as_many_as_pa
     pairs = [(one, other) for other in second for one in first if one.source == other.source]
     assert all(one.reader != other.reader and {one.label, other.label} != {"positive", "negative"} for one, other in pairs)
     assert all(abs(one.sense - other.sense) <= 1 for one, other in pairs)
+
+
+def test_the_reading_of_the_pushed_policies_is_what_its_card_and_chapter_09_say(plays):
+    read = labels.read(labels.PUSHED)
+    first = labels.first_readings(read)
+    second = read[len(first) :]
+    assert (len(first), len(second)) == (2325, 240) and read[: len(first)] == first
+    counts = [sum(label.label == name for label in first) for name in ("positive", "neutral", "negative")]
+    assert counts == [538, 1768, 19]
+    logged = json.loads((labels.DATA / "push.json").read_text(encoding="utf-8"))
+    runs = {f"push-{one['labels']}/{one['iteration']:03d}" for one in logged}
+    writers = [label.source[1] for label in first]
+    assert set(writers) - {"laptop-0"} <= runs and writers.count("laptop-0") == 75
+    assert all(writers.count(name) == 150 for name in set(writers) - {"laptop-0"}) and len(set(writers)) == 16
+    learned = {label.text for label in labels.hand_made(plays)}
+    assert learned.isdisjoint(label.text for label in first)
+    found = labels.agreement(first, second)
+    assert (found["agreement"], found["kappa"]) == (pytest.approx(0.992, abs=1e-3), pytest.approx(0.977, abs=1e-3))
+    by_source = {label.source: label for label in first}
+    pairs = [(by_source[label.source], label) for label in second]
+    assert all(one.reader != other.reader and abs(one.sense - other.sense) <= 1 for one, other in pairs)
+    assert sum(one.sense == other.sense for one, other in pairs) / len(pairs) == 0.825
+
+    def good(writer):
+        mine = [label for label in first if label.source[1] == writer]
+        return sum(label.label == "positive" and label.sense >= 3 for label in mine) / len(mine)
+
+    # the event of the chapter: the share of good lines rises, and falls again
+    assert good("push-1000/005") < 0.05 and good("push-1000/015") > 0.29 and good("push-1000/025") < 0.15
+    assert good("push-300/015") > 0.12 and good("push-300/022") < 0.05
