@@ -17,7 +17,7 @@ FLOORS = [
     "sampling judge",
     "trainers.muon trainers.pretrain trainers.reward trainers.rollouts trainers.rewards trainers.ppo",
     "plots pipelines.settings pipelines.stages pipelines.estimate pipelines.report pipelines.shakespeare __main__",
-    "exercises. widgets. course notebooks grading.",
+    "course exercises. widgets. notebooks grading.",
 ]
 ORDER = [name for floor in FLOORS for name in floor.split()]
 EMPTY = {"__init__", "models.__init__", "trainers.__init__", "pipelines.__init__"}  # a docstring, and on no floor
