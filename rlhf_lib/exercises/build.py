@@ -125,7 +125,7 @@ def bar(title, seconds):
     if seconds <= LIMIT:
         yield
         return
-    with tqdm(total=1.0, desc=title, leave=False, bar_format="{desc} {bar} {percentage:3.0f} % {postfix}") as made:
+    with tqdm(total=1.0, desc=title, leave=False, bar_format="{desc} {bar} {percentage:3.0f} % done{postfix}") as made:
         shown.append(made)
         try:
             yield

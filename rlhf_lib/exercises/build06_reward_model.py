@@ -103,7 +103,8 @@ def judge_seeds(output, rows, **_):
     if not apart["again"] <= NEAR:
         return (
             f"two trainings with the same seed give scores that are {apart['again']:.3f} apart: something is drawn from the "
-            "global generator (the order, the start of the linear layer, dropout). Draw it from a generator with this seed"
+            "global generator (the order, the start of the linear layer, dropout). Draw it from a generator with this seed; for "
+            "dropout, which takes none, call torch.manual_seed(seed) first"
         )
     if apart["other seed"] <= NEAR:
         return "another seed gives the very same model: the order of the rows is not drawn from it"

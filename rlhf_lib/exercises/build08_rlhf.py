@@ -108,7 +108,11 @@ def judge_kl(runs, base):
         "That is in bits": right / math.log(2),
     }
     name, near = min(guesses.items(), key=lambda one: abs(one[1] - said))
-    hint = name if abs(near - said) < 0.15 * abs(near) + 0.05 else "Sum over the real tokens, mean over the completions"
+    hint = (
+        name
+        if abs(near - said) < 0.15 * abs(near) + 0.05
+        else "Sum over the real tokens, mean over the completions; a completion ends at token 0"
+    )
     return f"the last record says {said:.2f} nats, fresh completions of the returned policy have a KL of {right:.2f}. {hint}"
 
 
@@ -123,7 +127,8 @@ def judge_price(runs, base):
     if dear > 0.5 * free:
         return (
             f"at 2 a nat the policy ends {dear:.2f} nats away, without a price {free:.2f}: the price does not hold it back. It "
-            "belongs into the reward, detached; in the loss its expected gradient is 0; with the wrong sign it pays for distance"
+            "belongs into the reward, detached; in the loss its expected gradient is 0; its sign may be turned. Or "
+            "do advantages and tokens belong to different rows?"
         )
     return ""
 
@@ -188,7 +193,7 @@ def judge_update(runs, base):
     if large < 0.02 or tiniest > 0.02:
         return (
             f"at a large rate the clip fraction is {large:.3f}, at a tiny one {tiniest:.3f}: it is near 0 for "
-            "tiny steps alone. Take the mean over all minibatches, against the rollout's own log-probabilities"
+            "tiny steps alone. Take the mean over all minibatches, against the rollout's own log-probabilities, by the mask"
         )
     if tight > 0.6 * loose:
         return f"with clip 0.05 an update goes {tight:.2f} nats, without any {loose:.2f}: the ratio is not clipped"

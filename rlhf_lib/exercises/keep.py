@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from rlhf_lib.exercises.build import Build, try_out
 from rlhf_lib.exercises.declare import BUILDS, EXERCISES, find, load
-from rlhf_lib.exercises.source import names_bound, names_needed, source_of
+from rlhf_lib.exercises.source import names_bound, names_needed, place_of, source_of
 from rlhf_lib.exercises.surroundings import LIMIT, TimeUp, limited
 from rlhf_lib.exercises.verdicts import verdict
 from rlhf_lib.files import RunError, home, write_atomic
@@ -144,12 +144,26 @@ def keep(name, built, path=None, again=True):
             return f"its copy does not run by itself: {loaded.broken.get(name, 'it is not there')}"
         fault = quick_fault(name, loaded.namespace[name])
         if fault:
+            for other in newer(found, built, sections):
+                return (
+                    f"your {other} here is newer than the one in {path.name}, and {name} needs it. "
+                    f'Run check("{other}", {other}), then this check again'
+                )
             return f"its copy, which sees nothing of the notebook, does something else ({fault})"
     try:
         write_atomic(path, fresh.encode())
     except (OSError, RunError):
         return f"{path.name} cannot be written here"
     return ""
+
+
+def newer(found, built, sections):
+    """The exercises that `built` calls of which the notebook has another version than the file."""
+    space = place_of(built)[2]
+    for other in sorted(found.others & sections.keys()):
+        here = source_of(other, space.get(other), {*EXERCISES, *BUILDS})
+        if here.code and here.code != sections[other].code:
+            yield other
 
 
 def headed(imports):

@@ -44,7 +44,7 @@ def files_in(folder):
         if path.is_file() and path.suffix not in (".json", ".jsonl", ".txt", ".csv", ".safetensors"):
             try:
                 torch.load(path, weights_only=True)
-                found[path.name] = True
+                found.setdefault(path.name, True)
             except Exception:
                 found[path.name] = False
     return found
@@ -131,7 +131,7 @@ def judge_reading(output, start):
     model.load_state_dict(output)
     unseen = text[start + READ + HELD : start + READ + 4 * HELD]  # neither trained on nor held out
     bits = evaluate(model, unseen, len(unseen) - 1)["bits_per_char"]
-    if bits > BITS:
+    if not bits <= BITS:  # no number is not below it either
         return (
             f"after {STEPS} steps the model pays {bits:.2f} bits per character of unseen text; a sound loop gets below {BITS} "
             f"(all characters alike: {math.log2(vocabulary):.1f}; by frequency: 4.8; by pairs: 3.6)"

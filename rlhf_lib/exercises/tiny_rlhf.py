@@ -54,7 +54,7 @@ def true_kl(policy, base, prompt=PROMPT, length=LENGTH, number=1024):
     """KL(policy || base) of a completion in nats: at each position summed over the vocabulary, so that it is hardly noisy."""
     rows = fresh(policy, prompt, length, number)
     p, q = (
-        completion_logits(model, [PROMPT] * len(rows.tokens), rows.tokens, rows.mask).log_softmax(-1) for model in (policy, base)
+        completion_logits(model, [prompt] * len(rows.tokens), rows.tokens, rows.mask).log_softmax(-1) for model in (policy, base)
     )
     return torch.where(rows.mask, (p.exp() * (p - q)).sum(-1), 0).sum(1).mean().item()
 

@@ -120,7 +120,6 @@ def test_the_librarys_own_gpt_passes_the_cheap_probes():
     class Library(LibraryGPT):
         def __init__(self, vocab_size, context, layers, heads, width):
             super().__init__(GPTConfig(vocab_size, context, layers, heads, width))
-            self.vocab_size, self.context, self.heads = vocab_size, context, heads
 
     assert try_out(BUILD, Library, most=CHEAP) == ("", "")
 

@@ -17,16 +17,12 @@ def split_words(text):
     """Pieces, Ü."""
     return [piece for piece in re.split(r"\\b", text) if piece]
 '''
-MERGE = """
-def merge_pair(word, pair):
-    out = []
-    for piece in word:
-        if out and joined[-1] is False and (out[-1], piece) == tuple(pair):
-            out[-1] += piece
-            joined[-1] = True
-        else:
-            out.append(piece)
-            joined.append(False)
+BETTER = """
+    place = 0
+    while place < len(out) - 1:
+        if (out[place], out[place + 1]) == tuple(pair):
+            out[place : place + 2] = [out[place] + out[place + 1]]
+        place += 1
     return out
 """
 TOTALS = """
@@ -134,6 +130,27 @@ def test_two_helpers_of_one_name_and_two_meanings_of_one_import_are_told(here, s
     check("split_words", scene["split_words"])
     scene("import random as re\n\n\ndef build_vocabulary(pieces, size):\n    return re and __import__('collections')\n")
     assert "`re` is `import random as re` here, but `import re`" in keep("build_vocabulary", scene["build_vocabulary"])
+
+
+def test_an_older_version_of_what_it_calls_is_named(here, scene, capsys):
+    """The file has a merge_pair that somebody wrote to suit the check alone; the notebook has a better one since."""
+    scene("def merge_pair(word, pair):\n    out = list(word)\n" + BETTER)
+    check("merge_pair", scene["merge_pair"])
+    edited(here / FILE, "out = list(word)", "out = list(word)[::-1]")
+    text = kept(here)
+    mark = split(text)[1]["merge_pair"].mark
+    (here / FILE).write_text(text.replace(mark, fingerprint(split(text)[1]["merge_pair"].code)), encoding="utf-8")
+    loop = "    for pair in merges:\n        word = merge_pair(word, pair)\n    return word"
+    scene(f"def bpe_encode(word, merges):\n    word = list(word)\n{loop}\n")
+    check("bpe_encode", scene["bpe_encode"])
+    said = capsys.readouterr().out
+    assert (
+        'your merge_pair here is newer than the one in my_rlhf.py, and bpe_encode needs it. Run check("merge_pair", merge_pair)'
+        in said
+    )
+    check("merge_pair", scene["merge_pair"])
+    check("bpe_encode", scene["bpe_encode"])
+    assert yours("bpe_encode")("the", [("h", "e"), ("t", "h")]) == ["t", "he"]
 
 
 def test_the_same_again_does_not_write_the_file(here, scene):

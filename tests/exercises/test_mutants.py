@@ -69,6 +69,7 @@ EQUIVALENT = {
     },
     "pick_uncertain": {"distance = (0.5 - p_positive).abs().masked_fill(labelled, math.inf)": "a distance is symmetric"},
     "last_token": {
+        "positions = torch.arange(x.shape[1])": "on the processor that is the device",
         "return x.gather(1, last)[:, -1]": "there is one column",
         "last = torch.where(mask, positions, -1).amax(1, keepdim=True)": "every row has a real token",
     },

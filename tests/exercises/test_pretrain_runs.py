@@ -87,7 +87,6 @@ def test_files_are_those_that_hold_a_state_and_are_tried_as_they_are_to_be_read(
     assert runs.files_in(tmp_path / "nowhere") == {}
 
 
-@pytest.mark.xfail(strict=True, reason="files are told by their names alone, so the last of one name speaks for all")
 def test_a_file_that_cannot_be_read_is_not_hidden_by_another_of_its_name(tmp_path):
     for folder, state in (("a", Fraction(1, 2)), ("b", torch.ones(2))):
         (tmp_path / folder).mkdir()
@@ -200,7 +199,6 @@ def test_the_verdict_turns_at_the_bits_that_are_told(small, bits, passes):
     assert (found == "") == passes and (passes or "gets below 3.4" in found)
 
 
-@pytest.mark.xfail(strict=True, reason="a score that is no number is not above BITS, so weights of NaN pass")
 def test_weights_that_are_no_numbers_do_not_pass(small):
     broken = {name: torch.full_like(weight, math.nan) for name, weight in says([0.1, 0.5]).items()}
     assert runs.judge_reading(broken, start=100)

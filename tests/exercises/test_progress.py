@@ -110,18 +110,29 @@ def test_a_full_disk_stops_no_learner(here, monkeypatch, error):
 # ----------------------------------------------------------------------------------------- the table
 
 
+KINDS = (EXERCISES, exercises.BUILDS, exercises.INVESTIGATIONS)
+
+
+def order(name):
+    """Where an exercise, a build or an investigation stands: (chapter, place)."""
+    number = next(kind[name] for kind in KINDS if name in kind).number
+    chapter, place = number.split(".")
+    return int(chapter), int(place) if place.isdigit() else place
+
+
 def cells(chapter, table):
-    """What the table says of a chapter: (its title, how many are solved, what is left)."""
+    """What the table says of a chapter: (its title, how many exercises, builds and investigations are done, what is left)."""
     (row,) = [line for line in table.splitlines() if line.startswith(f"| {chapter} ")]
     return row.strip("| ").split(" | ")
 
 
 def test_the_table_counts_what_is_solved(here):
     assert remember("gae")
-    title, count, left = cells("07", progress())
-    there = sum(one.number.startswith("7.") for one in EXERCISES.values())
-    assert title == "07 policy gradients" and count == f"1 of {there}"
-    assert len(left.split(", ")) == there - 1 and "value_loss" in left and "gae" not in left.split(", ")
+    title, *counts, left = cells("07", progress())
+    there = [[name for name, one in kind.items() if one.number.startswith("7.")] for kind in KINDS]
+    assert title == "07 policy gradients" and counts == [f"{n} of {len(kind)}" for n, kind in zip((1, 0, 0), there)]
+    assert left.split(", ") == [name for kind in there for name in sorted(kind, key=order) if name != "gae"]
+    assert {"value_loss", "train_ppo", "7.A"} <= set(left.split(", "))
 
 
 def test_the_order_of_the_table_is_that_of_the_numbers_whatever_was_declared_first(here, monkeypatch):
@@ -136,12 +147,13 @@ def test_every_exercise_is_either_solved_or_left_and_stands_in_its_chapters_orde
     path = tmp_path_factory.getbasetemp() / "progress.json"
     path.write_text(json.dumps({**dict.fromkeys(done, 1.0), "an exercise of last year": 1.0}))
     table = progress(path)
-    assert table.splitlines()[:2] == ["| chapter | solved | left to do |", "|---|---|---|"]
+    head = "| chapter | exercises | built | investigations | left to do |"
+    assert table.splitlines()[:2] == [head, "|---|---|---|---|---|"]
     assert len(table.splitlines()) == 2 + len(exercises.CHAPTERS)
     rows = [cells(chapter, table) for chapter in exercises.CHAPTERS]
-    left = [name for row in rows if row[2] != "-" for name in row[2].split(", ")]
-    assert sorted(left) == sorted(set(NAMES) - done)
-    places = [tuple(map(int, EXERCISES[name].number.split("."))) for name in left]
+    left = [name for row in rows if row[-1] != "-" for name in row[-1].split(", ")]
+    assert sorted(left) == sorted(set().union(*KINDS) - done)
+    places = [order(name) for name in left if name in EXERCISES]
     assert places == sorted(places)
     assert sum(int(row[1].split(" of ")[0]) for row in rows) == len(done)
     assert sum(int(row[1].split(" of ")[1]) for row in rows) == len(NAMES)
