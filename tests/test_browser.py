@@ -76,7 +76,7 @@ with widgets.LiveCurves(["loss", "kl"], every=0.2) as live:
 def lab(tmp_path_factory, tiny_run):
     """The folder that JupyterLab serves, with chapter 00 and a notebook of widgets, and its address."""
     folder, home = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
-    shutil.copy(ROOT / "notebooks" / CHAPTER, folder)
+    shutil.copy(ROOT / "solutions" / CHAPTER, folder)
     sources = [source.strip().format(run=str(tiny_run), texts=TEXTS) for source in CELLS]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}

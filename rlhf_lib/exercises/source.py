@@ -56,6 +56,8 @@ def source_of(name, built, exercises):
                     queue.append(at_hand)
                 if needed in exercises and needed != name:
                     others.add(needed)
+            elif needed in exercises and (getattr(namespace.get(needed), "__module__", None) or "").startswith("rlhf_lib."):
+                problems.append(f"its `{needed}` is the library's, and in the file that name is exercise {needed}'s: call yours")
             elif needed in exercises and callable(namespace.get(needed, print)):
                 others.add(needed)
             elif needed not in namespace:

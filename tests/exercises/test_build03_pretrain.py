@@ -59,7 +59,7 @@ def by_epochs(model, tokens, held_out, *, steps, batch, context, lr, warmup, see
     def factor(step):
         if step < warmup:
             return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     windows = Windows(tokens, context, batch, seed)

@@ -80,6 +80,12 @@ def test_other_exercises_are_left_to_their_own_sections():
     assert found.others == {"masked_whiten"} and found.code.startswith("def gae")
 
 
+def test_a_function_of_the_library_with_an_exercises_name_is_told():
+    scene = Scene()("from rlhf_lib.ppo import masked_whiten\n")("def gae(x):\n    return masked_whiten(x)\n")
+    (problem,) = source_of("gae", scene["gae"], EXERCISES).problems
+    assert "its `masked_whiten` is the library's" in problem and "call yours" in problem
+
+
 def test_another_name_and_a_lambda_are_kept_under_the_exercises_name():
     scene = Scene()("def my_gae(x):\n    return x\n\nfast = lambda x: x + 1\n")
     assert source_of("gae", scene["my_gae"], EXERCISES).code.endswith("    return x\n\ngae = my_gae")
