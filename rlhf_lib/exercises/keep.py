@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from rlhf_lib.exercises.build import Build, try_out
 from rlhf_lib.exercises.declare import BUILDS, EXERCISES, find, load
-from rlhf_lib.exercises.source import names_bound, names_needed, place_of, source_of
+from rlhf_lib.exercises.source import imports_of, names_bound, names_needed, place_of, source_of
 from rlhf_lib.exercises.surroundings import LIMIT, TimeUp, limited
 from rlhf_lib.exercises.verdicts import verdict
 from rlhf_lib.files import RunError, home, write_atomic
@@ -28,6 +28,7 @@ FILE = "my_rlhf.py"
 COURSE = Path(__file__).resolve().parents[2] / "solutions" / FILE
 HEAD = '"""What I built in *RLHF from Shakespeare*. `python my_rlhf.py` trains the whole loop with it."""\n'
 MARK = re.compile(r"^# ---- (\d+\.\d+) (\w+) \[([0-9a-f]{8})\][ \t]*$", re.MULTILINE)
+LAST = "\n# ---- the end"
 END = """\
 # ---- the end
 
@@ -60,7 +61,7 @@ def fingerprint(code):
 
 def split(text):
     """(head, {name: Section}) of the text of a file."""
-    body = text.split("\n# ---- the end", 1)[0]
+    body = text.split(LAST, 1)[0]
     marks = list(MARK.finditer(body))
     head = body[: marks[0].start()] if marks else body
     sections = {}
@@ -75,11 +76,11 @@ def blank(code):
     return len(code) - len(code.lstrip("\n"))
 
 
-def join(head, sections):
+def join(head, sections, end=END):
     """The text of the file; sections in the order of their numbers."""
     order = sorted(sections.items(), key=lambda item: [int(part) for part in item[1].number.split(".")])
     parts = [f"# ---- {one.number} {name} [{one.mark}]\n\n{one.code}\n\n\n" for name, one in order]
-    return head + "\n\n" + "".join(parts) + END
+    return head + "\n\n" + "".join(parts) + end
 
 
 def imports_in(text):
@@ -88,13 +89,7 @@ def imports_in(text):
         tree = ast.parse(text)
     except (SyntaxError, ValueError):
         return {}
-    return {
-        bound: ast.unparse(type(node)(**{**vars(node), "names": [alias]}))
-        for node in tree.body
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        for alias in node.names
-        for bound in [(alias.asname or alias.name).split(".")[0]]
-    }
+    return {bound: statement for node in tree.body for bound, statement in imports_of(node).items()}
 
 
 def read(path):
@@ -121,7 +116,10 @@ def keep(name, built, path=None, again=True):
     if found.problems:
         return "; ".join(found.problems)
     text = read(path)
+    if not text and path.exists() and (path.is_dir() or path.stat().st_size):  # it may be a person's only copy: never replaced
+        return f"{path.name} cannot be read as text in UTF-8: save it as that, or give it another name"
     head, sections = split(text) if text.strip() else (HEAD, {})
+    end = text[text.index(LAST) + 1 :] if LAST in text else END  # with whatever a person wrote behind it
     there = imports_in(head)
     for bound, statement in found.imports.items():
         if there.get(bound, statement) != statement:
@@ -135,7 +133,7 @@ def keep(name, built, path=None, again=True):
     else:  # somebody has written in it
         head += "".join(f"{line}\n" for bound, line in found.imports.items() if bound not in there)
     sections[name] = Section(find(name).number, fingerprint(found.code), found.code)
-    fresh = join(head, sections)
+    fresh = join(head, sections, end)
     if fresh == text:
         return ""
     if again:

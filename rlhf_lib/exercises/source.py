@@ -63,7 +63,7 @@ def source_of(name, built, exercises):
             elif needed not in namespace:
                 problems.append(f"it uses `{needed}`, which is not defined")
             else:
-                statement = import_of(needed, namespace[needed]) or import_in(at_hand, needed)
+                statement = import_of(needed, namespace[needed]) or imports_of(at_hand).get(needed)
                 if statement:
                     imports[needed] = statement
                 else:
@@ -145,12 +145,12 @@ def import_of(name, value):
     return ""
 
 
-def import_in(node, name):
-    """The import statement for `name` alone out of one in the same cell; "" where `node` is none."""
+def imports_of(node):
+    """{bound name: the import statement for it alone} of a top-level statement; empty where it imports nothing."""
     if not isinstance(node, (ast.Import, ast.ImportFrom)):
-        return ""
-    alias = next(alias for alias in node.names if (alias.asname or alias.name).split(".")[0] == name)
-    return ast.unparse(type(node)(**{**vars(node), "names": [alias]}))
+        return {}
+    alone = (ast.unparse(type(node)(**{**vars(node), "names": [alias]})) for alias in node.names)
+    return dict(zip(names_bound(node), alone))
 
 
 def advice(value):

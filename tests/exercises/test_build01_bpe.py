@@ -11,6 +11,7 @@ from rlhf_lib.exercises.build import try_out
 from rlhf_lib.exercises.build01_bpe import train_bpe as build
 
 # ----------------------------------------------------------------------------------------- right answers
+from rlhf_lib.exercises.keep import COURSE, run, split
 
 
 def split_words(text):
@@ -300,3 +301,17 @@ def test_a_stub_is_not_written_yet():
 
     (inputs, *_) = build.draw(0)
     assert "not written yet" in build.fault(inputs, build.answer(stub, inputs))
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+def test_an_encoder_that_works_on_a_word_each_time_it_comes_is_found(remembers):
+    """On one play and few merges: the share of repeated words is what it is for eight."""
+    source = split(COURSE.read_text(encoding="utf-8"))[1]["train_bpe"].code
+    assert "    @cache\n" in source
+    space = dict(run(COURSE.read_text(encoding="utf-8"), COURSE, "course_rlhf").namespace)
+    exec(source if remembers else source.replace("    @cache\n", ""), space)
+    name = "a play that it has not seen"
+    inputs = next(one for one in build.draw(0) if one["probe"] == name)
+    inputs = {**inputs, "works": inputs["works"][:1], "size": 400}
+    found = build.fault(inputs, build.answer(space["train_bpe"], inputs))
+    assert found == "" if remembers else "times as long as each of its different words: keep a word's tokens" in found

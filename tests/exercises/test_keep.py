@@ -268,7 +268,24 @@ def test_a_folder_that_cannot_be_written_costs_a_sentence(here, scene, capsys):
     (here / FILE).mkdir()
     scene(SPLIT)
     check("split_words", scene["split_words"])
-    assert "my_rlhf.py cannot be written here" in capsys.readouterr().out
+    assert "my_rlhf.py cannot be read" in capsys.readouterr().out and (here / FILE).is_dir()
+
+
+def test_a_file_in_another_encoding_is_never_replaced(here, scene, capsys):
+    mine = "# ma\xf1ana: what I wrote myself\n".encode("latin-1")
+    (here / FILE).write_bytes(mine)
+    scene(SPLIT)
+    check("split_words", scene["split_words"])
+    assert "cannot be read as text in UTF-8: save it as that" in capsys.readouterr().out
+    assert (here / FILE).read_bytes() == mine
+
+
+def test_what_a_person_wrote_behind_the_end_stays(two, scene, here):
+    mine = "\n\n# my own experiments\nprint('mine')\n"
+    two.write_text(two.read_text(encoding="utf-8") + mine, encoding="utf-8")
+    scene(SPLIT.replace("Pieces, Ü.", "Pieces, better."))
+    check("split_words", scene["split_words"])
+    assert "better" in kept(here) and kept(here).endswith(mine) and kept(here).count("# ---- the end") == 1
 
 
 def test_it_lives_in_the_learners_folder(here, scene, monkeypatch):
