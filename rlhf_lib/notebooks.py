@@ -105,6 +105,8 @@ def worked_file(source=ROOT / "solutions"):
                 if cell.cell_type != "code" or not (answer or cell.id == "imports"):
                     continue
                 run_cell(cell.source, f"<{path.name}, {cell.id}>", vars(scene))
+                for one in () if answer else {*exercises.EXERCISES, *exercises.BUILDS} & vars(scene).keys():
+                    del vars(scene)[one]  # the library's; the notebook takes the learner's with `yours` before the answer
                 fault = exercises.keep(name, vars(scene)[name], kept, again=False) if answer else ""
                 if fault:
                     raise RunError(f"{path}: the worked answer {name} cannot stand alone: {fault}")
