@@ -13,10 +13,13 @@ from safetensors.torch import save as safetensors_bytes
 from rlhf_lib import tokenization
 from rlhf_lib.devices import world
 from rlhf_lib.files import write_atomic
+from rlhf_lib.models import published
 from rlhf_lib.models.gpt import GPT
 from rlhf_lib.models.heads import RewardModel
+from rlhf_lib.models.llama import Llama
+from rlhf_lib.models.lora import Branch
 
-KINDS = {model.kind: model for model in (GPT, RewardModel)}
+KINDS = {model.kind: model for model in (GPT, Llama, RewardModel)}
 NAMES = {"gpt": "a language model", "reward": "a reward model"}
 
 
@@ -60,28 +63,60 @@ def read_tensors(folder):
         return {name: file.get_tensor(name) for name in list(file.keys())}
 
 
-def load(folder, device="cpu", kind="gpt"):
+def role(metadata):
+    """ "gpt" where the checkpoint is a language model of any family, "reward" where it gives one number a text."""
+    if metadata.get("kind") == Branch.kind:
+        return "reward" if metadata["branch"]["scalar"] else "gpt"
+    return "gpt" if metadata.get("kind") == Llama.kind else metadata.get("kind")
+
+
+def load(folder, device="cpu", kind="gpt", base=None):
     """The model and the tokeniser of the checkpoint in `folder`; the model is in evaluation mode.
 
     Args:
-        kind: "gpt" for a language model, "reward" for a reward model.
+        kind: "gpt" for a language model of any family, "reward" for a reward model.
+        base: the model that a branch stands on, where it is loaded already; else it is found by the name in the checkpoint.
 
     Raises:
         CheckpointError: no checkpoint there, a damaged one, one of another kind, or beside another tokeniser.
     """
     metadata = read_metadata(folder)
     path = Path(folder) / "model.safetensors"
-    if metadata.get("kind") != kind:
-        found = NAMES.get(metadata.get("kind"), f"a {metadata.get('kind')} checkpoint")
+    if role(metadata) != kind:
+        found = NAMES.get(role(metadata), f"a {metadata.get('kind')} checkpoint")
         raise CheckpointError(f"{folder} holds {found}, not {NAMES[kind]}: give the folder of {NAMES[kind]}")
-    tokenizer = tokenization.load(Path(folder) / "tokenizer.json")
+    tokenizer = load_tokenizer(folder)
     if metadata["tokenizer"] != tokenizer.fingerprint():
         raise CheckpointError(f"{path} was trained with another tokenizer: use the tokenizer.json that was saved with it")
     try:
-        model = KINDS[kind].from_metadata(metadata)
+        if metadata["kind"] == Branch.kind:
+            model = Branch(base or base_of(folder, metadata, device), **metadata["branch"])
+        else:
+            model = KINDS[metadata["kind"]].from_metadata(metadata)
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} has a configuration that this version does not know ({error}): train it again") from None
     return load_tensors(model, read_tensors(folder), path).to(device).eval(), tokenizer
+
+
+def load_tokenizer(folder):
+    """The tokeniser of the checkpoint in `folder`; that of a published model comes from where its weights do."""
+    path = Path(folder) / "tokenizer.json"
+    if path.exists() and path.stat().st_size < 1000:  # too short for a vocabulary: maybe the name of a published one
+        try:
+            source = json.loads(path.read_text(encoding="utf-8")).get("source")
+        except (ValueError, AttributeError):
+            source = None
+        if source:
+            return published.load_tokenizer(source)
+    return tokenization.load(path)
+
+
+def base_of(folder, metadata, device):
+    """The model that the branch in `folder` stands on: a published one, or the checkpoint in the folder beside it."""
+    source = metadata["branch"]["source"]
+    if source in published.NAMES:
+        return published.load(source, device)[0]
+    return load(Path(folder) / source, device)[0]
 
 
 def load_tensors(model, tensors, path):

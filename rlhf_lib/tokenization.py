@@ -1,6 +1,6 @@
-"""Three tokenisers with one interface: `encode`, `decode`, `save`, `vocab_size`, `end_token`, `fingerprint`.
+"""Four tokenisers with one interface: `encode`, `decode`, `save`, `vocab_size`, `end_token`, `fingerprint`.
 
-Token 0 is always END, which stands between documents. A tokeniser is one JSON file, `tokenizer.json`, beside every
+Token 0 is always END, which stands between documents; a published chat model's has its own tokens. A tokeniser is one JSON file, `tokenizer.json`, beside every
 checkpoint; the checkpoint records its `fingerprint` and refuses another.
 """
 
@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from rlhf_lib.files import write_atomic
@@ -122,7 +123,118 @@ class BPETokenizer:
     save = PieceTokenizer.save
 
 
-KINDS = {kind.kind: kind for kind in (WordTokenizer, CharTokenizer, BPETokenizer)}
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class ChatTokenizer(BPETokenizer):
+    """A chat model's published tokeniser, by the `tokenizers` library, with the template that lays out its conversations.
+
+    Args:
+        tokenizer: a tokenizers.Tokenizer.
+        template: a chat template in Jinja, as published beside the model.
+        end, begin: the texts of the token that ends a turn, and of the one that templates call bos_token.
+        source: the published name that it belongs to; None for one of our own, which `save` writes whole.
+    """
+
+    kind = "chat"
+
+    def __init__(self, tokenizer, template=CHATML, end="<|im_end|>", begin="", source=None):
+        super().__init__(tokenizer)
+        self.template, self.end, self.begin, self.source = template, end, begin, source
+        self.end_token = tokenizer.token_to_id(end)
+        if self.end_token is None:
+            raise ValueError(f"the tokenizer has no token {end!r}, which ends a turn")
+        self.layout = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+        self.layout.globals["raise_exception"] = refuse
+
+    @classmethod
+    def train(cls, texts, vocab_size=None):
+        """A small one of our own, laid out as ChatML; `vocab_size` counts its three special tokens and the 256 bytes."""
+        inner = BPETokenizer.train(texts, vocab_size and vocab_size - 2).tokenizer
+        inner.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+        return cls(inner)
+
+    def decode(self, tokens):
+        """The text of `tokens`, without special ones. Raises ValueError on a token outside the vocabulary."""
+        return self.tokenizer.decode(check_tokens(tokens, self.vocab_size), skip_special_tokens=True)
+
+    def turns(self, messages, reply=False):
+        """A conversation's tokens, and which of them the assistant says, its end of turn included: two lists of one length.
+
+        What people write is never read as a special token, whatever stands in it.
+
+        Args:
+            messages: a list of {"role": "system" | "user" | "assistant", "content": str}.
+            reply: whether the tokens that open the assistant's next turn stand at the end.
+        """
+        check_messages(messages)
+        marks = [{**message, "content": f"\ue000{place}\ue001"} for place, message in enumerate(messages)]
+        text = self.layout.render(messages=marks, add_generation_prompt=reply, bos_token=self.begin, eos_token=self.end)
+        tokens, spoken, saying = [], [], False
+        for piece in re.split("(\ue000\\d+\ue001)", text):
+            if piece[:1] == "\ue000":
+                message = messages[int(piece[1:-1])]
+                saying = message["role"] == "assistant"
+                new = self.encode(message["content"].strip())
+                tokens, spoken = tokens + new, spoken + [saying] * len(new)
+            else:
+                self.tokenizer.encode_special_tokens = False
+                new = self.tokenizer.encode(piece, add_special_tokens=False).ids
+                self.tokenizer.encode_special_tokens = True
+                last = new.index(self.end_token) + 1 if saying and self.end_token in new else 0
+                tokens, spoken = tokens + new, spoken + [True] * last + [False] * (len(new) - last)
+        return tokens, spoken
+
+    def prompt(self, messages):
+        """The tokens from which the assistant's next turn goes on."""
+        if messages[-1:] and messages[-1]["role"] == "assistant":
+            raise ValueError("the last message is the assistant's own: an answer goes on from a message of the user's")
+        return self.turns(messages, reply=True)[0]
+
+    def dump(self):
+        whole = {
+            "template": self.template,
+            "end": self.end,
+            "begin": self.begin,
+            "tokenizer": json.loads(self.tokenizer.to_str()),
+        }
+        return json.dumps({"kind": self.kind, **whole}, ensure_ascii=False)
+
+    def save(self, path):
+        """Write it whole, or only the name of the published model whose it is."""
+        text = json.dumps({"kind": self.kind, "source": self.source}) if self.source else self.dump()
+        write_atomic(path, text.encode())
+
+
+def refuse(message):
+    """What a template calls where it does not know how to lay a conversation out."""
+    raise ValueError(f"the model's chat template refuses this conversation: {message}")
+
+
+def check_messages(messages):
+    """Refuse what is no conversation: the user and the assistant in turns, the user first, perhaps behind a system message.
+
+    Raises:
+        ValueError: naming the message, counted from 1.
+    """
+    if not messages:
+        raise ValueError("the conversation is empty: it needs a message of the user's")
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
+            raise ValueError(f"message {number} is not a dict with role and content")
+        if message["role"] not in ("system", "user", "assistant"):
+            raise ValueError(f"message {number} has the role {message['role']!r}: use system, user or assistant")
+    begin = messages[0]["role"] == "system"
+    for number, message in enumerate(messages[begin:], 1 + begin):
+        wanted = ("user", "assistant")[(number - 1 - begin) % 2]
+        if message["role"] != wanted:
+            raise ValueError(f"message {number} is the {message['role']}'s: user and assistant take turns, the user first")
+
+
+KINDS = {kind.kind: kind for kind in (WordTokenizer, CharTokenizer, BPETokenizer)}  # those that a corpus trains
 
 
 def check_tokens(tokens, vocab_size):
@@ -148,6 +260,11 @@ def load(path):
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["kind"] == "bpe":
             return BPETokenizer(Tokenizer.from_str(json.dumps(saved["tokenizer"])))
+        if saved["kind"] == "chat":
+            if "source" in saved:
+                raise ValueError(f"the tokenizer of the published model {saved['source']}: read it with checkpoints.load")
+            inner = Tokenizer.from_str(json.dumps(saved["tokenizer"]))
+            return ChatTokenizer(inner, saved["template"], saved["end"], saved["begin"])
         return KINDS[saved["kind"]](saved["vocabulary"])
     except FileNotFoundError:
         raise ValueError(f"no tokenizer at {path}: a checkpoint needs its tokenizer.json beside it") from None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rlhf_lib.models.layers import attend, causal_mask, rms_norm, rotary_table, rotate
+from rlhf_lib.models.layers import attend, places, rms_norm, rotary_table, rotate
 
 RECIPES = ("modern", "gpt2")
 
@@ -46,6 +46,9 @@ class GPTConfig:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.recipe not in RECIPES:
             raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {self.recipe!r}")
+
+    kv_heads = property(lambda self: self.heads)  # every head has keys and values of its own
+    rope_base, rope_scaling = 10000.0, None  # of rotary positions
 
     @classmethod
     def gpt2(cls, **changes):
@@ -149,6 +152,16 @@ class GPT(nn.Module):
     def from_metadata(cls, metadata):
         return cls(GPTConfig(**metadata["config"]))
 
+    def begin(self, tokens, mask=None, cache=None):
+        """What the first block reads: the states (B, T, C), the rotary table or None, and where each position may look."""
+        positions, attention_mask = places(self.config, tokens, mask, cache)
+        x, table = self.embedding(tokens), None  # (B, T, C)
+        if self.config.recipe == "gpt2":
+            x = x + self.position_embedding(positions)
+        else:
+            table = rotary_table(self.config, positions)
+        return F.dropout(x, self.config.dropout, self.training), table, attention_mask
+
     def hidden(self, tokens, mask=None, cache=None):
         """The final hidden states, before the head.
 
@@ -160,26 +173,7 @@ class GPT(nn.Module):
         Returns:
             (B, T, C). What stands at a padded position means nothing.
         """
-        T = tokens.shape[1]
-        if cache is None:
-            positions = torch.arange(T, device=tokens.device)[None]  # (1, T)
-            if mask is not None:
-                positions = (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
-            real, longest = mask, T
-        else:
-            cache.padded = cache.padded or (mask is not None and not bool(mask.all()))
-            positions = cache.extend(torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask)
-            real, longest = cache.mask[:, : cache.length] if cache.padded else None, cache.length
-        if longest > self.config.context:
-            raise ValueError(f"{longest} tokens are more than the model's context of {self.config.context}")
-
-        x, table = self.embedding(tokens), None  # (B, T, C)
-        if self.config.recipe == "gpt2":
-            x = x + self.position_embedding(positions)
-        else:
-            table = rotary_table(self.config, positions)
-        x = F.dropout(x, self.config.dropout, self.training)
-        attention_mask = causal_mask(T, longest, real, tokens.device)
+        x, table, attention_mask = self.begin(tokens, mask, cache)
         for block in self.blocks:
             x = block(x, table, attention_mask, cache)
         return self.norm(x)

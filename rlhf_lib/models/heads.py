@@ -84,7 +84,7 @@ class HeadLogprobs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         h, w, targets, norms = ctx.saved_tensors
-        dh, dw = [], torch.zeros(w.shape, device=w.device)
+        dh, dw = [], torch.zeros(w.shape, device=w.device) if ctx.needs_input_grad[1] else None
         with torch.autocast(w.device.type, enabled=False):
             for rows, wanted, norm, g in zip(
                 *(part.split(HeadLogprobs.ROWS) for part in (h, targets, norms, grad / ctx.temperature))
@@ -92,8 +92,9 @@ class HeadLogprobs(torch.autograd.Function):
                 p = (rows @ w.T).float().div_(ctx.temperature).sub_(norm[:, None]).exp_()
                 dlogits = p.mul_(-g[:, None]).scatter_add_(1, wanted[:, None], g[:, None]).to(w.dtype)  # (rows, V)
                 dh.append(dlogits @ w)
-                dw += dlogits.T @ rows
-        return torch.cat(dh).to(ctx.types[0]), dw.to(ctx.types[1]), None, None, None
+                if dw is not None:
+                    dw += dlogits.T @ rows
+        return torch.cat(dh).to(ctx.types[0]), dw if dw is None else dw.to(ctx.types[1]), None, None, None
 
 
 def head_logprobs(hidden, weight, targets, temperature=1.0, dtype=torch.float32):

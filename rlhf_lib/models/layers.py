@@ -44,13 +44,13 @@ class KVCache:
     """Keys and values of the positions already read, in memory that is reserved once.
 
     Args:
-        config: the model's, with layers, heads and width.
+        config: the model's, with layers, heads, kv_heads and width.
         batch, size: rows, and positions to make room for.
     """
 
     def __init__(self, config, batch, size, device="cpu", dtype=torch.float32):
-        shape = (config.layers, batch, config.heads, size, config.width // config.heads)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)  # (layers, B, H, size, D)
+        shape = (config.layers, batch, config.kv_heads, size, config.width // config.heads)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)  # (layers, B, KV, size, D)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.mask = torch.zeros(batch, size, dtype=torch.bool, device=device)  # True on real tokens
         self.length = 0  # positions filled
@@ -99,6 +99,18 @@ def attend(q, k, v, mask=None, dropout=0.0):
     if mask is not None:  # adding costs less than filling the scores themselves
         scores = scores + torch.zeros(mask.shape, dtype=scores.dtype).masked_fill(~mask, -math.inf)
     return F.dropout(scores.softmax(-1), dropout) @ v
+
+
+def attend_in_groups(q, k, v, mask=None):
+    """`attend` where G queries share a key-value head (Ainslie et al. 2023, GQA, section 2.2). q: (B, H, T, D); k, v: (B, KV, S, D)."""
+    B, H, T, D = q.shape
+    G = H // k.shape[1]
+    if G == 1:
+        return attend(q, k, v, mask)
+    if T == 1:  # the queries of a group stand where positions stand: nothing is copied
+        y = F.scaled_dot_product_attention(q.view(B, H // G, G, D), k, v, attn_mask=mask)  # (B, KV, G, D)
+        return y.reshape(B, H, 1, D)
+    return attend(q, k.repeat_interleave(G, 1), v.repeat_interleave(G, 1), mask)
 
 
 class RMSNorm(torch.autograd.Function):
@@ -151,12 +163,46 @@ def causal_mask(T, S, real, device):
     return (before & real[:, None, None, :]) | itself
 
 
+def places(config, tokens, mask, cache):
+    """The positions (B or 1, T) of `tokens` (B, T) in their rows, and which of all positions each may look at, as `causal_mask` says.
+
+    Raises:
+        ValueError: more tokens, cached ones included, than the model's context.
+    """
+    T = tokens.shape[1]
+    if cache is None:
+        positions = torch.arange(T, device=tokens.device)[None]  # (1, T)
+        if mask is not None:
+            positions = (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
+        real, longest = mask, T
+    else:
+        cache.padded = cache.padded or (mask is not None and not bool(mask.all()))
+        positions = cache.extend(torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask)
+        real, longest = cache.mask[:, : cache.length] if cache.padded else None, cache.length
+    if longest > config.context:
+        raise ValueError(f"{longest} tokens are more than the model's context of {config.context}")
+    return positions, causal_mask(T, longest, real, tokens.device)
+
+
 def rotary_table(config, positions):
     """Cosines and sines (B, 1, T, D/2) of the angles that rotate each pair of coordinates at `positions` (B, T)."""
     half = config.width // config.heads // 2
-    frequencies = 10000.0 ** (-torch.arange(half, device=positions.device) / half)
+    frequencies = config.rope_base ** (-torch.arange(half, device=positions.device) / half)
+    if config.rope_scaling is not None:
+        frequencies = stretched(frequencies, **config.rope_scaling)
     angles = positions[:, None, :, None] * frequencies  # (B, 1, T, D/2)
     return angles.cos(), angles.sin()
+
+
+def stretched(frequencies, factor, low, high, original):
+    """Rotary frequencies of a model that was trained on for longer contexts (Llama 3.1's rule; Grattafiori et al. 2024, section 3.2).
+
+    Waves that fit `high` times and more into the `original` context stay; those that fit at most `low` times become `factor` times as
+    long; in between the two are mixed in a line.
+    """
+    turns = original * frequencies / (2 * math.pi)  # how often a wave fits into the original context
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / factor)
 
 
 class Rotate(torch.autograd.Function):

@@ -29,3 +29,55 @@ def gpt2_weights(tensors):
                 turned = tensor.t() if tensor.dim() == 2 else tensor
                 renamed[f"blocks.{layer}.{names[part]}.{kind}"] = turned
     return renamed
+
+
+LLAMA_NAMES = {
+    "self_attn.q_proj": "attention.query", "self_attn.k_proj": "attention.key", "self_attn.v_proj": "attention.value",
+    "self_attn.o_proj": "attention.out", "mlp.gate_proj": "gate", "mlp.up_proj": "up", "mlp.down_proj": "down",
+    "input_layernorm": "norm1", "post_attention_layernorm": "norm2",
+}  # fmt: skip
+WHOLE_NAMES = {"embed_tokens.weight": "embedding.weight", "norm.weight": "norm.weight", "lm_head.weight": "head.weight"}
+
+
+def llama_weights(tensors):
+    """The state of transformers' `LlamaForCausalLM` under the names of a Llama, for `load_state_dict`."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        name = name.removeprefix("model.")
+        if name in WHOLE_NAMES:
+            renamed[WHOLE_NAMES[name]] = tensor
+        elif name.startswith("layers."):
+            _, layer, rest = name.split(".", 2)
+            part = rest.removesuffix(".weight")
+            if part in LLAMA_NAMES:  # the rest are old files' rotary frequencies
+                renamed[f"blocks.{layer}.{LLAMA_NAMES[part]}.weight"] = tensor
+    renamed.setdefault("head.weight", renamed.get("embedding.weight"))  # published files leave a tied head out
+    return renamed
+
+
+def llama_config(values):
+    """What a published `config.json` says of a Llama, as the arguments of a LlamaConfig.
+
+    Raises:
+        ValueError: something in it that this Llama does not have.
+    """
+    if values.get("attention_bias") or values.get("mlp_bias") or values.get("hidden_act", "silu") != "silu":
+        raise ValueError("config.json asks for biases or another activation: only Llamas without them are known")
+    width, heads = values["hidden_size"], values["num_attention_heads"]
+    if values.get("head_dim", width // heads) != width // heads:
+        raise ValueError(f"config.json has head_dim {values['head_dim']}, not hidden_size / heads = {width // heads}")
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"config.json has rotary positions of the kind {kind!r}: only default and llama3 are known")
+    scaling = None
+    if kind == "llama3":
+        names = {"factor": "factor", "low": "low_freq_factor", "high": "high_freq_factor"}
+        scaling = {ours: float(rope[theirs]) for ours, theirs in names.items()}
+        scaling["original"] = int(rope["original_max_position_embeddings"])
+    return dict(
+        vocab_size=values["vocab_size"], context=values["max_position_embeddings"], layers=values["num_hidden_layers"],
+        heads=heads, kv_heads=values.get("num_key_value_heads", heads), width=width, hidden=values["intermediate_size"],
+        tied=values.get("tie_word_embeddings", False), norm_eps=values["rms_norm_eps"],
+        rope_base=float(rope.get("rope_theta", values.get("rope_theta", 10000.0))), rope_scaling=scaling,
+    )  # fmt: skip

@@ -1,0 +1,95 @@
+"""Llamas from GGUF files, the form of llama.cpp, read with the package `gguf`."""
+
+import numpy as np
+import torch
+from gguf import GGUFReader, dequantize
+
+from rlhf_lib.models.llama import Llama, LlamaConfig
+
+NAMES = {
+    "attn_q": "attention.query", "attn_k": "attention.key", "attn_v": "attention.value", "attn_output": "attention.out",
+    "ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down", "attn_norm": "norm1", "ffn_norm": "norm2",
+}  # fmt: skip
+WHOLE = {"token_embd": "embedding", "output_norm": "norm", "output": "head"}
+
+
+class GGUFError(ValueError):
+    """A GGUF file that is not a usable Llama; the message names it and says what is wrong."""
+
+
+def read(path):
+    """The GGUFReader of `path`. Raises GGUFError when it is damaged, cut short or of another architecture."""
+    try:
+        reader = GGUFReader(path)
+        architecture = value(reader, "general.architecture")
+    except FileNotFoundError:
+        raise GGUFError(f"no GGUF file at {path}") from None
+    except Exception as error:  # the package has no error of its own for a damaged file
+        raise GGUFError(
+            f"{path} is damaged or no GGUF file ({type(error).__name__}: {str(error)[:80]}): fetch it again"
+        ) from None
+    if architecture != "llama":
+        raise GGUFError(f"{path} holds a model of the architecture {architecture!r}: only llama is known")
+    return reader
+
+
+def value(reader, name, default=None):
+    """What the file says under `name`: a number, a text or a list of them."""
+    field = reader.get_field(name)
+    return default if field is None else field.contents()
+
+
+def load(path):
+    """The Llama in the GGUF file at `path`, dequantised to float32, in evaluation mode.
+
+    Raises:
+        GGUFError: the file is damaged, of another architecture, or lacks a tensor.
+    """
+    reader = read(path)
+    tensors = {tensor.name.removesuffix(".weight"): tensor for tensor in reader.tensors}
+    say = {name: value(reader, f"llama.{name}") for name in (
+        "context_length", "block_count", "attention.head_count", "attention.head_count_kv", "embedding_length",
+        "feed_forward_length", "attention.layer_norm_rms_epsilon",
+    )}  # fmt: skip
+    if missing := [name for name, found in say.items() if found is None and name != "attention.head_count_kv"]:
+        raise GGUFError(f"{path} does not say llama.{missing[0]}: fetch another file")
+    heads = say["attention.head_count"]
+    config = LlamaConfig(
+        vocab_size=len(value(reader, "tokenizer.ggml.tokens")),
+        context=say["context_length"],
+        layers=say["block_count"],
+        heads=heads,
+        kv_heads=say["attention.head_count_kv"] or heads,
+        width=say["embedding_length"],
+        hidden=say["feed_forward_length"],
+        tied="output" not in tensors,
+        norm_eps=say["attention.layer_norm_rms_epsilon"],
+        rope_base=value(reader, "llama.rope.freq_base", 10000.0),
+    )
+    if "rope_freqs" in tensors:
+        raise GGUFError(f"{path} has stretched rotary frequencies, which are not read from GGUF: use the safetensors files")
+    state = {}
+    for name, tensor in tensors.items():
+        if name in WHOLE:
+            ours = WHOLE[name]
+        else:
+            _, layer, part = name.split(".")
+            ours = f"blocks.{layer}.{NAMES[part]}"
+        weight = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+        if name.endswith("attn_q"):
+            weight = unpermuted(weight, config.heads)
+        if name.endswith("attn_k"):
+            weight = unpermuted(weight, config.kv_heads)
+        state[f"{ours}.weight"] = weight
+    if config.tied:
+        state["head.weight"] = state.get("embedding.weight")
+    try:
+        return Llama.of(config, state)
+    except RuntimeError as error:  # a tensor that is missing, unknown or of another shape
+        raise GGUFError(f"{path} does not fit its own description ({str(error).splitlines()[-1].strip()[:100]})") from None
+
+
+def unpermuted(weight, heads):
+    """Rows of a query or key matrix (H * D, C) from llama.cpp's order, where the two coordinates of a rotary pair are neighbours,
+    to that of `layers.rotate`, where they are half a head apart."""
+    return weight.view(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)

