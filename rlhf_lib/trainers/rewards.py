@@ -1,4 +1,4 @@
-"""What the Shakespeare policy is paid for: a sentiment, less a price on blank lines, as a function of a rollout."""
+"""What a policy is paid for, as a function of a rollout: a sentiment, less a price on blank lines; or what people prefer."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from rlhf_lib.corpus import SEPARATOR
 from rlhf_lib.devices import autocast, shared_out
-from rlhf_lib.models.layers import evaluating
+from rlhf_lib.models.layers import evaluating, last_real
+from rlhf_lib.models.lora import trunk_rows
 
 SENTIMENTS = ("positive", "negative")
 
@@ -91,3 +92,30 @@ def fit_reward(reward_model, originals, sentiment="positive", coef=1.0):
     """The SentimentReward whose constants come from `originals`, a Rollout of the original model, and stay as they are."""
     normalise = fit_normaliser(log_reward(reward_model, originals, sentiment))
     return SentimentReward(reward_model, sentiment, normalise, blank_lines(originals.texts).mean().item(), coef)
+
+
+@torch.no_grad()
+def answer_scores(reward_model, rollout, batch=32):
+    """A scalar branch's number at the last token of each completion, (B,), from the trunk's states in `rollout.trunk`."""
+    start = rollout.trunk[0].shape[1] - rollout.tokens.shape[1]  # where completions begin
+    scores = []
+    with evaluating(reward_model), autocast(rollout.tokens.device, reward_model.config.width):
+        for rows in torch.arange(len(rollout)).split(batch):
+            values = reward_model.values(reward_model.top(*trunk_rows(rollout.trunk, rows)))[:, start:]  # (b, T)
+            scores.append(last_real(values, rollout.mask[rows]))
+    return torch.cat(scores)
+
+
+class PreferenceReward(NamedTuple):
+    """The reward of a rollout whose `trunk` is known: a reward model's score, normalised by fixed constants.
+
+    Args:
+        reward_model: a Branch with a scalar head, of as many layers as the policy.
+        normalise: a Normaliser, fitted on completions of the reference.
+    """
+
+    reward_model: torch.nn.Module
+    normalise: Normaliser
+
+    def __call__(self, rollout):
+        return self.normalise(answer_scores(self.reward_model, rollout))

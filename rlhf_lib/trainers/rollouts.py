@@ -11,6 +11,7 @@ import torch
 from rlhf_lib import ppo
 from rlhf_lib.devices import autocast, gather, has_bf16, precision, shard, shared_out
 from rlhf_lib.models.layers import evaluating
+from rlhf_lib.models.lora import Branch
 from rlhf_lib.sampling import generate, token_logprobs
 
 
@@ -24,6 +25,7 @@ class Rollout:
         logprobs: (B, T), nats, under the model that sampled; 0 behind the end token.
         mask: (B, T) bool, True up to and including the end token.
         texts: a list of B, the completions as text.
+        trunk: where several models share one, what it says of prompts and completions; a part of the rollout has none.
     """
 
     prompts: list
@@ -31,6 +33,7 @@ class Rollout:
     logprobs: torch.Tensor
     mask: torch.Tensor
     texts: list
+    trunk: tuple | None = None
 
     def __len__(self):
         return len(self.tokens)
@@ -49,13 +52,13 @@ def quick_copy(model):
     afterwards by the model itself, the same way as in the update.
     """
     parameter = next(model.parameters())
+    model = model.merged() if isinstance(model, Branch) else model
     dtype = precision(parameter.device, model.config.width)
     return model if dtype == parameter.dtype else copy.deepcopy(model).to(dtype)
 
 
-@torch.no_grad()
-def sample(model, tokenizer, prompts, max_new_tokens, generator, temperature=1.0, batch=256):
-    """A Rollout of `model`, one completion for each of `prompts`.
+def draw(model, tokenizer, prompts, max_new_tokens, generator, temperature=1.0, batch=256):
+    """A Rollout of `model`, one completion for each of `prompts`, without log-probabilities: they are 0.
 
     Args:
         prompts: a list of B lists of tokens.
@@ -73,7 +76,12 @@ def sample(model, tokenizer, prompts, max_new_tokens, generator, temperature=1.0
         ))  # fmt: skip
     tokens, _, mask = (gather(torch.cat(columns)) for columns in zip(*drawn))
     texts = [tokenizer.decode(row[kept]) for row, kept in zip(tokens.cpu(), mask.cpu())]
-    rollout = Rollout(prompts, tokens, torch.zeros(tokens.shape, device=tokens.device), mask, texts)
+    return Rollout(prompts, tokens, torch.zeros(tokens.shape, device=tokens.device), mask, texts)
+
+
+def sample(model, tokenizer, prompts, max_new_tokens, generator, temperature=1.0, batch=256):
+    """A Rollout of `model`, with the log-probabilities that `score` gives; arguments as for `draw`."""
+    rollout = draw(model, tokenizer, prompts, max_new_tokens, generator, temperature, batch)
     rollout.logprobs = score(model, rollout, temperature)
     return rollout
 

@@ -1,0 +1,210 @@
+"""PPO with a critic, for a chat model: the four models of RLHF on one trunk (Ziegler et al. 2019; Ouyang et al. 2022, appendix C).
+
+Policy, reference, reward model and critic are branches of one base. Below the branches nothing is trained, so the states there are
+the same for all four: they are computed once a rollout, and every score, old or new, goes on from them. So what differs between
+the old and the new log-probability is the policy, never the way of computing it.
+
+B: completions    S: prompt and completion, the prompt padded on the left    T: tokens of the completion
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from rlhf_lib import checkpoints, ppo, runs
+from rlhf_lib.devices import autocast, generator, has_bf16
+from rlhf_lib.models.heads import head_logprobs
+from rlhf_lib.models.layers import evaluating, pad
+from rlhf_lib.models.lora import trunk_rows
+from rlhf_lib.trainers.rollouts import completion_kl, draw, minibatches
+
+
+@dataclass
+class PPOCriticConfig:
+    """How policy and critic are trained.
+
+    Args:
+        iterations: rollouts, each followed by an update.
+        rollout_size, max_new_tokens: completions in a rollout, and the most tokens in each.
+        temperature: of sampling, and so of reference and update too.
+        epochs, minibatch: passes over a rollout, and completions in an optimiser step.
+        lr, critic_lr: Adam's learning rates; over the second half of the iterations they fall to zero in a line.
+        clip, value_clip: how far the probability ratio may leave 1, and a value its old one.
+        gamma, lam: discount, and lambda of GAE (Schulman et al. 2016).
+        kl_coef: penalty on every token's KL to the reference, in reward per nat.
+        kl_target: where above 0, the penalty is adapted to keep the KL of a completion there, in nats (Ziegler et al. 2019, section 2.2).
+        end_penalty: what an answer loses, in normalised reward, that does not end within max_new_tokens.
+        max_kl: training stops when the KL of a completion passes it, in nats.
+    """
+
+    iterations: int = 20
+    rollout_size: int = 64
+    max_new_tokens: int = 48
+    temperature: float = 1.0
+    epochs: int = 2
+    minibatch: int = 16
+    lr: float = 2e-4
+    critic_lr: float = 5e-4
+    clip: float = 0.2
+    value_clip: float = 0.2
+    gamma: float = 1.0
+    lam: float = 0.95
+    kl_coef: float = 0.05
+    kl_target: float = 0.0
+    end_penalty: float = 1.0
+    max_kl: float = 10.0
+
+    def __post_init__(self):
+        for name in ("iterations", "rollout_size", "max_new_tokens", "epochs", "minibatch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ppo.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "critic_lr", "clip", "value_clip", "max_kl", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"ppo.{name} must be above 0, got {getattr(self, name)}")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"ppo.{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("kl_coef", "kl_target", "end_penalty"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"ppo.{name} must not be negative, got {getattr(self, name)}")
+        if self.rollout_size % self.minibatch:
+            raise ValueError(f"ppo.rollout_size must be a multiple of ppo.minibatch, got {self.rollout_size} and {self.minibatch}")
+
+
+@torch.no_grad()
+def trunk_of(branch, rollout, batch=32):
+    """The trunk's states of prompts and completions, and S - T, where completions begin."""
+    prompts, prompt_mask = pad(rollout.prompts, "left", rollout.tokens.device)
+    tokens, mask = torch.cat([prompts, rollout.tokens], 1), torch.cat([prompt_mask, rollout.mask], 1)  # (B, S)
+    with evaluating(branch), autocast(tokens.device, branch.config.width, exact=True):
+        parts = [branch.trunk(*part) for part in zip(tokens.split(batch), mask.split(batch))]
+    xs, tables, masks = zip(*parts)
+    table = tables[0] and tuple(torch.cat(halves) for halves in zip(*tables))
+    return (torch.cat(xs), table, torch.cat(masks)), prompts.shape[1]
+
+
+def logprobs_of(policy, trunk, start, tokens, mask, temperature=1.0):
+    """The log-probabilities of completions, (B, T) in nats, 0 where masked, from the trunk's states, with a gradient."""
+    dtype = torch.bfloat16 if has_bf16(tokens.device) else torch.float32  # of the head
+    with autocast(tokens.device, policy.config.width, exact=True):
+        hidden = policy.top(*trunk)[:, start - 1 : -1]  # (B, T, C): each token is predicted from the place before it
+        found = head_logprobs(hidden[mask], policy.head.weight, tokens[mask], temperature, dtype)
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, found)
+
+
+def values_of(critic, trunk, start, mask):
+    """The critic's value before each token of the completions, (B, T), 0 where masked: what is still to come from there."""
+    with autocast(mask.device, critic.config.width, exact=True):
+        hidden = critic.top(*trunk)[:, start - 1 : -1]  # (B, T, C)
+    return torch.where(mask, critic.values(hidden), 0)
+
+
+def token_rewards(scores, ended, logprobs, ref_logprobs, mask, kl_coef, end_penalty):
+    """What every token is paid, (B, T), without a gradient: the KL penalty, and at the last token the completion's score.
+
+    Args:
+        scores: (B,), normalised.
+        ended: (B,) bool; a completion that did not end loses `end_penalty`.
+        logprobs, ref_logprobs, mask: (B, T).
+        kl_coef: reward per nat.
+    """
+    rewards = -kl_coef * torch.where(mask, ppo.kl_estimate(logprobs, ref_logprobs, "k1"), 0).detach()
+    last = mask.sum(1, keepdim=True) - 1  # (B, 1)
+    return rewards.scatter_add(1, last, (scores - end_penalty * (~ended).float())[:, None])
+
+
+def train(policy, critic, reference, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
+    """Fine-tune `policy` with PPO, and leave it in `folder/policy`.
+
+    Args:
+        policy, critic, reference: branches of one base with as many layers: two language models, and a scalar head between them. The
+            policy starts as the reference; the reference stays as it is.
+        prompts: a list of lists of tokens, drawn from without repetition until all were there.
+        reward: a function of a Rollout that gives one number a completion, (B,), normalised. Its `trunk` are the states.
+        watch: a function of a Rollout and its rewards that gives a dict of numbers to log; training never uses them.
+
+    Returns:
+        The policy that was kept, in evaluation mode: the last that was measured within `config.max_kl`.
+
+    Raises:
+        RunError: a loss or the KL is not finite; the last good policy is kept.
+    """
+    both = nn.ModuleDict({"policy": policy, "critic": critic})
+    groups = [{"params": list(m.parameters()), "lr": lr, "full": lr} for m, lr in ((policy, config.lr), (critic, config.critic_lr))]
+    optimizer = torch.optim.Adam(groups)
+    memory = {"kl_coef": config.kl_coef}
+    show = ("kl", "reward", "ended")
+    stage = runs.stage(
+        "policy", folder, "policy", both, [optimizer], config.iterations + 1, seed, tokenizer, memory, policy, show
+    )
+    for iteration in stage:
+        # Rollout: completions, their reward, and how far the policy has moved.
+        places = torch.randperm(len(prompts), generator=generator(seed, "prompts", iteration))
+        some = [prompts[place] for place in places[torch.arange(config.rollout_size) % len(prompts)].tolist()]
+        rollout = draw(
+            policy, tokenizer, some, config.max_new_tokens, generator(seed, "rollout", iteration), config.temperature
+        )
+        tokens, mask = rollout.tokens, rollout.mask
+        rollout.trunk, start = trunk_of(policy, rollout)
+        with torch.no_grad():
+            ref_logprobs = logprobs_of(reference, rollout.trunk, start, tokens, mask, config.temperature)  # (B, T)
+            logprobs = logprobs_of(policy, rollout.trunk, start, tokens, mask, config.temperature)
+            values = values_of(critic, rollout.trunk, start, mask)
+        rollout.logprobs = logprobs
+        kl = completion_kl(logprobs, ref_logprobs, mask)  # (B,)
+        stage.check(kl.mean().item(), limit=100 * config.max_kl)
+        if kl.mean() > config.max_kl:
+            break
+        scores = reward(rollout).to(kl.device)  # (B,)
+        ended = ((tokens == tokenizer.end_token) & mask).any(1)
+        stats = {
+            "kl": kl.mean().item(),
+            "kl_error": (kl.std() / math.sqrt(len(kl))).item(),
+            "reward": scores.mean().item(),
+            "ended": ended.float().mean().item(),
+            "tokens": mask.sum(1).float().mean().item(),
+            "entropy": -ppo.masked_mean(logprobs, mask).item(),  # nats per token
+            "kl_coef": memory["kl_coef"],
+            **(watch(rollout, scores) if watch else {}),
+        }
+        stage.log(**stats)
+        stage.keep(iteration=iteration, **stats)
+        if iteration == config.iterations:
+            continue
+
+        # Advantages: what each token brought over what the critic expected.
+        rewards = token_rewards(scores, ended, logprobs, ref_logprobs, mask, memory["kl_coef"], config.end_penalty)
+        advantages, returns = ppo.gae(rewards, values, config.gamma, config.lam, mask)
+        advantages = ppo.masked_whiten(advantages, mask)
+        if config.kl_target:
+            controller = ppo.AdaptiveKL(memory["kl_coef"], config.kl_target, horizon=10 * config.rollout_size)
+            memory["kl_coef"] = controller.update(kl.mean().item(), len(kl))
+
+        # Update: a few passes over the rollout in minibatches.
+        factor = min(1, 2 * (1 - iteration / config.iterations))
+        for group in optimizer.param_groups:
+            group["lr"] = group["full"] * factor
+        measured = []
+        for rows in minibatches(len(kl), config.minibatch, config.epochs, generator(seed, "minibatches", iteration)):
+            trunk, seen = trunk_rows(rollout.trunk, rows), mask[rows]
+            new_logprobs = logprobs_of(policy, trunk, start, tokens[rows], seen, config.temperature)  # (b, T)
+            new_values = values_of(critic, trunk, start, seen)
+            loss, clip_fraction, approx_kl = ppo.policy_loss(new_logprobs, logprobs[rows], advantages[rows], seen, config.clip)
+            value_loss = ppo.value_loss(new_values, values[rows], returns[rows], seen, config.value_clip)
+            (loss + value_loss).backward()  # two models, so no weight between the two
+            for model in (policy, critic):
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            ratio = ppo.masked_mean((new_logprobs.detach() - logprobs[rows]).exp(), seen)
+            measured.append(torch.stack([loss.detach(), value_loss.detach(), clip_fraction, approx_kl, ratio]))
+        measured = torch.stack(measured)  # (minibatches, 5)
+        means = measured.mean(0).tolist()
+        names = ("policy_loss", "value_loss", "clip_fraction", "approx_kl")
+        explained = ppo.explained_variance(values, returns, mask)
+        stage.log(**dict(zip(names, means)), first_ratio=measured[0, 4].item(), explained_variance=float(explained))
+        stage.check(means[0] + means[1])
+    stage.finish()
+    return checkpoints.load_tensors(policy, checkpoints.read_tensors(stage.out), stage.out).eval()

@@ -1,0 +1,149 @@
+"""A reward model from comparisons: which of two answers, or in what order several, people prefer (Ouyang et al. 2022, section 3.5)."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rlhf_lib import runs
+from rlhf_lib.devices import autocast, generator
+from rlhf_lib.models.layers import evaluating, pad
+from rlhf_lib.preference import ranking_loss
+
+
+class Ranking(NamedTuple):
+    """Answers to one prompt, the best first: `prompt` tokens, and `answers`, a list of two or more lists of tokens."""
+
+    prompt: list
+    answers: list
+
+
+@dataclass
+class PreferenceConfig:
+    """How a reward model is trained on comparisons.
+
+    Args:
+        epochs, batch: passes over the comparisons, and prompts in a step.
+        lr: AdamW's learning rate at its height; it rises over the first tenth and falls to zero in a line.
+        weight_decay: AdamW's.
+    """
+
+    epochs: int = 2
+    batch: int = 16
+    lr: float = 3e-4
+    weight_decay: float = 0.01
+
+    def __post_init__(self):
+        if self.epochs < 1 or self.batch < 1:
+            raise ValueError(f"preference.epochs and preference.batch must be at least 1, got {self.epochs} and {self.batch}")
+        if not 0 < self.lr <= 1:
+            raise ValueError(f"preference.lr must lie in (0, 1], got {self.lr}")
+        if self.weight_decay < 0:
+            raise ValueError(f"preference.weight_decay must not be negative, got {self.weight_decay}")
+
+
+def rewards_of(model, rows):
+    """The reward of each row of tokens, (N,), with a gradient: read at the last token, the same with any padding."""
+    device = next(model.parameters()).device
+    with autocast(device, model.config.width):
+        return model.logits(*pad(rows, "right", device)).float()
+
+
+@torch.no_grad()
+def score(model, rows, batch=64):
+    """`rewards_of` without a gradient, (N,) on the CPU, rows of like length together."""
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
+    scores = torch.zeros(len(rows))
+    with evaluating(model):
+        for start in range(0, len(order), batch):
+            places = order[start : start + batch]
+            scores[places] = rewards_of(model, [rows[place] for place in places]).cpu()
+    return scores
+
+
+def evaluate(model, rankings):
+    """How a reward model does on `rankings` that it did not learn from.
+
+    Returns:
+        A dict: `accuracy`, the share of pairs whose better answer has the higher reward, a tie half; `pairs`, how many; `loss`, nats;
+        `length_accuracy`, the accuracy of "the longer answer is better", a tie half; `calibration_error`, of sigmoid(margin) as the
+        probability that the higher reward is right (expected calibration error in ten bins; Guo et al. 2017, section 2).
+    """
+    rows = [r.prompt + answer for r in rankings for answer in r.answers]
+    scores, lengths = score(model, rows), torch.tensor([float(len(row)) for row in rows])
+    sizes = [len(r.answers) for r in rankings]
+    margins = torch.cat([margins_of(part) for part in scores.split(sizes)])
+    longer = torch.cat([margins_of(part) for part in lengths.split(sizes)])
+    right = (margins > 0).float() + 0.5 * (margins == 0)
+    confidence = margins.abs().sigmoid()
+    bins = (confidence * 10).long().clamp(max=9)
+    gaps = [(right[bins == b] - confidence[bins == b]).sum().abs().item() for b in range(10)]
+    return {
+        "accuracy": right.mean().item(),
+        "pairs": len(margins),
+        "loss": -F.logsigmoid(margins).mean().item(),
+        "length_accuracy": ((longer > 0).float() + 0.5 * (longer == 0)).mean().item(),
+        "calibration_error": sum(gaps) / len(margins),
+    }
+
+
+def margins_of(values):
+    """What each better answer has more than each worse one, (K (K - 1) / 2,), from values (K,), the best answer's first."""
+    better, worse = torch.triu_indices(len(values), len(values), offset=1)
+    return values[better] - values[worse]
+
+
+def train(model, tokenizer, learn, held_out, config, folder, seed=0):
+    """Train a reward model on rankings, and leave it in `folder/reward`.
+
+    Args:
+        model: a Branch with a scalar head, or a RewardModel: anything with `logits(tokens, mask)` -> (B,).
+        learn, held_out: lists of Ranking.
+
+    Returns:
+        What `evaluate` says of it on the held-out rankings.
+
+    Raises:
+        ValueError: nothing to learn from or to test on, or an answer longer than the model's context.
+        RunError: the loss is not finite.
+    """
+    if not learn or not held_out:
+        raise ValueError(f"{len(learn)} comparisons to learn from and {len(held_out)} held out: at least one of each is needed")
+    for number, ranking in enumerate([*learn, *held_out], 1):
+        longest = len(ranking.prompt) + max(map(len, ranking.answers))
+        if longest > model.config.context:
+            raise ValueError(f"comparison {number} has {longest} tokens, more than the context of {model.config.context}")
+    per_epoch = math.ceil(len(learn) / config.batch)
+    steps = config.epochs * per_epoch
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=config.lr, weight_decay=config.weight_decay
+    )
+    show = ("train_loss", "held_out_accuracy")
+    stage = runs.stage("reward", folder, "reward", model, [optimizer], steps, seed, tokenizer, show=show)
+    for step in stage:
+        epoch, place = divmod(step, per_epoch)
+        if place == 0 or step == stage.first:
+            order = torch.randperm(len(learn), generator=generator(seed, "comparisons", epoch)).tolist()
+        some = [learn[number] for number in order[place * config.batch : (place + 1) * config.batch]]
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * min((step + 1) / (0.1 * steps + 1), (steps - step) / (0.9 * steps))
+        model.train()
+        rewards = rewards_of(model, [r.prompt + answer for r in some for answer in r.answers])  # both answers in one batch
+        parts = rewards.split([len(r.answers) for r in some])
+        loss = torch.stack([ranking_loss(part[None]) for part in parts]).mean()
+        stage.check(loss.item())
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        stage.log(train_loss=loss.item())
+        if place + 1 == per_epoch:
+            stage.log(epoch=epoch + 1, **{f"held_out_{name}": value for name, value in evaluate(model, held_out).items()})
+    model.eval()
+    scores = evaluate(model, held_out)
+    stage.keep(**scores)
+    stage.finish()
+    return scores
