@@ -132,6 +132,8 @@ CHATML = (
 class ChatTokenizer(BPETokenizer):
     """A chat model's published tokeniser, by the `tokenizers` library, with the template that lays out its conversations.
 
+    Bytes that a published vocabulary does not have are left out: SmolLM2's lacks some control characters and unassigned planes.
+
     Args:
         tokenizer: a tokenizers.Tokenizer.
         template: a chat template in Jinja, as published beside the model.

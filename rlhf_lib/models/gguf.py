@@ -39,13 +39,16 @@ def value(reader, name, default=None):
     return default if field is None else field.contents()
 
 
-def load(path):
+def load(path, reader=None):
     """The Llama in the GGUF file at `path`, dequantised to float32, in evaluation mode.
+
+    Args:
+        reader: what `read` gave for it, where that has been called already (it takes seconds).
 
     Raises:
         GGUFError: the file is damaged, of another architecture, or lacks a tensor.
     """
-    reader = read(path)
+    reader = reader or read(path)
     tensors = {tensor.name.removesuffix(".weight"): tensor for tensor in reader.tensors}
     say = {name: value(reader, f"llama.{name}") for name in (
         "context_length", "block_count", "attention.head_count", "attention.head_count_kv", "embedding_length",

@@ -61,7 +61,8 @@ def load(name, device="cpu"):
     """
     if name == SHIPPED:
         path = shipped_file()
-        return gguf.load(path).to(device), gguf_tokenizer(path, name)
+        reader = gguf.read(path)
+        return gguf.load(path, reader).to(device), gguf_tokenizer(path, name, reader)
     if name in HUB:
         model, tokenizer = from_files(lambda file: from_hub(name, file), HUB[name], name)
     elif Path(name).is_dir():
@@ -95,9 +96,9 @@ def shipped_file():
 # ----------------------------------------------------------------------------------------- tokenisers
 
 
-def gguf_tokenizer(path, source=None):
-    """The ChatTokenizer in the GGUF file at `path`."""
-    reader = gguf.read(path)
+def gguf_tokenizer(path, source=None, reader=None):
+    """The ChatTokenizer in the GGUF file at `path`; `reader` as for `gguf.load`."""
+    reader = reader or gguf.read(path)
     say = lambda name: gguf.value(reader, f"tokenizer.{name}")  # noqa: E731
     if say("ggml.model") != "gpt2" or say("ggml.pre") not in ("smollm", "gpt-2"):
         raise PublishedError(
