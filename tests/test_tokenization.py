@@ -288,7 +288,7 @@ every_layout = pytest.mark.parametrize("layout", SPECIAL)
 
 
 def pieces_of(layout, messages, reply=False):
-    """The conversation as (text, whose it is), by plain string building: "layout", "said" by people, "spoken" by the assistant."""
+    """The conversation by plain string building, as (text, whose it is): layout, said by people, spoken by the assistant."""
     if layout == "llama3" and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": "Be brief."}, *messages]
     turn = {
@@ -308,24 +308,12 @@ def pieces_of(layout, messages, reply=False):
 
 
 def expected_turns(layout, messages, reply=False):
-    chat, plain = CHATS[layout]
-    ordinary = BPETokenizer(Tokenizer.from_str(plain.to_str()))  # reads no special token
-    special = Tokenizer.from_str(plain.to_str())
-    tokens, spoken, pieces = [], [], pieces_of(layout, messages, reply)
-    merged = []  # what the template itself says between two messages is read in one
-    for text, kind in pieces:
-        if merged and kind != "spoken" and kind != "said" and merged[-1][1] in ("layout", "spoken end"):
-            merged[-1][2].append((text, kind))
-        else:
-            merged.append((text, kind, [(text, kind)]))
-    for text, kind, parts in merged:
-        if kind in ("said", "spoken"):
-            new = ordinary.encode(text)
-            tokens, spoken = tokens + new, spoken + [kind == "spoken"] * len(new)
-        else:
-            whole = special.encode("".join(part for part, _ in parts), add_special_tokens=False).ids
-            ends = sum(kind == "spoken end" for _, kind in parts)  # one special token, the first of them
-            tokens, spoken = tokens + whole, spoken + [True] * ends + [False] * (len(whole) - ends)
+    special = CHATS[layout][1]
+    ordinary = BPETokenizer(Tokenizer.from_str(special.to_str()))  # reads no special token
+    tokens, spoken = [], []
+    for text, kind in pieces_of(layout, messages, reply):
+        new = ordinary.encode(text) if kind in ("said", "spoken") else special.encode(text).ids
+        tokens, spoken = tokens + new, spoken + [kind.startswith("spoken")] * len(new)
     return tokens, spoken
 
 
@@ -367,27 +355,23 @@ def test_turns_are_those_of_plain_string_building_and_the_mask_is_what_the_assis
     assert (tokens, spoken) == expected_turns(layout, messages)
     assert messages == before
     said = [message["content"].strip() for message in messages if message["role"] == "assistant"]
-    ends = [token == chat.end_token and mine for token, mine in zip(tokens, spoken)]
-    assert sum(ends) == len(said)  # each turn's end counts, and no other
-    runs, run = [], []
-    for token, mine, end in zip(tokens, spoken, ends):
-        if mine and not end:
-            run.append(token)
-        if end:
-            runs.append(run)
-            run = []
-    assert [chat.decode(run) for run in runs] == said and run == []
+    turns = []  # what is spoken, cut behind each end of turn
+    for token in (token for token, mine in zip(tokens, spoken) if mine):
+        if not turns or turns[-1][-1:] == [chat.end_token]:
+            turns.append([])
+        turns[-1].append(token)
+    assert [chat.decode(turn[:-1]) for turn in turns] == said
+    assert all(turn[-1] == chat.end_token and chat.end_token not in turn[:-1] for turn in turns)
 
 
 @every_layout
 @settings(deadline=None, max_examples=60)
 @given(messages=conversations(asks=True), answer=CONTENT)
 def test_an_answer_goes_on_from_its_prompt_token_by_token(layout, messages, answer):
-    """What is sampled from is what was trained on: the prompt, then the answer and the end of turn, are the conversation's tokens."""
+    """What is sampled from is what was trained on: prompt, answer and end of turn are the conversation's tokens."""
     chat, _ = CHATS[layout]
     prompt = chat.prompt(messages)
-    assert (prompt, [False] * len(prompt))[0] == expected_turns(layout, messages, reply=True)[0]
-    assert chat.turns(messages, reply=True)[0] == prompt
+    assert prompt == chat.turns(messages, reply=True)[0] == expected_turns(layout, messages, reply=True)[0]
     whole, spoken = chat.turns([*messages, {"role": "assistant", "content": answer}])
     mine = [*chat.encode(answer.strip()), chat.end_token]
     assert whole[: len(prompt) + len(mine)] == prompt + mine
@@ -457,14 +441,14 @@ def test_a_prompt_ends_with_the_users_message():
     message = "^the last message is the assistant's: an answer goes on from a message of the user's$"
     with pytest.raises(ValueError, match=message):
         chat.prompt([user, assistant])
-    with pytest.raises(ValueError, match="^the last message is the system's: an answer goes on from a message of the user's$"):
+    with pytest.raises(ValueError, match="the last message is the system's: an answer goes on from"):
         chat.prompt([{"role": "system", "content": "a"}])
 
 
 def test_a_template_may_refuse_a_conversation_and_can_do_nothing_else():
     inner = CHATS["chatml"][1]
     chat = ChatTokenizer(Tokenizer.from_str(inner.to_str()), "{{ raise_exception('no system message, please') }}")
-    with pytest.raises(ValueError, match="^the model's chat template refuses this conversation: no system message, please$"):
+    with pytest.raises(ValueError, match=r"^the model's chat template refuses this conversation: no system message, please$"):
         chat.turns([{"role": "user", "content": "a"}])
     escape = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(SecurityError):
@@ -479,10 +463,7 @@ def test_an_end_of_turn_that_is_no_token_is_refused():
 def test_a_small_chat_tokenizer_of_our_own():
     chat = ChatTokenizer.train([SPEECH * 5], 300)
     assert (chat.vocab_size, chat.end, chat.end_token) == (300, "<|im_end|>", 299)
-    assert ChatTokenizer.train([SPEECH * 5], 259).encode("ab") == [
-        *ChatTokenizer.train([SPEECH], 259).encode("a"),
-        chat.encode("b")[0],
-    ]
+    assert len(ChatTokenizer.train([SPEECH], 259).encode("née")) == 4  # bytes, and no merge
     for size in (258, 0, -1):
         with pytest.raises(ValueError, match=f"^vocab_size must be at least 259 .*, got {size}$"):
             ChatTokenizer.train([SPEECH], size)
