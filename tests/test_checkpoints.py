@@ -9,8 +9,11 @@ from torch import nn
 
 from rlhf_lib import checkpoints, tokenization
 from rlhf_lib.checkpoints import CheckpointError
+from rlhf_lib.models import published
 from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.models.heads import RewardModel
+from rlhf_lib.models.llama import Llama, LlamaConfig
+from rlhf_lib.models.lora import Branch
 
 TOKENIZER = tokenization.CharTokenizer(list("abc"))
 
@@ -333,6 +336,195 @@ def test_a_checkpoint_whose_tensors_do_not_fit_names_its_file(tmp_path):
     checkpoints.write(tmp_path, {"norm.weight": torch.ones(2)}, model.metadata(), TOKENIZER)
     with pytest.raises(CheckpointError, match=rf"^{path} does not fit its configuration: tensor .+ is missing"):
         checkpoints.load(tmp_path)
+
+
+# ----------------------------------------------------------------------------------------- Llamas, and branches on a base
+
+
+def small_llama(seed=0, **changes):
+    torch.manual_seed(seed)
+    shape = dict(vocab_size=TOKENIZER.vocab_size, context=8, layers=2, heads=2, kv_heads=1, width=8, hidden=6, rope_base=100.0)
+    model = Llama(LlamaConfig(**{**shape, **changes})).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+def branch_on(base, seed=1, **shape):
+    torch.manual_seed(seed)
+    branch = Branch(base, **{"layers": 1, "rank": 2, "alpha": 4, **shape})
+    for parameter in branch.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return branch
+
+
+TOKENS = torch.tensor([[0, 3, 1, 4]])
+
+
+@pytest.mark.parametrize("changes", [{}, {"tied": False}, {"rope_scaling": dict(factor=2.0, low=1.0, high=4.0, original=4)}])
+def test_a_llama_comes_back_as_a_language_model(tmp_path, changes):
+    model = small_llama(**changes)
+    checkpoints.save(tmp_path, model, TOKENIZER, val_loss=1.0)
+    found, _ = checkpoints.load(tmp_path)
+    assert type(found) is Llama and found.config == model.config and equal(found, model) and not found.training
+    assert (found.head.weight is found.embedding.weight) == model.config.tied
+    assert torch.equal(found(TOKENS), model(TOKENS))
+    with pytest.raises(CheckpointError, match="holds a language model, not a reward model"):
+        checkpoints.load(tmp_path, kind="reward")
+
+
+BASES = {"llama": small_llama, "gpt": small, "gpt2": lambda: small(recipe="gpt2").eval()}
+
+
+@pytest.mark.parametrize("scalar", [False, True])
+@pytest.mark.parametrize("family", BASES)
+def test_a_branch_is_read_with_the_base_in_the_folder_that_it_names(tmp_path, family, scalar):
+    base = BASES[family]()
+    checkpoints.save(tmp_path / "base", base, TOKENIZER)
+    branch = branch_on(base, scalar=scalar, source="../base", matrices=["down"])
+    checkpoints.save(tmp_path / "branch", branch, TOKENIZER, steps=7)
+    kind = "reward" if scalar else "gpt"
+    found, tokenizer = checkpoints.load(tmp_path / "branch", kind=kind)
+    assert type(found) is Branch and found.metadata() == branch.metadata() and equal(found, branch) and equal(found.base, base)
+    assert not any(module.training for module in (*found.modules(), *found.base.modules()))
+    assert torch.equal(found(TOKENS), branch(TOKENS)) and tokenizer.fingerprint() == TOKENIZER.fingerprint()
+    memory = {parameter.data_ptr() for parameter in found.base.parameters()}
+    assert {buffer.data_ptr() for buffer in found.buffers()} <= memory  # shared, not copied
+    assert checkpoints.read_metadata(tmp_path / "branch")["steps"] == 7
+    assert set(checkpoints.read_tensors(tmp_path / "branch")) == set(branch.state_dict())  # nothing of the base
+
+
+def test_a_base_that_is_loaded_already_is_taken_and_shared(tmp_path):
+    base = small_llama()
+    for name, seed, scalar in (("policy", 1, False), ("reward", 2, True)):
+        checkpoints.save(tmp_path / name, branch_on(base, seed, scalar=scalar), TOKENIZER)  # and no source
+    policy, _ = checkpoints.load(tmp_path / "policy", base=base)
+    reward, _ = checkpoints.load(tmp_path / "reward", kind="reward", base=base)
+    assert policy.base is reward.base is base
+    assert torch.equal(policy(TOKENS), branch_on(base, 1)(TOKENS))
+    message = rf"^{tmp_path / 'policy'} holds a branch and does not say of which model: give that model as base$"
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.load(tmp_path / "policy")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """One published model, "smollm2-360m": (its model, its tokeniser). `asked` lists what was fetched."""
+    chat = tokenization.ChatTokenizer.train(["to be or not to be\n"] * 5, 265)
+    chat.source = "smollm2-360m"
+    base, asked = small_llama(vocab_size=265), []
+    monkeypatch.setattr(published, "load", lambda name, device="cpu": asked.append((name, str(device))) or (base, chat))
+    monkeypatch.setattr(published, "load_tokenizer", lambda name: asked.append((name, "tokenizer")) or chat)
+    return base, chat, asked
+
+
+@pytest.mark.parametrize("scalar", [False, True])
+def test_a_branch_of_a_published_model_finds_it_by_name_and_its_tokenizer_too(tmp_path, hub, scalar):
+    base, chat, asked = hub
+    branch = branch_on(base, scalar=scalar, source="smollm2-360m")
+    checkpoints.save(tmp_path, branch, chat)
+    assert (tmp_path / "tokenizer.json").stat().st_size < 100
+    found, tokenizer = checkpoints.load(tmp_path, torch.device("cpu"), kind="reward" if scalar else "gpt")
+    assert found.base is base and torch.equal(found(TOKENS), branch(TOKENS)) and tokenizer is chat
+    assert sorted(asked) == [("smollm2-360m", "cpu"), ("smollm2-360m", "tokenizer")]
+    asked.clear()
+    assert checkpoints.load(tmp_path, base=base, kind="reward" if scalar else "gpt")[0].base is base
+    assert asked == [("smollm2-360m", "tokenizer")]
+
+
+def test_a_branch_published_in_half_precision_loads_in_full(tmp_path, hub):
+    base, chat, _ = hub
+    branch = branch_on(base, source="smollm2-360m")
+    halves = {name: tensor.half() for name, tensor in branch.state_dict().items()}
+    checkpoints.write(tmp_path, halves, branch.metadata(), chat)
+    found, _ = checkpoints.load(tmp_path)
+    for name, parameter in found.named_parameters():
+        assert parameter.dtype == torch.float32 and torch.equal(parameter, halves[name].float())
+    assert (found(TOKENS) - branch(TOKENS)).abs().max() < 0.05
+
+
+def test_a_published_tokenizer_that_has_changed_is_refused(tmp_path, hub, monkeypatch):
+    base, chat, _ = hub
+    checkpoints.save(tmp_path, branch_on(base, source="smollm2-360m"), chat)
+    monkeypatch.setattr(published, "load_tokenizer", lambda name: tokenization.ChatTokenizer.train(["other"], 265))
+    with pytest.raises(CheckpointError, match="was trained with another tokenizer"):
+        checkpoints.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"kind": "char"}', "[1]", "{", '{"kind": "chat", "source": ""}', "\u00e9"])
+def test_a_short_tokenizer_file_that_names_nobody_is_read_as_one_of_ours(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content, encoding="latin-1")
+    with pytest.raises(
+        ValueError, match=r"tokenizer\.json (is not a tokenizer of this project|names the tokenizer of the published)"
+    ):
+        checkpoints.load_tokenizer(tmp_path)
+    tokenization.CharTokenizer(["a"]).save(tmp_path / "tokenizer.json")
+    assert checkpoints.load_tokenizer(tmp_path).decode([2]) == "a"
+
+
+@pytest.mark.parametrize(
+    "scalar, wanted, said",
+    [
+        (False, "reward", "holds a language model, not a reward model: give the folder of a reward model"),
+        (True, "gpt", "holds a reward model, not a language model: give the folder of a language model"),
+    ],
+)
+def test_a_branch_of_another_role_is_refused_before_its_base_is_fetched(tmp_path, hub, scalar, wanted, said):
+    base, chat, asked = hub
+    checkpoints.save(tmp_path, branch_on(base, scalar=scalar, source="smollm2-360m"), chat)
+    with pytest.raises(CheckpointError, match=f"^{tmp_path} {said}$"):
+        checkpoints.load(tmp_path, kind=wanted)
+    assert asked == []
+
+
+def test_what_a_base_says_when_it_cannot_be_had_is_not_called_a_fault_of_the_branch(tmp_path, monkeypatch):
+    base = small_llama()
+    checkpoints.save(tmp_path / "branch", branch_on(base, source="../base"), TOKENIZER)
+    with pytest.raises(CheckpointError, match=rf"^no checkpoint in {tmp_path}/branch/\.\./base: it needs a model\.safetensors$"):
+        checkpoints.load(tmp_path / "branch")
+    checkpoints.save(tmp_path / "base", small("reward"), TOKENIZER)
+    with pytest.raises(CheckpointError, match="base holds a reward model, not a language model"):
+        checkpoints.load(tmp_path / "branch")
+
+    def fail(name, device):
+        raise published.PublishedError("gpt2 could not be fetched")
+
+    checkpoints.save(tmp_path / "other", branch_on(base, source="gpt2"), TOKENIZER)
+    monkeypatch.setattr(published, "load", fail)
+    with pytest.raises(published.PublishedError, match="gpt2 could not be fetched") as caught:
+        checkpoints.load(tmp_path / "other")
+    assert str(caught.value) == "gpt2 could not be fetched"
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"branch": None}, "is damaged or not a checkpoint of this project"),
+        ({"branch": 7}, "is damaged or not a checkpoint of this project"),
+        ({"branch": {"layers": 9, "rank": 2}}, r"configuration that this version does not know \(layers must lie between 1 and"),
+        ({"branch": {"layers": 1, "rank": 99}}, r"configuration that this version does not know \(rank must lie between"),
+        (
+            {"branch": {"layers": 1, "matrices": ["qkv"]}},
+            r"configuration that this version does not know \(matrices: a block has no 'qkv'",
+        ),
+        ({"branch": {"depth": 1}}, "configuration that this version does not know"),
+        ({"branch": {"layers": 2, "rank": 2}}, "does not fit its configuration: tensor blocks"),
+        ({"branch": {"layers": 1, "rank": 3}}, "does not fit its configuration: tensor blocks"),
+    ],
+    ids=str,
+)
+def test_a_branch_with_other_metadata_is_refused(tmp_path, change, said):
+    base = small_llama()
+    branch = branch_on(base)
+    checkpoints.write(tmp_path, branch.state_dict(), {**branch.metadata(), **change}, TOKENIZER)
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path}/model\.safetensors .*{said}"):
+        checkpoints.load(tmp_path, base=base)
+
+
+def test_a_branch_on_a_base_of_another_size_is_refused(tmp_path):
+    checkpoints.save(tmp_path, branch_on(small_llama()), TOKENIZER)
+    with pytest.raises(CheckpointError, match="does not fit its configuration: tensor blocks"):
+        checkpoints.load(tmp_path, base=small_llama(width=12))
 
 
 # ----------------------------------------------------------------------------------------- two of one run

@@ -11,9 +11,9 @@ LIBRARY, TESTS = ROOT / "rlhf_lib", ROOT / "tests"
 # From the ground up. A module imports only from floors below its own, and on its own floor from what stands before it.
 # "exercises." is every module of that package, which may import one another, but not in a circle.
 FLOORS = [
-    "files devices",
+    "files devices wheels",
     "ppo preference corpus tokenization labels",
-    "models.layers models.gpt models.heads models.weights checkpoints runs",
+    "models.layers models.gpt models.llama models.heads models.weights models.lora models.gguf models.published checkpoints runs",
     "sampling judge",
     "trainers.muon trainers.pretrain trainers.reward trainers.rollouts trainers.rewards trainers.ppo",
     "plots pipelines.settings pipelines.stages pipelines.estimate pipelines.report pipelines.shakespeare __main__",

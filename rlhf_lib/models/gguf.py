@@ -39,13 +39,16 @@ def value(reader, name, default=None):
     return default if field is None else field.contents()
 
 
-def load(path):
+def load(path, reader=None):
     """The Llama in the GGUF file at `path`, dequantised to float32, in evaluation mode.
+
+    Args:
+        reader: what `read` gave for it, where that has been called already (it takes seconds).
 
     Raises:
         GGUFError: the file is damaged, of another architecture, or lacks a tensor.
     """
-    reader = read(path)
+    reader = reader or read(path)
     tensors = {tensor.name.removesuffix(".weight"): tensor for tensor in reader.tensors}
     say = {name: value(reader, f"llama.{name}") for name in (
         "context_length", "block_count", "attention.head_count", "attention.head_count_kv", "embedding_length",
@@ -53,40 +56,41 @@ def load(path):
     )}  # fmt: skip
     if missing := [name for name, found in say.items() if found is None and name != "attention.head_count_kv"]:
         raise GGUFError(f"{path} does not say llama.{missing[0]}: fetch another file")
-    heads = say["attention.head_count"]
-    config = LlamaConfig(
-        vocab_size=len(value(reader, "tokenizer.ggml.tokens")),
-        context=say["context_length"],
-        layers=say["block_count"],
-        heads=heads,
-        kv_heads=say["attention.head_count_kv"] or heads,
-        width=say["embedding_length"],
-        hidden=say["feed_forward_length"],
-        tied="output" not in tensors,
-        norm_eps=say["attention.layer_norm_rms_epsilon"],
-        rope_base=value(reader, "llama.rope.freq_base", 10000.0),
-    )
-    if "rope_freqs" in tensors:
+    if "rope_freqs" in tensors or value(reader, "llama.rope.scaling.type", "none") != "none":
         raise GGUFError(f"{path} has stretched rotary frequencies, which are not read from GGUF: use the safetensors files")
+    heads = say["attention.head_count"]
+    try:
+        config = LlamaConfig(
+            vocab_size=len(value(reader, "tokenizer.ggml.tokens", ())),
+            context=say["context_length"],
+            layers=say["block_count"],
+            heads=heads,
+            kv_heads=say["attention.head_count_kv"] or heads,
+            width=say["embedding_length"],
+            hidden=say["feed_forward_length"],
+            tied="output" not in tensors,
+            norm_eps=say["attention.layer_norm_rms_epsilon"],
+            rope_base=value(reader, "llama.rope.freq_base", 10000.0),
+        )
+        return Llama.of(config, state_of(tensors, config))
+    except (ValueError, TypeError, RuntimeError) as error:  # among them a tensor that is missing, unknown or of another shape
+        reason = str(error).splitlines()[-1].strip()[:100]
+        raise GGUFError(f"{path} does not fit its own description ({reason}): fetch another file") from None
+
+
+def state_of(tensors, config):
+    """The state of a Llama out of the file's tensors, by their names without ".weight"."""
     state = {}
     for name, tensor in tensors.items():
-        if name in WHOLE:
-            ours = WHOLE[name]
-        else:
-            _, layer, part = name.split(".")
-            ours = f"blocks.{layer}.{NAMES[part]}"
+        layer, _, part = name.removeprefix("blk.").partition(".")
+        ours = WHOLE.get(name) or (f"blocks.{layer}.{NAMES[part]}" if part in NAMES else name)
         weight = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
-        if name.endswith("attn_q"):
+        if part == "attn_q":
             weight = unpermuted(weight, config.heads)
-        if name.endswith("attn_k"):
+        if part == "attn_k":
             weight = unpermuted(weight, config.kv_heads)
         state[f"{ours}.weight"] = weight
-    if config.tied:
-        state["head.weight"] = state.get("embedding.weight")
-    try:
-        return Llama.of(config, state)
-    except RuntimeError as error:  # a tensor that is missing, unknown or of another shape
-        raise GGUFError(f"{path} does not fit its own description ({str(error).splitlines()[-1].strip()[:100]})") from None
+    return state
 
 
 def unpermuted(weight, heads):

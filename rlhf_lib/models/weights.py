@@ -40,7 +40,7 @@ WHOLE_NAMES = {"embed_tokens.weight": "embedding.weight", "norm.weight": "norm.w
 
 
 def llama_weights(tensors):
-    """The state of transformers' `LlamaForCausalLM` under the names of a Llama, for `load_state_dict`."""
+    """The state of transformers' `LlamaForCausalLM` under the names of a Llama, for `Llama.of`."""
     renamed = {}
     for name, tensor in tensors.items():
         name = name.removeprefix("model.")
@@ -51,7 +51,6 @@ def llama_weights(tensors):
             part = rest.removesuffix(".weight")
             if part in LLAMA_NAMES:  # the rest are old files' rotary frequencies
                 renamed[f"blocks.{layer}.{LLAMA_NAMES[part]}.weight"] = tensor
-    renamed.setdefault("head.weight", renamed.get("embedding.weight"))  # published files leave a tied head out
     return renamed
 
 
@@ -64,7 +63,7 @@ def llama_config(values):
     if values.get("attention_bias") or values.get("mlp_bias") or values.get("hidden_act", "silu") != "silu":
         raise ValueError("config.json asks for biases or another activation: only Llamas without them are known")
     width, heads = values["hidden_size"], values["num_attention_heads"]
-    if values.get("head_dim", width // heads) != width // heads:
+    if (values.get("head_dim") or width // heads) != width // heads:  # null where it is what follows from the rest
         raise ValueError(f"config.json has head_dim {values['head_dim']}, not hidden_size / heads = {width // heads}")
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -77,7 +76,7 @@ def llama_config(values):
         scaling["original"] = int(rope["original_max_position_embeddings"])
     return dict(
         vocab_size=values["vocab_size"], context=values["max_position_embeddings"], layers=values["num_hidden_layers"],
-        heads=heads, kv_heads=values.get("num_key_value_heads", heads), width=width, hidden=values["intermediate_size"],
+        heads=heads, kv_heads=values.get("num_key_value_heads") or heads, width=width, hidden=values["intermediate_size"],
         tied=values.get("tie_word_embeddings", False), norm_eps=values["rms_norm_eps"],
         rope_base=float(rope.get("rope_theta", values.get("rope_theta", 10000.0))), rope_scaling=scaling,
     )  # fmt: skip

@@ -327,3 +327,29 @@ def test_log_probabilities_have_no_second_derivative_and_say_so():
     (first,) = torch.autograd.grad(head_logprobs(hidden, weight, targets).square().sum(), hidden, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         first.sum().backward()
+
+
+def test_the_heads_gradient_is_computed_where_it_is_asked_for_alone():
+    """A frozen head, as a branch has, saves its product of (V, rows) by (rows, C); the other gradient is the same to the bit."""
+    hidden, weight, targets, factor = drawn_inputs(600, 37)
+    both = torch.autograd.grad((head_logprobs(hidden, weight, targets) * factor).sum(), (hidden, weight))
+    products = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+                products.append(tuple(out.shape))
+            return out
+
+    for head, shapes in ((weight.detach(), []), (weight, [(37, 16)] * 2)):
+        loss = (head_logprobs(hidden, head, targets) * factor).sum()
+        products.clear()
+        with Products():
+            loss.backward()
+        assert [shape for shape in products if shape == (37, 16)] == shapes
+        assert torch.equal(hidden.grad, both[0])
+        hidden.grad = None
+    assert torch.equal(weight.grad, both[1])
+    (alone,) = torch.autograd.grad((head_logprobs(hidden.detach(), weight, targets) * factor).sum(), weight)
+    assert torch.equal(alone, both[1])

@@ -13,14 +13,18 @@ from rlhf_lib.models.layers import (
     KVCache,
     RMSNorm,
     attend,
+    attend_in_groups,
     causal_mask,
     evaluating,
     last_real,
     pad,
+    places,
     rms_norm,
     rotary_table,
     rotate,
+    stretched,
 )
+from rlhf_lib.models.llama import LlamaConfig
 
 
 def close(a, b, tolerance):
@@ -147,6 +151,39 @@ def test_a_query_may_look_at_itself_and_at_what_is_real_before_it(T, more, data)
             assert found[row, 0, t].tolist() == [key == own or (key < own and line[key]) for key in range(S)]
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.lists(st.lists(st.booleans(), min_size=7, max_size=7).filter(any), min_size=1, max_size=3),
+    padded=st.booleans(),
+    data=st.data(),
+)
+def test_places_count_the_real_tokens_with_and_without_a_cache(rows, padded, data):
+    real = torch.tensor(rows) if padded else torch.ones(len(rows), 7, dtype=torch.bool)
+    tokens, mask = torch.zeros(len(rows), 7, dtype=torch.long), real if padded else None
+    positions, looks = places(SHAPE, tokens, mask, None)
+    expected = [[max(sum(row[: place + 1]) - 1, 0) for place in range(7)] for row in real.tolist()]
+    assert positions.expand(len(rows), -1).tolist() == expected
+    cache, cut = KVCache(SHAPE, len(rows), 9), data.draw(st.integers(1, 6))
+    for part in (slice(0, cut), slice(cut, 7)):
+        later, sees = places(SHAPE, tokens[:, part], None if mask is None else mask[:, part], cache)
+        assert later.expand(len(rows), -1).tolist() == [row[part] for row in expected]
+        if looks is not None and sees is not None:
+            wanted = looks[:, :, part, : part.stop]
+            assert torch.equal(sees.expand_as(wanted), wanted)
+
+
+def test_more_tokens_than_the_context_are_refused_with_or_without_a_cache():
+    config = GPTConfig(context=5, layers=2, heads=2, width=12)
+    message = "^6 tokens are more than the model's context of 5$"
+    places(config, torch.zeros(1, 5, dtype=torch.long), None, None)
+    with pytest.raises(ValueError, match=message):
+        places(config, torch.zeros(1, 6, dtype=torch.long), None, None)
+    cache = KVCache(config, 1, 9)
+    places(config, torch.zeros(1, 4, dtype=torch.long), None, cache)
+    with pytest.raises(ValueError, match=message):
+        places(config, torch.zeros(1, 2, dtype=torch.long), None, cache)
+
+
 # ------------------------------------------------------------------------------------------------------------ rotary positions
 
 
@@ -187,6 +224,41 @@ def test_a_quarter_turn_by_hand():
     close(turned.flatten(), torch.tensor([0.0, 1.0]), 1e-6)
 
 
+@pytest.mark.parametrize("base", [10.0, 500000.0])
+def test_the_base_says_how_fast_each_pair_turns(base):
+    """Pair i of D/2 turns by base^(-i / (D/2)) radians a position."""
+    config = LlamaConfig(width=16, heads=2, kv_heads=1, rope_base=base)
+    cos, sin = rotary_table(config, torch.tensor([[0, 1, 7]]))
+    angles = [[place * base ** (-i / 4) for i in range(4)] for place in (0, 1, 7)]
+    close(cos[0, 0], torch.tensor([[math.cos(angle) for angle in row] for row in angles]), 1e-5)
+    close(sin[0, 0], torch.tensor([[math.sin(angle) for angle in row] for row in angles]), 1e-5)
+    assert cos.shape == sin.shape == (1, 1, 3, 4)
+
+
+def test_waves_are_stretched_by_hand():
+    """Into a context of 100, waves of 10, 50, 80 and 200 fit 10, 2, 1.25 and 0.5 times. At low 1 and high 4 the first stays, the
+    last is halved, and of the others 1/3 and 1/12 stay."""
+    waves = torch.tensor([10.0, 50.0, 80.0, 200.0])
+    found = stretched(2 * math.pi / waves, factor=2.0, low=1.0, high=4.0, original=100)
+    close(found * waves / (2 * math.pi), torch.tensor([1.0, 2 / 3, 13 / 24, 0.5]), 1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.floats(1, 64), st.floats(0.5, 2), st.floats(2.5, 9), st.integers(8, 9000), st.integers(2, 40))
+def test_stretching_slows_every_wave_by_a_factor_between_1_and_all_of_it_and_keeps_their_order(factor, low, high, original, half):
+    plain = 10000.0 ** (-torch.arange(half) / half)
+    found = stretched(plain, factor, low, high, original)
+    ratio = plain / found
+    assert (ratio >= 1 - 1e-5).all() and (ratio <= factor * (1 + 1e-5)).all()
+    assert (ratio.diff() >= -1e-4 * factor).all()  # the slower a wave, the more
+    turns = original * plain / (2 * math.pi)
+    close(found[turns >= high], plain[turns >= high], 1e-7)
+    close(found[turns <= low], plain[turns <= low] / factor, 1e-7)
+    config = LlamaConfig(width=2 * half, heads=1, kv_heads=1, rope_base=10000.0)
+    config.rope_scaling = dict(factor=factor, low=low, high=high, original=original)
+    close(rotary_table(config, torch.tensor([[1]]))[1][0, 0, 0], found.sin(), 1e-6)
+
+
 def test_rotating_keeps_the_type_of_what_it_turns():
     config = GPTConfig(width=8, heads=1)
     x, table = torch.randn(2, 1, 5, 8, generator=torch.Generator().manual_seed(0)), rotary_table(config, torch.arange(5)[None])
@@ -222,6 +294,39 @@ def test_attend_equals_pytorchs_own_attention_and_so_does_its_gradient(shape, mo
     torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10)
     weight = torch.randn(mine.shape, generator=generator, dtype=torch.float64)
     grads = [torch.autograd.grad((y * weight).sum(), (q, k, v)) for y in (mine, expected)]
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    B=st.integers(1, 3),
+    KV=st.integers(1, 3),
+    G=st.integers(1, 4),
+    T=st.integers(1, 6),
+    more=st.integers(0, 5),
+    masked=st.booleans(),
+    strided=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_queries_share_key_value_heads_in_groups(B, KV, G, T, more, masked, strided, seed):
+    """One head at a time: head h attends to the key-value head h // G; the gradient too."""
+    S, generator = T + (more if masked or T == 1 else 0), torch.Generator().manual_seed(seed)
+
+    def draw(heads, size):  # as models have them: (B, T, H, D) turned, or contiguous
+        x = torch.randn(B, size, heads, 4, generator=generator, dtype=torch.float64).transpose(1, 2)
+        return (x if strided else x.contiguous()).requires_grad_()
+
+    q, k, v = draw(KV * G, T), draw(KV, S), draw(KV, S)
+    mask = None
+    if masked:
+        mask = torch.rand(B, 1, T, S, generator=generator) < 0.5
+        mask[..., 0] = True
+    found = attend_in_groups(q, k, v, mask)
+    heads = [attend(q[:, h : h + 1], k[:, h // G : h // G + 1], v[:, h // G : h // G + 1], mask) for h in range(KV * G)]
+    expected = torch.cat(heads, dim=1)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    weight = torch.randn(found.shape, generator=generator, dtype=torch.float64)
+    grads = [torch.autograd.grad((y * weight).sum(), (q, k, v)) for y in (found, expected)]
     torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
 
 
