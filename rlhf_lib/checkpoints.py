@@ -116,13 +116,14 @@ def load_tokenizer(folder):
 
 
 def base_of(folder, metadata, device):
-    """The model that the branch in `folder` stands on: a published one, or the checkpoint in the folder beside it."""
+    """The model that the branch in `folder` stands on: a published one, or that of the folder beside it, its own adapters merged."""
     source = metadata["branch"].get("source")
     if not isinstance(source, str):
         raise CheckpointError(f"{folder} holds a branch and does not say of which model: give that model as base")
     if source in published.NAMES:
         return published.load(source, device)[0]
-    return load(Path(folder) / source, device)[0]
+    model = load(Path(folder) / source, device)[0]
+    return model.merged() if isinstance(model, Branch) else model
 
 
 def load_tensors(model, tensors, path):

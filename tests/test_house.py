@@ -14,7 +14,7 @@ FLOORS = [
     "files devices wheels",
     "ppo preference corpus tokenization labels",
     "models.layers models.gpt models.llama models.heads models.weights models.lora models.gguf models.published checkpoints runs",
-    "sampling judge",
+    "sampling judge pairwise blind endpoint",
     "trainers.muon trainers.pretrain trainers.reward trainers.rollouts trainers.rewards trainers.ppo",
     "plots pipelines.settings pipelines.stages pipelines.estimate pipelines.report pipelines.shakespeare __main__",
     "course exercises. widgets. notebooks grading.",
