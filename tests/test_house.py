@@ -12,10 +12,10 @@ LIBRARY, TESTS = ROOT / "rlhf_lib", ROOT / "tests"
 # "exercises." is every module of that package, which may import one another, but not in a circle.
 FLOORS = [
     "files devices wheels",
-    "ppo preference corpus tokenization labels",
+    "ppo preference corpus chat tokenization labels comparisons public_sets",
     "models.layers models.gpt models.llama models.heads models.weights models.lora models.gguf models.published checkpoints runs",
     "sampling judge pairwise blind endpoint",
-    "trainers.muon trainers.pretrain trainers.reward trainers.rollouts trainers.rewards trainers.ppo",
+    "trainers.muon trainers.pretrain trainers.reward trainers.rollouts trainers.rewards trainers.ppo trainers.sft trainers.preference trainers.ppo_critic",
     "plots pipelines.settings pipelines.stages pipelines.estimate pipelines.report pipelines.shakespeare __main__",
     "course exercises. widgets. notebooks grading.",
 ]
