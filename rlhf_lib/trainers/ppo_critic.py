@@ -1,8 +1,8 @@
-"""PPO with a critic, for a chat model: the four models of RLHF on one trunk (Ziegler et al. 2019; Ouyang et al. 2022, appendix C).
+"""PPO with a critic, for a chat model: four models on one trunk (Ziegler et al. 2019; Ouyang et al. 2022, appendix C).
 
-Policy, reference, reward model and critic are branches of one base. Below the branches nothing is trained, so the states there are
-the same for all four: they are computed once a rollout, and every score, old or new, goes on from them. So what differs between
-the old and the new log-probability is the policy, never the way of computing it.
+Policy, reference, reward model and critic are branches of one base. Below the branches nothing is trained, so the states there
+are the same for all four: they are computed once a rollout, and every score, old or new, goes on from them. So what differs
+between the old and the new log-probability is the policy, never the way of computing it.
 
 B: completions    S: prompt and completion, the prompt padded on the left    T: tokens of the completion
 """
@@ -34,7 +34,8 @@ class PPOCriticConfig:
         clip, value_clip: how far the probability ratio may leave 1, and a value its old one.
         gamma, lam: discount, and lambda of GAE (Schulman et al. 2016).
         kl_coef: penalty on every token's KL to the reference, in reward per nat.
-        kl_target: where above 0, the penalty is adapted to keep the KL of a completion there, in nats (Ziegler et al. 2019, section 2.2).
+        kl_target: where above 0, the KL of a completion, in nats, that the penalty is adapted to keep (Ziegler et al. 2019,
+            section 2.2).
         end_penalty: what an answer loses, in normalised reward, that does not end within max_new_tokens.
         max_kl: training stops when the KL of a completion passes it, in nats.
     """
@@ -70,7 +71,11 @@ class PPOCriticConfig:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"ppo.{name} must not be negative, got {getattr(self, name)}")
         if self.rollout_size % self.minibatch:
-            raise ValueError(f"ppo.rollout_size must be a multiple of ppo.minibatch, got {self.rollout_size} and {self.minibatch}")
+            raise ValueError(
+                f"ppo.rollout_size must be a multiple of ppo.minibatch, got {self.rollout_size} and {self.minibatch}"
+            )
+        if self.kl_target and not self.kl_coef:
+            raise ValueError("ppo.kl_target adapts ppo.kl_coef by factors, so it needs one above 0 to begin with, got 0")
 
 
 @torch.no_grad()
@@ -119,8 +124,8 @@ def train(policy, critic, reference, tokenizer, prompts, reward, config, folder,
     """Fine-tune `policy` with PPO, and leave it in `folder/policy`.
 
     Args:
-        policy, critic, reference: branches of one base with as many layers: two language models, and a scalar head between them. The
-            policy starts as the reference; the reference stays as it is.
+        policy, critic, reference: branches of one base with as many layers; the critic has a scalar head. The policy starts as
+            the reference, which stays as it is.
         prompts: a list of lists of tokens, drawn from without repetition until all were there.
         reward: a function of a Rollout that gives one number a completion, (B,), normalised. Its `trunk` are the states.
         watch: a function of a Rollout and its rewards that gives a dict of numbers to log; training never uses them.
@@ -129,11 +134,19 @@ def train(policy, critic, reference, tokenizer, prompts, reward, config, folder,
         The policy that was kept, in evaluation mode: the last that was measured within `config.max_kl`.
 
     Raises:
+        ValueError: no prompts, one that leaves no room for an answer, or branches that do not fit together.
         RunError: a loss or the KL is not finite; the last good policy is kept.
     """
-    both = nn.ModuleDict({"policy": policy, "critic": critic})
-    groups = [{"params": list(m.parameters()), "lr": lr, "full": lr} for m, lr in ((policy, config.lr), (critic, config.critic_lr))]
-    optimizer = torch.optim.Adam(groups)
+    if not prompts:
+        raise ValueError("there are no prompts to answer: at least one is needed")
+    longest, context = max(map(len, prompts)) + config.max_new_tokens, policy.config.context
+    if longest > context:
+        raise ValueError(f"the longest prompt and ppo.max_new_tokens are {longest} tokens, more than the context of {context}")
+    if not policy.base is critic.base is reference.base or len({m.lower for m in (policy, critic, reference)}) > 1:
+        raise ValueError("policy, critic and reference must be branches of one base, of as many layers: load them with base=")
+    both = nn.ModuleDict({"policy": policy, "critic": critic}).eval()  # no dropout: the update sees what was sampled from
+    rates = (policy, config.lr), (critic, config.critic_lr)
+    optimizer = torch.optim.Adam([{"params": list(model.parameters()), "lr": lr, "full": lr} for model, lr in rates])
     memory = {"kl_coef": config.kl_coef}
     show = ("kl", "reward", "ended")
     stage = runs.stage(
@@ -143,12 +156,10 @@ def train(policy, critic, reference, tokenizer, prompts, reward, config, folder,
         # Rollout: completions, their reward, and how far the policy has moved.
         places = torch.randperm(len(prompts), generator=generator(seed, "prompts", iteration))
         some = [prompts[place] for place in places[torch.arange(config.rollout_size) % len(prompts)].tolist()]
-        rollout = draw(
-            policy, tokenizer, some, config.max_new_tokens, generator(seed, "rollout", iteration), config.temperature
-        )
+        rollout = draw(policy, tokenizer, some, config.max_new_tokens, generator(seed, "rollout", iteration), config.temperature)
         tokens, mask = rollout.tokens, rollout.mask
         rollout.trunk, start = trunk_of(policy, rollout)
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(reference):
             ref_logprobs = logprobs_of(reference, rollout.trunk, start, tokens, mask, config.temperature)  # (B, T)
             logprobs = logprobs_of(policy, rollout.trunk, start, tokens, mask, config.temperature)
             values = values_of(critic, rollout.trunk, start, mask)

@@ -1,4 +1,4 @@
-"""A reward model from comparisons: which of two answers, or in what order several, people prefer (Ouyang et al. 2022, section 3.5)."""
+"""A reward model from comparisons: which answer of two or more people prefer (Ouyang et al. 2022, section 3.5)."""
 
 import math
 from dataclasses import dataclass
@@ -41,14 +41,14 @@ class PreferenceConfig:
             raise ValueError(f"preference.epochs and preference.batch must be at least 1, got {self.epochs} and {self.batch}")
         if not 0 < self.lr <= 1:
             raise ValueError(f"preference.lr must lie in (0, 1], got {self.lr}")
-        if self.weight_decay < 0:
+        if not self.weight_decay >= 0:
             raise ValueError(f"preference.weight_decay must not be negative, got {self.weight_decay}")
 
 
 def rewards_of(model, rows):
     """The reward of each row of tokens, (N,), with a gradient: read at the last token, the same with any padding."""
     device = next(model.parameters()).device
-    with autocast(device, model.config.width):
+    with autocast(device, model.config.width, exact=True):
         return model.logits(*pad(rows, "right", device)).float()
 
 
@@ -68,9 +68,9 @@ def evaluate(model, rankings):
     """How a reward model does on `rankings` that it did not learn from.
 
     Returns:
-        A dict: `accuracy`, the share of pairs whose better answer has the higher reward, a tie half; `pairs`, how many; `loss`, nats;
-        `length_accuracy`, the accuracy of "the longer answer is better", a tie half; `calibration_error`, of sigmoid(margin) as the
-        probability that the higher reward is right (expected calibration error in ten bins; Guo et al. 2017, section 2).
+        A dict: `accuracy`, the share of pairs whose better answer has the higher reward, a tie half; `pairs`, how many; `loss`,
+        nats; `length_accuracy`, that of "the longer answer is better", a tie half; `calibration_error`, of sigmoid(margin)
+        as the probability that the higher reward is right (expected calibration error in ten bins; Guo et al. 2017, section 2).
     """
     rows = [r.prompt + answer for r in rankings for answer in r.answers]
     scores, lengths = score(model, rows), torch.tensor([float(len(row)) for row in rows])
@@ -96,6 +96,16 @@ def margins_of(values):
     return values[better] - values[worse]
 
 
+def check(rankings, context, what):
+    """Refuse, by `what` and its number from 1, a ranking of one answer, or one longer than the model's context."""
+    for number, ranking in enumerate(rankings, 1):
+        if len(ranking.answers) < 2:
+            raise ValueError(f"{what} {number} has {len(ranking.answers)} answers: at least two can be compared")
+        longest = len(ranking.prompt) + max(map(len, ranking.answers))
+        if longest > context:
+            raise ValueError(f"{what} {number} has {longest} tokens, more than the context of {context}: leave it out")
+
+
 def train(model, tokenizer, learn, held_out, config, folder, seed=0):
     """Train a reward model on rankings, and leave it in `folder/reward`.
 
@@ -107,15 +117,13 @@ def train(model, tokenizer, learn, held_out, config, folder, seed=0):
         What `evaluate` says of it on the held-out rankings.
 
     Raises:
-        ValueError: nothing to learn from or to test on, or an answer longer than the model's context.
+        ValueError: nothing to learn from or to test on, a ranking of one answer, or an answer longer than the model's context.
         RunError: the loss is not finite.
     """
     if not learn or not held_out:
         raise ValueError(f"{len(learn)} comparisons to learn from and {len(held_out)} held out: at least one of each is needed")
-    for number, ranking in enumerate([*learn, *held_out], 1):
-        longest = len(ranking.prompt) + max(map(len, ranking.answers))
-        if longest > model.config.context:
-            raise ValueError(f"comparison {number} has {longest} tokens, more than the context of {model.config.context}")
+    check(learn, model.config.context, "comparison")
+    check(held_out, model.config.context, "held-out comparison")
     per_epoch = math.ceil(len(learn) / config.batch)
     steps = config.epochs * per_epoch
     optimizer = torch.optim.AdamW(

@@ -99,7 +99,7 @@ def answer_scores(reward_model, rollout, batch=32):
     """A scalar branch's number at the last token of each completion, (B,), from the trunk's states in `rollout.trunk`."""
     start = rollout.trunk[0].shape[1] - rollout.tokens.shape[1]  # where completions begin
     scores = []
-    with evaluating(reward_model), autocast(rollout.tokens.device, reward_model.config.width):
+    with evaluating(reward_model), autocast(rollout.tokens.device, reward_model.config.width, exact=True):
         for rows in torch.arange(len(rollout)).split(batch):
             values = reward_model.values(reward_model.top(*trunk_rows(rollout.trunk, rows)))[:, start:]  # (b, T)
             scores.append(last_real(values, rollout.mask[rows]))

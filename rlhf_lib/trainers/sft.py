@@ -1,7 +1,7 @@
 """Supervised fine-tuning: a chat model learns from demonstrations what an assistant says (Ouyang et al. 2022, section 3.5).
 
-The loss counts the assistant's tokens only, the end of its turn included. Conversations are packed into rows, several in each, and
-none sees another: positions begin again, and attention stops at the border.
+The loss counts the assistant's tokens only, the end of its turn included. Conversations are packed into rows, several in each,
+and none sees another: positions begin again, and attention stops at the border.
 """
 
 import math
@@ -39,8 +39,21 @@ class SFTConfig:
                 raise ValueError(f"sft.{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.lr <= 1:
             raise ValueError(f"sft.lr must lie in (0, 1], got {self.lr}")
-        if self.weight_decay < 0:
+        if not self.weight_decay >= 0:
             raise ValueError(f"sft.weight_decay must not be negative, got {self.weight_decay}")
+
+
+def check(conversations, size, what="conversation"):
+    """Refuse conversations that `pack` has no row for, or from which nothing is learned; arguments as for `pack`.
+
+    Raises:
+        ValueError: naming one by `what` and its number, from 1.
+    """
+    for number, (tokens, spoken) in enumerate(conversations, 1):
+        if len(tokens) > size:
+            raise ValueError(f"{what} {number} has {len(tokens)} tokens, a row {size}: make sft.row longer, or leave it out")
+        if not any(spoken[1:]):
+            raise ValueError(f"{what} {number} has no answer of the assistant's: end it with one, or leave it out")
 
 
 def pack(conversations, size):
@@ -50,16 +63,15 @@ def pack(conversations, size):
         conversations: a list of (tokens, spoken), as `ChatTokenizer.turns` gives them.
 
     Returns:
-        tokens (R, size) int64, 0 on padding; texts (R, size) int64, the number of the conversation in its row from 1, 0 on padding;
+        tokens (R, size) int64, 0 on padding; texts (R, size) int64, a conversation's number in its row from 1, 0 on padding;
         targets (R, size) bool, True where a token is the assistant's and has one before it.
 
     Raises:
-        ValueError: a conversation is longer than a row.
+        ValueError: a conversation is longer than a row, or the assistant says nothing in it.
     """
+    check(conversations, size)
     rows = []
-    for number, (tokens, spoken) in enumerate(conversations, 1):
-        if len(tokens) > size:
-            raise ValueError(f"conversation {number} has {len(tokens)} tokens, a row {size}: make sft.row longer, or leave it out")
+    for tokens, spoken in conversations:
         row = next((row for row in rows if sum(len(part) for part, _ in row) + len(tokens) <= size), None)
         if row is None:
             rows.append(row := [])
@@ -116,14 +128,18 @@ def train(model, tokenizer, learn, held_out, config, folder, seed=0):
         What `evaluate` says on the held-out conversations: a dict `loss`, `perplexity`.
 
     Raises:
-        ValueError: a conversation is longer than a row, or there is none.
+        ValueError: no conversation, one that is longer than a row or has no answer, or a row longer than the context.
         RunError: the loss is not finite.
     """
     if not learn or not held_out:
-        raise ValueError(f"{len(learn)} demonstrations to learn from and {len(held_out)} held out: at least one of each is needed")
-    turns, device = [tokenizer.turns(messages) for messages in learn], next(model.parameters()).device
-    pack(turns, config.row)  # a conversation that is too long is said before the first step
-    test = pack([tokenizer.turns(messages) for messages in held_out], config.row)
+        raise ValueError(f"{len(learn)} demonstrations to learn from and {len(held_out)} held out: one of each is needed")
+    context, device = model.config.context, next(model.parameters()).device
+    if config.row > context:
+        raise ValueError(f"sft.row is {config.row} tokens, more than the model's context of {context}: make it shorter")
+    turns, test = ([tokenizer.turns(messages) for messages in some] for some in (learn, held_out))
+    check(turns, config.row, "demonstration")
+    check(test, config.row, "held-out demonstration")
+    test = pack(test, config.row)
     per_epoch = math.ceil(sum(len(tokens) for tokens, _ in turns) / (config.row * config.batch))
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=config.lr, weight_decay=config.weight_decay
