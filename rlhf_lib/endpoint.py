@@ -109,7 +109,6 @@ def endpoint_judge(base_url, model, *, cache, options=None, workers=4, timeout=6
                         done.result()
                 except BaseException:  # Ctrl-C as well: what is under way ends and is kept, the rest is not begun
                     stopped.set()
-                    pool.shutdown(wait=False, cancel_futures=True)
                     raise
         except RunError as error:
             kept = len(known.keys() & set(names))

@@ -355,6 +355,18 @@ PASSING = {
 }
 
 
+TOLD = dict.fromkeys(PASSING, "answers what is no chat completion") | {
+    "429": 'answers 429 ({"error": {"message": "slow down"}})',
+    "500": "answers 500 ()",
+    "503": "answers 503 (<html>busy</html>)",
+    "408": "answers 408",
+    "breaks off": "broke off (IncompleteRead)",
+    "hangs up": "broke off (RemoteDisconnected)",
+    "silent": "was silent for 0.1 s",
+    "no HTTP": "broke off (BadStatusLine)",
+}
+
+
 @pytest.mark.parametrize("name", PASSING)
 def test_what_may_pass_is_asked_again_with_growing_waits(server, judge, monkeypatch, name):
     waits = []
@@ -381,6 +393,7 @@ def test_what_does_not_pass_is_given_up_in_one_sentence(server, judge, tmp_path,
         ask(judge(timeout=0.1, patience=0.01), 3)
     message = str(error.value)
     assert message.startswith(server.url)
+    assert TOLD[name] in message
     assert "gave up after waiting 0 of at most 0.01 s; 1 of 3 verdicts are kept in " in message
     assert len(server.requests) == 1 + 4  # waits of .001, .002 and .004
     assert len(cached(tmp_path / "cache.jsonl")) == 1
@@ -419,17 +432,17 @@ def test_retry_after_may_be_a_date():
 
 
 @pytest.mark.parametrize(
-    "play",
+    ("play", "reply"),
     [
-        says("I'm sorry, but I cannot help with that."),
-        says(""),
-        says(None),
-        sends({"choices": []}),
-        sends({"choices": [{"message": {"content": None, "refusal": "No."}}]}),
-        sends({"error": {"code": "content_filter", "message": "filtered"}}, 400),
+        (says("I'm sorry, but I cannot help with that."), "I'm sorry, but I cannot help with that."),
+        (says(""), ""),
+        (says(None), None),
+        (sends({"choices": []}), None),
+        (sends({"choices": [{"message": {"content": None, "refusal": "No."}}]}), None),
+        (sends({"error": {"code": "content_filter", "message": "filtered"}}, 400), None),
     ],
 )
-def test_a_refusal_is_counted_and_its_pair_left_out(server, judge, play):
+def test_a_refusal_is_counted_and_its_pair_left_out(server, judge, tmp_path, play, reply):
     def answer(handler, question, number):
         asked = question["messages"][1]["content"].split("\n")[1]
         play(handler) if asked == "q" else prefers_good(handler, question, number)
@@ -441,6 +454,7 @@ def test_a_refusal_is_counted_and_its_pair_left_out(server, judge, play):
     assert (figures["pairs"], figures["refused"], figures["win_rate"].rate) == (1, 1, 1)
     compare(judge(), ["p", "q"], ["good", "good"], ["bad", "bad"])
     assert len(server.requests) == 4  # a refusal is not paid twice either
+    assert [row["reply"] for row in cached(tmp_path / "cache.jsonl") if row["verdict"] == "refused"] == [reply] * 2
 
 
 # ----------------------------------------------------------------------------------------- failures that stay
