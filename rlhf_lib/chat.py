@@ -9,9 +9,9 @@ SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 NO_MESSAGE = "there is no message"
 NOT_A_MESSAGE = "a message is not a role and a content, both texts"
 UNKNOWN_ROLE = "a role is none of system, user and assistant"
-NOT_ALTERNATING = "the roles do not alternate (system, if any, then user and assistant in turn)"
+NOT_ALTERNATING = "the roles do not alternate: system, if any, then user and assistant in turn"
 EMPTY_MESSAGE = "a message is empty"
-NO_TURN = "the transcript does not begin with a turn (a blank line and Human: or Assistant:)"
+NO_TURN = "the transcript does not begin with a blank line and Human: or Assistant:"
 LAST_TURN = {role: f"the last turn is not the {role}'s" for role in ROLES}
 
 

@@ -339,6 +339,7 @@ def test_without_a_split_the_text_decides_as_for_labels():
         expected = labels.split([labels.Label(text, "neutral", "r", (text, "base")) for text in texts], share)
         assert [[c.prompt for c in half[::2]] for half in halves] == [[label.text for label in half] for half in expected]
         assert [len(half) for half in halves] == [2 * len(half) for half in expected]
+    assert comparisons.split(found) == comparisons.split(found, 0.15)
 
 
 def test_a_conversation_is_in_the_half_of_its_opening_however_far_it_went():

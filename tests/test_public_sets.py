@@ -120,6 +120,7 @@ BAD = {
     "hh and text": (row(transcript("a", "b"), "c", prompt="x"), DIFFER),
     "hh, same": (row(transcript("a", "b"), transcript("a", "b ")), SAME),
     "texts, same": (row("b", "b\n", prompt="a"), SAME),
+    "texts, same but for a space in front": (row(" b", "b", prompt="a"), SAME),
     "messages, same": (row(talk("a", "b"), talk("a", "b")), SAME),
     "hh, empty": (row(transcript("a", "b"), transcript("a", "")), EMPTY),
     "texts, empty": (row(" ", "b", prompt="a"), EMPTY),
@@ -286,6 +287,14 @@ def test_a_set_of_which_nothing_is_left_is_an_error_that_says_why(tmp_path):
         f"no row can be used: {path}: 0 comparisons of 3 rows, skipped 3 (chosen and rejected are not both texts or lists of "
         "messages; the first is row 1); give a set whose rows have prompt, chosen, rejected"
     )
+
+
+def test_a_table_of_no_rows_is_an_error(tmp_path):
+    write_csv(tmp_path / "set.csv", [])
+    with pytest.raises(
+        ComparisonError, match=r"no row can be used: .*set\.csv: 0 comparisons of 0 rows, none skipped; give a set"
+    ):
+        public_sets.load(tmp_path / "set.csv")
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz"])
