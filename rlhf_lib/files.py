@@ -43,9 +43,45 @@ def write_json(path, record):
     write_atomic(path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def append_json(path, record):
+    """Add `record` to a file of JSON lines, keeping what is there; a last line without an end gets one."""
+    path = Path(path)
+    before = path.read_bytes() if path.exists() else b""
+    if before and not before.endswith(b"\n"):
+        before += b"\n"
+    write_atomic(path, before + (json.dumps(record, ensure_ascii=False) + "\n").encode())
+
+
 def read_json(path):
     """The JSON file at `path`. Raises RunError, naming it, when it is damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not UTF-8
         raise RunError(f"{path} is damaged ({error}): choose another --out, or delete the run's folder") from None
+
+
+def json_rows(path, error=RunError):
+    """(line number, dict) of every line of a file of JSON lines that is not blank; a byte order mark is read over.
+
+    Raises:
+        error: the file is not there, or a line is not UTF-8 or no JSON object; the message names it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise error(f"no file at {path}: give the path of one that exists")
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as damage:
+        line = content[: damage.start].count(b"\n") + 1
+        raise error(f"{path}, line {line}: not UTF-8 (byte {damage.start}); save the file as UTF-8") from None
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would also cut inside a text, at U+2028 or U+0085
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as damage:
+            raise error(f"{path}, line {number}: not JSON ({damage.msg}, column {damage.colno}); mend the line") from None
+        if not isinstance(row, dict):
+            raise error(f"{path}, line {number}: not a JSON object with named fields; mend the line")
+        yield number, row

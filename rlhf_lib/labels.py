@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from rlhf_lib.corpus import DATA
-from rlhf_lib.files import write_atomic
+from rlhf_lib.files import append_json, write_atomic
 
 LABELS = ("negative", "neutral", "positive")
 TARGETS = {"negative": 0.0, "neutral": 0.5, "positive": 1.0}
@@ -131,11 +131,7 @@ def write(path, labels):
 
 def append(path, label):
     """Add one Label to a file, keeping what is there."""
-    path = Path(path)
-    before = path.read_bytes() if path.exists() else b""
-    if before and not before.endswith(b"\n"):
-        before += b"\n"
-    write_atomic(path, before + (json.dumps(row(label), ensure_ascii=False) + "\n").encode())
+    append_json(path, row(label))
 
 
 def hand_made(plays, paths=HAND_MADE):
@@ -156,27 +152,36 @@ def split(labels, held_out=0.15):
     """(training, held-out) labels. A passage's text alone decides its half, so the halves are the same in every run."""
     halves = ([], [])
     for label in labels:
-        draw = int.from_bytes(hashlib.sha256(label.text.encode()).digest()[:4], "big") / 2**32
-        halves[draw < held_out].append(label)
+        halves[draw_of(label.text) < held_out].append(label)
     return halves
+
+
+def draw_of(text):
+    """A number in [0, 1) that the text alone decides, as if it were drawn for it."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
 
 
 def agreement(first, second):
     """How far two readers agree on the passages that both read.
 
     Returns:
-        A dict: `passages` (how many both read), `agreement` (share with the same label), `kappa` (Cohen 1960: agreement
-        beyond what two readers with these label frequencies have by chance; 1 is full, 0 is chance).
+        A dict: `passages` (how many both read), `agreement` (share with the same label), `kappa` (agreement beyond what
+        two readers with these label frequencies have by chance; 1 is full, 0 is chance).
     """
     other = {label.source: label.label for label in second}
     pairs = [(label.label, other[label.source]) for label in first if label.source in other]
     if not pairs:
         raise LabelError("the two readings share no passage: agreement needs passages that both readers labelled")
+    return {"passages": len(pairs), "agreement": sum(a == b for a, b in pairs) / len(pairs), "kappa": kappa(pairs)}
+
+
+def kappa(pairs):
+    """Cohen's kappa (Cohen 1960) of two readers' words for the same things, a list of (one's, the other's): their agreement
+    beyond chance. 1 where both always said the same one word."""
     observed = sum(a == b for a, b in pairs) / len(pairs)
     mine, theirs = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
-    chance = sum(mine[label] * theirs[label] for label in LABELS) / len(pairs) ** 2
-    kappa = 1.0 if chance == 1 else (observed - chance) / (1 - chance)
-    return {"passages": len(pairs), "agreement": observed, "kappa": kappa}
+    chance = sum(mine[word] * theirs[word] for word in mine) / len(pairs) ** 2
+    return 1.0 if chance == 1 else (observed - chance) / (1 - chance)
 
 
 # ----------------------------------------------------------------------------------------- passages to label

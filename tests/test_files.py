@@ -101,6 +101,54 @@ def test_a_damaged_json_file_is_named(tmp_path, content):
         files.read_json(path)
 
 
+@pytest.mark.parametrize("before", [b"", b'{"a": 1}\n', b'{"a": 1}', b'\xef\xbb\xbf{"a": 1}\r\n', b"\n\n"])
+def test_an_appended_line_stands_behind_what_is_there(tmp_path, before):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(before)
+    files.append_json(path, {"b": "née\n\u2028"})
+    line = '{"b": "née\\n\u2028"}\n'.encode()
+    assert path.read_bytes() == before + (b"" if before.endswith(b"\n") or not before else b"\n") + line
+    rows = [row for _, row in files.json_rows(path)]
+    assert rows == [{"a": 1}] * (b"a" in before) + [{"b": "née\n\u2028"}]
+    assert names(tmp_path) == ["lines.jsonl"]
+
+
+def test_appending_makes_the_file_and_its_folder(tmp_path):
+    files.append_json(str(tmp_path / "new" / "lines.jsonl"), {"a": None})
+    assert (tmp_path / "new" / "lines.jsonl").read_bytes() == b'{"a": null}\n'
+
+
+def test_rows_have_the_numbers_of_their_lines_in_the_file(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes('\n{"a": "\u2028\x85"}\r\n   \n{"a": 2}'.encode())
+    assert list(files.json_rows(str(path))) == [(2, {"a": "\u2028\x85"}), (4, {"a": 2})]
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "what"),
+    [
+        (b'{"a": 1}\n\n{oops\n', 3, r"not JSON \(Expecting property name enclosed in double quotes, column 2\); mend the line"),
+        (b'{"a": 1} x\n', 1, r"not JSON \(Extra data, column 10\); mend the line"),
+        (b'{"a": 1}\n["a"]\n', 2, "not a JSON object with named fields; mend the line"),
+        (b'{"a": 1}\nnull\n', 2, "not a JSON object with named fields; mend the line"),
+        (b'{"a": 1}\n{"a": "\xff"}\n', 2, r"not UTF-8 \(byte 16\); save the file as UTF-8"),
+        (b"\xef\xbb\xbf\n\xff", 2, r"not UTF-8 \(byte 4\); save the file as UTF-8"),
+    ],
+)
+def test_a_damaged_line_is_named_by_its_number(tmp_path, content, line, what):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=rf"^{path}, line {line}: {what}$"):
+        list(files.json_rows(path))
+    with pytest.raises(KeyError):  # the caller's own kind of error
+        list(files.json_rows(path, KeyError))
+
+
+def test_rows_of_no_file_say_so(tmp_path):
+    with pytest.raises(RunError, match=rf"^no file at {tmp_path}/x: give the path of one that exists$"):
+        list(files.json_rows(tmp_path / "x"))
+
+
 def test_nothing_of_it_needs_torch():
     """The command line says what is wrong with a run's folder before it imports anything slow."""
     code = "import sys; import rlhf_lib.files; print(sorted({'torch', 'numpy'} & set(sys.modules)))"

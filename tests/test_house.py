@@ -12,7 +12,7 @@ LIBRARY, TESTS = ROOT / "rlhf_lib", ROOT / "tests"
 # "exercises." is every module of that package, which may import one another, but not in a circle.
 FLOORS = [
     "files devices",
-    "ppo preference corpus tokenization labels",
+    "ppo preference corpus tokenization labels chat comparisons public_sets",
     "models.layers models.gpt models.heads models.weights checkpoints runs",
     "sampling judge",
     "trainers.muon trainers.pretrain trainers.reward trainers.rollouts trainers.rewards trainers.ppo",

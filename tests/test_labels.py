@@ -254,6 +254,19 @@ def readings(*pairs):
     return first, second[::-1]
 
 
+def test_kappa_of_words_that_are_no_labels():
+    # 3 of 4 the same; one says a a b c, the other a b b c: chance = (2*1 + 1*2 + 1*1) / 16
+    assert labels.kappa([("a", "a"), ("a", "b"), ("b", "b"), ("c", "c")]) == pytest.approx((3 / 4 - 5 / 16) / (1 - 5 / 16))
+    assert labels.kappa([("yes", "yes")] * 3) == 1.0
+
+
+def test_the_draw_of_a_text_is_its_own_and_even():
+    drawn = [labels.draw_of(f"text {number}") for number in range(2000)]
+    assert drawn == [labels.draw_of(f"text {number}") for number in range(2000)] and len(set(drawn)) == 2000
+    assert min(drawn) >= 0 and max(drawn) < 1 and sum(drawn) / 2000 == pytest.approx(0.5, abs=0.03)
+    assert labels.draw_of("née") == 0xE0797758 / 2**32
+
+
 def test_kappa_of_a_table_worked_out_by_hand():
     # 20 passages, 15 on the diagonal. The first reader has 8 -, 5 0, 7 +; the second 8 -, 6 0, 6 +.
     # chance = (8*8 + 5*6 + 7*6) / 400 = .34, so kappa = (.75 - .34) / .66
