@@ -14,7 +14,7 @@ FLOORS = [
     "files devices",
     "ppo preference corpus tokenization labels chat comparisons public_sets",
     "models.layers models.gpt models.heads models.weights checkpoints runs",
-    "sampling judge",
+    "sampling judge pairwise blind endpoint",
     "trainers.muon trainers.pretrain trainers.reward trainers.rollouts trainers.rewards trainers.ppo",
     "plots pipelines.settings pipelines.stages pipelines.estimate pipelines.report pipelines.shakespeare __main__",
     "course exercises. widgets. notebooks grading.",
