@@ -7,8 +7,8 @@ id; a place in the plays; or a text, or a conversation, of its own:
     {"work": "hamlet", "start": 1200, "end": 1260, "first": ..., "second": ..., "verdict": "tie", "reader": "r2"}
     {"prompt": "Why is the sky blue?", "first": ..., "second": ..., "verdict": "second", "reader": "r1"}
 
-A line may also have a `reason` (a word), `first_from` and `second_from` (which model wrote the answer), `first_cut` and `second_cut`
-(true where the answer was cut off before it ended by itself) and a `round` (a number).
+A line may also have a `reason` (a word), `first_from` and `second_from` (which model wrote the answer), `first_cut` and
+`second_cut` (true where the answer was cut off before it ended by itself) and a `round` (a number).
 """
 
 import json

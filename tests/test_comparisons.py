@@ -296,7 +296,7 @@ def test_an_answer_that_was_cut_off_is_known_by_its_place_in_the_ranking(tmp_pat
     turned = replace(found, verdict="second")
     assert turned.ranked == (("Noise!", False), ("Ask him kindly.", True))
     assert replace(found, verdict="tie").ranked is None
-    assert {**VOTE, "first_cut": True} == comparisons.row_of(found)  # in the file only where it is true
+    assert comparisons.row_of(found) == {**VOTE, "first_cut": True}  # in the file only where it is true
 
 
 def test_lines_come_out_as_they_went_in(tmp_path):

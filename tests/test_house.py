@@ -11,12 +11,14 @@ LIBRARY, TESTS = ROOT / "rlhf_lib", ROOT / "tests"
 # From the ground up. A module imports only from floors below its own, and on its own floor from what stands before it.
 # "exercises." is every module of that package, which may import one another, but not in a circle.
 FLOORS = [
-    "files devices",
+    "files devices wheels",
     "ppo preference corpus tokenization labels chat comparisons public_sets",
-    "models.layers models.gpt models.heads models.weights checkpoints runs",
+    "models.layers models.gpt models.llama models.heads models.weights models.lora models.gguf models.published checkpoints runs",
     "sampling judge pairwise blind endpoint",
-    "trainers.muon trainers.pretrain trainers.reward trainers.rollouts trainers.rewards trainers.ppo",
-    "plots pipelines.settings pipelines.stages pipelines.estimate pipelines.report pipelines.shakespeare __main__",
+    "trainers.muon trainers.pretrain trainers.sft trainers.reward trainers.preference trainers.rollouts trainers.rewards "
+    "trainers.ppo trainers.ppo_critic",
+    "plots plots_assistant pipelines.settings pipelines.stages pipelines.inputs pipelines.estimate pipelines.report "
+    "pipelines.shakespeare pipelines.judging pipelines.referee pipelines.assistant talk __main__",
     "course exercises. widgets. notebooks grading.",
 ]
 ORDER = [name for floor in FLOORS for name in floor.split()]
