@@ -179,12 +179,18 @@ class Assistant:
         if "sft" in self.stages.done():
             return
         started = self.stages.begin("sft")
-        learn, held_out = self.inputs.demonstrations
-        scores = sft.train(
-            self.branch("sft"), self.tokenizer, learn, held_out, self.settings.sft, self.folder, self.settings.seed
+        s, (learn, held_out) = self.settings, self.inputs.demonstrations
+        before = sft.evaluate(self.base, sft.pack([self.tokenizer.turns(talk) for talk in held_out], s.sft.row))
+        scores = sft.train(self.branch("sft"), self.tokenizer, learn, held_out, s.sft, self.folder, s.seed)
+        self.stages.finish(
+            "sft",
+            started,
+            "sft",
+            demonstrations=len(learn),
+            left_out=self.inputs.left_out,
+            start_loss=before["loss"],
+            sft_loss=scores["loss"],
         )
-        stats = {"sft_loss": scores["loss"], "sft_perplexity": scores["perplexity"]}
-        self.stages.finish("sft", started, "sft", demonstrations=len(learn), left_out=self.inputs.left_out, **stats)
 
     def train_reward(self):
         self.stages.need("sft", "assistant")
