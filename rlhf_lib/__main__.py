@@ -1,7 +1,11 @@
-"""The command line: `python -m rlhf_lib run --preset laptop --out runs/laptop`, and a command for every stage."""
+"""The command line: `python -m rlhf_lib run --preset laptop --out runs/laptop`, and a command for every stage.
+
+`assistant` does for a small assistant what `run` does for the plays, and `chat` talks with it.
+"""
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -17,28 +21,23 @@ STAGES = {
 }
 
 
+ASSISTANT = "every stage of the assistant, from demonstrations to the report"
+
+
+def presets_of(command):
+    """The settings of a pipeline by preset."""
+    from rlhf_lib.pipelines import assistant, shakespeare
+
+    return assistant.PRESETS if command == "assistant" else shakespeare.PRESETS
+
+
 def parser():
-    from rlhf_lib.pipelines.settings import explain, flat
-    from rlhf_lib.pipelines.shakespeare import PRESETS
+    from rlhf_lib.talk import MODELS
 
     main = argparse.ArgumentParser(prog="python -m rlhf_lib", description=__doc__)
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (text, _) in STAGES.items():
-        command = commands.add_parser(
-            name, help=text, description=f"{text[0].upper()}{text[1:]}. A run that was stopped goes on."
-        )
-        command.add_argument(
-            "--preset", choices=sorted(PRESETS), default=argparse.SUPPRESS, help="smoke, laptop (default) or gpu"
-        )
-        command.add_argument("--out", required=True, metavar="DIR", help="the run's folder")
-        for field, default in flat(PRESETS["laptop"]).items():
-            if field != "preset":
-                kind = boolean if isinstance(default, bool) else type(default)
-                metavar = {str: "TEXT", int: "N", float: "X"}.get(type(default), "yes|no")
-                text = explain(PRESETS["laptop"], field).replace("%", "%%")
-                command.add_argument(
-                    f"--{field}", type=kind, metavar=metavar, default=argparse.SUPPRESS, help=f"{text} (laptop: {default})"
-                )
+    for name, text in {**{name: text for name, (text, _) in STAGES.items()}, "assistant": ASSISTANT}.items():
+        add_pipeline(commands, name, text)
     sample = commands.add_parser("sample", help="write samples of a checkpoint as JSON lines")
     sample.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's folder (its policy) or a checkpoint's")
     sample.add_argument("-n", type=int, default=10, metavar="N", help="how many (10)")
@@ -55,10 +54,37 @@ def parser():
     score.add_argument(
         "--file", required=True, metavar="FILE", help="JSON lines with `text`, perhaps `label`; - for standard input"
     )
+    chat = commands.add_parser("chat", help="talk with an assistant; /new begins again, an empty line ends")
+    chat.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's folder (its policy) or a checkpoint's")
+    chat.add_argument("--model", choices=MODELS, help="which of the run's models answers (policy)")
+    chat.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="most tokens of an answer (128)")
+    chat.add_argument("--temperature", type=float, default=1.0, metavar="X")
+    chat.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="the same seed and the same words give the same answers (0)"
+    )
     publish = commands.add_parser("publish", help="copy a finished run's checkpoints in half precision")
     publish.add_argument("--run", required=True, metavar="DIR", help="the run's folder")
     publish.add_argument("--to", required=True, metavar="DIR", help="where the checkpoints go")
     return main
+
+
+def add_pipeline(commands, name, text):
+    """A command with a flag for every setting of its pipeline."""
+    from rlhf_lib.pipelines.settings import explain, flat
+
+    presets = presets_of(name)
+    laptop = presets["laptop"]
+    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. A run that was stopped goes on.")
+    command.add_argument("--preset", choices=sorted(presets), default=argparse.SUPPRESS, help="smoke, laptop (default) or gpu")
+    command.add_argument("--out", required=True, metavar="DIR", help="the run's folder")
+    for field, default in flat(laptop).items():
+        if field != "preset":
+            kind = boolean if isinstance(default, bool) else type(default)
+            metavar = {str: "TEXT", int: "N", float: "X"}.get(type(default), "yes|no")
+            text = explain(laptop, field).replace("%", "%%")
+            command.add_argument(
+                f"--{field}", type=kind, metavar=metavar, default=argparse.SUPPRESS, help=f"{text} (laptop: {default})"
+            )
 
 
 def boolean(text):
@@ -68,24 +94,23 @@ def boolean(text):
 
 
 def settings_of(options):
-    """The Settings that the options ask for: those of a run that was begun in the folder, or a preset with changes."""
+    """The settings that the options ask for: those of a run that was begun in the folder, or a preset with changes."""
     from rlhf_lib.pipelines.settings import changed, flat
-    from rlhf_lib.pipelines.shakespeare import PRESETS
 
-    given = {name: value for name, value in vars(options).items() if name not in ("command", "out", "preset")}
+    presets = presets_of(getattr(options, "command", "run"))
+    base = presets[getattr(options, "preset", "laptop")]
+    known = flat(base)
+    given = {name: value for name, value in vars(options).items() if name in known and name != "preset"}
     saved = Path(options.out) / "settings.json"
     if saved.exists():
         begun = read_json(saved)
+        if not begun.keys() <= known.keys():
+            raise RunError(f"{options.out} holds a run of another pipeline: choose another --out")
         preset = getattr(options, "preset", begun["preset"])
-        base = (
-            changed(PRESETS[preset], {k: v for k, v in begun.items() if k != "preset"})
-            if preset == begun["preset"]
-            else PRESETS[preset]
-        )
-    else:
-        base = PRESETS[getattr(options, "preset", "laptop")]
-    known = flat(base)
-    return changed(base, {name: value for name, value in given.items() if name in known})
+        base = presets[preset]
+        if preset == begun["preset"]:
+            base = changed(base, {name: value for name, value in begun.items() if name != "preset"})
+    return changed(base, given)
 
 
 def stage_folder(folder, *stages):
@@ -160,10 +185,36 @@ def score(options):
         print(f"right on {sum(right) / len(right):.1%} of {len(right)} passages labelled positive or negative", file=sys.stderr)
 
 
-def publish(options):
-    from rlhf_lib.pipelines.shakespeare import publish
+def chat(options):
+    from rlhf_lib.devices import pick_device
+    from rlhf_lib.talk import open_assistant, talk, typed
 
-    publish(options.run, options.to)
+    model, tokenizer = open_assistant(options.checkpoint, options.model, pick_device())
+    say = lambda text: print(text, flush=True)  # noqa: E731
+    talk(model, tokenizer, typed(), say, options.max_new_tokens, options.temperature, options.seed)
+
+
+def publish(options):
+    from rlhf_lib.pipelines import assistant, shakespeare
+
+    saved = Path(options.run) / "settings.json"
+    of_assistant = saved.exists() and "sft.epochs" in read_json(saved)
+    (assistant if of_assistant else shakespeare).publish(options.run, options.to)
+
+
+def assist(options):
+    from rlhf_lib.pipelines.assistant import Assistant
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise RunError("the assistant is trained by one process: start it without torchrun")
+    summary = Assistant(settings_of(options), options.out).run()
+    low, high = summary["win_rate_policy_interval"]
+    print(
+        f"\nReward model {summary['reward_accuracy']:.1%} (length alone {summary['length_accuracy']:.1%}); PPO wins "
+        f"{summary['win_rate_policy']:.1%} ({low:.1%} to {high:.1%}) against the start and "
+        f"{summary['win_rate_policy_over_sft']:.1%} against SFT at {summary['kl_nats']:.1f} nats; "
+        f"{summary['seconds']['total'] / 60:.1f} minutes.\nRead {Path(options.out) / 'report.html'}"
+    )
 
 
 def stage(options):
@@ -184,7 +235,8 @@ def stage(options):
 def main(arguments=None):
     options = parser().parse_args(arguments)
     try:
-        {"sample": sample, "score": score, "publish": publish}.get(options.command, stage)(options)
+        others = {"sample": sample, "score": score, "publish": publish, "chat": chat, "assistant": assist}
+        others.get(options.command, stage)(options)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from the last saved step.", file=sys.stderr)
         return 130
@@ -199,11 +251,15 @@ def main(arguments=None):
 
 
 def known_errors():
+    from rlhf_lib.chat import ChatError
     from rlhf_lib.checkpoints import CheckpointError
+    from rlhf_lib.comparisons import ComparisonError
     from rlhf_lib.corpus import CorpusError
     from rlhf_lib.labels import LabelError
+    from rlhf_lib.models.gguf import GGUFError
+    from rlhf_lib.models.published import PublishedError
 
-    return (CorpusError, LabelError, RunError, CheckpointError)
+    return (CorpusError, LabelError, RunError, CheckpointError, ChatError, ComparisonError, GGUFError, PublishedError)
 
 
 KNOWN_ERRORS = known_errors()

@@ -7,7 +7,8 @@ id; a place in the plays; or a text, or a conversation, of its own:
     {"work": "hamlet", "start": 1200, "end": 1260, "first": ..., "second": ..., "verdict": "tie", "reader": "r2"}
     {"prompt": "Why is the sky blue?", "first": ..., "second": ..., "verdict": "second", "reader": "r1"}
 
-A line may also have a `reason` (a word), `first_from` and `second_from` (which model wrote the answer) and a `round` (a number).
+A line may also have a `reason` (a word), `first_from` and `second_from` (which model wrote the answer), `first_cut` and
+`second_cut` (true where the answer was cut off before it ended by itself) and a `round` (a number).
 """
 
 import json
@@ -28,7 +29,8 @@ PLAYS = DATA / "labels" / "comparisons.jsonl"  # completions of given lines of t
 SPLITS = ("train", "held_out")
 VERDICTS = ("first", "second", "tie")
 PLACES = (("id",), ("work", "start", "end"), ("prompt",))  # how a line says its prompt
-NEEDED, OPTIONAL = ("first", "second", "verdict", "reader"), ("reason", "first_from", "second_from", "round")
+NEEDED = ("first", "second", "verdict", "reader")
+OPTIONAL = ("reason", "first_from", "second_from", "first_cut", "second_cut", "round")
 
 
 class ComparisonError(ValueError):
@@ -77,6 +79,8 @@ class Comparison:
     reason: str = ""
     first_from: str = ""
     second_from: str = ""
+    first_cut: bool = False
+    second_cut: bool = False
     round: int | None = None
     split: str | None = None
 
@@ -95,6 +99,9 @@ class Comparison:
         for field in ("reason", "first_from", "second_from"):
             if not isinstance(getattr(self, field), str):
                 raise ComparisonError(f"{field} must be a text, got {getattr(self, field)!r}")
+        for field in ("first_cut", "second_cut"):
+            if not isinstance(getattr(self, field), bool):
+                raise ComparisonError(f"{field} must be true or false, got {getattr(self, field)!r}")
         if self.round is not None and type(self.round) is not int:
             raise ComparisonError(f"round must be a whole number, got {self.round!r}")
 
@@ -116,6 +123,12 @@ class Comparison:
     def rejected(self):
         """The other answer; None in a tie."""
         return {"first": self.second, "second": self.first, "tie": None}[self.verdict]
+
+    @property
+    def ranked(self):
+        """((better answer, whether it was cut off), (other answer, whether it was)); None in a tie."""
+        both = (self.first, self.first_cut), (self.second, self.second_cut)
+        return {"first": both, "second": both[::-1], "tie": None}[self.verdict]
 
 
 def check_texts(item, *fields):
@@ -210,7 +223,7 @@ def append_comparison(path, comparison):
 def row_of(comparison):
     """A Comparison as the dict that stands on its line."""
     optional = {field: getattr(comparison, field) for field in OPTIONAL}
-    optional = {field: value for field, value in optional.items() if value not in ("", None)}
+    optional = {field: value for field, value in optional.items() if value != getattr(Comparison, field)}  # not the default
     return {**comparison.source, **{field: getattr(comparison, field) for field in NEEDED}, **optional}
 
 

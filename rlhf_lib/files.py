@@ -43,6 +43,11 @@ def write_json(path, record):
     write_atomic(path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def write_json_rows(path, rows):
+    """Write `rows` as a file of JSON lines."""
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
 def append_json(path, record):
     """Add `record` to a file of JSON lines, keeping what is there; a last line without an end gets one."""
     path = Path(path)

@@ -120,6 +120,94 @@ def tiny_run(tiny_settings, tmp_path_factory):
     return folder
 
 
+# ----------------------------------------------------------------------------------------- a whole run of the assistant
+
+KIND = ("Ask", "Tell", "Show", "Give", "Write")
+THINGS = ("them kindly", "her today", "him a good reason", "a friend first", "the truth", "us how it went")
+
+
+def spoken(draw, count):
+    """`count` short sentences."""
+    return " ".join(f"{draw.choice(KIND)} {draw.choice(THINGS)}." for _ in range(count))
+
+
+@pytest.fixture(scope="session")
+def tiny_talks(tmp_path_factory):
+    """The paths of made-up demonstrations and comparisons on the project's own prompts."""
+    from rlhf_lib import comparisons
+
+    folder, draw = tmp_path_factory.mktemp("talks"), random.Random(1)
+    prompts = comparisons.read_prompts()
+    train, held_out = ([p for p in prompts if p.split == split] for split in ("train", "held_out"))
+    shown = [{"id": p.id, "answer": spoken(draw, 2), "writer": "w1"} for p in train[:20] + held_out[:5]]
+    compared = []
+    for place, prompt in enumerate(train[:40] + held_out[:15]):
+        pair = [spoken(draw, 1), f"{spoken(draw, 1)} But no."]  # the one without "no" is better
+        better = draw.randrange(2)
+        first, second = pair if better == 0 else pair[::-1]
+        verdict = "tie" if place % 11 == 10 else ("first", "second")[better]
+        row = {"id": prompt.id, "first": first, "second": second, "verdict": verdict, "reader": "r1"}
+        compared.append({**row, "second_cut": True} if place % 5 == 4 else row)
+    paths = {"demonstrations": folder / "shown.jsonl", "comparisons": folder / "compared.jsonl"}
+    for name, rows in (("demonstrations", shown), ("comparisons", compared)):
+        paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {name: str(path) for name, path in paths.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_assistant(tiny_talks):
+    """Settings, by their dotted names, of a run of the assistant that takes seconds."""
+    return {
+        **tiny_talks,
+        "model": "tiny",
+        "limit": 0,
+        "layers": 1,
+        "rank": 2,
+        "alpha": 4,
+        "normaliser_samples": 16,
+        "best_of": 3,
+        "evaluate_prompts": 6,
+        "sft.epochs": 2,
+        "sft.row": 128,
+        "sft.batch": 4,
+        "sft.lr": 2e-2,
+        "preference.epochs": 4,
+        "preference.batch": 8,
+        "preference.lr": 2e-2,
+        "ppo.iterations": 2,
+        "ppo.rollout_size": 8,
+        "ppo.minibatch": 4,
+        "ppo.epochs": 2,
+        "ppo.max_new_tokens": 10,
+        "ppo.lr": 1e-2,
+        "ppo.max_kl": 100.0,
+    }
+
+
+@pytest.fixture(scope="session")
+def assistant_settings(tiny_assistant):
+    """`assistant_settings(changes)`: the Settings of the tiny run of the assistant, with changes by dotted name."""
+    from rlhf_lib.pipelines.assistant import PRESETS
+    from rlhf_lib.pipelines.settings import changed
+
+    return lambda changes=None: changed(PRESETS["smoke"], {**tiny_assistant, **(changes or {})})
+
+
+@pytest.fixture(scope="session")
+def assistant_run(assistant_settings, tmp_path_factory):
+    """The folder of a finished tiny run of the assistant, made on the CPU by one thread. Not to be written to."""
+    from rlhf_lib.pipelines.assistant import Assistant
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("assistant") / "tiny"
+    try:
+        Assistant(assistant_settings(), folder, torch.device("cpu")).run()
+    finally:
+        torch.set_num_threads(threads)
+    return folder
+
+
 # ----------------------------------------------------------------------------------------- files that would run code
 
 

@@ -157,6 +157,8 @@ BAD = {
     "no prompt": ("comparisons", without(OWN, "prompt"), "the field 'id' is missing; a line has id, first, second"),
     "reason is a number": ("comparisons", {**VOTE, "reason": 3}, "reason must be a text, got 3"),
     "model is a number": ("comparisons", {**VOTE, "second_from": 3}, "second_from must be a text, got 3"),
+    "cut is a text": ("comparisons", {**VOTE, "first_cut": "yes"}, "first_cut must be true or false, got 'yes'"),
+    "cut is a number": ("comparisons", {**VOTE, "second_cut": 1}, "second_cut must be true or false, got 1"),
     "round is a text": ("comparisons", {**VOTE, "round": "1"}, "round must be a whole number, got '1'"),
     "round is true": ("comparisons", {**VOTE, "round": True}, "round must be a whole number, got True"),
     "unknown work": ("comparisons", {**LINE, "work": "cardenio"}, "the work 'cardenio' is not in the corpus"),
@@ -267,6 +269,7 @@ def votes(draw):
     )
     verdict, reader = draw(st.sampled_from(comparisons.VERDICTS)), draw(TEXT)
     optional = {field: draw(st.text(max_size=4)) for field in ("reason", "first_from", "second_from")}
+    optional |= {field: draw(st.booleans()) for field in ("first_cut", "second_cut")}
     optional["round"] = draw(st.sampled_from([None, 0, 7]))
     return Comparison(prompt, first, second, verdict, reader, source, split=split, **optional)
 
@@ -287,8 +290,18 @@ def test_what_is_appended_is_read_back_and_no_vote_counts_twice(tmp_path_factory
     assert not found or path.read_bytes() == before
 
 
+def test_an_answer_that_was_cut_off_is_known_by_its_place_in_the_ranking(tmp_path):
+    (found,) = comparisons.read_comparisons(put(tmp_path, {**VOTE, "first_cut": True, "second_cut": False}), PROMPTS)
+    assert found.ranked == (("Ask him kindly.", True), ("Noise!", False))
+    turned = replace(found, verdict="second")
+    assert turned.ranked == (("Noise!", False), ("Ask him kindly.", True))
+    assert replace(found, verdict="tie").ranked is None
+    assert comparisons.row_of(found) == {**VOTE, "first_cut": True}  # in the file only where it is true
+
+
 def test_lines_come_out_as_they_went_in(tmp_path):
-    lines = [VOTE, LINE, OWN, {**OWN, "prompt": TALK}]
+    cut = {**{field: value for field, value in VOTE.items() if field != "round"}, "second": "Noi", "second_cut": True, "round": 0}
+    lines = [VOTE, LINE, OWN, {**OWN, "prompt": TALK}, cut]
     for comparison in comparisons.read_comparisons(put(tmp_path, *lines), PROMPTS, WORKS):
         comparisons.append_comparison(tmp_path / "again.jsonl", comparison)
     again = (tmp_path / "again.jsonl").read_text(encoding="utf-8").splitlines()

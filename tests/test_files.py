@@ -118,6 +118,13 @@ def test_appending_makes_the_file_and_its_folder(tmp_path):
     assert (tmp_path / "new" / "lines.jsonl").read_bytes() == b'{"a": null}\n'
 
 
+def test_rows_are_written_one_a_line_and_read_back(tmp_path):
+    rows = [{"text": "é\u2028"}, {"n": [1, None]}]
+    files.write_json_rows(tmp_path / "rows.jsonl", rows)
+    assert [row for _, row in files.json_rows(tmp_path / "rows.jsonl")] == rows
+    assert (tmp_path / "rows.jsonl").read_bytes() == '{"text": "é\u2028"}\n{"n": [1, null]}\n'.encode()
+
+
 def test_rows_have_the_numbers_of_their_lines_in_the_file(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_bytes('\n{"a": "\u2028\x85"}\r\n   \n{"a": 2}'.encode())

@@ -15,8 +15,10 @@ FLOORS = [
     "ppo preference corpus chat tokenization labels comparisons public_sets",
     "models.layers models.gpt models.llama models.heads models.weights models.lora models.gguf models.published checkpoints runs",
     "sampling judge pairwise blind endpoint",
-    "trainers.muon trainers.pretrain trainers.reward trainers.rollouts trainers.rewards trainers.ppo trainers.sft trainers.preference trainers.ppo_critic",
-    "plots pipelines.settings pipelines.stages pipelines.estimate pipelines.report pipelines.shakespeare __main__",
+    "trainers.muon trainers.pretrain trainers.sft trainers.reward trainers.preference trainers.rollouts trainers.rewards "
+    "trainers.ppo trainers.ppo_critic",
+    "plots plots_assistant pipelines.settings pipelines.stages pipelines.inputs pipelines.estimate pipelines.report "
+    "pipelines.shakespeare pipelines.judging pipelines.referee pipelines.assistant talk __main__",
     "course exercises. widgets. notebooks grading.",
 ]
 ORDER = [name for floor in FLOORS for name in floor.split()]

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from rlhf_lib import devices
 from rlhf_lib.models.gpt import GPT
-from rlhf_lib.models.heads import RewardModel
+from rlhf_lib.models.heads import RewardModel, head_logprobs
+from rlhf_lib.pipelines.inputs import prompt_tokens
 from rlhf_lib.sampling import generate
 from rlhf_lib.trainers import pretrain, rollouts
 
@@ -59,6 +60,43 @@ def estimate(settings, labels, device):
         "evaluation": 2 * s.evaluate_samples * (s.ppo.max_new_tokens * sampled + scored / s.ppo.minibatch),
     }
     return dict(list(parts.items())[2:]) if s.init_from else parts
+
+
+def estimate_assistant(run):
+    """Seconds by stage of a run of the assistant; it takes a few itself.
+
+    Three pieces are timed: the trunk below the adapters, learning above it, and sampling, each per token.
+    """
+    s, device = run.settings, run.device
+    model, length = run.branch("estimate"), min(64, run.base.config.context)
+    tokens = torch.zeros(4, length, dtype=torch.long, device=device)
+    with devices.autocast(device, model.config.width, exact=True):
+        trunk = timed(lambda: model.trunk(tokens), device) / tokens.numel()
+        state = model.trunk(tokens)
+        learn = timed(
+            lambda: head_logprobs(model.top(*state).flatten(0, 1), model.head.weight, tokens.flatten()).sum().backward(), device
+        )
+    learn /= tokens.numel()
+    rows, new = min(64, s.ppo.rollout_size), min(16, s.ppo.max_new_tokens)
+    quick = rollouts.quick_copy(model)
+    sampled = timed(lambda: generate(quick, [[0] * 32] * rows, new), device) / (rows * new)
+    read = trunk + learn / 3  # a third of learning is the way forward
+
+    talks = [sum(len(run.tokenizer.turns(talk)[0]) for talk in half) for half in run.inputs.demonstrations]
+    pairs = [sum(len(r.prompt) + len(answer) for r in half for answer in r.answers) for half in run.inputs.rankings]
+    asked = [len(prompt_tokens(run.tokenizer, prompt)) for prompt in run.inputs.prompts[1]]
+    whole = sum(asked) / len(asked) + s.ppo.max_new_tokens  # tokens of a prompt and an answer
+    answer = s.ppo.max_new_tokens * sampled + whole * read  # seconds of one that is drawn and scored
+    reward = s.preference.epochs * (pairs[0] * (trunk + learn) + pairs[1] * read)
+    drawn = (s.ppo.iterations + 1) * s.ppo.rollout_size
+    trains_gold = run.endpoint is None and run.published_gold is None
+    judged = len(run.inputs.prompts[1][: s.evaluate_prompts or None])
+    return {
+        "fine-tuning": s.sft.epochs * (talks[0] * (trunk + learn) + talks[1] * read),
+        "reward model": reward,
+        "policy": (drawn + s.normaliser_samples) * answer + drawn * whole * learn * (1 + 2 * s.ppo.epochs),  # policy and critic
+        "judging": judged * (3 + s.best_of) * answer + trains_gold * reward,
+    }
 
 
 def timed(work, device):

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from jinja2 import Environment
 
-from rlhf_lib import plots, runs
-from rlhf_lib.files import write_atomic
+from rlhf_lib import plots, plots_assistant, runs
+from rlhf_lib.files import json_rows, read_json, write_atomic
 from rlhf_lib.labels import SYNTHETIC
 
 PAGE = Path(__file__).with_name("report.html.j2")
+ASSISTANT_PAGE = Path(__file__).with_name("assistant_report.html.j2")
 
 
 def png(figure):
@@ -49,5 +50,33 @@ def write_report(folder, samples=20):
         else "the synthetic rater, which is also the gold judge",
         figures={name: png(fig) for name, fig in figures.items()},
         pairs=list(zip(base[:samples], tuned[:samples])),
+    )
+    write_atomic(folder / "report.html", html.encode())
+
+
+def write_assistant_report(folder, samples=20):
+    """Write `folder/report.html` from the summary, metrics, answers and verdicts of a run of the assistant."""
+    folder = Path(folder)
+    summary, settings = read_json(folder / "summary.json"), read_json(folder / "settings.json")
+    metrics = runs.Metrics(folder)
+    figures = {
+        "sft": plots_assistant.fine_tuning(metrics.read("sft")),
+        "reward": plots_assistant.preferences(
+            metrics.read("reward"), summary["length_accuracy"], summary.get("reader_agreement")
+        ),
+        "policy": plots_assistant.critic_diagnostics(metrics.read("policy"), settings["ppo.max_kl"]),
+        "win_rates": plots_assistant.win_rates(summary),
+    }
+    answers = {}  # a list of rows by side
+    for _, row in json_rows(folder / "answers.jsonl"):
+        answers.setdefault(row["side"], []).append(row)
+    page = Environment(autoescape=True).from_string(ASSISTANT_PAGE.read_text(encoding="utf-8"))
+    html = page.render(
+        summary=summary,
+        settings=settings,
+        minutes=f"{summary['seconds']['total'] / 60:.1f}",
+        figures={name: png(fig) for name, fig in figures.items()},
+        sides={"start": "Start", "sft": "SFT", "best_of": f"Best of {settings['best_of']}", "policy": "PPO"},
+        asked=[dict(zip(answers, rows)) for rows in list(zip(*answers.values()))[:samples]],
     )
     write_atomic(folder / "report.html", html.encode())

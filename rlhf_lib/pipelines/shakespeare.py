@@ -11,9 +11,9 @@ from pathlib import Path
 from rlhf_lib import checkpoints, corpus, devices, judge, labels, tokenization
 from rlhf_lib.files import RunError, read_json, write_atomic, write_json
 from rlhf_lib.models.gpt import GPTConfig
+from rlhf_lib.pipelines import stages
 from rlhf_lib.pipelines.estimate import estimate, sentence
 from rlhf_lib.pipelines.report import write_report
-from rlhf_lib.pipelines.settings import flat
 from rlhf_lib.pipelines.stages import Stages
 from rlhf_lib.trainers import ppo, pretrain, reward, rewards, rollouts
 from rlhf_lib.trainers.ppo import PPOConfig
@@ -315,18 +315,7 @@ def publish(run, folder):
 
     A published folder serves wherever a run's folder does: `--checkpoint`, `--init_from`, `checkpoints.load`.
     """
-    run, folder = Path(run), Path(folder)
-    if not (run / "summary.json").exists():
-        raise RunError(f"{run} holds no finished run: only one with a summary.json is published")
-    for name in ("base", "reward", "policy"):
-        model, tokenizer = checkpoints.load(run / name, kind="reward" if name == "reward" else "gpt")
-        checkpoints.write(folder / name, model.half().state_dict(), checkpoints.read_metadata(run / name), tokenizer)
-    settings, summary = read_json(run / "settings.json"), read_json(run / "summary.json")
-    begun = flat(PRESETS[settings["preset"]])
-    other = [f"--{name} {value}" for name, value in settings.items() if value != begun[name] and name != "seed"]
-    command = ["python -m rlhf_lib run", f"--preset {settings['preset']}", f"--seed {settings['seed']}", *other, "--out DIR"]
-    write_json(folder / "settings.json", settings)
-    write_json(folder / "summary.json", {"command": " ".join(command), **summary})
+    stages.publish(run, folder, ("base", "reward", "policy"), "run", PRESETS)
 
 
 def ratio(value, base):

@@ -8,9 +8,19 @@ import json
 import time
 from pathlib import Path
 
-from rlhf_lib import devices, runs
+from rlhf_lib import checkpoints, devices, runs
 from rlhf_lib.files import RunError, read_json, write_json
 from rlhf_lib.pipelines.settings import flat
+
+
+def same_settings(settings, folder):
+    """Refuse a folder that holds a run with other settings; nothing is written."""
+    saved = Path(folder) / "settings.json"
+    if saved.exists():
+        old, new = read_json(saved), json.loads(json.dumps(flat(settings)))
+        for name in new:
+            if old.get(name) != new[name]:
+                raise RunError(f"{folder} holds a run with {name}={old.get(name)!r}, not {new[name]!r}: choose another --out")
 
 
 class Stages:
@@ -22,15 +32,10 @@ class Stages:
 
     def __init__(self, settings, folder):
         self.folder = Path(folder)
-        saved = self.folder / "settings.json"
-        if saved.exists():
-            old, new = read_json(saved), json.loads(json.dumps(flat(settings)))
-            for name in new:
-                if old.get(name) != new[name]:
-                    raise RunError(f"{folder} holds a run with {name}={old.get(name)!r}, not {new[name]!r}: choose another --out")
+        same_settings(settings, folder)
         devices.wait()
         if devices.world()[0] == 0:
-            write_json(saved, flat(settings))
+            write_json(self.folder / "settings.json", flat(settings))
 
     def done(self):
         """The stages that are done, a dict of name to record."""
@@ -71,3 +76,24 @@ class Stages:
             if any(peak in record for record in done.values()):
                 summary[peak] = max(record.get(peak) or 0 for record in done.values())
         return summary
+
+
+def publish(run, folder, names, command, presets):
+    """Copy the checkpoints `names` of a finished run to `folder` in half precision, with its settings and summary.
+
+    Args:
+        command, presets: what began the run, "run" or "assistant", and its settings by preset: the summary has the whole command.
+    """
+    run, folder = Path(run), Path(folder)
+    if not (run / "summary.json").exists():
+        raise RunError(f"{run} holds no finished run: only one with a summary.json is published")
+    for name in names:
+        tensors = {part: tensor.half() for part, tensor in checkpoints.read_tensors(run / name).items()}
+        metadata, tokenizer = checkpoints.read_metadata(run / name), checkpoints.load_tokenizer(run / name)
+        checkpoints.write(folder / name, tensors, metadata, tokenizer)
+    settings, summary = read_json(run / "settings.json"), read_json(run / "summary.json")
+    begun = flat(presets[settings["preset"]])
+    other = [f"--{name} {value}" for name, value in settings.items() if value != begun[name] and name != "seed"]
+    whole = [f"python -m rlhf_lib {command}", f"--preset {settings['preset']}", f"--seed {settings['seed']}", *other, "--out DIR"]
+    write_json(folder / "settings.json", settings)
+    write_json(folder / "summary.json", {"command": " ".join(whole), **summary})

@@ -1,0 +1,141 @@
+"""What the assistant learns from and is judged on, read and checked as a whole before the first step of work."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_lib import comparisons, public_sets
+from rlhf_lib.chat import as_messages, opening
+from rlhf_lib.comparisons import ComparisonError
+from rlhf_lib.files import json_rows
+from rlhf_lib.labels import draw_of
+from rlhf_lib.trainers.preference import Ranking
+
+OURS = "ours"
+
+
+@dataclass
+class Inputs:
+    """Everything of which one half is learned from and the other held out, as (learn, held out), two lists each.
+
+    Args:
+        demonstrations: conversations, each a list of messages that ends with the assistant's.
+        rankings: a preference.Ranking for each comparison that is no tie, of those to learn from at most `settings.limit`.
+        beyond: a list of the others, of which only a gold judge learns.
+        prompts: texts or lists of messages; those held out in an order that their texts alone decide, so that the first few are
+            of all kinds.
+        left_out: how many were too long for the model, a dict by what they are.
+        agreement: what `comparisons.agreement` says of two readers; None where nobody read twice.
+        loaded: what was read of a public set, in a sentence; "" where none was.
+    """
+
+    demonstrations: tuple
+    rankings: tuple
+    beyond: list
+    prompts: tuple
+    left_out: dict
+    agreement: dict | None
+    loaded: str
+
+    def notes(self):
+        """What was left out, in sentences."""
+        counts = [f"{count:,} {name}" for name, count in self.left_out.items() if count]
+        too_long = f"Left out, being too long: {', '.join(counts)}." if counts else ""
+        return [sentence for sentence in (self.loaded, too_long) if sentence]
+
+
+def read(settings, tokenizer, context):
+    """The Inputs that `settings`, those of the assistant, name for a model that reads `context` tokens.
+
+    What is longer than the model or the settings allow is left out and counted. Prompts are those of
+    `data/assistant/prompts.jsonl`, unless the comparisons have their own.
+
+    Raises:
+        ComparisonError, ChatError: a file or a set that is not there or not well-formed.
+        ValueError: settings that do not fit the model, or a half in which nothing is left.
+    """
+    s, most = settings, min(settings.longest or context, context)
+    for name, value in (("sft.row", s.sft.row), ("ppo.max_new_tokens", s.ppo.max_new_tokens + 1)):
+        if value > context:
+            raise ValueError(f"{name} is too much for a model that reads {context} tokens: make it smaller")
+    asked = comparisons.read_prompts(comparisons.PROMPTS)
+    shown = comparisons.read_demonstrations(comparisons.DEMONSTRATIONS if s.demonstrations == OURS else s.demonstrations, asked)
+    compared, loaded = read_comparisons(s.comparisons, s.limit, asked)
+    second = comparisons.SECOND_READING
+    agreement = None
+    if s.comparisons == OURS and second.exists():
+        agreement = comparisons.agreement(compared, comparisons.read_comparisons(second, asked))
+    own = [comparison for comparison in compared if "id" not in comparison.source]
+    prompts = list({json.dumps(item.prompt): item for item in own or asked}.values())
+    prompts.sort(key=lambda item: draw_of(opening(item.prompt)))
+    left_out = {}
+
+    def halves(name, items, made, length, most):
+        """What is `made` of the `items` of each half, without what has a `length` of more than `most` tokens."""
+        whole = [[made(item) for item in half] for half in comparisons.split(items)]
+        fitting = [[thing for thing in half if length(thing) <= most] for half in whole]
+        left_out[name] = sum(map(len, whole)) - sum(map(len, fitting))
+        if not all(fitting):
+            raise ValueError(
+                f"{name}: {len(fitting[0])} to learn from and {len(fitting[1])} held out, {left_out[name]} of more than {most} "
+                f"tokens left out; at least one of each is needed"
+            )
+        return tuple(fitting)
+
+    compared = [comparison for comparison in compared if not comparison.tie]
+    compared.sort(key=lambda item: draw_of(json.dumps(comparisons.row_of(item))))  # so that the first few are of all prompts
+    learn, held_out = halves(
+        "comparisons",
+        compared,
+        lambda item: ranking(tokenizer, item),
+        lambda item: len(item.prompt) + max(map(len, item.answers)),
+        most,
+    )
+    few = s.limit or len(learn)
+    return Inputs(
+        demonstrations=halves(
+            "demonstrations",
+            shown,
+            lambda item: [*as_messages(item.prompt), {"role": "assistant", "content": item.answer}],
+            lambda talk: len(tokenizer.turns(talk)[0]),
+            min(s.sft.row, most),
+        ),
+        rankings=(learn[:few], held_out),
+        beyond=learn[few:],
+        prompts=halves(
+            "prompts",
+            prompts,
+            lambda item: item.prompt,
+            lambda prompt: len(prompt_tokens(tokenizer, prompt)),
+            most - s.ppo.max_new_tokens,
+        ),
+        left_out=left_out,
+        agreement=agreement,
+        loaded=loaded,
+    )
+
+
+def read_comparisons(name, limit, prompts):
+    """(comparisons, what was read of a public set, in a sentence): ours, a file's of our form, or a public set's."""
+    if name == OURS:
+        return comparisons.read_comparisons(comparisons.COMPARISONS, prompts), ""
+    if Path(name).suffix == ".jsonl" and all("chosen" not in row for _, row in json_rows(name, ComparisonError)):
+        return comparisons.read_comparisons(name, prompts), ""
+    loaded = public_sets.load(name, limit=limit or None)
+    return loaded.comparisons, str(loaded)
+
+
+def prompt_tokens(tokenizer, prompt):
+    """The tokens from which an answer to `prompt`, a text or a list of messages, goes on."""
+    return tokenizer.prompt(as_messages(prompt))
+
+
+def answer_tokens(tokenizer, answer, cut=False):
+    """The tokens of an answer, the end of the turn included unless it was cut off before."""
+    return tokenizer.encode(answer.strip()) + ([] if cut else [tokenizer.end_token])
+
+
+def ranking(tokenizer, comparison):
+    """The Ranking of a comparison that is no tie."""
+    answers = [answer_tokens(tokenizer, *answer) for answer in comparison.ranked]
+    return Ranking(prompt_tokens(tokenizer, comparison.prompt), answers)

@@ -1,0 +1,94 @@
+"""A talk with an assistant in the terminal."""
+
+import sys
+from pathlib import Path
+
+from rlhf_lib import checkpoints
+from rlhf_lib.checkpoints import CheckpointError
+from rlhf_lib.devices import generator
+from rlhf_lib.tokenization import ChatTokenizer
+from rlhf_lib.trainers.rollouts import draw, quick_copy
+
+MODELS = ("policy", "sft", "start")
+HELP = "Type what you want to say. /new begins again, an empty line ends."
+
+
+def open_assistant(folder, name=None, device="cpu"):
+    """The model and the tokeniser to talk with.
+
+    Args:
+        folder: that of a run of the assistant, or of a checkpoint.
+        name: of a run one of MODELS: after PPO (the default), after fine-tuning, or before both. Of a checkpoint None or "start".
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is no chat model's.
+    """
+    place = Path(folder)
+    if not (place / "model.safetensors").exists():
+        place = place / ("policy" if name is None else "sft" if name == "start" else name)
+    elif name not in (None, "start"):
+        raise CheckpointError(f"{folder} is one checkpoint: leave --model out, or give the folder of the run")
+    model, tokenizer = checkpoints.load(place, device)
+    if not isinstance(tokenizer, ChatTokenizer):
+        raise CheckpointError(
+            f"{place} holds a language model without a chat tokenizer: give the folder of a run of the assistant"
+        )
+    return (getattr(model, "base", model) if name == "start" else model), tokenizer
+
+
+def fitting(tokenizer, messages, most):
+    """The newest of `messages` that have at most `most` tokens, oldest turns left out first, and how many turns those are.
+
+    Raises:
+        ValueError: the last message alone has more.
+    """
+    for start in range(0, len(messages), 2):
+        if len(tokenizer.prompt(messages[start:])) <= most:
+            return messages[start:], start // 2
+    raise ValueError(f"that message is too long: the model reads {most} tokens before it answers. Say it in fewer words")
+
+
+def talk(model, tokenizer, lines, say, max_new_tokens=128, temperature=1.0, seed=0):
+    """Answer each of `lines` until one is empty, the conversation kept.
+
+    Args:
+        model: a chat model, or a Branch.
+        lines: an iterable of texts, as a person types them.
+        say: called with each answer, and with what there is to say beside.
+    """
+    most = model.config.context - max_new_tokens
+    if most < 1:
+        raise ValueError(f"--max-new-tokens must be below the model's context of {model.config.context}, got {max_new_tokens}")
+    model, messages = quick_copy(model), []
+    for turn, line in enumerate(lines):
+        asked = line.strip()
+        if not asked:
+            break
+        if asked == "/new":
+            messages = []
+            say("(a new conversation)")
+            continue
+        try:
+            messages, dropped = fitting(tokenizer, [*messages, {"role": "user", "content": asked}], most)
+        except ValueError as error:
+            say(f"({error})")
+            continue
+        if dropped:
+            say(f"(the conversation is longer than the model reads: {dropped} of its oldest turns are forgotten)")
+        drawn = draw(model, tokenizer, [tokenizer.prompt(messages)], max_new_tokens, generator(seed, "chat", turn), temperature)
+        answer = drawn.texts[0].strip()
+        messages = [*messages, {"role": "assistant", "content": answer}]
+        say(answer)
+
+
+def typed():
+    """Lines of standard input, with a mark before each where a person types them."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    print(HELP)
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
