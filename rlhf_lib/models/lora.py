@@ -183,3 +183,15 @@ def counts(model):
     own = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     everything = {id(p): p.numel() for m in (model, getattr(model, "base", model)) for p in m.parameters()}
     return own, sum(everything.values())
+
+
+def shared_counts(trained, fixed):
+    """Numbers in the four models of PPO: those that are trained, all on one trunk, and all of four whole models."""
+    branches = [*trained, *fixed]
+    adapters = sum(parameter.numel() for branch in branches for parameter in branch.parameters())
+    base = sum(parameter.numel() for parameter in branches[0].base.parameters())
+    return {
+        "trained": sum(counts(branch)[0] for branch in trained),
+        "one_trunk": base + adapters,
+        "four_models": sum(counts(branch)[1] for branch in branches),
+    }
