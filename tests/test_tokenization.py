@@ -402,8 +402,13 @@ def test_a_whole_template_gives_what_transformers_gives():
         {"role": "assistant", "content": "née 12"},
         {"role": "user", "content": "Whether 'tis nobler"},
     ]
-    for layout, template in (("chatml", CHATML), ("llama3", LLAMA3), ("dialogue", DIALOGUE)):
-        chat, plain = CHATS[layout]
+    lines = (  # block tags on lines of their own, indented, leave no trace
+        "{% for message in messages %}\n    {% if message['content'] %}\n"
+        "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n    {% endif %}\n{% endfor %}\n"
+    )
+    inner = CHATS["chatml"][1]
+    cases = [(*CHATS["chatml"], CHATML), (*CHATS["llama3"], LLAMA3), (*CHATS["dialogue"], DIALOGUE)]
+    for chat, plain, template in (*cases, (ChatTokenizer(Tokenizer.from_str(inner.to_str()), lines), inner, lines)):
         theirs = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token=chat.end, bos_token=chat.begin or None)
         theirs.chat_template = template
         for start in (0, 1):
