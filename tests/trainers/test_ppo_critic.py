@@ -547,15 +547,41 @@ def test_training_stops_at_max_kl_and_keeps_the_last_policy_within_it(tmp_path):
 
 
 @pytest.mark.parametrize("target", [1e-3, 1e3])
-def test_the_adaptive_coefficient_goes_where_it_leads_to_the_target(tmp_path, target):
+def test_the_adaptive_coefficient_goes_where_it_leads_to_the_target(tmp_path, monkeypatch, target):
     """By (1 + e n / horizon) with e cut at a fifth and a horizon of ten rollouts."""
+    used = []
+
+    def look(scores, ended, logprobs, ref_logprobs, mask, kl_coef, end_penalty):
+        used.append(kl_coef)
+        return token_rewards(scores, ended, logprobs, ref_logprobs, mask, kl_coef, end_penalty)
+
+    monkeypatch.setattr(ppo_critic, "token_rewards", look)
     train(tmp_path, config=small(iterations=5, kl_coef=0.1, kl_target=target, lr=3e-2))
     done, expected = records(tmp_path), 0.1
+    assert used == [record["kl_coef"] for record in done[:-1]]  # the rewards are paid by what is logged
     for record in done:
         assert record["kl_coef"] == pytest.approx(expected, rel=1e-6)
         expected *= 1 + max(-0.2, min(0.2, record["kl"] / target - 1)) / 10
     grows = [late["kl_coef"] > early["kl_coef"] for early, late in itertools.pairwise(done[1:])]  # at first the KL is 0
     assert all(grow == (target < 1) for grow in grows) and len(grows) == 4
+
+
+def test_ratio_and_value_are_each_cut_by_their_own_setting(tmp_path, monkeypatch):
+    cuts = {}
+    for name in ("policy_loss", "value_loss"):
+
+        def look(*arguments, name=name, real=getattr(ppo, name)):
+            cuts.setdefault(name, set()).add(arguments[-1])
+            return real(*arguments)
+
+        monkeypatch.setattr(ppo, name, look)
+    train(tmp_path, config=small(iterations=1, clip=0.13, value_clip=0.31))
+    assert cuts == {"policy_loss": {0.13}, "value_loss": {0.31}}
+
+
+def test_the_entropy_of_even_choices_is_exact(tmp_path):
+    train(tmp_path, four(spread=0), config=small(iterations=1, temperature=1.6))
+    assert records(tmp_path)[0]["entropy"] == pytest.approx(math.log(V), abs=1e-5)
 
 
 def test_a_fixed_coefficient_stays_and_a_higher_one_keeps_the_policy_closer(tmp_path):
@@ -592,10 +618,11 @@ def test_both_rates_hold_for_half_of_the_iterations_and_then_fall_to_zero(tmp_pa
 
 
 def test_what_is_watched_is_logged_and_never_learned_from(tmp_path):
-    watches = {
-        "nothing": None,
-        "length": lambda rollout, scores: {"gold": float(rollout.mask.sum()), "mean": scores.mean().item()},
-    }
+    def watch(rollout, scores):
+        assert torch.equal(rollout.logprobs < 0, rollout.mask)  # the policy's
+        return {"gold": float(rollout.mask.sum()), "mean": scores.mean().item()}
+
+    watches = {"nothing": None, "length": watch}
     learned = {name: weights(train(tmp_path / name, watch=watch)) for name, watch in watches.items()}
     assert same(learned["nothing"], learned["length"]) and "gold" not in records(tmp_path / "nothing")[0]
     for record in records(tmp_path / "length"):
