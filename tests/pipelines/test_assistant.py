@@ -289,7 +289,7 @@ def test_four_models_on_one_trunk_hold_little_more_than_one(assistant_run, summa
     assert summary["parameters"] == {**counted, "four_models": 4 * base + 2 * language + 2 * scalar}
 
 
-def test_checkpoints_stand_on_the_base_in_the_folder_and_training_leaves_it_as_it_was(
+def test_fine_tuning_stands_on_the_base_in_the_folder_the_rest_on_it_and_the_base_stays_as_it_was(
     assistant_run, assistant_settings, tmp_path
 ):
     fresh = Assistant(assistant_settings(), tmp_path / "fresh", CPU)
@@ -298,7 +298,8 @@ def test_checkpoints_stand_on_the_base_in_the_folder_and_training_leaves_it_as_i
     for name in ("sft", "policy", "reward"):
         metadata = checkpoints.read_metadata(assistant_run / name)
         assert metadata["branch"] == {
-            "layers": 1, "rank": 2, "alpha": 4, "matrices": None, "scalar": name == "reward", "source": "../base"
+            "layers": 2 if name == "sft" else 1, "rank": 2, "alpha": 4, "matrices": None, "scalar": name == "reward",
+            "source": "../base" if name == "sft" else "../sft",
         }  # fmt: skip
     other = Assistant(assistant_settings({"seed": 1}), tmp_path / "other", CPU)
     assert not torch.equal(other.base.embedding.weight, fresh.base.embedding.weight)
@@ -329,7 +330,7 @@ def test_the_critic_starts_as_the_reward_model_in_the_units_of_the_reward(assist
     tokens = torch.randint(0, 900, (3, 12), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         values = run.critic(pays)(tokens)
-        scores = run.load("reward", scalar=True)(tokens)
+        scores = run.restored(run.scalar("reward"), "reward")(tokens)
     torch.testing.assert_close(values, (scores - pays.normalise.mean) / pays.normalise.std, atol=1e-4, rtol=1e-4)
 
 
@@ -502,7 +503,7 @@ def test_verdicts_that_were_refused_are_counted_and_left_out(copied):
 def test_a_gold_model_that_was_published_is_taken_instead_of_trained(copied, monkeypatch):
     run = copied("judge")
     shutil.rmtree(run.folder / "gold")
-    run.published_gold = run.load("reward", scalar=True)
+    run.published_gold = run.restored(run.scalar("reward"), "reward")
     monkeypatch.setattr(preference, "train", lambda *_: pytest.fail("a gold model was trained"))
     run.judge()
     done = run.stages.done()["judge"]

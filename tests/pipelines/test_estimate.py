@@ -184,9 +184,9 @@ def test_the_run_that_follows_draws_what_it_draws_without_an_estimate(tiny_setti
 
 
 def test_every_piece_of_the_assistant_counts_as_often_as_the_run_does_it(assistant_settings, tmp_path, monkeypatch):
-    """Per token: the trunk takes 1 second, learning 3, so that reading takes 2; sampling takes 4."""
+    """Per token: the trunk takes 1 second, learning 3, so that reading takes 2; sampling takes 4. Fine-tuning: 0 and 5."""
     run = Assistant(assistant_settings(), tmp_path, CPU)
-    learned = iter([4 * 64 * 1.0, 4 * 64 * 3.0, 8 * 10 * 4.0])
+    learned = iter([4 * 64 * 1.0, 4 * 64 * 3.0, 0.0, 4 * 64 * 5.0, 8 * 10 * 4.0])
     monkeypatch.setattr(module, "timed", lambda work, device: (work(), next(learned))[1])
     parts = estimate_assistant(run)
     talks = [sum(len(run.tokenizer.turns(talk)[0]) for talk in half) for half in run.inputs.demonstrations]
@@ -195,13 +195,13 @@ def test_every_piece_of_the_assistant_counts_as_often_as_the_run_does_it(assista
     whole = sum(asked) / len(asked) + 10
     answer, reward = 10 * 4 + whole * 2, 4 * (pairs[0] * 4 + pairs[1] * 2)
     expected = {
-        "fine-tuning": 2 * (talks[0] * 4 + talks[1] * 2),
+        "fine-tuning": 2 * (talks[0] * 5 + talks[1] * 2),
         "reward model": reward,
         "policy": (3 * 8 + 16) * answer + 3 * 8 * whole * 3 * (1 + 2 * 2),
         "judging": 6 * (3 + 3) * answer + reward,  # and the gold model
     }
     assert parts == pytest.approx(expected)
-    learned = iter([4 * 64 * 1.0, 4 * 64 * 3.0, 8 * 10 * 4.0])
+    learned = iter([4 * 64 * 1.0, 4 * 64 * 3.0, 0.0, 4 * 64 * 5.0, 8 * 10 * 4.0])
     run.published_gold = "there"
     assert estimate_assistant(run)["judging"] == pytest.approx(6 * 6 * answer)
 
