@@ -187,7 +187,7 @@ class Assistant:
 
     def scalar(self, name, source="../sft"):
         """A scalar branch of the fine-tuned model, as it starts."""
-        return self.branch(name, self.tuned(), self.settings.layers, source, scalar=True)
+        return self.branch(name, self.tuned(), self.settings.layers, source, scalar=True, pooling="mean")
 
     def restored(self, branch, name):
         """`branch` with what the stage `name` left."""
@@ -243,7 +243,7 @@ class Assistant:
         s = self.settings
         policy, reference = self.language("policy"), self.language("reference")
         pays = self.preference_reward(reference)
-        critic = self.critic(pays)
+        critic = self.critic()
         prompts = [inputs.prompt_tokens(self.tokenizer, prompt) for prompt in self.inputs.prompts[0]]
         ppo_critic.train(policy, critic, reference, self.tokenizer, prompts, pays, s.ppo, self.folder, s.seed, watch)
         self.stages.finish(
@@ -265,12 +265,11 @@ class Assistant:
             write_json(path, fitted._asdict())
         return rewards.PreferenceReward(model, rewards.Normaliser(**read_json(path)))
 
-    @torch.no_grad()
-    def critic(self, pays):
-        """The critic as it starts: the reward model, which knows how good an answer is, in the units of the reward."""
-        critic = self.restored(self.scalar("reward"), "reward")
-        critic.score.bias.sub_(pays.normalise.mean).div_(pays.normalise.std)
-        critic.score.weight.div_(pays.normalise.std)
+    def critic(self):
+        """The critic as it starts: the reward model's adapters, which know how good an answer is, under a head of its own."""
+        critic = self.branch("critic", self.tuned(), self.settings.layers, scalar=True)
+        adapters = checkpoints.read_tensors(self.folder / "reward")
+        critic.load_state_dict(adapters | {"score.weight": critic.score.weight, "score.bias": critic.score.bias})
         return critic
 
     def judge(self):
