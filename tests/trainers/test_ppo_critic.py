@@ -567,12 +567,12 @@ def test_the_adaptive_coefficient_goes_where_it_leads_to_the_target(tmp_path, mo
 
 
 def test_ratio_and_value_are_each_cut_by_their_own_setting(tmp_path, monkeypatch):
-    cuts = {}
-    for name in ("policy_loss", "value_loss"):
+    cuts, real = {}, {name: getattr(ppo, name) for name in ("policy_loss", "value_loss")}
+    for name in real:
 
-        def look(*arguments, name=name, real=getattr(ppo, name)):
+        def look(*arguments, name=name):
             cuts.setdefault(name, set()).add(arguments[-1])
-            return real(*arguments)
+            return real[name](*arguments)
 
         monkeypatch.setattr(ppo, name, look)
     train(tmp_path, config=small(iterations=1, clip=0.13, value_clip=0.31))
