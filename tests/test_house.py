@@ -26,6 +26,7 @@ WHOLE = {
     "browser",
     "card",
     "environment",
+    "figures",
     "gpu",
     "house",
     "learner",
