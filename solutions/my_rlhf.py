@@ -519,13 +519,13 @@ def training_state(model, optimizer, step):
     }
 
 
-# ---- 3.10 pretrain [aa381004]
+# ---- 3.10 pretrain [d3788c9c]
 
 def pretrain(model, tokens, held_out, *, steps, batch, context, lr, warmup, seed, folder=None, every=50):
     """Train `model` in place on `tokens`, (N,) int64; returns one record a step: step, loss (nats) and at times val_loss.
 
     held_out: (M,) int64, measured every `every` steps and at the last; lr: peak rate, reached after `warmup` steps.
-    folder: where the state is kept every `every` steps; a run that was stopped goes on from there.
+    folder: where the state is kept every `every` steps and at the end; a run that was stopped goes on from there.
     Raises FloatingPointError when a loss is not finite.
     """
     device, was_training = next(model.parameters()).device, model.training
