@@ -28,6 +28,7 @@ WHOLE = {
     "browser",
     "card",
     "environment",
+    "figures",
     "gpu",
     "house",
     "learner",
