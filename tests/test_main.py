@@ -15,8 +15,8 @@ from rlhf_lib import __main__ as command_line
 from rlhf_lib import checkpoints
 from rlhf_lib.files import write_json
 from rlhf_lib.models.gpt import GPT, GPTConfig
-from rlhf_lib.pipelines.assistant import PRESETS as ASSISTANT_PRESETS
 from rlhf_lib.pipelines.assistant import Assistant
+from rlhf_lib.pipelines.assistant_settings import PRESETS as ASSISTANT_PRESETS
 from rlhf_lib.pipelines.settings import flat
 from rlhf_lib.pipelines.shakespeare import PRESETS, Shakespeare
 from rlhf_lib.tokenization import CharTokenizer

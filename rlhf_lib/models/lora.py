@@ -97,23 +97,28 @@ class Branch(nn.Module):
         rank, alpha: as for LoRALinear.
         matrices: names of the linear layers that are adapted, such as ["query", "value"]; None for all of a block.
         scalar: False for a language model, with the base's head; True for one number a position, as of reward models and critics.
+        depth: how many of these blocks the model has, from the trunk up; None for all, 0 for a head on the trunk's own states.
+        pooling: what the number is read from, "last" for the state at the position, "mean" for the mean of the states so far.
         source: the base's published name, or where its checkpoint lies from the branch's own, such as "../base".
     """
 
     kind = "branch"
 
-    def __init__(self, base, layers=None, rank=16, alpha=32, matrices=None, scalar=False, pooling="last", source=None):
+    def __init__(self, base, layers=None, rank=16, alpha=32, matrices=None, scalar=False, depth=None, pooling="last", source=None):
         super().__init__()
         if pooling not in ("mean", "last"):
             raise ValueError(f"pooling must be mean or last, got {pooling!r}")
+        if depth is not None and not (scalar and 0 <= depth <= (layers or base.config.layers)):
+            raise ValueError(f"depth is for scalar branches, and at most their layers, got {depth}")
         layers = base.config.layers if layers is None else layers
         if not 1 <= layers <= base.config.layers:
             raise ValueError(f"layers must lie between 1 and the model's {base.config.layers}, got {layers}")
         self.shared = (base.eval(),)  # in a tuple, so that it is not part of this module
         self.config, self.lower = base.config, base.config.layers - layers
         self.shape = {"layers": layers, "rank": rank, "alpha": alpha, "matrices": matrices, "scalar": scalar}
-        self.shape |= {"pooling": pooling, "source": source}
-        self.blocks = nn.ModuleList(adapted(block, rank, alpha, matrices) for block in base.blocks[self.lower :])
+        self.shape |= {"depth": depth, "pooling": pooling, "source": source}
+        own = base.blocks[self.lower :][:depth]
+        self.blocks = nn.ModuleList(adapted(block, rank, alpha, matrices) for block in own)
         self.norm, self.head = frozen(base.norm), frozen(base.head)
         self.score = nn.Linear(base.config.width, 1, device=base.embedding.weight.device) if scalar else None
         if scalar:

@@ -35,7 +35,7 @@ def endpoint(judge, cache):
 
 
 def published_gold(base, tokenizer, source, device):
-    """The published gold reward model, where the published fine-tuning that it is of stands on `base`, named `source`; else None."""
+    """The published gold reward model, where the fine-tuning under it stands on `base`, whose name is `source`; else None."""
     if not (GOLD / "model.safetensors").exists():
         return None
     found = checkpoints.read_metadata(GOLD.parent / "sft")

@@ -12,7 +12,8 @@ from rlhf_lib.comparisons import ComparisonError
 from rlhf_lib.files import RunError, read_json, write_json
 from rlhf_lib.models.published import PublishedError
 from rlhf_lib.pipelines import assistant, judging
-from rlhf_lib.pipelines.assistant import PRESETS, Assistant, Settings
+from rlhf_lib.pipelines.assistant import Assistant
+from rlhf_lib.pipelines.assistant_settings import PRESETS, Settings
 from rlhf_lib.pipelines.settings import changed, flat
 from rlhf_lib.trainers import preference, rewards, rollouts
 from rlhf_lib.trainers.preference import Ranking
