@@ -172,7 +172,9 @@ def judge_tiny(output, train, held_out, labelled, unseen, sizes, seed):
     if torch.equal(output["halved"], output["base"]["embedding.weight"]):
         return "half as many `steps` of pretraining make the very same base: `steps` is an argument, use it"
     if F.cosine_similarity(output["halved"][0], output["base"]["embedding.weight"][0], 0) > 1 - 1e-5:
-        return "pretraining never reads token 0, its embedding is as it was drawn: in the tokens of `train` it stands before each play"
+        return (
+            "pretraining never reads token 0, which in the tokens of `train` stands before each play: its embedding is as drawn"
+        )
     if len(output["records"]) < 1 or abs(output["records"][0]["kl"]) > 1e-3:
         return "the first record of RLHF is not at KL 0: the policy must start from the base"
     if all(torch.equal(output["base"][name], output["policy"][name]) for name in output["base"]):

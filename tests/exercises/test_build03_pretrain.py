@@ -53,10 +53,6 @@ def test_the_worked_loop_reads_shakespeare(seed):
     assert fault(loop(), "reads Shakespeare", seed) == ""
 
 
-def model_device(model):
-    return next(model.parameters()).device
-
-
 def by_epochs(model, tokens, held_out, *, steps, batch, context, lr, warmup, seed, folder=None, every=50):
     """Windows that never overlap, Adam under a cosine by torch's scheduler, the random state kept, one window at a time."""
     was, log = model.training, []
@@ -79,7 +75,7 @@ def by_epochs(model, tokens, held_out, *, steps, batch, context, lr, warmup, see
         torch.set_rng_state(kept["random"])
     while len(log) < steps:
         model.train()
-        inputs, targets = (part.to(model_device(model)) for part in windows[len(log)])
+        inputs, targets = (part.to(next(model.parameters()).device) for part in windows[len(log)])
         loss = -model(inputs).log_softmax(2).gather(2, targets[..., None]).mean()
         number = loss.item()
         if not math.isfinite(number):
