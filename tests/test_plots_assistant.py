@@ -86,7 +86,7 @@ def test_accuracy_stands_between_length_alone_and_the_readers():
         "longer is better": [(0, 0.55), (1, 0.55)],
         "two readers agree": [(0, 0.85), (1, 0.85)],
     }
-    assert accuracy.get_ylim() == (0, 1)
+    assert accuracy.get_ylim() == (0, 1) and accuracy.get_xlim() == loss.get_xlim()  # one evaluation is a point in its place
     colours = [line.get_color() for line in accuracy.get_lines()]
     assert len(set(colours)) == len(colours)
 
