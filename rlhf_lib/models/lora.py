@@ -104,7 +104,9 @@ class Branch(nn.Module):
 
     kind = "branch"
 
-    def __init__(self, base, layers=None, rank=16, alpha=32, matrices=None, scalar=False, depth=None, pooling="last", source=None):
+    def __init__(
+        self, base, layers=None, rank=16, alpha=32, matrices=None, scalar=False, depth=None, pooling="last", source=None
+    ):
         super().__init__()
         if pooling not in ("mean", "last"):
             raise ValueError(f"pooling must be mean or last, got {pooling!r}")

@@ -97,7 +97,7 @@ class Assistant:
 
     def scalar(self, name, source="../sft"):
         """A scalar branch of the fine-tuned model, as it starts."""
-        return self.branch(name, self.tuned(), self.settings.layers, source, scalar=True, pooling="mean")
+        return self.branch(name, self.tuned(), self.settings.layers, source, scalar=True, depth=0, pooling="mean")
 
     def restored(self, branch, name):
         """`branch` with what the stage `name` left."""
@@ -153,7 +153,7 @@ class Assistant:
         s = self.settings
         policy, reference = self.language("policy"), self.language("reference")
         pays = self.preference_reward(reference)
-        critic = self.critic()
+        critic = self.branch("critic", self.tuned(), s.layers, scalar=True)
         prompts = [inputs.prompt_tokens(self.tokenizer, prompt) for prompt in self.inputs.prompts[0]]
         ppo_critic.train(policy, critic, reference, self.tokenizer, prompts, pays, s.ppo, self.folder, s.seed, watch)
         self.stages.finish(
@@ -174,13 +174,6 @@ class Assistant:
             fitted = rewards.fit_normaliser(judging.score(model, rollout))
             write_json(path, fitted._asdict())
         return rewards.PreferenceReward(model, rewards.Normaliser(**read_json(path)))
-
-    def critic(self):
-        """The critic as it starts: the reward model's adapters, which know how good an answer is, under a head of its own."""
-        critic = self.branch("critic", self.tuned(), self.settings.layers, scalar=True)
-        adapters = checkpoints.read_tensors(self.folder / "reward")
-        critic.load_state_dict(adapters | {"score.weight": critic.score.weight, "score.bias": critic.score.bias})
-        return critic
 
     def judge(self):
         """Answer held-out prompts with all models and have the answers judged; writes `answers.jsonl` and `verdicts.jsonl`."""

@@ -399,7 +399,7 @@ def test_a_branch_is_built_again_from_its_metadata_its_state_and_its_base(family
     branch = shaken(Branch(base, 2, rank=2, alpha=3, matrices=["down"], scalar=True, source="../base"))
     metadata = branch.metadata()
     assert metadata["kind"] == "branch" and metadata["config"] == base.metadata()["config"]
-    shape = dict(layers=2, rank=2, alpha=3, matrices=["down"], scalar=True, pooling="last", source="../base")
+    shape = dict(layers=2, rank=2, alpha=3, matrices=["down"], scalar=True, depth=None, pooling="last", source="../base")
     assert metadata["branch"] == shape
     other = Branch(base, **metadata["branch"])
     halves = {name: tensor.half() for name, tensor in branch.state_dict().items()}  # as they are published
@@ -439,5 +439,22 @@ def test_a_mean_head_reads_the_mean_of_the_real_states_so_far(padding):
 
 
 def test_another_pooling_is_refused():
-    with pytest.raises(ValueError, match="^pooling must be mean or last, got 'max'"):
+    with pytest.raises(ValueError, match=r"^pooling must be mean or last, got 'max'$"):
         Branch(base_of("llama"), 1, rank=2, scalar=True, pooling="max")
+
+
+@every_family
+def test_a_head_on_the_trunk_reads_its_states_and_has_nothing_else_to_train(family):
+    base = base_of(family)
+    branch = shaken(Branch(base, 1, rank=2, scalar=True, depth=0, pooling="mean"))
+    assert sorted(branch.state_dict()) == ["score.bias", "score.weight"]
+    tokens = random_tokens()
+    with torch.no_grad():
+        x, _, _ = branch.trunk(tokens)
+        close(branch.logits(tokens), branch.score(base.norm(x).mean(1))[:, 0], 1e-5)
+
+
+@pytest.mark.parametrize("options", (dict(scalar=False, depth=0), dict(scalar=True, depth=2), dict(scalar=True, depth=-1)))
+def test_another_depth_is_refused(options):
+    with pytest.raises(ValueError, match="^depth is for scalar branches, and at most their layers, got "):
+        Branch(base_of("llama"), 1, rank=2, **options)

@@ -282,12 +282,13 @@ def test_win_rates_bias_ratios_and_shares_are_those_of_the_files(assistant_run, 
 
 def test_four_models_on_one_trunk_hold_little_more_than_one(assistant_run, summary):
     base = sum(t.numel() for name, t in checkpoints.read_tensors(assistant_run / "base").items() if name != "head.weight")
-    language, scalar = (
+    language, reward = (
         sum(t.numel() for t in checkpoints.read_tensors(assistant_run / name).values()) for name in ("policy", "reward")
     )
-    assert scalar == language + 65  # the scalar head: 64 weights and a bias
-    counted = {"trained": language + scalar, "one_trunk": base + 2 * language + 2 * scalar}
-    assert summary["parameters"] == {**counted, "four_models": 4 * base + 2 * language + 2 * scalar}
+    assert reward == 65  # the scalar head on the trunk: 64 weights and a bias
+    critic = language + 65
+    counted = {"trained": language + critic, "one_trunk": base + 2 * language + critic + reward}
+    assert summary["parameters"] == {**counted, "four_models": 4 * base + 2 * language + critic + reward}
 
 
 def test_fine_tuning_stands_on_the_base_in_the_folder_the_rest_on_it_and_the_base_stays_as_it_was(
@@ -300,6 +301,7 @@ def test_fine_tuning_stands_on_the_base_in_the_folder_the_rest_on_it_and_the_bas
         metadata = checkpoints.read_metadata(assistant_run / name)
         assert metadata["branch"] == {
             "layers": 2 if name == "sft" else 1, "rank": 2, "alpha": 4, "matrices": None, "scalar": name == "reward",
+            "depth": 0 if name == "reward" else None, "pooling": "mean" if name == "reward" else "last",
             "source": "../base" if name == "sft" else "../sft",
         }  # fmt: skip
     other = Assistant(assistant_settings({"seed": 1}), tmp_path / "other", CPU)
@@ -323,16 +325,6 @@ def test_the_rewards_constants_are_those_of_the_fine_tuned_models_answers_to_tra
     scores = preference.score(model, whole)
     assert kept["mean"] == pytest.approx(scores.mean().item(), abs=1e-3)
     assert kept["std"] == pytest.approx(scores.std().item(), rel=1e-2)
-
-
-def test_the_critic_starts_as_the_reward_model_in_the_units_of_the_reward(assistant_run, assistant_settings):
-    run = Assistant(assistant_settings(), assistant_run, CPU)
-    pays = run.preference_reward(None)  # the constants are there, so nothing is drawn
-    tokens = torch.randint(0, 900, (3, 12), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        values = run.critic(pays)(tokens)
-        scores = run.restored(run.scalar("reward"), "reward")(tokens)
-    torch.testing.assert_close(values, (scores - pays.normalise.mean) / pays.normalise.std, atol=1e-4, rtol=1e-4)
 
 
 def test_the_policy_starts_as_the_fine_tuned_model(assistant_run):
