@@ -456,5 +456,5 @@ def test_a_head_on_the_trunk_reads_its_states_and_has_nothing_else_to_train(fami
 
 @pytest.mark.parametrize("options", (dict(scalar=False, depth=0), dict(scalar=True, depth=2), dict(scalar=True, depth=-1)))
 def test_another_depth_is_refused(options):
-    with pytest.raises(ValueError, match="^depth is for scalar branches, and at most their layers, got "):
+    with pytest.raises(ValueError, match=r"^depth is for scalar branches, and at most their layers, got "):
         Branch(base_of("llama"), 1, rank=2, **options)
