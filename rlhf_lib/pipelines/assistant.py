@@ -97,7 +97,8 @@ class Assistant:
 
     def scalar(self, name, source="../sft"):
         """A scalar branch of the fine-tuned model, as it starts."""
-        return self.branch(name, self.tuned(), self.settings.layers, source, scalar=True, depth=0, pooling="mean")
+        depth = None if self.settings.reward_adapters else 0
+        return self.branch(name, self.tuned(), self.settings.layers, source, scalar=True, depth=depth, pooling="mean")
 
     def restored(self, branch, name):
         """`branch` with what the stage `name` left."""

@@ -26,6 +26,7 @@ class Settings:
         longest: most tokens of a conversation, its answer included; longer ones are left out; 0 for what the model reads.
         sft_layers: how many of the last blocks have adapters in the fine-tuning on demonstrations; 0 for all.
         layers: how many have them in reward model, policy and critic, which share all the others; 0 for all.
+        reward_adapters: whether the reward model has these last blocks too; else it is a head on the states that all share.
         rank, alpha: of the adapters, scaled by alpha / rank.
         normaliser_samples: answers of the fine-tuned model that the reward's mean and deviation come from.
         best_of: answers of the fine-tuned model out of which the reward model picks one.
@@ -42,6 +43,7 @@ class Settings:
     longest: int = 0
     sft_layers: int = 0
     layers: int = 8
+    reward_adapters: bool = False
     rank: int = 16
     alpha: int = 32
     normaliser_samples: int = 256
@@ -59,6 +61,8 @@ class Settings:
         for name, least in (("rank", 1), ("alpha", 1), ("best_of", 1), ("normaliser_samples", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.layers == 0 and not self.reward_adapters:
+            raise ValueError("layers 0 leaves no blocks that all share: give layers, or a reward model with reward_adapters")
         referee.address(self.judge)
 
 
@@ -79,7 +83,12 @@ PRESETS = {
         ppo=PPOCriticConfig(iterations=3, rollout_size=32, max_new_tokens=32, minibatch=16, lr=2e-3, critic_lr=2e-3),
     ),
     # Two CPU cores and 8 GB: the model that the package index ships.
-    "laptop": Settings(preset="laptop", preference=PreferenceConfig(epochs=1)),
+    "laptop": Settings(
+        preset="laptop",
+        sft=SFTConfig(epochs=2, lr=4e-4),
+        preference=PreferenceConfig(epochs=2, lr=1e-2),
+        ppo=PPOCriticConfig(temperature=0.7),
+    ),
     # A Colab T4: the model and the comparisons of minChatGPT.
     "gpu": Settings(
         preset="gpu",
@@ -88,6 +97,7 @@ PRESETS = {
         limit=20_000,
         longest=320,
         layers=0,
+        reward_adapters=True,
         evaluate_prompts=300,
         sft=SFTConfig(batch=4),
         preference=PreferenceConfig(epochs=1, batch=8, lr=2e-4),

@@ -13,7 +13,7 @@ from rlhf_lib.files import RunError, read_json, write_json
 from rlhf_lib.models.published import PublishedError
 from rlhf_lib.pipelines import assistant, judging
 from rlhf_lib.pipelines.assistant import Assistant
-from rlhf_lib.pipelines.assistant_settings import PRESETS, Settings
+from rlhf_lib.pipelines.assistant_settings import PRESETS
 from rlhf_lib.pipelines.settings import changed, flat
 from rlhf_lib.trainers import preference, rewards, rollouts
 from rlhf_lib.trainers.preference import Ranking
@@ -86,40 +86,6 @@ def copied(assistant_run, assistant_settings, tmp_path):
         return Assistant(assistant_settings(changes), folder, CPU)
 
     return run
-
-
-# ----------------------------------------------------------------------------------------- settings
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"seed": -1}, "seed must not be negative, got -1"),
-        ({"limit": -1}, "limit must not be negative, got -1"),
-        ({"longest": -5}, "longest must not be negative, got -5"),
-        ({"layers": -1}, "layers must not be negative, got -1"),
-        ({"evaluate_prompts": -1}, "evaluate_prompts must not be negative, got -1"),
-        ({"rank": 0}, "rank must be at least 1, got 0"),
-        ({"alpha": 0}, "alpha must be at least 1, got 0"),
-        ({"best_of": 0}, "best_of must be at least 1, got 0"),
-        ({"normaliser_samples": 1}, "normaliser_samples must be at least 2, got 1"),
-        ({"judge": "silver"}, "judge must be gold or endpoint:URL#MODEL, got 'silver'"),
-        ({"judge": "endpoint:http://localhost:1/v1"}, "judge must be gold or endpoint:URL#MODEL"),
-    ],
-)
-def test_bad_settings_are_refused_by_name(changes, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        Settings(**changes)
-
-
-def test_the_presets_are_what_they_are_for():
-    smoke, laptop, gpu = (PRESETS[name] for name in ("smoke", "laptop", "gpu"))
-    assert [settings.preset for settings in PRESETS.values()] == list(PRESETS)
-    assert (smoke.model, laptop.model, gpu.model) == ("tiny", "smollm2-135m", "gpt2-medium")
-    assert (laptop.comparisons, gpu.comparisons) == ("ours", "hh-rlhf")
-    assert (laptop.layers, laptop.rank, laptop.alpha, laptop.best_of) == (8, 16, 32, 16)
-    assert gpu.layers == 0  # all
-    assert smoke.ppo.iterations < laptop.ppo.iterations <= gpu.ppo.iterations
 
 
 # ----------------------------------------------------------------------------------------- a whole run
