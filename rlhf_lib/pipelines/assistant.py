@@ -170,9 +170,9 @@ class Assistant:
         s, path, model = self.settings, self.folder / "policy" / "reward.json", self.restored(self.scalar("reward"), "reward")
         if not path.exists():
             learn = self.inputs.prompts[0]
-            prompts = [learn[place % len(learn)] for place in range(s.normaliser_samples)]
-            rollout = judging.draw(reference, self.tokenizer, prompts, s.ppo, devices.generator(s.seed, "normaliser"))
-            fitted = rewards.fit_normaliser(judging.score(model, rollout))
+            prompts = [learn[place % len(learn)] for place in range(s.normaliser_samples // 2)]
+            rollout = judging.draw(reference, self.tokenizer, prompts, s.ppo, devices.generator(s.seed, "normaliser"), 2)
+            fitted = rewards.fit_within(judging.score(model, rollout).view(-1, 2))
             write_json(path, fitted._asdict())
         return rewards.PreferenceReward(model, rewards.Normaliser(**read_json(path)))
 

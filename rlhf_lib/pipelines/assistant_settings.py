@@ -28,7 +28,7 @@ class Settings:
         layers: how many have them in reward model, policy and critic, which share all the others; 0 for all.
         reward_adapters: whether the reward model has these last blocks too; else it is a head on the states that all share.
         rank, alpha: of the adapters, scaled by alpha / rank.
-        normaliser_samples: answers of the fine-tuned model that the reward's mean and deviation come from.
+        normaliser_samples: answers of the fine-tuned model, two to a prompt, that the reward's mean and deviation come from.
         best_of: answers of the fine-tuned model out of which the reward model picks one.
         judge: gold for a reward model of all comparisons, or endpoint:URL#MODEL for one behind an OpenAI-compatible address.
         evaluate_prompts: held-out prompts that are answered and judged at the end; 0 for all.

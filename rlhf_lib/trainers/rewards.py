@@ -44,6 +44,22 @@ def fit_normaliser(rewards):
     return Normaliser(rewards.mean().item(), rewards.std().item())
 
 
+def fit_within(rewards):
+    """The constants of rewards (N, K), K answers to each of N prompts: the mean of all, the deviation around each prompt's own.
+
+    Some prompts are answered well by any model. That part of the reward is no policy's merit, and as a unit it would make what is
+    look small.
+
+    Raises:
+        ValueError: all answers to each prompt have the same reward.
+    """
+    rewards = rewards.cpu()
+    apart = rewards - rewards.mean(1, keepdim=True)
+    if not (rewards.amax(1) > rewards.amin(1)).any():
+        raise ValueError("the reward is the same for all answers to a prompt: train the reward model longer")
+    return Normaliser(rewards.mean().item(), (apart.square().sum() / (apart.numel() - len(apart))).sqrt().item())
+
+
 def blank_lines(texts):
     """How many blank lines each text has, (B,) float: the form that the policy should not change."""
     return torch.tensor([float(text.count(SEPARATOR)) for text in texts])

@@ -21,6 +21,7 @@ from rlhf_lib.trainers.rewards import (
     blank_lines,
     fit_normaliser,
     fit_reward,
+    fit_within,
 )
 from rlhf_lib.trainers.rollouts import Rollout
 
@@ -252,3 +253,18 @@ def test_a_preference_reward_is_the_score_by_fixed_constants(float32):
     fitted = PreferenceReward(judge, fit_normaliser(scores))(rollout)
     assert fitted.mean().item() == pytest.approx(0, abs=1e-5) and fitted.std().item() == pytest.approx(1, abs=1e-4)
     assert same(weights(judge), before) and not reward(rollout).requires_grad
+
+
+def test_the_deviation_within_prompts_leaves_out_what_all_answers_to_a_prompt_share():
+    rewards = torch.tensor([[1.0, 3.0], [101.0, 103.0], [-7.0, -5.0]])  # each two are 2 apart: variance 2 around their mean
+    fitted = fit_within(rewards)
+    assert fitted.mean == pytest.approx(196 / 6) and fitted.std == pytest.approx(2**0.5)
+    shifted = fit_within(rewards + torch.tensor([[5.0], [-90.0], [40.0]]))
+    assert shifted.std == pytest.approx(2**0.5)
+    one = torch.randn(1, 400, generator=torch.Generator().manual_seed(0))
+    assert fit_within(one).std == pytest.approx(one.std().item(), rel=1e-5)
+
+
+def test_rewards_that_never_differ_within_a_prompt_are_refused():
+    with pytest.raises(ValueError, match=r"^the reward is the same for all answers to a prompt: train the reward model longer$"):
+        fit_within(torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
