@@ -376,7 +376,7 @@ CASES = [
     ({"learn": [LEARN[0], talk("good day")]}, "demonstration 2 has no answer of the assistant's: end it with one"),
     ({"held_out": [talk("good day")]}, "held-out demonstration 1 has no answer"),
     ({"config": {"row": 49}}, r"sft\.row is 49 tokens, more than the model's context of 48: make it shorter"),
-    ({"learn": [[]]}, "the conversation is empty"),
+    ({"learn": [[]]}, "there is no message"),
 ]
 
 
