@@ -20,6 +20,8 @@ CHAPTERS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 exercises.load()
 
+pytestmark = pytest.mark.timeout(900)  # chapters train models, and a slow machine takes its time
+
 
 def others():
     """The differently written right answers of the checks' own tests: {name: function}."""
@@ -40,7 +42,7 @@ def sit(chapter, folder):
     notebook.cells = [one for one in notebook.cells if not one.metadata.get("nbgrader", {}).get("grade")]
     environment = {**os.environ, "RLHF_PRESET": "smoke", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment.pop("RLHF_HOME", None)
-    client = NotebookClient(notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(notebook, timeout=800, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     client.execute(env=environment)
     outputs = [output for one in notebook.cells if one.cell_type == "code" for output in one.outputs]
     return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")

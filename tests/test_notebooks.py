@@ -336,16 +336,19 @@ def test_a_diagram_is_no_wider_than_a_small_window(path):
             assert not wide, (one.id, wide)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
 def test_nbgrader_accepts_the_answers(path, tmp_path, monkeypatch):
     """`nbgrader validate` on a chapter's imports, answers and checks; its experiments are run by nbval."""
     monkeypatch.setenv("RLHF_PRESET", "smoke")  # long probes are left out
     from nbgrader.validator import Validator
+    from traitlets.config import Config
 
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [
         one for one in notebook.cells if part(one) in ("answer", "check") or one.id == "imports" or one.id.endswith("-pieces")
     ]
     nbformat.write(notebook, tmp_path / path.name)
-    found = Validator().validate(str(tmp_path / path.name))
+    patient = Config({"ExecutePreprocessor": {"timeout": 250}, "Execute": {"timeout": 250}})  # a build's probes take their time
+    found = Validator(config=patient).validate(str(tmp_path / path.name))
     assert not found.get("failed") and not found.get("changed"), found
