@@ -68,7 +68,7 @@ def test_most_exercises_have_a_differently_written_answer_that_can_be_kept(anoth
     assert len(another_way[1]) >= 0.8 * len({*exercises.EXERCISES, *exercises.BUILDS})
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_later_cells_run_on_what_a_learner_wrote_in_another_way(another_way, chapter):
     folder, kept = another_way
@@ -78,7 +78,7 @@ def test_later_cells_run_on_what_a_learner_wrote_in_another_way(another_way, cha
         assert mine, "no cell of this chapter runs on the learner's code"
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("chapter", [name for name in CHAPTERS if name[:2] in ("02", "04", "05", "08")])
 def test_who_stopped_half_way_and_broke_a_function_is_blocked_nowhere(tmp_path, chapter):
     """my_rlhf.py ends with chapter 04, in the middle of a function, and of chapter 02 one was changed for the worse."""
