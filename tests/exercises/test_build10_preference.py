@@ -156,11 +156,8 @@ WRONG = [
     ("the seed alone decides", "another seed",
      by(order=lambda n, g, epoch: torch.randperm(n, generator=torch.Generator().manual_seed(epoch)))),
     ("the seed alone decides", "another `lr`", by(rate=lambda lr: 1e-3)),
-    (PLANTED, "needs 90 %", by(own=head)),
     (PLANTED, "needs 90 %", by(order=lambda n, g, epoch: torch.randperm(n, generator=g)[:24])),
-    (PLANTED, "is said to be", by(measure=lambda *_: 0.97)),
 ]  # fmt: skip
-ALTERNATIVES = {}
 
 
 def inputs_of(probe, seed):
@@ -169,15 +166,23 @@ def inputs_of(probe, seed):
 
 @pytest.mark.parametrize("seed", [0, 7])
 @pytest.mark.parametrize("right", ["course", made], ids=["the course's", "another"])
-def test_right_builds_pass_every_probe(right, seed):
+def test_right_builds_pass_the_cheap_probes(right, seed):
     built = the_course("train_preference") if right == "course" else right
-    assert try_out(BUILD, built, seed) == ("", "")
+    assert try_out(BUILD, built, seed, most=10) == ("", "")
 
 
 @pytest.mark.parametrize("probe, word, built", WRONG, ids=[f"{probe}: {word}" for probe, word, _ in WRONG])
 def test_a_wrong_build_fails_at_its_probe(probe, word, built):
     inputs = inputs_of(probe, 0)
     assert word in BUILD.fault(inputs, BUILD.answer(built, inputs))
+
+
+def test_the_last_probe_passes_what_learns_and_believes_no_accuracy_that_it_has_not_counted():
+    inputs = inputs_of(PLANTED, 1)
+    output = BUILD.answer(made, inputs)
+    assert BUILD.fault(inputs, output) == ""
+    assert "is said to be 0.970" in BUILD.fault(inputs, {**output, "accuracy": 0.97, "counted": 0.95})
+    assert "needs 90 %" in BUILD.fault(inputs, {"accuracy": 0.85, "counted": 0.85})
 
 
 def test_the_halves_of_the_planted_preference_share_no_pair_and_length_does_not_decide_it():
