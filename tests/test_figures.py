@@ -29,7 +29,7 @@ from rlhf_lib.files import read_json
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PUBLISHED = ROOT / "data" / "checkpoints" / "laptop-0"
-CHAPTERS = {path.name[:2]: path for path in sorted((ROOT / "solutions").glob("0*.ipynb")) if "report" not in path.name}
+CHAPTERS = {path.name[:2]: path for path in sorted((ROOT / "solutions").glob("[01]*.ipynb")) if "report" not in path.name}
 
 # Other lines that a text quotes: of a cell, or of what `stored` gathers.
 ALSO = {
@@ -197,7 +197,7 @@ FIGURES = r"\d[\d.]*(?:(?:,|\s+and|\s+to|\s+or)\s+\d[\d.]*)*"
 NO_FIGURES = (
     r"```.*?```|^    (?! *(?:[-|]|\d\. )).*?$",  # code, but for paragraphs of a list
     r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|\]\([^)]*\)|https?://\S+|^#+ .*?$",  # formulas, names, links, headings
-    r"^(?:\*\*)?\d\d?\.(?=\*| )|\(\d\.\d+\)|\b(?:19|20)\d\d\b",  # the numbers of a list, of an exercise, of a year
+    r"^(?:\*\*)?\d\d?\.(?=\*| )|\(\d+\.\d+\)|\b(?:19|20)\d\d\b",  # the numbers of a list, of an exercise, of a year
     rf"\b(?:[Cc]hapter|[Ss]ection|[Ee]xercise|[Qq]uestion|[Ii]nvestigation|Build it|[Ss]eed|[Hh]ead)s?\s+{FIGURES}",
 )
 
