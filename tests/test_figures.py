@@ -29,7 +29,7 @@ from rlhf_lib.files import read_json
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PUBLISHED = ROOT / "data" / "checkpoints" / "laptop-0"
-CHAPTERS = {path.name[:2]: path for path in sorted((ROOT / "solutions").glob("0*.ipynb")) if "report" not in path.name}
+CHAPTERS = {path.name[:2]: path for path in sorted((ROOT / "solutions").glob("[01]*.ipynb")) if "report" not in path.name}
 
 # Other lines that a text quotes: of a cell, or of what `stored` gathers.
 ALSO = {
@@ -81,6 +81,7 @@ ALSO = {
     "09/negative-read": "09/frontier settings",
     "09/readers-why": "blind",
     "09/readers-read": "blind",
+    "10/compare-read": "10/leak",
     "09/questions": "09/readers-test",
     "README/What-it-reaches": "runs summary blind 09/readers-table 09/readers-test",
     "README/How-fast-it-is": "speed",
@@ -129,6 +130,8 @@ DERIVED = {
     "09/negative-read": "0.26=0.14+0.12 0.46=0.60-0.14",
     "09/readers-read": "0.30=0.77-0.47 0.15=0.62-0.47 79%=870/1,100 76%=81/106",
     "09/questions": "0.09=sqrt((1/10/2+1/10/2)/3/4)",
+    "10/turns-read": "63%=1-exp(-1)",
+    "10/pairs-question": "36=9*8/2 36=9*8/2",
 }
 
 # What nothing prints: settings, made-up examples, other people's results, bounds that a text sets.
@@ -183,6 +186,12 @@ GIVEN = {
     "09/gao-seen": "95%",
     "09/investigation-9-B-found": "0.02",
     "09/questions": "2,000 60% 50% 60%",
+    "10/agree-why": "70% 80%",
+    "10/agreement-read": "73%",  # Stiennon et al. 2020
+    "10/length-read": "0.65",
+    "10/strength-zero": "1.3",
+    "10/ppo-read": "100%",
+    "10/questions": "70%",
     "README/What-is-where": "3.0",  # the version of a package
     "07/probe-idea": "0.3 0.3 0.3 0.3",
     "07/noise-note": "0.95",
@@ -197,7 +206,7 @@ FIGURES = r"\d[\d.]*(?:(?:,|\s+and|\s+to|\s+or)\s+\d[\d.]*)*"
 NO_FIGURES = (
     r"```.*?```|^    (?! *(?:[-|]|\d\. )).*?$",  # code, but for paragraphs of a list
     r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|\]\([^)]*\)|https?://\S+|^#+ .*?$",  # formulas, names, links, headings
-    r"^(?:\*\*)?\d\d?\.(?=\*| )|\(\d\.\d+\)|\b(?:19|20)\d\d\b",  # the numbers of a list, of an exercise, of a year
+    r"^(?:\*\*)?\d\d?\.(?=\*| )|\(\d+\.\d+\)|\b(?:19|20)\d\d\b",  # the numbers of a list, of an exercise, of a year
     rf"\b(?:[Cc]hapter|[Ss]ection|[Ee]xercise|[Qq]uestion|[Ii]nvestigation|Build it|[Ss]eed|[Hh]ead)s?\s+{FIGURES}",
 )
 
