@@ -87,7 +87,7 @@ PRESETS = {
         preset="laptop",
         sft=SFTConfig(epochs=2, lr=4e-4),
         preference=PreferenceConfig(epochs=2, lr=1e-2),
-        ppo=PPOCriticConfig(iterations=12, temperature=0.7, lr=1e-3, critic_lr=1e-3, kl_coef=0.03),
+        ppo=PPOCriticConfig(iterations=24, temperature=0.7, lr=7e-4, critic_lr=1e-3, kl_coef=0.1),
     ),
     # A Colab T4: the model and the comparisons of minChatGPT.
     "gpu": Settings(
