@@ -1,3 +1,5 @@
+import asyncio
+
 import ipywidgets
 import pytest
 from matplotlib import pyplot as plt
@@ -73,3 +75,64 @@ def test_names_and_texts_are_checked():
     for bad in ("", " ", None, 3):
         with pytest.raises(ValueError, match="rater must be a name, got"):
             parts.checked_name(bad, "rater")
+
+
+# ----------------------------------------------------------------------------------------- Enter
+
+
+def enter(box):
+    box._handle_custom_msg({"event": "submit"}, [])
+
+
+def test_enter_acts_once_and_leaving_the_box_does_not():
+    seen = []
+    box = parts.enter_box(lambda: seen.append(box.value), "you", "hint")
+    box.value = "ab"  # the box was left
+    assert seen == []
+    enter(box)
+    assert seen == ["ab"]
+    box.value = "abc"
+    box._handle_custom_msg({"event": "other"}, [])
+    assert seen == ["ab"] and (box.description, box.placeholder) == ("you", "hint")
+
+
+def test_a_press_waits_for_the_text_that_comes_behind_it():
+    """A browser says that Enter was pressed, then what was typed since the box was last left."""
+    seen = []
+    box = parts.enter_box(lambda: seen.append(box.value), "you", "hint", patience=0.05)
+
+    async def person():
+        box.value = "old"
+        enter(box)
+        assert seen == []
+        box.value = "old and new"
+        assert seen == ["old and new"]
+        await asyncio.sleep(0.1)  # the press is used up
+        assert seen == ["old and new"]
+        enter(box)  # nothing new was typed
+        await asyncio.sleep(0.1)
+        assert seen == ["old and new"] * 2
+        enter(box)
+        enter(box)
+        box.value = "more"
+        await asyncio.sleep(0.1)
+        assert seen == ["old and new"] * 2 + ["more"]
+
+    asyncio.run(person())
+
+
+def test_a_press_that_is_over_does_not_use_up_the_next_one():
+    seen = []
+    box = parts.enter_box(lambda: seen.append(box.value), "you", "hint", patience=0.1)
+
+    async def person():
+        enter(box)
+        box.value = "one"
+        await asyncio.sleep(0.07)
+        enter(box)
+        await asyncio.sleep(0.06)  # the time of the first press is over
+        assert seen == ["one"]
+        box.value = "two"
+        assert seen == ["one", "two"]
+
+    asyncio.run(person())
