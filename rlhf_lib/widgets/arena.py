@@ -92,7 +92,7 @@ class Arena:
             RunError: a model gave no answer.
         """
         mine = self.mine()
-        met, judged = {vote.prompt for vote in mine}, {vote.pair for vote in mine}
+        met, judged = [vote.prompt for vote in mine], {vote.pair for vote in mine}
         for _ in range(TRIES):
             draw = random.Random(f"{self.seed} {self.reader} {self.asked}")
             self.asked += 1

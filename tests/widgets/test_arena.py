@@ -350,6 +350,16 @@ def test_the_tally_counts_every_vote_once_for_its_two_sides(votes):
         assert summaries[pair]["ties"] == pytest.approx(values.count(0.5) / len(values))
 
 
+def test_a_comparison_of_a_conversation_in_the_file_is_no_hindrance(folder):
+    talk_ = [{"role": "user", "content": "why"}]
+    comparisons.append_comparison(folder / "arena.jsonl", comparisons.Comparison(
+        talk_, "so", "well", "first", "me", {"prompt": talk_}, first_from="a", second_from="b"
+    ))  # fmt: skip
+    session = widgets.Arena(sides_of("a", "b"), PROMPTS, seed=0)
+    play(session, 1)
+    assert session.tally()[0]["a", "b"]["pairs"] == 2
+
+
 def test_comparisons_without_two_sides_are_not_in_the_tally():
     session = widgets.Arena(sides_of("a", "b"), PROMPTS, seed=0)
     for names in ({}, {"first_from": "a"}, {"second_from": "b"}, {"first_from": "a", "second_from": "a"}):
