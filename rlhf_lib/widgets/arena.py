@@ -204,8 +204,9 @@ def tally_html(summaries, bias):
         rate = "{:.0%} ({:.0%} to {:.0%})".format(*found["win_rate"])
         place = bias_text(found["position_bias"])
         rows.append((f"{ours} against {theirs}", found["pairs"], f"{wins}, {ties}, {losses}", rate, place))
-    head = ("sides", "votes", "wins, ties, losses", "win rate (95 % interval)", "first place, points above half")
-    return table(head, rows) + f"<div>All votes: the first place is {escape(bias_text(bias))} points above half.</div>"
+    head = ("sides", "votes", "wins, ties, losses", "win rate (95 % interval)", "position bias, points")
+    said = f"Position bias of all votes, how many points oftener than half the first place wins: {bias_text(bias)}"
+    return table(head, rows) + f"<div>{said}</div>"
 
 
 def bias_text(bias):

@@ -325,6 +325,8 @@ def test_a_reader_of_the_first_place_shows_as_bias_and_not_as_a_better_side():
     summaries, bias = session.tally()
     firsts = sum(vote.first_from == "a" for vote in session.votes())
     assert summaries["a", "b"]["win_rate"].rate == pytest.approx(firsts / 12)
+    shown = widgets.arena(sides_of("a", "b"), PROMPTS).tally.value
+    assert "the first place wins: {:+.0f} ({:+.0f} to {:+.0f})".format(*bias) in shown
     assert bias[0] == pytest.approx(50) and summaries["a", "b"]["position_bias"] == pytest.approx(bias)
 
 
@@ -366,6 +368,13 @@ def test_comparisons_without_two_sides_are_not_in_the_tally():
         prompt = f"why {names}"
         session.unsaved.append(comparisons.Comparison(prompt, "so", "well", "first", "me", {"prompt": prompt}, **names))
     assert session.tally() == ({}, None)
+
+
+def test_one_vote_says_nothing_of_the_places_yet():
+    box = widgets.arena(sides_of("a", "b"), PROMPTS, seed=0)
+    box.buttons["next"].click()
+    box.buttons["first"].click()
+    assert "the first place wins: not known yet" in box.tally.value
 
 
 # ----------------------------------------------------------------------------------------- the widget
