@@ -611,6 +611,7 @@ def draw_lengths(generator):
     yield {"outcomes": [1.0, 0.0], "ours": [11, 12], "theirs": [10, 10]}  # ours is always the longer
     yield {"outcomes": [1.0, 1.0], "ours": [40, 5], "theirs": [10, 50]}  # none is alike
     yield {"outcomes": [1.0, 0.0, 0.0], "ours": [4, 5, 0], "theirs": [4, 4, 0]}
+    yield {"outcomes": [1.0, 0.0, 0.5, 1.0], "ours": [9, 10, 12, 10], "theirs": [10, 10, 11, 11]}  # by one word
     for count in (9, 16):
         theirs = torch.randint(8, 40, (count,), generator=generator)
         ours = (theirs * (0.7 + 0.7 * torch.rand(count, generator=generator))).long()
