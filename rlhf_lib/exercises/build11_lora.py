@@ -240,6 +240,8 @@ def run_merged(with_lora, seed, rank, alpha, layers):
             "unchanged": (model(tokens) - said).abs().max().item(),
             "base": (base(tokens) - before(tokens)).abs().max().item(),
         }
+        if found["kinds"] != ["Linear"]:
+            return found
         for name, one in plain.items():
             before.get_submodule(name.rpartition(".")[0])._modules[name.rpartition(".")[2]] = one
         return {**found, "gap": ((before(tokens) - said).abs().max() / said.abs().max()).item()}

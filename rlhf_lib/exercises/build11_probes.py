@@ -177,11 +177,11 @@ def judge_ends(runs, base):
 
 def by_prompt(prompts, tokens, mask):
     """A reward that the prompt alone decides."""
-    return torch.tensor([2.0 if prompt[0] % 2 else -2.0 for prompt in prompts])
+    return torch.tensor([6.0 if prompt[0] % 2 else -6.0 for prompt in prompts])
 
 
 def run_critic(built, seed, iterations):
-    settings = dict(iterations=iterations, kl_coef=0.0, lr=1e-5, value_clip=5.0, epochs=4)
+    settings = dict(iterations=iterations, kl_coef=0.0, lr=1e-5, critic_lr=2e-2, value_clip=10.0, epochs=4)
     return {"runs": [go(built, seed, by_prompt, **settings)]}
 
 
@@ -296,7 +296,7 @@ def judge_learning(runs, base):
 
 
 def run_stop(built, seed, iterations):
-    return {"runs": [go(built, seed, iterations=iterations, kl_coef=0.0, max_kl=1.5, lr=2e-3)]}
+    return {"runs": [go(built, seed, iterations=iterations, kl_coef=0.0, max_kl=1.5, lr=3e-3)]}
 
 
 @told
@@ -305,8 +305,11 @@ def judge_stop(runs, base):
     if len(records) > 12 or any(record["kl"] > 1.5 for record in records):
         most = max(record["kl"] for record in records)
         return f"with max_kl 1.5 the records go on to {most:.1f} nats: stop at the first rollout above it, without a record of it"
-    if right > 2:
-        return f"with max_kl 1.5 the policy that is left is {right:.2f} nats away: put back the weights of the last one within"
+    if right > 1.3 * records[-1]["kl"] + 0.4:
+        return (
+            f"the last record within max_kl 1.5 says {records[-1]['kl']:.2f} nats, and the policy that is left is {right:.2f} "
+            "away: put back the weights of the last one within"
+        )
     if right < 0.02:
         return "what is left when max_kl stops a run is the untouched policy: put back the last one within max_kl"
     return ""

@@ -72,7 +72,7 @@ def judge_losses(output, **_):
     if abs(found[0] - right) > 1e-3 * right:
         said = f"before training it says {found[0]:.3f} nats on the held-out conversations, and {right:.3f} is right"
         for name, meaning in MEANS.items():
-            if abs(found[0] - output["guesses"][name]) <= 1e-3 * abs(right):
+            if abs(found[0] - output["guesses"][name]) <= 1e-4 * right:
                 return f"{said}: {meaning}"
         return f"{said}: is dropout still on where it measures, or does one conversation see another?"
     if output["training"]:
