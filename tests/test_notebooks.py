@@ -194,7 +194,7 @@ def test_a_card_has_its_difficulty_importance_time_and_hints_that_open_one_by_on
         if part(one) == "answer":
             card = cells[place - 1].source
             assert re.search(
-                r"^### (Exercise|Build it) \d\.\d+ · .+\n+Difficulty [●○]{5} · importance [●○]{5} · [\d to]+ minutes",
+                r"^### (Exercise|Build it) \d+\.\d+ · .+\n+Difficulty [●○]{5} · importance [●○]{5} · [\d to]+ minutes",
                 card,
                 re.MULTILINE,
             ), one.id

@@ -11,8 +11,8 @@ from rlhf_lib.exercises.tiny_rlhf import drawn
 
 OPENINGS = ("\n\n", "\n\nMy lord, ", "\n\nI ", "\n\nWhat, ", "\n\nThe king ", "\n\nO, ", "\n\nGood morrow, ", "\n\nShe ")
 REAL = {
-    "iterations": 8, "rollout_size": 128, "max_new_tokens": 20, "kl_coef": 0.05, "end_penalty": 0.0,
-    "lr": 4e-4, "critic_lr": 1e-3, "minibatch": 32, "epochs": 2, "max_kl": 10.0,
+    "iterations": 8, "rollout_size": 96, "max_new_tokens": 16, "kl_coef": 0.05, "end_penalty": 0.0,
+    "lr": 5e-4, "critic_lr": 1e-3, "minibatch": 32, "epochs": 2, "max_kl": 10.0,
 }  # fmt: skip
 
 
