@@ -50,7 +50,7 @@ def built(policy, critic, reference, reward, prompts, *, generate, report, seed,
     """A run of one rollout and no update."""
     start = torch.tensor([[0] * (5 - len(one)) + one for one in prompts])
     uniforms = torch.rand(len(prompts), 8, generator=torch.Generator().manual_seed(seed))
-    tokens, logprobs, mask = generate(policy, start, start > 0, uniforms, end_token=end_token)
+    tokens, _, mask = generate(policy, start, start > 0, uniforms, end_token=end_token)
     report(RECORD)
     return [{**RECORD, "reward": reward(prompts, tokens, mask).mean().item()}]
 
