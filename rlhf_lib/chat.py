@@ -29,7 +29,7 @@ def check_messages(messages, last="user"):
 
     Args:
         messages: a list of {"role", "content"}; it may begin with one message of the system.
-        last: "user" where an answer is to come, "assistant" where it is there.
+        last: "user" where an answer is to come, "assistant" where it is there, None where either will do.
 
     Raises:
         ChatError: they are not; the message names the first that is wrong, counted from 1.
@@ -50,7 +50,7 @@ def check_messages(messages, last="user"):
         if role != ("user", "assistant")[turn % 2]:
             raise ChatError(NOT_ALTERNATING, number)
         turn += 1
-    if messages[-1]["role"] != last:
+    if last is not None and messages[-1]["role"] != last:
         raise ChatError(LAST_TURN[last], len(messages))
     return messages
 

@@ -116,7 +116,7 @@ def load_tokenizer(folder):
 
 
 def base_of(folder, metadata, device):
-    """The model that the branch in `folder` stands on: a published one, or that of the folder beside it, its own adapters merged."""
+    """The model that the branch in `folder` stands on: a published one, or that of the folder beside it, adapters merged."""
     source = metadata["branch"].get("source")
     if not isinstance(source, str):
         raise CheckpointError(f"{folder} holds a branch and does not say of which model: give that model as base")

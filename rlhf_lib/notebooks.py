@@ -1,5 +1,5 @@
-"""The learner's edition: `notebooks/` out of the worked notebooks in `solutions/`, by nbgrader's own preprocessors; and
-`solutions/my_rlhf.py`, the file that the worked answers make.
+"""The learner's edition: `notebooks/` out of the worked notebooks in `solutions/`, by nbgrader's own preprocessors, with each
+exercise's answer in its card's last fold; and `solutions/my_rlhf.py`, the file that the worked answers make.
 
 python -m rlhf_lib.notebooks                write notebooks/ and solutions/my_rlhf.py (make notebooks)
 python -m rlhf_lib.notebooks --copy FOLDER  copy notebooks/ to a learner's folder (make lab)
@@ -12,10 +12,12 @@ import ast
 import hashlib
 import json
 import linecache
+import re
 import sys
 import tempfile
 import tomllib
 import types
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -25,6 +27,8 @@ from rlhf_lib.files import RunError, write_atomic
 ROOT = Path(__file__).resolve().parents[1]
 
 EDITIONS = ".editions.json"  # in the learner's folder: which edition of a notebook was copied
+
+FOLD = "\n\n<details><summary>The worked answer</summary>\n\n```python\n{answer}\n```\n\n</details>"
 
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}/blob/main/notebooks/{name})"
 
@@ -64,8 +68,25 @@ def stamp(notebook, name):
     return bool(old)
 
 
+def fold_answers(notebook):
+    """Put the worked answer of each exercise into its card, folded, inside its last hint.
+
+    A Build it has none: reading one is a step of its own, and the card's last hint says where it stands.
+    """
+    from rlhf_lib import exercises
+
+    exercises.load()
+    for card, cell in pairwise(notebook.cells):
+        grading = cell.metadata.get("nbgrader", {})
+        name = grading.get("grade_id", "")
+        if grading.get("solution") and name not in exercises.BUILDS and not name.startswith("investigation-"):
+            answer = "\n".join(line for line in cell.source.splitlines() if not line.strip().startswith("### "))
+            hints = re.search(r"(\s*</details>)*\s*$", card.source)  # where the hints close
+            card.source = card.source[: hints.start()] + FOLD.format(answer=answer) + hints.group().rstrip()
+
+
 def learner_edition(path):
-    """The worked notebook at `path` as a learner gets it: answers, hidden tests and outputs taken out.
+    """The worked notebook at `path` as a learner gets it: answers folded, and hidden tests and outputs taken out.
 
     Raises:
         ImportError: nbgrader is not installed.
@@ -74,6 +95,7 @@ def learner_edition(path):
     from nbgrader import preprocessors as steps
 
     notebook = nbformat.read(path, as_version=4)
+    fold_answers(notebook)
     resources = {}
     for step in (
         steps.LockCells, steps.ClearSolutions, steps.ClearOutput, steps.CheckCellMetadata,

@@ -30,7 +30,7 @@ def preferences(records, length_accuracy=None, reader_agreement=None):
     for value, label, color in ((length_accuracy, "longer is better", GREY), (reader_agreement, "two readers agree", GREEN)):
         if value is not None:
             accuracy.axhline(value, color=color, linestyle="--", linewidth=1.2, label=label)
-    accuracy.set(title="Held-out comparisons", xlabel="step", ylabel="share", ylim=(0, 1))
+    accuracy.set(title="Held-out comparisons", xlabel="step", ylabel="share", xlim=loss.get_xlim(), ylim=(0, 1))
     legend(accuracy)
     return fig
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from rlhf_lib.chat import check_messages
 from rlhf_lib.files import write_atomic
 
 END = "<|endoftext|>"
@@ -174,7 +175,7 @@ class ChatTokenizer(BPETokenizer):
             messages: a list of {"role": "system" | "user" | "assistant", "content": str}.
             reply: whether the tokens that open the assistant's next turn stand at the end.
         """
-        check_messages(messages)
+        check_messages(messages, last=None)
         marks = [{**message, "content": f"\ue000{place}\ue001"} for place, message in enumerate(messages)]
         text = self.layout.render(messages=marks, add_generation_prompt=reply, bos_token=self.begin, eos_token=self.end)
         tokens, spoken, saying = [], [], False
@@ -194,9 +195,7 @@ class ChatTokenizer(BPETokenizer):
 
     def prompt(self, messages):
         """The tokens from which the assistant's next turn goes on."""
-        check_messages(messages)
-        if messages[-1]["role"] != "user":
-            raise ValueError(f"the last message is the {messages[-1]['role']}'s: an answer goes on from a message of the user's")
+        check_messages(messages, "user")
         return self.turns(messages, reply=True)[0]
 
     def dump(self):
@@ -217,26 +216,6 @@ class ChatTokenizer(BPETokenizer):
 def refuse(message):
     """What a template calls where it does not know how to lay a conversation out."""
     raise ValueError(f"the model's chat template refuses this conversation: {message}")
-
-
-def check_messages(messages):
-    """Refuse what is no conversation: the user and the assistant in turns, the user first, perhaps behind a system message.
-
-    Raises:
-        ValueError: naming the message, counted from 1.
-    """
-    if not messages:
-        raise ValueError("the conversation is empty: it needs a message of the user's")
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
-            raise ValueError(f"message {number} is not a dict with role and content")
-        if message["role"] not in ("system", "user", "assistant"):
-            raise ValueError(f"message {number} has the role {message['role']!r}: use system, user or assistant")
-    begin = messages[0]["role"] == "system"
-    for number, message in enumerate(messages[begin:], 1 + begin):
-        wanted = ("user", "assistant")[(number - 1 - begin) % 2]
-        if message["role"] != wanted:
-            raise ValueError(f"message {number} is the {message['role']}'s: user and assistant take turns, the user first")
 
 
 KINDS = {kind.kind: kind for kind in (WordTokenizer, CharTokenizer, BPETokenizer)}  # those that a corpus trains

@@ -519,13 +519,13 @@ def training_state(model, optimizer, step):
     }
 
 
-# ---- 3.10 pretrain [aa381004]
+# ---- 3.10 pretrain [d3788c9c]
 
 def pretrain(model, tokens, held_out, *, steps, batch, context, lr, warmup, seed, folder=None, every=50):
     """Train `model` in place on `tokens`, (N,) int64; returns one record a step: step, loss (nats) and at times val_loss.
 
     held_out: (M,) int64, measured every `every` steps and at the last; lr: peak rate, reached after `warmup` steps.
-    folder: where the state is kept every `every` steps; a run that was stopped goes on from there.
+    folder: where the state is kept every `every` steps and at the end; a run that was stopped goes on from there.
     Raises FloatingPointError when a loss is not finite.
     """
     device, was_training = next(model.parameters()).device, model.training
@@ -1471,7 +1471,7 @@ def kept_iteration(kls, max_kl):
     return len(kls) - 1
 
 
-# ---- 8.10 rlhf [40393493]
+# ---- 8.10 rlhf [b16d69fd]
 
 def rlhf(
     gpt,
@@ -1510,6 +1510,7 @@ def rlhf(
     """
     device = next(gpt.parameters()).device
     policy = copy.deepcopy(gpt).eval().requires_grad_(True)
+    start = copy.deepcopy(policy)  # the reference: gpt may be in training mode, and stays so
     optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
     drawn = torch.Generator().manual_seed(seed)
 
@@ -1534,7 +1535,7 @@ def rlhf(
         # Rollout: measure the policy, and keep it if it is near enough.
         tokens, old, mask = roll(rollout_size)
         with torch.no_grad():
-            reference = torch.cat([score(gpt, some) for some in tokens.split(64)])
+            reference = torch.cat([score(start, some) for some in tokens.split(64)])
         kl = completion_kl(old, reference, mask).mean().item()
         if not kl <= max_kl:  # NaN too
             break

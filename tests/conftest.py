@@ -187,7 +187,7 @@ def tiny_assistant(tiny_talks):
 @pytest.fixture(scope="session")
 def assistant_settings(tiny_assistant):
     """`assistant_settings(changes)`: the Settings of the tiny run of the assistant, with changes by dotted name."""
-    from rlhf_lib.pipelines.assistant import PRESETS
+    from rlhf_lib.pipelines.assistant_settings import PRESETS
     from rlhf_lib.pipelines.settings import changed
 
     return lambda changes=None: changed(PRESETS["smoke"], {**tiny_assistant, **(changes or {})})

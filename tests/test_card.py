@@ -154,7 +154,7 @@ def test_counts_say_which_line():
     assert len(counts.lines["to_host"]) == counts.to_host == 1
     file, line = next(iter(counts.lines["to_host"])).split(":")
     text = (Path(card.ROOT) / file).read_text().splitlines()
-    assert file == "rlhf_lib/models/gpt.py" and "bool(mask.all())" in text[int(line) - 1]
+    assert file == "rlhf_lib/models/layers.py" and "bool(mask.all())" in text[int(line) - 1]
     assert outer.to_card == counts.to_card + len(list(model.parameters()))
     assert outer.lines["to_card"][f"tests/test_card.py:{test_counts_say_which_line.__code__.co_firstlineno + 2}"] > 1
     assert "to_host 1" in repr(counts) and "2 to_card rlhf_lib/models/layers.py" in repr(counts)

@@ -25,6 +25,7 @@ def test_turns_that_alternate_are_a_conversation_that_waits_for_the_other(turns,
     messages = talk(*turns, system=system)
     last, other = ("user", "assistant") if len(turns) % 2 else ("assistant", "user")
     assert chat.check_messages(messages, last) is messages
+    assert chat.check_messages(messages, None) is messages
     with pytest.raises(ChatError) as error:
         chat.check_messages(messages, other)
     assert error.value.reason == f"the last turn is not the {other}'s"

@@ -430,6 +430,8 @@ def test_a_branch_of_a_published_model_finds_it_by_name_and_its_tokenizer_too(tm
     asked.clear()
     assert checkpoints.load(tmp_path, base=base, kind="reward" if scalar else "gpt")[0].base is base
     assert asked == [("smollm2-360m", "tokenizer")]
+    checkpoints.load(tmp_path, torch.device("meta"), kind="reward" if scalar else "gpt")
+    assert ("smollm2-360m", "meta") in asked  # the base is put where the branch is
 
 
 def test_a_branch_published_in_half_precision_loads_in_full(tmp_path, hub):

@@ -18,7 +18,7 @@ FLOORS = [
     "trainers.muon trainers.pretrain trainers.sft trainers.reward trainers.preference trainers.rollouts trainers.rewards "
     "trainers.ppo trainers.ppo_critic",
     "plots plots_assistant pipelines.settings pipelines.stages pipelines.inputs pipelines.estimate pipelines.report "
-    "pipelines.shakespeare pipelines.judging pipelines.referee pipelines.assistant talk __main__",
+    "pipelines.shakespeare pipelines.judging pipelines.referee pipelines.assistant_settings pipelines.assistant talk __main__",
     "course exercises. widgets. notebooks grading.",
 ]
 ORDER = [name for floor in FLOORS for name in floor.split()]
@@ -28,6 +28,7 @@ WHOLE = {
     "browser",
     "card",
     "environment",
+    "figures",
     "gpu",
     "house",
     "learner",

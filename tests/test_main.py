@@ -15,12 +15,15 @@ from rlhf_lib import __main__ as command_line
 from rlhf_lib import checkpoints
 from rlhf_lib.files import write_json
 from rlhf_lib.models.gpt import GPT, GPTConfig
+from rlhf_lib.pipelines.assistant import Assistant
+from rlhf_lib.pipelines.assistant_settings import PRESETS as ASSISTANT_PRESETS
 from rlhf_lib.pipelines.settings import flat
 from rlhf_lib.pipelines.shakespeare import PRESETS, Shakespeare
 from rlhf_lib.tokenization import CharTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = [*command_line.STAGES, "sample", "score", "publish"]
+COMMANDS = [*command_line.STAGES, "assistant", "sample", "score", "chat", "publish"]
+PIPELINES = {"run": PRESETS, "assistant": ASSISTANT_PRESETS}
 LETTERS = CharTokenizer(list("\nabcdefghij"))
 
 
@@ -78,11 +81,12 @@ def test_help_is_printed_and_exits_0(command, capsys):
         assert all(re.search(rf"^ +{name}\b", text, re.MULTILINE) for name in COMMANDS)
 
 
-def test_help_has_a_line_for_every_setting(capsys):
+@pytest.mark.parametrize("command", PIPELINES)
+def test_help_has_a_line_for_every_setting(capsys, command):
     with pytest.raises(SystemExit):
-        command_line.main(["run", "--help"])
+        command_line.main([command, "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for field, value in flat(PRESETS["laptop"]).items():
+    for field, value in flat(PIPELINES[command]["laptop"]).items():
         if field != "preset":
             assert re.search(rf"--{re.escape(field)} \S+ [^(]{{5,}}.*?\(laptop: {re.escape(str(value))}\)", text), field
 
@@ -97,7 +101,8 @@ def test_a_command_that_is_not_understood_exits_2(arguments, capsys):
 
 OTHER_WORDS = {
     "corpus": "my.txt", "tokenizer": "char", "labels": "synthetic:50", "init_from": "runs/other", "model.recipe": "gpt2",
-    "reward.pooling": "last", "sentiment": "negative",
+    "reward.pooling": "last", "sentiment": "negative", "model": "gpt2", "demonstrations": "my.jsonl", "comparisons": "hh-rlhf",
+    "judge": "endpoint:http://localhost:1/v1#m",
 }  # fmt: skip
 # Halved, for they may not stand above their partners; everything else is doubled.
 HALVED = ("ppo.max_new_tokens", "ppo.minibatch", "reward.held_out", "pretrain.decay", "model.heads")
@@ -125,6 +130,14 @@ def test_every_setting_has_a_flag_that_arrives(command, tmp_path):
         assert got == {**flat(PRESETS["laptop"]), field: wanted}
 
 
+def test_every_setting_of_the_assistant_has_a_flag_that_arrives(tmp_path):
+    for field, value in flat(ASSISTANT_PRESETS["laptop"]).items():
+        if field != "preset":
+            wanted = other(field, value)
+            got = settings_of("assistant", "--out", tmp_path / "new", f"--{field}", wanted)
+            assert flat(got) == {**flat(ASSISTANT_PRESETS["laptop"]), field: wanted}
+
+
 def test_torchrun_takes_no_flag_for_one_of_its_own():
     """It reads abbreviations of its own options everywhere on the line."""
     flags = [part for field in flat(PRESETS["laptop"]) for part in (f"--{field}", "1")]
@@ -132,10 +145,12 @@ def test_torchrun_takes_no_flag_for_one_of_its_own():
     assert options.training_script_args == ["run", *flags, "--out", "x"]
 
 
+@pytest.mark.parametrize("command", PIPELINES)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_preset_gives_the_settings_and_laptop_is_the_default(preset, tmp_path):
-    assert settings_of("run", "--preset", preset, "--out", tmp_path / "new") == PRESETS[preset]
-    assert settings_of("run", "--out", tmp_path / "new") == PRESETS["laptop"]
+def test_the_preset_gives_the_settings_and_laptop_is_the_default(preset, command, tmp_path):
+    presets = PIPELINES[command]
+    assert settings_of(command, "--preset", preset, "--out", tmp_path / "new") == presets[preset]
+    assert settings_of(command, "--out", tmp_path / "new") == presets["laptop"]
 
 
 @pytest.mark.parametrize(
@@ -468,3 +483,94 @@ def test_the_module_exits_with_the_code_and_prints_no_traceback(tmp_path):
     assert done.returncode == 1
     assert done.stderr.strip() == "error: pretrain.batch must be at least 1, got 0"
     assert done.stdout == "" and not (tmp_path / "x").exists()
+
+
+# ----------------------------------------------------------------------------------------- the assistant
+
+
+def flags(settings):
+    return [part for name, value in settings.items() for part in (f"--{name}", value)]
+
+
+def test_the_assistants_command_goes_on_from_its_folder_alone_and_says_what_came_of_it(call, assistant_run, tiny_assistant):
+    for more in ([], ["--preset", "smoke", *flags(tiny_assistant)]):
+        code, out, err = call("assistant", "--out", assistant_run, *more)
+        assert code == 0, err
+        summary = json.loads((assistant_run / "summary.json").read_text())
+        assert f"Reward model {summary['reward_accuracy']:.1%} (length alone {summary['length_accuracy']:.1%})" in out
+        assert f"PPO wins {summary['win_rate_policy']:.1%}" in out and f"at {summary['kl_nats']:.1f} nats" in out
+        assert out.endswith(f"Read {assistant_run / 'report.html'}\n")
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--sft.epochs", 0], r"sft\.epochs must be at least 1, got 0"),
+        (["--judge", "silver"], "judge must be gold or endpoint:URL#MODEL, got 'silver'"),
+        (["--judge", "endpoint:ftp://x#m"], "base_url must be http"),
+        (["--comparisons", "/no/such.jsonl"], r"no file at /no/such\.jsonl"),
+        (["--demonstrations", "/no/such.jsonl"], r"no file at /no/such\.jsonl"),
+        (["--model", "gpt9"], "no published model 'gpt9': choose one of smollm2-135m"),
+        (["--layers", 40], "layers must lie between 1 and the model's 2, got 40"),
+        (["--ppo.max_new_tokens", 600], r"ppo\.max_new_tokens is too much for a model that reads 512 tokens"),
+    ],
+)
+def test_what_the_assistant_cannot_use_is_refused_in_a_sentence(call, tiny_assistant, tmp_path, more, sentence):
+    code, out, err = call("assistant", "--preset", "smoke", "--out", tmp_path / "new", *flags(tiny_assistant), *more)
+    assert (code, out) == (1, "")
+    assert re.match(rf"error: .*{sentence}", err), err
+    assert err.count("\n") == 1 and not (tmp_path / "new").exists()
+
+
+def test_a_folder_of_the_other_pipeline_is_refused(call, assistant_run, tiny_run):
+    for command, folder in (("assistant", tiny_run), ("run", assistant_run)):
+        before = (folder / "settings.json").read_bytes()
+        code, out, err = call(command, "--out", folder)
+        assert (code, out, err) == (1, "", f"error: {folder} holds a run of another pipeline: choose another --out\n")
+        assert (folder / "settings.json").read_bytes() == before
+
+
+def test_the_assistant_is_no_work_for_several_processes(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, out, err = call("assistant", "--preset", "smoke", "--out", tmp_path / "new")
+    assert (code, out, err) == (1, "", "error: the assistant is trained by one process: start it without torchrun\n")
+
+
+def test_chat_answers_what_is_piped_to_it(call, assistant_run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Why is the sky blue?\n/new\nWhy is the sky blue?\n\nnot read\n"))
+    code, out, err = call("chat", "--checkpoint", assistant_run, "--max-new-tokens", 8)
+    assert code == 0, err
+    assert "\n(a new conversation)\n" in out and "not read" not in out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Why is the sky blue?"))
+    _, again, _ = call("chat", "--checkpoint", assistant_run / "policy", "--max-new-tokens", 8)
+    assert out.startswith(again.rstrip("\n"))
+    for other in (["--model", "start"], ["--seed", 1]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Why is the sky blue?"))
+        assert call("chat", "--checkpoint", assistant_run, "--max-new-tokens", 8, *other)[1] != again
+
+
+def test_chat_refuses_a_checkpoint_of_another_kind(call, assistant_run, tiny_run, tmp_path):
+    for folder, sentence in (
+        (assistant_run / "reward", "holds a reward model, not a language model"),
+        (tiny_run, "holds a language model without a chat tokenizer: give the folder of a run of the assistant"),
+        (tmp_path, "no checkpoint in"),
+    ):
+        code, out, err = call("chat", "--checkpoint", folder)
+        assert (code, out) == (1, "") and sentence in err and err.count("\n") == 1
+
+
+def test_publish_knows_an_assistants_run_and_the_copy_can_talk_and_be_sampled(call, assistant_run, tmp_path, monkeypatch):
+    code, _, err = call("publish", "--run", assistant_run, "--to", tmp_path / "published")
+    assert code == 0, err
+    command = json.loads((tmp_path / "published" / "summary.json").read_text())["command"]
+    arguments = command.removeprefix("python -m rlhf_lib ").replace("--out DIR", f"--out {tmp_path / 'again'}").split()
+    assert flat(settings_of(*arguments)) == json.loads((assistant_run / "settings.json").read_text())
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Why?"))
+    code, out, err = call("chat", "--checkpoint", tmp_path / "published", "--max-new-tokens", 8)
+    assert code == 0 and out.strip(), err
+
+
+def test_settings_of_an_assistants_run_are_found_in_its_folder(tmp_path, tiny_assistant):
+    begun = settings_of("assistant", "--preset", "smoke", "--out", tmp_path, *flags(tiny_assistant), "--seed", 5)
+    Assistant(begun, tmp_path, torch.device("cpu"))
+    assert settings_of("assistant", "--out", tmp_path) == begun

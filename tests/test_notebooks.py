@@ -1,5 +1,6 @@
 import ast
 import builtins
+import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -16,6 +17,8 @@ exercises.load()
 ROOT = Path(__file__).resolve().parents[1]
 WORKED = sorted((ROOT / "solutions").glob("*.ipynb"))
 ANSWER = "def double(x):\n    ### BEGIN SOLUTION\n    return 2 * x\n    ### END SOLUTION"
+HINTS = "### Double\n\n<details><summary>Hint 1</summary>\n\nAdd.\n\n<details><summary>Hint 2</summary>\n\n2."
+CARD = HINTS + "\n</details></details>"
 TEST = "assert double(2) == 4\n### BEGIN HIDDEN TESTS\nassert double(3) == 6\n### END HIDDEN TESTS"
 
 
@@ -40,10 +43,11 @@ def worked(tmp_path):
     cells = [
         cell(new_markdown_cell, "", "badge"),
         cell(new_code_cell, "#", "setup"),
+        cell(new_markdown_cell, CARD, "card"),
         cell(new_code_cell, ANSWER, "double", grade=False),
         cell(new_code_cell, TEST, "check-double", grade=True),
     ]
-    cells[2].outputs = [nbformat.v4.new_output("stream", text="4")]
+    cells[3].outputs = [nbformat.v4.new_output("stream", text="4")]
     (tmp_path / "solutions").mkdir()
     nbformat.write(new_notebook(cells=cells), tmp_path / "solutions" / "42_a_chapter.ipynb")
     return tmp_path
@@ -55,6 +59,31 @@ def test_the_learner_gets_a_stub_and_neither_answer_nor_hidden_test_nor_output(w
     assert "return 2 * x" not in cells["double"].source and "raise NotImplementedError()" in cells["double"].source
     assert cells["check-double"].source.strip() == "assert double(2) == 4"
     assert cells["double"].outputs == []
+
+
+def test_the_last_fold_of_a_card_is_the_worked_answer(worked):
+    (path,) = notebooks.write_all(worked / "solutions", worked / "notebooks")
+    cells = {one.id: one for one in nbformat.read(path, as_version=4).cells}
+    fold = "<details><summary>The worked answer</summary>\n\n```python\ndef double(x):\n    return 2 * x\n```\n\n</details>"
+    assert cells["card"].source == f"{HINTS}\n\n{fold}\n</details></details>"
+    before = nbformat.read(worked / "solutions" / path.name, as_version=4).cells[2]
+    assert before.source == CARD  # in the worked notebook the answer stands below
+
+
+@pytest.mark.parametrize("grade_id", ["investigation-4-A", "train_bpe"])
+def test_an_investigation_and_a_build_have_no_answer_in_their_card(worked, grade_id):
+    path = worked / "solutions" / "42_a_chapter.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[3].metadata.nbgrader.grade_id = grade_id
+    notebooks.fold_answers(notebook)
+    assert notebook.cells[2].source == CARD
+
+
+def test_a_card_without_hints_has_one_fold(worked):
+    notebook = nbformat.read(worked / "solutions" / "42_a_chapter.ipynb", as_version=4)
+    notebook.cells[2].source = "### Double\n"
+    notebooks.fold_answers(notebook)
+    assert notebook.cells[2].source.startswith("### Double\n\n<details>") and notebook.cells[2].source.count("</details>") == 1
 
 
 def test_badge_and_first_cell_carry_the_address_of_pyproject(worked):
@@ -78,7 +107,7 @@ def test_a_stamped_notebook_is_not_written_again(worked):
 def test_a_broken_rule_of_nbgrader_names_the_notebook(worked):
     path = worked / "solutions" / "42_a_chapter.ipynb"
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells[2].source = "def double(x):\n    ### BEGIN SOLUTION\n    return 2 * x"
+    notebook.cells[3].source = "def double(x):\n    ### BEGIN SOLUTION\n    return 2 * x"
     nbformat.write(notebook, path)
     with pytest.raises(ValueError, match=r"42_a_chapter\.ipynb: RuntimeError"):
         notebooks.write_all(worked / "solutions", worked / "notebooks")
@@ -205,6 +234,24 @@ def test_a_card_has_its_difficulty_importance_time_and_hints_that_open_one_by_on
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+def test_the_innermost_fold_of_every_card_is_the_answer_or_says_where_it_stands(path):
+    cells = nbformat.read(ROOT / "notebooks" / path.name, as_version=4).cells
+    worked = {one.id: one.source for one in nbformat.read(path, as_version=4).cells}
+    for card, one in itertools.pairwise(cells):
+        if part(one) == "answer":
+            summary, _, fold = card.source.rpartition("<details><summary>")[2].partition("</summary>")
+            assert card.source.count("<details>") == card.source.count("</details>"), one.id
+            if one.metadata.nbgrader.grade_id in exercises.BUILDS:
+                assert f"solutions/{path.name}" in fold, one.id
+            else:
+                code = re.search(r"```python\n(.*)\n```", fold, re.DOTALL).group(1)
+                space = ast.parse(code)  # whole functions
+                assert summary == "The worked answer" and "SOLUTION" not in code, one.id
+                kept = [line for line in worked[one.id].splitlines() if "SOLUTION" not in line]
+                assert code.splitlines() == kept and space.body, one.id
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
 def test_an_investigation_asks_first_notes_a_finding_and_shows_ours_folded(path):
     """In the learner's edition its cell stops with NotImplementedError, and the notebook goes on behind it."""
     cells = nbformat.read(path, as_version=4).cells
@@ -240,8 +287,8 @@ def test_the_courses_own_file_is_in_step_and_leans_on_nothing_of_the_library():
 def test_a_worked_answer_that_leans_on_its_notebook_is_refused(worked, monkeypatch):
     path = worked / "solutions" / "42_a_chapter.ipynb"
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells[2].source = "def win_rate(x):\n    return factor * x"
-    notebook.cells[2].metadata.nbgrader.grade_id = "win_rate"
+    notebook.cells[3].source = "def win_rate(x):\n    return factor * x"
+    notebook.cells[3].metadata.nbgrader.grade_id = "win_rate"
     nbformat.write(notebook, path)
     with pytest.raises(RunError, match="the worked answer win_rate cannot stand alone: it uses `factor`"):
         notebooks.worked_file(worked / "solutions")
@@ -289,16 +336,19 @@ def test_a_diagram_is_no_wider_than_a_small_window(path):
             assert not wide, (one.id, wide)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
 def test_nbgrader_accepts_the_answers(path, tmp_path, monkeypatch):
     """`nbgrader validate` on a chapter's imports, answers and checks; its experiments are run by nbval."""
     monkeypatch.setenv("RLHF_PRESET", "smoke")  # long probes are left out
     from nbgrader.validator import Validator
+    from traitlets.config import Config
 
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [
         one for one in notebook.cells if part(one) in ("answer", "check") or one.id == "imports" or one.id.endswith("-pieces")
     ]
     nbformat.write(notebook, tmp_path / path.name)
-    found = Validator().validate(str(tmp_path / path.name))
+    patient = Config({"ExecutePreprocessor": {"timeout": 250}, "Execute": {"timeout": 250}})  # a build's probes take their time
+    found = Validator(config=patient).validate(str(tmp_path / path.name))
     assert not found.get("failed") and not found.get("changed"), found

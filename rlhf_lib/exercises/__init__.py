@@ -13,7 +13,7 @@ from rlhf_lib.exercises.build import Build, Probe, tick
 from rlhf_lib.exercises.compare import equal
 from rlhf_lib.exercises.declare import BUILDS, CHAPTERS, EXERCISES, INVESTIGATIONS, Exercise, Investigation, find, load
 from rlhf_lib.exercises.investigations import done, findings
-from rlhf_lib.exercises.keep import FILE, keep, yours
+from rlhf_lib.exercises.keep import FILE, UNKEPT, keep, yours
 from rlhf_lib.exercises.plain import is_record, raised
 from rlhf_lib.exercises.progress import PROGRESS, progress, remember, solved
 from rlhf_lib.exercises.verdicts import Verdict, answer, draw, judge, verdict
@@ -47,6 +47,7 @@ def check(name, function, seed=0):
     noted = "" if remember(name) else f" (this could not be noted: {PROGRESS} cannot be written here)"
     print(f"✓ {found.message}{noted}")
     fault = keep(name, function)
+    (UNKEPT.add if fault else UNKEPT.discard)(name)
     if fault:
         print(f"  right, but not kept in {FILE}: {fault}.")
 

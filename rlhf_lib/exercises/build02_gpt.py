@@ -163,11 +163,14 @@ def padded(tokens, lengths, side):
 
 def run_padded(built, shape, state, tokens, lengths):
     model = made(built, shape, state)
-    out = {"every": [model(tokens), model(tokens, torch.ones_like(tokens, dtype=torch.bool))]}
+    out = {"every": [model(tokens), model(tokens, torch.ones_like(tokens, dtype=torch.bool))], "gradients": True}
     for side in ("right", "left"):
         mask = padded(tokens, lengths, side)
         out[side] = model(tokens, mask)
         out[f"{side} alone"] = [model(row[real][None])[0] for row, real in zip(tokens, mask)]
+        model.zero_grad()
+        out[side][mask].square().mean().backward()
+        out["gradients"] &= all(weight.grad.isfinite().all().item() for weight in model.parameters() if weight.grad is not None)
     return out
 
 
@@ -184,6 +187,9 @@ def judge_padded(out, shape, state, tokens, lengths):
         if max(away(logits[row][mask[row]], one) for row, one in enumerate(out[f"{side} alone"])) > CLOSE:
             why = "real tokens look at padding" if side == "left" else "the mask hides what is real, or padding is looked at"
             return f"padding on the {side} moves the logits of real tokens: {why}"
+    if not out["gradients"]:
+        why = "NaN was put out of the way afterwards, and it comes back in the gradient; let a padded place look at itself"
+        return f"with padding the logits are numbers, and the gradients of the real tokens' loss are not: {why}"
     return ""
 
 
@@ -273,7 +279,7 @@ def run_elsewhere(built, shape, tokens):
 def judge_elsewhere(out, shape, tokens):
     if "device" not in out["message"]:  # what only a device without numbers refuses is no fault
         return ""
-    how = "make every new tensor with device=tokens.device, also in rotary and causal_mask"
+    how = "make every new tensor with device=tokens.device, and move what causal_mask makes: .to(tokens.device)"
     return f"on another device than the processor, such as a GPU, it stops: {how}"
 
 

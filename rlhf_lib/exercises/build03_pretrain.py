@@ -82,7 +82,7 @@ def run_windows(pretrain, tokens, held_out, start):
 
     return {
         "usual": seen(), "state": seen(12, before=5), "every": seen(12, every=2), "dropout": seen(12, dropout=0.5),
-        "lr": seen(12, lr=0.5, warmup=0), "seed": seen(40, seed=2), "shortest": seen(12, text=tokens[: 3 * CONTEXT]),
+        "lr": seen(12, lr=0.5, warmup=0), "seed": seen(40, seed=2), "short": seen(text=tokens[: 3 * CONTEXT]),
     }  # fmt: skip
 
 
@@ -105,6 +105,8 @@ def judge_windows(output, tokens, held_out, start):
     starts = torch.tensor([where(tokens, rows) for rows in usual])  # (steps, batch)
     if (starts[:, 1:] == starts[:, :-1]).float().mean() > 0.5:
         return "the rows of a batch are all the same window"
+    if max(map(max, (where(tokens[: 3 * CONTEXT], rows) for rows in output["short"]))) < 2 * CONTEXT - 1:
+        return "the last token of the text is never a target: the last window begins at len(tokens) - context - 1"
     unread = torch.ones(len(tokens), dtype=torch.bool)
     unread[starts.flatten()[:, None] + torch.arange(1, CONTEXT + 1)] = False
     tenths = [part.float().mean().item() for part in unread.chunk(10)]
@@ -332,6 +334,8 @@ Build("3.10", "pretrain", [
     Probe("stops at what is not a number", draw_text, run_nan, judge_nan),
     Probe("goes on where it stopped", runs.draw_resume, runs.run_resume, runs.judge_resume),
     Probe("goes on with dropout", runs.draw_resume_dropout, runs.run_resume, runs.judge_resume),
+    Probe("saves whole states", draw_text, runs.run_saving, runs.judge_saving),
+    Probe("goes where the weights are", draw_text, runs.run_elsewhere, runs.judge_elsewhere),
     Probe("reads Shakespeare", runs.draw_reading, runs.run_reading, runs.judge_reading, seconds=240),
 ])  # fmt: skip
 

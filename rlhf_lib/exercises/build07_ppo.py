@@ -2,16 +2,15 @@
 
 import random
 
-import gymnasium as gym
 import numpy as np
 import torch
 
 from rlhf_lib.exercises import probe_envs as envs
-from rlhf_lib.exercises.build import Build, Probe, tick
+from rlhf_lib.exercises.build import Build, Probe
 from rlhf_lib.exercises.declare import Investigation
+from rlhf_lib.exercises.ppo_runs import choices, draw_pole, judge_pole, run_pole, train
 
 BUDGET, SHORT, ACTIONS = 6144, 2048, 3
-POLE_STEPS, POLE_LENGTH = 80_000, 475
 
 
 # ----------------------------------------------------------------------------------------- what a probe draws and runs
@@ -40,20 +39,6 @@ def draw_two_starts(states):
         }
 
     return draw
-
-
-def train(train_ppo, make, budget, seed, told=None):
-    """(act, log) of a training in environments that `make()` gives."""
-    log = envs.Log(budget, told)
-    act = train_ppo(lambda: envs.Watched(make(), log), budget, seed)
-    if not callable(act):
-        raise TypeError(f"train_ppo returns {type(act).__name__}, not a function act(observation)")
-    return act, log
-
-
-def choices(act, views):
-    """What `act` does at each view."""
-    return [int(act(np.array(view, dtype=np.float32))) for view in views]
 
 
 def run_in(kind):
@@ -91,7 +76,9 @@ def draw_constant(generator):
 
 def run_constant(train_ppo, views, seed):
     act, log = train(train_ppo, lambda: envs.Constant(views, ACTIONS), BUDGET // 2, seed)
-    return {"steps": log.steps, "actions": log.actions, "act": choices(act, views * 30)}
+    kind = type(act(np.array(views[0], dtype=np.float32)))
+    integer = "" if issubclass(kind, (int, np.integer)) else kind.__name__
+    return {"steps": log.steps, "actions": log.actions, "act": choices(act, views * 30), "kind": integer}
 
 
 def judge_constant(output, views, seed):
@@ -109,6 +96,8 @@ def judge_constant(output, views, seed):
                 f"of its first {len(early)} actions {early.count(action)} are action {action}, though no action is better than "
                 "another: while it trains, an action is drawn from the policy, or it never finds out what the others bring"
             )
+    if output["kind"]:
+        return f"act returns a {output['kind']}, and an action is an int: int(...) or .item() makes one"
     if not all(0 <= action < ACTIONS for action in output["act"]):
         return f"act gives {output['act'][0]}: an action is a number from 0 to {ACTIONS - 1}"
     if len(set(output["act"])) > 1:
@@ -160,12 +149,14 @@ def draw_matching(generator):
     }
 
 
-def run_matching(endless):
-    def run(train_ppo, views, best, seed):
-        act, _ = train(train_ppo, lambda: envs.Matching(views, best, ACTIONS, endless), BUDGET, seed)
-        return choices(act, views)
+def run_matching(train_ppo, views, best, seed):
+    act, _ = train(train_ppo, lambda: envs.Matching(views, best, ACTIONS), BUDGET, seed)
+    return choices(act, views)
 
-    return run
+
+def run_endless(train_ppo, views, best, seed):
+    act, log = train(train_ppo, lambda: envs.Matching(views, best, ACTIONS, endless=True), BUDGET, seed)
+    return {"act": choices(act, views), "left": log.left}
 
 
 def judge_matching(meaning):
@@ -178,6 +169,36 @@ def judge_matching(meaning):
         return f"act is right in {hits} states of {len(best)}: {meaning}"
 
     return judge
+
+
+def judge_endless(output, **given):
+    fault = judge_matching("a rollout is cut where it is long enough, also in the middle of an episode, and learnt from")
+    if output["left"]:
+        return (
+            f"an episode that never ends was broken off by reset() {output['left']} times: where a rollout ends within an "
+            "episode, the next one goes on there. Else nothing late in a long episode is ever seen"
+        )
+    return fault(output["act"], **given)
+
+
+def run_heirs(train_ppo, views, right, wrong, seed):
+    """What is chosen at the starts where episodes end by themselves, and where they are cut by the clock."""
+    found = []
+    for end in (envs.TERMINATED, envs.TRUNCATED):
+        act, _ = train(train_ppo, lambda end=end: envs.Heirs(views, right, wrong, ACTIONS, end), BUDGET, seed)
+        found.append(choices(act, views[:2]))
+    return found
+
+
+def judge_heirs(output, **given):
+    for end, found in zip(("`terminated`", "`truncated`"), output):
+        fault = judge_starts(
+            f"it pays for what only the next episode gains: credit leaks across the reset after {end}. At an episode's end, of "
+            "either kind, the running advantage starts again at 0, and no value of the next episode's first observation comes in"
+        )(found, **given)
+        if fault:
+            return fault
+    return ""
 
 
 # ----------------------------------------------------------------------------------------- seeds
@@ -234,74 +255,12 @@ def judge_seeds(output, normal, views, seeds):
     return ""
 
 
-# ----------------------------------------------------------------------------------------- the pole
-
-
-def draw_pole(generator):
-    return {
-        "seeds": torch.randint(100_000, (3,), generator=generator).tolist(),
-        "fresh": int(torch.randint(1_000_000, 2_000_000, (), generator=generator)),
-    }
-
-
-def lengths_of(act, make, seeds):
-    """How long an episode of `act` lasts from each seed."""
-    env, lengths = make(), []
-    for seed in seeds:
-        observation, _ = env.reset(seed=seed)
-        length, going = 0, True
-        while going:
-            observation, _, terminated, truncated, _ = env.step(int(act(observation)))
-            length, going = length + 1, not (terminated or truncated)
-        lengths.append(length)
-    return lengths
-
-
-def run_pole(train_ppo, seeds, fresh, budget=POLE_STEPS):
-    found = []
-    for place, seed in enumerate(seeds):
-
-        def told(log, place=place):
-            last = [length for _, length in log.lengths[-20:]]
-            note = f"seed {place + 1} of {len(seeds)}, an episode lasts {sum(last) / max(len(last), 1):.0f} steps"
-            tick((place + log.steps / log.budget) / len(seeds), note)
-
-        act, log = train(train_ppo, lambda: gym.make("CartPole-v1"), budget, seed, told)
-        lengths = lengths_of(act, lambda: gym.make("CartPole-v1"), range(fresh, fresh + 20))
-        found.append({"steps": log.steps, "length": sum(lengths) / len(lengths)})
-        if found[-1]["length"] < POLE_LENGTH or log.steps > budget:
-            break
-    return found
-
-
-LITTLE = (
-    "that is hardly better than without training, though the tiny environments are learnt: look at the settings, above all the "
-    "learning rate, the number of optimiser steps for each rollout, and the discount"
-)
-ALMOST = (
-    "it learns, and does not get there: is the learning rate too low, or still high at the end? Are there too few rollouts, or "
-    "too few optimiser steps for each? Does time out count as falling?"
-)
-
-
-def judge_pole(output, seeds, fresh, budget=POLE_STEPS):
-    for place, one in enumerate(output, 1):
-        if one["steps"] > budget:
-            return f"training {place} took {one['steps']} steps, and the budget is {budget}, those of all environments together"
-        if one["length"] < POLE_LENGTH:
-            means = ALMOST if one["length"] > 60 else LITTLE
-            return (
-                f"after training {place} of {len(seeds)} the pole stands for {one['length']:.0f} steps of 500 on average: {means}"
-            )
-    return "" if len(output) == len(seeds) else "a training is missing"
-
-
 # ----------------------------------------------------------------------------------------- the build
 
 build = Build("7.10", "train_ppo", [
     Probe("the loop runs and keeps its promises", draw_constant, run_constant, judge_constant),
     Probe("the action that pays", draw_paying, run_paying, judge_paying),
-    Probe("the observation says which", draw_matching, run_matching(False), judge_matching(
+    Probe("the observation says which", draw_matching, run_matching, judge_matching(
         "the policy does not read what it observes, or the rollout keeps an action beside another step's observation "
         "(it belongs to the one before the step)")),
     Probe("a reward that comes later", draw_two_starts(8),
@@ -316,12 +275,8 @@ build = Build("7.10", "train_ppo", [
           run_in(lambda views, right, wrong: envs.Border(views, wrong, right, ACTIONS, envs.TRUNCATED)), judge_starts(
         "it takes 0.3 and leaves a state that is worth 1: after `truncated` the episode would have gone on, so gamma times the "
         "value of its last observation belongs to the last reward (of that one, not of the observation after the reset)")),
-    Probe("the next episode is another", draw_two_starts(6),
-          run_in(lambda views, right, wrong: envs.Heirs(views, right, wrong, ACTIONS)), judge_starts(
-        "it pays for what only the next episode gains: credit leaks across the reset. At an episode's end, of either kind, "
-        "the running advantage starts again at 0, and no value of the next episode's first observation comes in")),
-    Probe("an episode without end", draw_matching, run_matching(True), judge_matching(
-        "a rollout is cut where it is long enough, also in the middle of an episode, and learnt from")),
+    Probe("the next episode is another", draw_two_starts(7), run_heirs, judge_heirs),
+    Probe("an episode without end", draw_matching, run_endless, judge_endless),
     Probe("the seed decides", draw_seeds, run_seeds, judge_seeds),
     Probe("the pole stands", draw_pole, run_pole, judge_pole, seconds=480),
 ])  # fmt: skip

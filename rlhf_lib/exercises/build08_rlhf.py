@@ -18,7 +18,8 @@ BLANK = "\n\n"  # the prompt of the real run: a blank line
 
 def run_records(rlhf, seed, iterations):
     reported = []
-    found = go(rlhf, tiny(seed), iterations=iterations, seed=seed, report=lambda record: reported.append(record.get("iteration")))
+    base = tiny(seed).train()  # it has no dropout, but is in a mode that can be found changed
+    found = go(rlhf, base, iterations=iterations, seed=seed, report=lambda record: reported.append(record.get("iteration")))
     return {"runs": [found], "reported": reported}
 
 
@@ -27,8 +28,15 @@ def judge_records(runs, base, reported):
     records = runs[0]["records"]
     if not same_weights(runs[0]["base"], weights(base)):
         return "gpt has other weights after the run: train a copy, else policy and reference are one model and the KL stays 0"
-    if len(records) < 4:
-        return f"4 iterations have only {len(records)} records, though the KL is far below max_kl"
+    if runs[0]["left"]:
+        return (
+            f"gpt's {runs[0]['left'][0]} is another after the run: it came in training mode and is to stay as it is; use copies"
+        )
+    if len(records) != 5:
+        return (
+            f"4 iterations that nothing stopped have {len(records)} records: one for the rollout before each update, and one "
+            "more for the policy after the last, which is the one that is returned"
+        )
     if same_weights(runs[0]["policy"], weights(base)):
         return "the policy that is returned has the weights of gpt: nothing was trained, or not what is returned"
     if reported != [record["iteration"] for record in records]:
@@ -37,12 +45,13 @@ def judge_records(runs, base, reported):
 
 
 def run_start(rlhf, seed, iterations):
-    return {"runs": [go(rlhf, tiny(seed), iterations=iterations, seed=seed)]}
+    bases = tiny(seed), tiny(seed, dropout=0.3).train()
+    return {"runs": [go(rlhf, base, iterations=iterations, seed=seed) for base in bases]}
 
 
 @told
 def judge_start(runs, base):
-    records = runs[0]["records"]
+    records, noisy = (found["records"] for found in runs)
     if abs(records[0]["kl"]) > 1e-5:
         return (
             f"the first KL is {records[0]['kl']:.4f} nats, of a policy that still is the base: the two are scored in different "
@@ -54,17 +63,29 @@ def judge_start(runs, base):
                 f"iteration {record['iteration']}: the ratio on the first minibatch is {record['ratio']:.4f}, before any step: "
                 "sampling and scoring disagree, or the old log-probabilities are not those of the policy that sampled"
             )
+    if abs(noisy[0]["kl"]) > 1e-5 or any(abs(record["ratio"] - 1) > 1e-4 for record in noisy[:-1]):
+        return (
+            f"of a gpt that comes in training mode and has dropout the first KL is {noisy[0]['kl']:.4f} nats, and the first "
+            f"ratio {noisy[0]['ratio']:.4f}: policy and reference are copies in evaluation mode, from the first rollout on"
+        )
     return ""
 
 
 def run_normaliser(rlhf, seed, iterations):
     changes = (lambda r: r, lambda r: r + 1000, lambda r: 64 * r)
     rewards = [lambda tokens, mask, of=of: of(count(tokens, mask)) for of in changes]
-    return {"runs": [go(rlhf, tiny(seed), reward, iterations=iterations, seed=seed, lr=5e-3) for reward in rewards]}
+    runs, asked = [go(rlhf, tiny(seed), reward, iterations=iterations, seed=seed, lr=5e-3) for reward in rewards], []
+
+    def counted(tokens, mask):
+        asked.append(len(tokens))
+        return count(tokens, mask)
+
+    runs.append(go(rlhf, tiny(seed), counted, iterations=iterations, seed=seed, rollout_size=16))
+    return {"runs": runs, "asked": sum(asked)}
 
 
 @told
-def judge_normaliser(runs, base):
+def judge_normaliser(runs, base, asked):
     plainly = runs[0]["records"]
     if abs(plainly[0]["reward"]) > 0.4:
         return (
@@ -86,6 +107,11 @@ def judge_normaliser(runs, base):
         return (
             f"the last record says {plainly[-1]['reward']:.2f}, but fresh completions of the returned policy lie {gained:.2f} "
             "deviations above the untouched model's: the constants moved along, or the record is of another policy. Fit them once"
+        )
+    if asked < 256:
+        return (
+            f"with rollouts of 16 the reward was asked about {asked} completions in all: mean and deviation come from 256 or "
+            "more of the untouched model's, since those of 16 are mostly chance"
         )
     return ""
 
@@ -127,8 +153,7 @@ def judge_price(runs, base):
     if dear > 0.5 * free:
         return (
             f"at 2 a nat the policy ends {dear:.2f} nats away, without a price {free:.2f}: the price does not hold it back. It "
-            "belongs into the reward, detached; in the loss its expected gradient is 0; its sign may be turned. Or "
-            "do advantages and tokens belong to different rows?"
+            "belongs into the reward, detached; in the loss its expected gradient is 0; its sign may be turned"
         )
     return ""
 
@@ -189,6 +214,13 @@ def judge_update(runs, base):
         return f"minibatches of 16 move the policy {small:.3f} nats, all 128 at once {one:.3f}: each minibatch is to be a step"
     if not 0.5 * one < none < 2 * one:
         return f"without `minibatch` the policy moves {none:.3f} nats, with all 128 at once {one:.3f}: None is the whole rollout"
+    begun = weights(base)
+    far = torch.cat([(runs[3]["policy"][name] - begun[name]).flatten() for name in begun]).abs() / 2e-3  # in rates, in 2 steps
+    if ((far - 2).abs() < 0.02).sum() > 0.7 * (far > 0.02).sum():
+        return (
+            "two iterations of one step each move nearly every weight by twice the rate, or not at all: that is Adam's first "
+            "step, two times. One optimiser serves the whole run; a new one in each iteration has forgotten its moments"
+        )
     large, tiniest = shares[4][0], max(shares[6])
     if large < 0.02 or tiniest > 0.02:
         return (
@@ -201,18 +233,27 @@ def judge_update(runs, base):
 
 
 def run_stop(rlhf, seed, iterations):
-    return {"runs": [go(rlhf, tiny(seed), iterations=iterations, seed=seed, kl_coef=0.0, max_kl=1.0, lr=4e-3)]}
+    settings = dict(iterations=iterations, seed=seed, kl_coef=0.0, lr=4e-3)
+    return {"runs": [go(rlhf, tiny(seed), **settings, max_kl=most) for most in (1.0, 2.0)]}
 
 
 @told
 def judge_stop(runs, base):
     records, right = runs[0]["records"], true_kl(loaded(base, runs[0]), base)
+    free = [record["kl"] for record in runs[1]["records"]]  # the same run with a wider limit
     if len(records) >= 12 or sum(record["kl"] > 1 for record in records) > 1:
         return f"with max_kl 1 the run goes on to {records[-1]['kl']:.1f} nats: stop at the first rollout whose mean is above it"
     if right > 1.3:
         return f"with max_kl 1 the policy returned is {right:.2f} nats away: return the last one whose KL was measured and within"
     if right < 0.02:
         return "the policy that is returned when max_kl stops a run is the untouched model: return the last one within max_kl"
+    if records[-1]["kl"] > 1:
+        return f"the last record has a KL of {records[-1]['kl']:.2f} nats, above max_kl 1: the record of that rollout is left out"
+    if len(records) < len(free) and free[len(records)] <= 1:
+        return (
+            f"with max_kl 1 the run ends at a KL of {records[-1]['kl']:.2f} nats, though the next rollout has "
+            f"{free[len(records)]:.2f}: only a mean above max_kl stops it"
+        )
     return ""
 
 
@@ -260,7 +301,7 @@ def run_training(rlhf, seed, **settings):
 
     def report(record):
         share = (record.get("iteration", 0) + 1) / (settings["iterations"] + 1)
-        tick(share, f"reward {record.get('reward', 0):.2f}, KL {record.get('kl', 0):.1f} nats")
+        tick(share, f"reward {record.get('reward', 0):.2f}, KL {round(record.get('kl', 0), 1) + 0.0:.1f} nats")  # and not -0.0
 
     return go(rlhf, base, reward, prompt=tokenizer.encode(BLANK), seed=seed, report=report, **settings)
 
@@ -290,9 +331,9 @@ rlhf = Build("8.10", "rlhf", [
     Probe("starts at ratio 1.000 and KL 0", drawn(iterations=3), run_start, judge_start),
     Probe("normalises the reward, once", drawn(iterations=4), run_normaliser, judge_normaliser),
     Probe("measures the KL in nats a completion", drawn(iterations=8, ends=0.8), run_kl, judge_kl),
+    Probe("learns what it is paid for", drawn(iterations=12), run_learning, judge_learning),
     Probe("pays for distance", drawn(iterations=8), run_price, judge_price),
     Probe("stops a completion at its end", drawn(iterations=4, ends=0.8), run_ends, judge_ends),
-    Probe("learns what it is paid for", drawn(iterations=12), run_learning, judge_learning),
     Probe("takes many clipped steps from one rollout", drawn(iterations=2), run_update, judge_update),
     Probe("stops within max_kl", drawn(iterations=12), run_stop, judge_stop),
     Probe("depends on its seed alone", drawn(iterations=2), run_seeds, judge_seeds),

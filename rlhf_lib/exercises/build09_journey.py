@@ -2,10 +2,12 @@
 
 import contextlib
 import io
+import itertools
 import math
 
 import torch
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from rlhf_lib import corpus, labels
 from rlhf_lib.exercises.build import Build, Probe, tick
@@ -14,6 +16,7 @@ from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.sampling import completion_logits, generate
 
 KEYS = ("tokenizer", "base", "reward_model", "policy", "bits_per_character", "accuracy", "records", "samples")
+PRIME = 97  # clear passages of the tiny journey: a share of all of them is a share of no smaller number
 TINY = dict(
     vocab_size=300, context=48, layers=1, heads=2, width=32, steps=20, batch=4,
     epochs=1, iterations=2, rollout_size=16, max_new_tokens=12,
@@ -24,7 +27,10 @@ TINY = dict(
 
 
 def draw_texts(generator, characters, labelled, unseen):
-    """A stretch of every play for training and another for the test, and labelled passages, of which some are never shown."""
+    """A stretch of every play for training and another for the test, and labelled passages, of which some are never shown.
+
+    Without a number, the labelled passages are PRIME clear ones and 20 neutral ones.
+    """
     plays = corpus.load()
     halves = corpus.split(plays)
     texts = {}
@@ -35,12 +41,14 @@ def draw_texts(generator, characters, labelled, unseen):
     pairs = [(label.text, label.target) for label in labels.hand_made(plays)]
     order = torch.randperm(len(pairs), generator=generator).tolist()
     plain = [place for place in order if pairs[place][1] != 0.5][:unseen]
-    shown = [place for place in order if place not in set(plain)][:labelled]
+    rest = [place for place in order if place not in set(plain)]
+    clear = [place for place in rest if pairs[place][1] != 0.5][:PRIME]
+    shown = rest[:labelled] if labelled else clear + [place for place in rest if pairs[place][1] == 0.5][:20]
     return texts | {"labelled": [pairs[place] for place in shown], "unseen": [pairs[place] for place in plain]}
 
 
 def draw_tiny(generator):
-    return draw_texts(generator, 20_000, 60, 10) | {"sizes": TINY, "seed": int(torch.randint(100, (1,), generator=generator))}
+    return draw_texts(generator, 20_000, None, 10) | {"sizes": TINY, "seed": int(torch.randint(100, (1,), generator=generator))}
 
 
 def draw_whole(generator):
@@ -55,12 +63,16 @@ def travel(journey, train, held_out, labelled, unseen, sizes, seed):
 
     What a whole journey prints of its stages is shown; a tiny one is quiet.
     """
-    tick(0.05)
-    with contextlib.redirect_stdout(io.StringIO()) if sizes else contextlib.nullcontext():
+    with contextlib.redirect_stdout(io.StringIO()) if sizes else contextlib.nullcontext(), counted_steps():
         found = journey(train, held_out, labelled, seed=seed, **sizes)
     missing = [key for key in KEYS if not isinstance(found, dict) or key not in found]
     if missing:
         return {"missing": missing}
+    halved = {}
+    if sizes:
+        with contextlib.redirect_stdout(io.StringIO()):
+            less = journey(train, held_out, labelled, seed=seed, **sizes | {"steps": sizes["steps"] // 2, "iterations": 1})
+        halved = {"halved": less["base"].embedding.weight}
     tokenizer, reward_model = found["tokenizer"], found["reward_model"]
     rows = [tokenizer.encode(text)[: found["base"].context] for text, _ in unseen]
     scores = []
@@ -76,9 +88,35 @@ def travel(journey, train, held_out, labelled, unseen, sizes, seed):
         },
         "base": {name: weight.detach() for name, weight in found["base"].state_dict().items()},
         "policy": {name: weight.detach() for name, weight in found["policy"].state_dict().items()},
-        "scores": scores,
+        "scores": scores, "log_p": [log_p_of(reward_model, found[name], found["base"]) for name in ("base", "policy")], **halved,
         **{key: found[key] for key in ("bits_per_character", "accuracy", "records", "samples")},
     }  # fmt: skip
+
+
+@contextlib.contextmanager
+def counted_steps(most=900):
+    """Moves the bar with each step of an optimiser, of which the worked journey makes about `most`."""
+    made = itertools.count(1)
+
+    def count(*_):
+        step = next(made)
+        tick(min(0.95, step / most), f"{step} steps of the optimisers")
+
+    hook = register_optimizer_step_post_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@torch.no_grad()
+def log_p_of(reward_model, writer, base, number=256):
+    """The log p(positive) (N,) that the learner's reward model gives to fresh completions of token 0."""
+    shape = dict(vocab_size=base.vocab_size, context=base.context, heads=base.heads, width=base.embedding.weight.shape[1])
+    model = GPT(GPTConfig(layers=len(base.blocks), **shape)).eval()
+    model.load_state_dict(writer.state_dict())
+    rows = generate(model, [[0]] * number, min(24, base.context - 1), generator=torch.Generator().manual_seed(12), end_token=0)
+    return F.logsigmoid(torch.as_tensor(reward_model(rows.tokens, rows.mask)))
 
 
 # ----------------------------------------------------------------------------------------- the judge
@@ -102,8 +140,8 @@ def bits_per_character(model, tokens, characters):
 
 @torch.no_grad()
 def kl_of(policy, base, prompt=(0,), length=24, number=256):
-    """KL(policy || base) of a completion, nats: at each position over the whole vocabulary."""
-    rows = generate(policy, [list(prompt)] * number, length, generator=torch.Generator().manual_seed(11))
+    """KL(policy || base) of a completion, which ends at token 0, in nats: at each position over the whole vocabulary."""
+    rows = generate(policy, [list(prompt)] * number, length, generator=torch.Generator().manual_seed(11), end_token=0)
     both = [completion_logits(model, [list(prompt)] * number, rows.tokens, rows.mask).log_softmax(-1) for model in (policy, base)]
     return torch.where(rows.mask, (both[0].exp() * (both[0] - both[1])).sum(-1), 0).sum(1).mean().item()
 
@@ -131,12 +169,23 @@ def judge_tiny(output, train, held_out, labelled, unseen, sizes, seed):
             f"it reports {output['bits_per_character']:.3f} bits per character, and its base has {bits:.3f} on the held-out "
             "text: is it measured on the training text, in nats, per token, or after RLHF has changed the weights?"
         )
+    if torch.equal(output["halved"], output["base"]["embedding.weight"]):
+        return "half as many `steps` of pretraining make the very same base: `steps` is an argument, use it"
+    if F.cosine_similarity(output["halved"][0], output["base"]["embedding.weight"][0], 0) > 1 - 1e-5:
+        return (
+            "pretraining never reads token 0, which in the tokens of `train` stands before each play: its embedding is as drawn"
+        )
     if len(output["records"]) < 1 or abs(output["records"][0]["kl"]) > 1e-3:
         return "the first record of RLHF is not at KL 0: the policy must start from the base"
     if all(torch.equal(output["base"][name], output["policy"][name]) for name in output["base"]):
         return "policy and base have the same weights: RLHF did nothing, or it trained the base itself"
     if not 0 <= output["accuracy"] <= 1:
         return f"the accuracy {output['accuracy']} is no share from 0 to 1"
+    if all(abs(round(output["accuracy"] * few) - output["accuracy"] * few) > 1e-3 for few in range(1, PRIME // 2)):
+        return (
+            f"of {PRIME} clear passages about a tenth is held back, and {output['accuracy']:.4f} is a share of no such number: "
+            "count those that you held back, and no others"
+        )
     for side in ("base", "policy"):
         if len(output["samples"].get(side, [])) < 3 or not all(isinstance(one, str) and one for one in output["samples"][side]):
             return f"samples[{side!r}] must be at least three texts"
@@ -156,6 +205,12 @@ def judge_whole(output, train, held_out, labelled, unseen, sizes, seed):
     gain = output["records"][-1]["reward"] - output["records"][0]["reward"]
     if gain < GAIN:
         return f"the normalised reward rose by {gain:.2f}, where {GAIN} are wanted: is log p(positive) of the policy rewarded?"
+    before, after = output["log_p"]
+    if after.mean() < before.mean() + 0.15 * before.std():
+        return (
+            f"the log p(positive) that your reward model gives fresh lines is {before.mean():.2f} for the base and "
+            f"{after.mean():.2f} for the policy: the reward that rose is another one. Is its sign turned?"
+        )
     kl = kl_of(policy, base)
     if not 0.05 < kl < 12:
         why = "the stop at max_kl is missing" if kl >= 12 else "nothing was learned"

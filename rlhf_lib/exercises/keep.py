@@ -55,6 +55,9 @@ class Loaded(NamedTuple):
     broken: dict
 
 
+UNKEPT = set()  # the exercises whose check passed in this session, but whose function could not be kept
+
+
 def fingerprint(code):
     return hashlib.sha256(code.strip().encode()).hexdigest()[:8]
 
@@ -275,6 +278,13 @@ def the_course(name):
     return course.namespace[name]
 
 
+def whose(name, own):
+    """What a cell says of a function that it takes; `own`: the learner's."""
+    if own:
+        return f"your {name}" + (" (an older one: what passed last is not kept)" if name in UNKEPT else "")
+    return f"the course's {name}" + (" (yours passed, but is not kept)" if name in UNKEPT else "")
+
+
 def yours(*names, path=None):
     """The learner's functions or classes of these exercises where they have passed, else the course's. Prints whose they are.
 
@@ -295,6 +305,6 @@ def yours(*names, path=None):
     for name in [*names, *([""] if "" in mine.broken else [])]:
         if name in mine.broken:
             print(f"{path.name}: {f'your {name} is left out' if name else 'its head does not run'} ({mine.broken[name]}).")
-    print(", ".join(f"your {name}" if name in mine.own else f"the course's {name}" for name in names))
+    print(", ".join(whose(name, name in mine.own) for name in names))
     found = [mine.namespace[name] if name in mine.own else the_course(name) for name in names]
     return found[0] if len(found) == 1 else found

@@ -1,9 +1,12 @@
-"""Probes of a whole pretraining run: one that is killed and goes on, and one that reads Shakespeare."""
+"""Probes of a whole pretraining run: one that is killed and goes on, also while it saves, and one that reads Shakespeare."""
 
+import contextlib
 import functools
+import io
 import math
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -91,6 +94,82 @@ def judge_resume(output, tokens, held_out, start, dropout):
     if not torch.equal(again["end"], whole["end"]):
         return "called once more when all 12 steps are done, it leaves the model's weights as they came: load them"
     return ""
+
+
+# ----------------------------------------------------------------------------------------- what is saved, and when
+def run_saving(pretrain, tokens, held_out, start):
+    """12 steps with every=5: called again when they are done; and stopped half way through the first save behind step 10."""
+    found, write = {}, torch.save
+    with tempfile.TemporaryDirectory() as folder:
+        for name, place, seed in (("whole", "one", 0), ("again", "one", 1), ("cut", "two", 0), ("resumed", "two", 1)):
+            model, records, error = Observed(Past(start + seed)), None, ""
+
+            def half(state, file, *more, model=model, **named):
+                if model.taken < 10:
+                    return write(state, file, *more, **named)
+                write(state, whole := io.BytesIO())
+                part = whole.getvalue()[: whole.tell() // 2]
+                file.write(part) if hasattr(file, "write") else Path(file).write_bytes(part)
+                raise Stopped
+
+            try:
+                with mock.patch.object(torch, "save", half if name == "cut" else write):
+                    records = run(pretrain, model, tokens, held_out, 12, every=5, folder=str(Path(folder) / place))
+            except Exception as one:  # a stop, or a file that cannot be read: which one is what is judged
+                error = type(one).__name__
+            found[name] = {"records": records, "end": weights_of(model), "steps": len(model.steps()), "error": error}
+    return found
+
+
+def judge_saving(output, tokens, held_out, start):
+    whole, again, cut, resumed = (output[name] for name in ("whole", "again", "cut", "resumed"))
+    if whole["error"] or again["error"]:
+        return f"12 steps with every=5, and the same call once more, raise {whole['error'] or again['error']}"
+    if whole["steps"] != 12:
+        return f"in 12 steps the model learned from {whole['steps']} batches"
+    if again["steps"]:
+        return (
+            f"after 12 steps with every=5 the same call takes {again['steps']} steps again: the state after the last step is to "
+            "be saved too, also where `every` does not hit it"
+        )
+    if cut["error"] != "Stopped":  # it saves in another way than by torch.save
+        return ""
+    if resumed["error"] or resumed["steps"] == 12:
+        what = f"raises {resumed['error']}" if resumed["error"] else "begins anew"
+        return (
+            f"stopped while it saves the state of step 10, it {what} when it is called again: the half file stands where the "
+            "state of step 5 stood. Write it under another name, then let Path.replace put it in the old one's place"
+        )
+    if resumed["records"] != whole["records"] or not torch.equal(resumed["end"], whole["end"]):
+        return "stopped while it saves the state of step 10, it goes on differently than without a stop"
+    return ""
+
+
+# ----------------------------------------------------------------------------------------- another device
+def run_elsewhere(pretrain, tokens, held_out, start):
+    """Where the first batch lies when the weights lie on "meta", a device of shapes without numbers, where nothing can train."""
+    places = []
+
+    def look(model, given):
+        places.append(given[0].device.type)
+        raise Stopped
+
+    model = Past(start).to("meta")
+    model.register_forward_pre_hook(look)
+    with contextlib.suppress(Stopped, NotImplementedError, RuntimeError):  # what only such a device refuses is no fault
+        run(pretrain, model, tokens, held_out, 1)
+    return places
+
+
+def judge_elsewhere(output, tokens, held_out, start):
+    if not output:
+        return "the model was never called"
+    if output[0] != "cpu":
+        return ""
+    return (
+        "the weights are on another device and the windows stay on the CPU: on a GPU it stops at the first step. Move each "
+        "batch, and the held-out text, to next(model.parameters()).device"
+    )
 
 
 # ----------------------------------------------------------------------------------------- Shakespeare

@@ -131,12 +131,13 @@ class Heirs(Tiny):
     of this one: does credit leak across a reset?
 
     State 2 k + s is start s, with what it has inherited hidden (k = 0), or shown as poor (1) or rich (2): half of the time it
-    can be seen, so that neither the next value nor the next advantage leaks unpunished.
+    can be seen, so that neither the next value nor the next advantage leaks unpunished. State 6 is observed at the end, `end`
+    says of which kind: it tells nothing of what was done, so that its value, which counts after TRUNCATED, moves no choice.
     """
 
-    def __init__(self, views, fair, costly, actions):
-        super().__init__(views, actions)  # 6 views
-        self.fair, self.costly, self.rich = fair, costly, False
+    def __init__(self, views, fair, costly, actions, end=TERMINATED):
+        super().__init__(views, actions)  # 7 views
+        self.fair, self.costly, self.end, self.rich = fair, costly, end, False
 
     def reset(self, *, seed=None, options=None):
         self.rich = self.rich and seed is None  # with a seed, all begins anew
@@ -148,8 +149,8 @@ class Heirs(Tiny):
 
     def move(self, action):
         start, reward = self.state % 2, 1 if self.rich else -1
-        self.rich = action == self.costly[start]
-        return reward + 0.3 * (action == self.fair[start]), TERMINATED
+        self.rich, self.state = action == self.costly[start], 6
+        return reward + 0.3 * (action == self.fair[start]), self.end
 
 
 class Pointing(Tiny):
@@ -182,6 +183,7 @@ class Log:
 
     Attributes:
         made, steps, episodes: how many; an episode counts when it has ended.
+        left: how many episodes were left before their end, by a reset.
         actions: all actions, in the order in which they came.
         starts: for each environment, the observations (tuples) with which its episodes began.
         lengths: (steps so far, length) of each episode, at its end.
@@ -189,7 +191,7 @@ class Log:
 
     def __init__(self, budget, told=None):
         self.budget, self.told = budget, told
-        self.made, self.steps, self.episodes = 0, 0, 0
+        self.made, self.steps, self.episodes, self.left = 0, 0, 0, 0
         self.actions, self.starts, self.lengths = [], [], []
 
 
@@ -206,6 +208,7 @@ class Watched(gym.Wrapper):
     def reset(self, *, seed=None, options=None):
         observation, info = self.env.reset(seed=seed, options=options)
         self.starts.append(tuple(float(x) for x in observation))
+        self.log.left += self.going
         self.length, self.going = 0, True
         return observation, info
 

@@ -18,11 +18,11 @@ USUAL = {"prompt": PROMPT, "rollout_size": 256, "max_new_tokens": LENGTH, "kl_co
 # ----------------------------------------------------------------------------------------- models and rewards
 
 
-def tiny(seed, ends=0.0):
+def tiny(seed, ends=0.0, dropout=0.0):
     """A GPT of one layer and random weights that is far from uniform; the larger `ends`, the likelier the end token."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = GPT(GPTConfig(vocab_size=20, context=32, layers=1, heads=2, width=32)).eval()
+        model = GPT(GPTConfig(vocab_size=20, context=32, layers=1, heads=2, width=32, dropout=dropout)).eval()
         for weight, std in ((model.embedding.weight, 1.0), (model.head.weight, 0.2), (model.blocks[0].attention.out.weight, 0.1)):
             torch.nn.init.normal_(weight, std=std)
         torch.nn.init.normal_(model.blocks[0].down.weight, std=0.1)
@@ -67,10 +67,21 @@ def weights(module):
     return {name: one.clone() for name, one in module.state_dict().items()} if isinstance(module, torch.nn.Module) else None
 
 
+def around(module):
+    """What is not weights: the mode of each part, and of each weight whether it is to learn and whether it has a gradient."""
+    return {
+        "mode": [part.training for part in module.modules()],
+        "requires_grad": [one.requires_grad for one in module.parameters()],
+        "grad": [one.grad is not None for one in module.parameters()],
+    }
+
+
 def go(rlhf, base, reward=count, **settings):
-    """One run: what it returned, as plain data; `base` is what has become of the base in the run."""
+    """One run: what it returned, as plain data; `base` is what has become of the base's weights, `left` what else has changed."""
+    before = around(base)
     policy, records = rlhf(base, reward, **{**USUAL, **settings})
-    return {"records": records, "policy": weights(policy), "base": weights(base)}
+    left = [what for what, found in around(base).items() if found != before[what]]
+    return {"records": records, "policy": weights(policy), "base": weights(base), "left": left}
 
 
 def same_weights(one, other):

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rlhf_lib.models.gpt import GPT
-from rlhf_lib.models.layers import last_real
+from rlhf_lib.models.layers import last_real, mean_so_far
 
 
 class RewardModel(nn.Module):
@@ -51,7 +51,7 @@ class RewardModel(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()
             if self.pooling == "mean":
-                hidden = (hidden * mask[..., None]).cumsum(1) / mask.cumsum(1).clamp(min=1)[..., None]
+                hidden = mean_so_far(hidden, mask)
             hidden = F.dropout(hidden, self.config.dropout, self.training)
             return self.score(hidden)[..., 0]
 

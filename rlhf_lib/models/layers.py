@@ -40,6 +40,11 @@ def last_real(x, mask):
     return x.gather(1, torch.where(mask, places, 0).amax(1, keepdim=True))[:, 0]
 
 
+def mean_so_far(hidden, mask):
+    """The mean of the states (B, T, C) at the real positions up to each, (B, T, C). mask: (B, T) bool."""
+    return (hidden * mask[..., None]).cumsum(1) / mask.cumsum(1).clamp(min=1)[..., None]
+
+
 class KVCache:
     """Keys and values of the positions already read, in memory that is reserved once.
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rlhf_lib.models.layers import last_real
+from rlhf_lib.models.layers import last_real, mean_so_far
 
 
 class LoRALinear(nn.Module):
@@ -97,20 +97,30 @@ class Branch(nn.Module):
         rank, alpha: as for LoRALinear.
         matrices: names of the linear layers that are adapted, such as ["query", "value"]; None for all of a block.
         scalar: False for a language model, with the base's head; True for one number a position, as of reward models and critics.
+        depth: how many of these blocks the model has, from the trunk up; None for all, 0 for a head on the trunk's own states.
+        pooling: what the number is read from, "last" for the state at the position, "mean" for the mean of the states so far.
         source: the base's published name, or where its checkpoint lies from the branch's own, such as "../base".
     """
 
     kind = "branch"
 
-    def __init__(self, base, layers=None, rank=16, alpha=32, matrices=None, scalar=False, source=None):
+    def __init__(
+        self, base, layers=None, rank=16, alpha=32, matrices=None, scalar=False, depth=None, pooling="last", source=None
+    ):
         super().__init__()
+        if pooling not in ("mean", "last"):
+            raise ValueError(f"pooling must be mean or last, got {pooling!r}")
+        if depth is not None and not (scalar and 0 <= depth <= (layers or base.config.layers)):
+            raise ValueError(f"depth is for scalar branches, and at most their layers, got {depth}")
         layers = base.config.layers if layers is None else layers
         if not 1 <= layers <= base.config.layers:
             raise ValueError(f"layers must lie between 1 and the model's {base.config.layers}, got {layers}")
         self.shared = (base.eval(),)  # in a tuple, so that it is not part of this module
         self.config, self.lower = base.config, base.config.layers - layers
-        self.shape = {"layers": layers, "rank": rank, "alpha": alpha, "matrices": matrices, "scalar": scalar, "source": source}
-        self.blocks = nn.ModuleList(adapted(block, rank, alpha, matrices) for block in base.blocks[self.lower :])
+        self.shape = {"layers": layers, "rank": rank, "alpha": alpha, "matrices": matrices, "scalar": scalar}
+        self.shape |= {"depth": depth, "pooling": pooling, "source": source}
+        own = base.blocks[self.lower :][:depth]
+        self.blocks = nn.ModuleList(adapted(block, rank, alpha, matrices) for block in own)
         self.norm, self.head = frozen(base.norm), frozen(base.head)
         self.score = nn.Linear(base.config.width, 1, device=base.embedding.weight.device) if scalar else None
         if scalar:
@@ -149,15 +159,22 @@ class Branch(nn.Module):
         """The final hidden states (B, T, C); arguments as for `GPT.hidden`."""
         return self.top(*self.trunk(tokens, mask, cache), cache)
 
-    def values(self, hidden):
-        """The scalar head's number at every position, (B, T), from the hidden states (B, T, C), in float32 under any autocast."""
+    def values(self, hidden, mask=None):
+        """The scalar head's number at every position, (B, T), from the hidden states (B, T, C), in float32 under any autocast.
+
+        Args:
+            mask: (B, T) bool, True on real tokens; None when all are. Only the mean of the states needs it.
+        """
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.score(hidden.float())[..., 0]
+            hidden = hidden.float()
+            if self.shape["pooling"] == "mean":
+                hidden = mean_so_far(hidden, torch.ones_like(hidden[..., 0], dtype=torch.bool) if mask is None else mask)
+            return self.score(hidden)[..., 0]
 
     def forward(self, tokens, mask=None, cache=None):
         """A language model's logits (B, T, V), or the scalar head's numbers (B, T)."""
         hidden = self.hidden(tokens, mask, cache)
-        return self.head(hidden) if self.score is None else self.values(hidden)
+        return self.head(hidden) if self.score is None else self.values(hidden, mask)
 
     def logits(self, tokens, mask=None):
         """The scalar head's number at each row's last real token, (B,): the same with any padding."""
@@ -183,3 +200,15 @@ def counts(model):
     own = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     everything = {id(p): p.numel() for m in (model, getattr(model, "base", model)) for p in m.parameters()}
     return own, sum(everything.values())
+
+
+def shared_counts(trained, fixed):
+    """Numbers in the four models of PPO: those that are trained, all on one trunk, and all of four whole models."""
+    branches = [*trained, *fixed]
+    adapters = sum(parameter.numel() for branch in branches for parameter in branch.parameters())
+    base = sum(parameter.numel() for parameter in branches[0].base.parameters())
+    return {
+        "trained": sum(counts(branch)[0] for branch in trained),
+        "one_trunk": base + adapters,
+        "four_models": sum(counts(branch)[1] for branch in branches),
+    }

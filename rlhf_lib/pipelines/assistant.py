@@ -1,12 +1,12 @@
 """The assistant's pipeline: sft -> reward -> policy -> judge -> report (Ouyang et al. 2022, figure 2).
 
 DIR/base                   the model that everything stands on, unless it is found by its published name
-DIR/sft, reward, policy    a checkpoint each, adapters on that model
+DIR/sft                    adapters on that model; with them it is what the other stages stand on, and the reference
+DIR/reward, policy         adapters on the fine-tuned model
 DIR/gold                   the judge, where it was trained in the run
 DIR/metrics.jsonl, summary.json, answers.jsonl, verdicts.jsonl, report.html
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,99 +17,12 @@ from rlhf_lib.models import lora, published
 from rlhf_lib.models.llama import Llama, LlamaConfig
 from rlhf_lib.models.lora import Branch
 from rlhf_lib.pipelines import inputs, judging, referee, stages
+from rlhf_lib.pipelines.assistant_settings import PRESETS, TINY
 from rlhf_lib.pipelines.estimate import estimate_assistant, sentence
 from rlhf_lib.pipelines.report import write_assistant_report
 from rlhf_lib.pipelines.stages import Stages
 from rlhf_lib.tokenization import ChatTokenizer
 from rlhf_lib.trainers import ppo_critic, preference, rewards, sft
-from rlhf_lib.trainers.ppo_critic import PPOCriticConfig
-from rlhf_lib.trainers.preference import PreferenceConfig
-from rlhf_lib.trainers.sft import SFTConfig
-
-TINY = "tiny"
-
-
-@dataclass
-class Settings:
-    """Everything that a run depends on.
-
-    Args:
-        preset: where the other fields' values come from when nothing else is said.
-        seed: of everything that is drawn.
-        model: what everything starts from, a published name, the path of a folder of published files, or tiny for a small random
-            Llama.
-        demonstrations: ours, or the path of a file of them.
-        comparisons: ours, the path of a file of them, or a set of the hub such as hh-rlhf.
-        limit: most comparisons that the reward model learns from, and most that are read of a public set; 0 for all.
-        longest: most tokens of a conversation, its answer included; longer ones are left out; 0 for what the model reads.
-        layers: how many of the last blocks have adapters; 0 for all.
-        rank, alpha: of the adapters, scaled by alpha / rank.
-        normaliser_samples: answers of the fine-tuned model that the reward's mean and deviation come from.
-        best_of: answers of the fine-tuned model out of which the reward model picks one.
-        judge: gold for a reward model of all comparisons, or endpoint:URL#MODEL for one behind an OpenAI-compatible address.
-        evaluate_prompts: held-out prompts that are answered and judged at the end; 0 for all.
-    """
-
-    preset: str = "laptop"
-    seed: int = 0
-    model: str = published.SHIPPED
-    demonstrations: str = inputs.OURS
-    comparisons: str = inputs.OURS
-    limit: int = 0
-    longest: int = 0
-    layers: int = 8
-    rank: int = 16
-    alpha: int = 32
-    normaliser_samples: int = 256
-    best_of: int = 16
-    judge: str = "gold"
-    evaluate_prompts: int = 0
-    sft: SFTConfig = field(default_factory=SFTConfig)
-    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
-    ppo: PPOCriticConfig = field(default_factory=PPOCriticConfig)
-
-    def __post_init__(self):
-        for name in ("seed", "limit", "longest", "layers", "evaluate_prompts"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name, least in (("rank", 1), ("alpha", 1), ("best_of", 1), ("normaliser_samples", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        referee.address(self.judge)
-
-
-PRESETS = {
-    # Every stage in a minute: to see that all of it works.
-    "smoke": Settings(
-        preset="smoke",
-        model=TINY,
-        limit=400,
-        layers=1,
-        rank=4,
-        alpha=8,
-        normaliser_samples=64,
-        best_of=4,
-        evaluate_prompts=32,
-        sft=SFTConfig(epochs=1, batch=8, lr=5e-3),
-        preference=PreferenceConfig(epochs=1, batch=32, lr=5e-3),
-        ppo=PPOCriticConfig(iterations=3, rollout_size=32, max_new_tokens=32, minibatch=16, lr=2e-3, critic_lr=2e-3),
-    ),
-    # Two CPU cores and 8 GB: the model that the package index ships.
-    "laptop": Settings(preset="laptop", preference=PreferenceConfig(epochs=1)),
-    # A Colab T4: the model and the comparisons of minChatGPT.
-    "gpu": Settings(
-        preset="gpu",
-        model="gpt2-medium",
-        comparisons="hh-rlhf",
-        limit=20_000,
-        longest=320,
-        layers=0,
-        evaluate_prompts=300,
-        sft=SFTConfig(batch=4),
-        preference=PreferenceConfig(epochs=1, batch=8, lr=2e-4),
-        ppo=PPOCriticConfig(iterations=50, max_new_tokens=64, minibatch=8, lr=1e-4, critic_lr=2e-4),
-    ),
-}
 
 
 def watch(rollout, scores):
@@ -123,7 +36,7 @@ class Assistant:
     Everything that the run needs is read and checked before anything is written.
 
     Args:
-        settings: Settings.
+        settings: assistant_settings.Settings.
         folder: where everything goes.
 
     Raises:
@@ -137,7 +50,8 @@ class Assistant:
         stages.same_settings(settings, folder)
         self.base, self.tokenizer = self.start()
         self.inputs = inputs.read(settings, self.tokenizer, self.base.config.context)
-        self.branch("none", scalar=True)  # refuses layers or a rank that the model has not
+        for layers in (settings.sft_layers, settings.layers):
+            self.branch("none", self.base, layers)  # refuses layers or a rank that the model has not
         self.endpoint = referee.endpoint(settings.judge, self.folder / "asked.jsonl")
         self.published_gold = referee.published_gold(self.base, self.tokenizer, self.source, self.device)
         self.stages = Stages(settings, folder)
@@ -162,16 +76,34 @@ class Assistant:
         config = LlamaConfig(tokenizer.vocab_size, context=512, layers=2, heads=4, kv_heads=2, width=64, hidden=192)
         return Llama(config).to(self.device).eval(), tokenizer
 
-    def branch(self, name, scalar=False, source=None):
-        """A new branch, whose adapters are drawn for `name`."""
+    def branch(self, name, base, layers, source=None, **options):
+        """A new branch on `base`, whose adapters are drawn for `name`."""
         s = self.settings
         torch.manual_seed(devices.seed_for(s.seed, f"{name} adapters"))
-        return Branch(self.base, s.layers or None, s.rank, s.alpha, scalar=scalar, source=source or self.source)
+        return Branch(base, layers or None, s.rank, s.alpha, source=source, **options)
 
-    def load(self, name, scalar=False):
-        """The branch that the stage `name` left."""
-        model, folder = self.branch(name, scalar), self.folder / name
-        return checkpoints.load_tensors(model, checkpoints.read_tensors(folder), folder / "model.safetensors").eval()
+    def sft_branch(self):
+        return self.branch("sft", self.base, self.settings.sft_layers, self.source)
+
+    def tuned(self):
+        """The model as the demonstrations left it, their adapters merged: what the later stages stand on."""
+        if not hasattr(self, "_tuned"):
+            self._tuned = self.restored(self.sft_branch(), "sft").merged()
+        return self._tuned
+
+    def language(self, name):
+        """A language branch of the fine-tuned model, as it starts: it writes as that model does."""
+        return self.branch(name, self.tuned(), self.settings.layers, "../sft")
+
+    def scalar(self, name, source="../sft"):
+        """A scalar branch of the fine-tuned model, as it starts."""
+        depth = None if self.settings.reward_adapters else 0
+        return self.branch(name, self.tuned(), self.settings.layers, source, scalar=True, depth=depth, pooling="mean")
+
+    def restored(self, branch, name):
+        """`branch` with what the stage `name` left."""
+        folder = self.folder / name
+        return checkpoints.load_tensors(branch, checkpoints.read_tensors(folder), folder / "model.safetensors").eval()
 
     # ------------------------------------------------------------------------- stages
 
@@ -181,7 +113,7 @@ class Assistant:
         started = self.stages.begin("sft")
         s, (learn, held_out) = self.settings, self.inputs.demonstrations
         before = sft.evaluate(self.base, sft.pack([self.tokenizer.turns(talk) for talk in held_out], s.sft.row))
-        scores = sft.train(self.branch("sft"), self.tokenizer, learn, held_out, s.sft, self.folder, s.seed)
+        scores = sft.train(self.sft_branch(), self.tokenizer, learn, held_out, s.sft, self.folder, s.seed)
         self.stages.finish(
             "sft",
             started,
@@ -198,7 +130,7 @@ class Assistant:
             return
         started = self.stages.begin("reward")
         s, (learn, held_out) = self.settings, self.inputs.rankings
-        model = self.branch("reward", scalar=True)
+        model = self.scalar("reward")
         scores = preference.train(model, self.tokenizer, learn, held_out, s.preference, self.folder, s.seed)
         agreed = self.inputs.agreement or {"decided_agreement": None, "decided": 0}
         self.stages.finish(
@@ -220,9 +152,9 @@ class Assistant:
             return
         started = self.stages.begin("policy")
         s = self.settings
-        policy, reference = self.load("sft"), self.load("sft")
+        policy, reference = self.language("policy"), self.language("reference")
         pays = self.preference_reward(reference)
-        critic = self.critic(pays)
+        critic = self.branch("critic", self.tuned(), s.layers, scalar=True)
         prompts = [inputs.prompt_tokens(self.tokenizer, prompt) for prompt in self.inputs.prompts[0]]
         ppo_critic.train(policy, critic, reference, self.tokenizer, prompts, pays, s.ppo, self.folder, s.seed, watch)
         self.stages.finish(
@@ -230,27 +162,19 @@ class Assistant:
             started,
             "policy",
             iteration=checkpoints.read_metadata(self.folder / "policy")["iteration"],
-            parameters=parameters([policy, critic], [reference, pays.reward_model]),
+            parameters=lora.shared_counts([policy, critic], [reference, pays.reward_model]),
         )
 
     def preference_reward(self, reference):
         """The reward with its constants, which are kept in `policy/reward.json`, so that a resumed run has the same."""
-        s, path, model = self.settings, self.folder / "policy" / "reward.json", self.load("reward", scalar=True)
+        s, path, model = self.settings, self.folder / "policy" / "reward.json", self.restored(self.scalar("reward"), "reward")
         if not path.exists():
             learn = self.inputs.prompts[0]
-            prompts = [learn[place % len(learn)] for place in range(s.normaliser_samples)]
-            rollout = judging.draw(reference, self.tokenizer, prompts, s.ppo, devices.generator(s.seed, "normaliser"))
-            fitted = rewards.fit_normaliser(judging.score(model, rollout))
+            prompts = [learn[place % len(learn)] for place in range(s.normaliser_samples // 2)]
+            rollout = judging.draw(reference, self.tokenizer, prompts, s.ppo, devices.generator(s.seed, "normaliser"), 2)
+            fitted = rewards.fit_within(judging.score(model, rollout).view(-1, 2))
             write_json(path, fitted._asdict())
         return rewards.PreferenceReward(model, rewards.Normaliser(**read_json(path)))
-
-    @torch.no_grad()
-    def critic(self, pays):
-        """The critic as it starts: the reward model, which knows how good an answer is, in the units of the reward."""
-        critic = self.load("reward", scalar=True)
-        critic.score.bias.sub_(pays.normalise.mean).div_(pays.normalise.std)
-        critic.score.weight.div_(pays.normalise.std)
-        return critic
 
     def judge(self):
         """Answer held-out prompts with all models and have the answers judged; writes `answers.jsonl` and `verdicts.jsonl`."""
@@ -272,7 +196,7 @@ class Assistant:
         """The answers of all sides, a list of dicts; those that a stopped run has written are not drawn again."""
         s, path = self.settings, self.folder / "answers.jsonl"
         prompts = self.inputs.prompts[1][: s.evaluate_prompts or None]
-        reference, policy = self.load("sft"), self.load("policy")
+        reference, policy = self.language("reference"), self.restored(self.language("policy"), "policy")
         pays = self.preference_reward(reference)
         rows = [row for _, row in json_rows(path)] if path.exists() else []
         for side in judging.SIDES:
@@ -295,7 +219,7 @@ class Assistant:
             return self.published_gold, "published"
         learn, held_out = self.inputs.rankings
         everything = [*learn, *self.inputs.beyond, *held_out]
-        model = self.branch("gold", scalar=True, source=self.source.replace("../base", "../../base"))
+        model = self.scalar("gold", "../../sft")
         seed = devices.seed_for(self.settings.seed, "gold")
         preference.train(model, self.tokenizer, everything, held_out, self.settings.preference, self.folder / "gold", seed)
         return model, "trained in this run"
@@ -326,18 +250,6 @@ class Assistant:
         if "report" not in self.stages.done():
             self.report()
         return self.summarise()
-
-
-def parameters(trained, fixed):
-    """Numbers in the four models of PPO: those that are trained, all on one trunk, and all of four whole models."""
-    branches = [*trained, *fixed]
-    adapters = sum(parameter.numel() for branch in branches for parameter in branch.parameters())
-    base = sum(parameter.numel() for parameter in branches[0].base.parameters())
-    return {
-        "trained": sum(lora.counts(branch)[0] for branch in trained),
-        "one_trunk": base + adapters,
-        "four_models": sum(lora.counts(branch)[1] for branch in branches),
-    }
 
 
 def publish(run, folder):

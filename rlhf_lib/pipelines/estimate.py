@@ -68,15 +68,9 @@ def estimate_assistant(run):
     Three pieces are timed: the trunk below the adapters, learning above it, and sampling, each per token.
     """
     s, device = run.settings, run.device
-    model, length = run.branch("estimate"), min(64, run.base.config.context)
-    tokens = torch.zeros(4, length, dtype=torch.long, device=device)
-    with devices.autocast(device, model.config.width, exact=True):
-        trunk = timed(lambda: model.trunk(tokens), device) / tokens.numel()
-        state = model.trunk(tokens)
-        learn = timed(
-            lambda: head_logprobs(model.top(*state).flatten(0, 1), model.head.weight, tokens.flatten()).sum().backward(), device
-        )
-    learn /= tokens.numel()
+    model = run.branch("estimate", run.base, s.layers)
+    trunk, learn = pace(model, device)
+    below, tuning = pace(run.sft_branch(), device)
     rows, new = min(64, s.ppo.rollout_size), min(16, s.ppo.max_new_tokens)
     quick = rollouts.quick_copy(model)
     sampled = timed(lambda: generate(quick, [[0] * 32] * rows, new), device) / (rows * new)
@@ -92,11 +86,24 @@ def estimate_assistant(run):
     trains_gold = run.endpoint is None and run.published_gold is None
     judged = len(run.inputs.prompts[1][: s.evaluate_prompts or None])
     return {
-        "fine-tuning": s.sft.epochs * (talks[0] * (trunk + learn) + talks[1] * read),
+        "fine-tuning": s.sft.epochs * (talks[0] * (below + tuning) + talks[1] * read),
         "reward model": reward,
         "policy": (drawn + s.normaliser_samples) * answer + drawn * whole * learn * (1 + 2 * s.ppo.epochs),  # policy and critic
         "judging": judged * (3 + s.best_of) * answer + trains_gold * reward,
     }
+
+
+def pace(model, device):
+    """Seconds a token of a branch's trunk, and of learning above it."""
+    length = min(64, model.config.context)
+    tokens = torch.zeros(4, length, dtype=torch.long, device=device)
+    with devices.autocast(device, model.config.width, exact=True):
+        trunk = timed(lambda: model.trunk(tokens), device)
+        state = model.trunk(tokens)
+        learn = timed(
+            lambda: head_logprobs(model.top(*state).flatten(0, 1), model.head.weight, tokens.flatten()).sum().backward(), device
+        )
+    return trunk / tokens.numel(), learn / tokens.numel()
 
 
 def timed(work, device):

@@ -35,14 +35,15 @@ def endpoint(judge, cache):
 
 
 def published_gold(base, tokenizer, source, device):
-    """The published gold reward model, where it stands on `base`, whose published name is `source`; else None."""
+    """The published gold reward model, where the fine-tuning under it stands on `base`, whose name is `source`; else None."""
     if not (GOLD / "model.safetensors").exists():
         return None
-    found = checkpoints.read_metadata(GOLD)
+    found = checkpoints.read_metadata(GOLD.parent / "sft")
     known = (found["branch"]["source"], found["config"], found["tokenizer"])
     if known != (source, base.metadata()["config"], tokenizer.fingerprint()):
         return None
-    return checkpoints.load(GOLD, device, "reward", base)[0]
+    tuned = checkpoints.load(GOLD.parent / "sft", device, base=base)[0].merged()
+    return checkpoints.load(GOLD, device, "reward", tuned)[0]
 
 
 def gold_judge(model, tokenizer, rows):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from rlhf_lib.corpus import SEPARATOR
 from rlhf_lib.devices import autocast, shared_out
-from rlhf_lib.models.layers import evaluating, last_real
+from rlhf_lib.models.layers import evaluating, last_real, pad
 from rlhf_lib.models.lora import trunk_rows
 
 SENTIMENTS = ("positive", "negative")
@@ -42,6 +42,22 @@ def fit_normaliser(rewards):
     if len(rewards) < 2 or not rewards.max() > rewards.min():  # the deviation of equal numbers is not always exactly 0
         raise ValueError("the reward is the same for all samples of the original model: train the reward model longer")
     return Normaliser(rewards.mean().item(), rewards.std().item())
+
+
+def fit_within(rewards):
+    """The constants of rewards (N, K), K answers to each of N prompts: the mean of all, the deviation around each prompt's own.
+
+    Some prompts are answered well by any model. That part of the reward is no policy's merit, and as a unit it would make what is
+    look small.
+
+    Raises:
+        ValueError: all answers to each prompt have the same reward.
+    """
+    rewards = rewards.cpu()
+    apart = rewards - rewards.mean(1, keepdim=True)
+    if not (rewards.amax(1) > rewards.amin(1)).any():
+        raise ValueError("the reward is the same for all answers to a prompt: train the reward model longer")
+    return Normaliser(rewards.mean().item(), (apart.square().sum() / (apart.numel() - len(apart))).sqrt().item())
 
 
 def blank_lines(texts):
@@ -97,12 +113,12 @@ def fit_reward(reward_model, originals, sentiment="positive", coef=1.0):
 @torch.no_grad()
 def answer_scores(reward_model, rollout, batch=32):
     """A scalar branch's number at the last token of each completion, (B,), from the trunk's states in `rollout.trunk`."""
-    start = rollout.trunk[0].shape[1] - rollout.tokens.shape[1]  # where completions begin
-    scores = []
+    prompt_mask = pad(rollout.prompts, "left", rollout.tokens.device)[1]
+    whole, scores = torch.cat([prompt_mask, rollout.mask], 1), []  # (B, S)
     with evaluating(reward_model), autocast(rollout.tokens.device, reward_model.config.width, exact=True):
         for rows in torch.arange(len(rollout)).split(batch):
-            values = reward_model.values(reward_model.top(*trunk_rows(rollout.trunk, rows)))[:, start:]  # (b, T)
-            scores.append(last_real(values, rollout.mask[rows]))
+            hidden = reward_model.top(*trunk_rows(rollout.trunk, rows))  # (b, S, C)
+            scores.append(last_real(reward_model.values(hidden, whole[rows]), whole[rows]))
     return torch.cat(scores)
 
 

@@ -284,6 +284,17 @@ class EmptySoftmax(Right):
         return x if mask is None else x.masked_fill(~self.looks(tokens, mask).any(-1).squeeze(1)[..., None], torch.nan)
 
 
+class PutOutOfTheWay(EmptySoftmax):
+    """The softmax over nothing is NaN, and what it makes is set to 0: the logits are right, the way back is not."""
+
+    def hidden(self, tokens, mask=None):
+        x = Right.hidden(self, tokens, mask)
+        if mask is None:
+            return x
+        empty = ~self.looks(tokens, mask).any(-1).squeeze(1)[..., None]
+        return x + (0 * x.mean() / (~empty)).masked_fill(empty, 0.0)
+
+
 class UpsideDown(Right):
     """True is taken for padding."""
 
@@ -410,6 +421,7 @@ WRONG = [
     (ScaledByLength, "a text's logits depend on that text alone", "length of the text"),
     (IgnoresPadding, "padding moves nothing", "real tokens look at padding"),
     (EmptySoftmax, "padding moves nothing", "let it look at itself"),
+    (PutOutOfTheWay, "padding moves nothing", "it comes back in the gradient"),
     (UpsideDown, "padding moves nothing", "True stands on real tokens"),
     (NoPositions, "given weights give the right logits", "there are no positions"),
     (NotNormalised, "given weights give the right logits", "queries and keys are not normalised"),

@@ -1,6 +1,7 @@
 """Build it 3.10: the worked loop and two others pass; loops with one real mistake fail at the probe that is about it."""
 
 import copy
+import io
 import math
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from rlhf_lib.exercises import find, is_record, pretrain_runs
 from rlhf_lib.exercises.build import try_out
+from rlhf_lib.files import write_atomic
 from rlhf_lib.trainers.pretrain import Windows
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "solutions" / "03_pretraining.ipynb"
@@ -73,7 +75,7 @@ def by_epochs(model, tokens, held_out, *, steps, batch, context, lr, warmup, see
         torch.set_rng_state(kept["random"])
     while len(log) < steps:
         model.train()
-        inputs, targets = windows[len(log)]
+        inputs, targets = (part.to(next(model.parameters()).device) for part in windows[len(log)])
         loss = -model(inputs).log_softmax(2).gather(2, targets[..., None]).mean()
         number = loss.item()
         if not math.isfinite(number):
@@ -97,8 +99,9 @@ def by_epochs(model, tokens, held_out, *, steps, batch, context, lr, warmup, see
             log[-1]["val_loss"] = torch.cat(nats).mean().item()
             if path:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                parts = [one.state_dict() for one in (model, optimizer, schedule)]
-                torch.save({"parts": parts, "log": log, "random": torch.get_rng_state()}, path)
+                parts, whole = [one.state_dict() for one in (model, optimizer, schedule)], io.BytesIO()
+                torch.save({"parts": parts, "log": log, "random": torch.get_rng_state()}, whole)
+                write_atomic(path, whole.getvalue())
     model.train(was)
     return log
 
@@ -135,6 +138,10 @@ RECORD = 'records.append({"step": step + 1, "loss": loss.item()})'
 OPTIMIZER = '        optimizer.load_state_dict(state["optimizer"])\n'
 STATE = '{"model": model.state_dict(), "optimizer": optimizer.state_dict(), "records": records}'
 REST = "        batches.append((inputs[:, whole:], targets[:, whole:]))"
+WRITE = (
+    '                torch.save(state, file.with_suffix(".new"))\n'
+    '                file.with_suffix(".new").replace(file)  # the old state or the new one, never half of one\n'
+)
 MEASURE = 'records[-1]["val_loss"] = validation_loss(model, batches)'
 
 WRONG = [
@@ -150,6 +157,7 @@ WRONG = [
     ("seed and step draw the windows", "another seed", [(SEED, "number = step")]),
     ("seed and step draw the windows", "one step later", [(SEED, "number = seed + step")]),
     ("seed and step draw the windows", "draw from all", [(DRAW, DRAW.replace("len(tokens)", "min(66, len(tokens))"))]),
+    ("seed and step draw the windows", "the last window", [(DRAW, DRAW.replace("- context", "- context - 1"))]),
     ("seed and step draw the windows", "same window", [(DRAW, DRAW.replace("(batch, 1)", "(1, 1)") + ".repeat(batch, 1)")]),
     ("learns what follows", "copier", [(TARGETS, "rows[:, :-1].flatten())")]),
     ("learns what follows", "wrong way",
@@ -197,6 +205,17 @@ WRONG = [
      [('        records = state["records"]\n', '        done = len(state["records"])\n'),
       ("range(len(records), steps)", "range(done if file is not None and file.exists() else 0, steps)")]),
     ("goes on with dropout", "other features", [("        torch.manual_seed(number)  # dropout\n", "")]),
+    ("saves whole states", "half file", [(WRITE, "                torch.save(state, file)\n")]),
+    ("saves whole states", "half file",
+     [(WRITE, "                file.unlink(missing_ok=True)\n                torch.save(state, file)\n")]),
+    ("saves whole states", "after the last step",
+     [("            if file is not None:\n", "            if file is not None and (step + 1) % every == 0:\n")]),
+    ("saves whole states", "after the last step", [
+        ("        if (step + 1) % every == 0 or step + 1 == steps:\n", "        if (step + 1) % every == 0:\n"),
+        ("    model.train(was_training)\n", "    " + MEASURE + "\n    model.train(was_training)\n"),
+     ]),
+    ("goes where the weights are", "stay on the CPU", [("[starts + torch.arange(context + 1)].to(device)",
+                                                        "[starts + torch.arange(context + 1)]")]),
     ("reads Shakespeare", "bits per character", [(RATE, 'group["lr"] = 0.01 * learning_rate(step, lr, warmup, steps)')]),
     ("reads Shakespeare", "bits per character", [(TARGETS, "rows[:, 1:].flip(0).flatten())")]),
 ]  # fmt: skip

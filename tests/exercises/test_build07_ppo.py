@@ -109,7 +109,7 @@ def one_net_in_a_vector_of_environments(make_env, steps, seed):
     return lambda observation: actor(trunk(torch.tensor(observation))).argmax().item()
 
 
-def one_environment(make_env, steps, seed, keeps_trace=lambda ended: not ended):
+def one_environment(make_env, steps, seed, keeps_trace=lambda terminated, ended: not ended):
     """One environment, stepped alone; two separate optimisers; a rollout of 1024 steps."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -138,7 +138,7 @@ def one_environment(make_env, steps, seed, keeps_trace=lambda ended: not ended):
         gains, carried = [], 0.0
         for t in reversed(range(1024)):
             delta = rewards[t] + 0.97 * later[t] * (not terminated[t]) - values[t]
-            carried = delta + 0.97 * 0.9 * carried * keeps_trace(ended[t])
+            carried = delta + 0.97 * 0.9 * carried * keeps_trace(terminated[t], ended[t])
             gains.insert(0, carried)
         gains = torch.stack(gains)
         white = (gains - gains.mean()) / (gains.std() + 1e-8)
@@ -195,6 +195,7 @@ WRONG = {  # a way to make it, the probe that it must fail at, and some words of
     "made for the pole": (edited("int(envs[0].action_space.n)", "2"), RUNS, "0 are action 2"),
     "greedy while it trains": (edited(DRAWN, "logprobs.argmax(1, keepdim=True)"), RUNS, "drawn from the policy"),
     "act draws": (edited("argmax()", "softmax(-1).multinomial(1)"), RUNS, "different actions for one and the same observation"),
+    "act gives a tensor": (edited("return int(policy(", "return (policy("), RUNS, "act returns a Tensor"),
     "the budget is for each": (edited("steps // (count * length)", "steps // length"), RUNS, "all environments together"),
     "no reset": (edited(RESET, "now[place] = following[place]"), RUNS, "call reset() first"),
     "pretends": (lambda: pretends, PAYS, "does not become likelier"),
@@ -211,7 +212,15 @@ WRONG = {  # a way to make it, the probe that it must fail at, and some words of
     "time out is the end": (edited("told = [", "terminated = terminated | truncated; told = ["), CUT, "after `truncated`"),
     "the value after the reset": (edited(RESET, RESET.replace("] =", "] = following[place] =")), CUT, "after the reset"),
     "not cut at resets": (edited("cuts = ended", "cuts = (ended & (torch.arange(length) == length - 1))"), NEXT, "leaks across"),
-    "a trace across resets": (lambda: functools.partial(one_environment, keeps_trace=lambda ended: True), NEXT, "leaks across"),
+    "a trace across resets": (lambda: functools.partial(one_environment, keeps_trace=lambda *_: True), NEXT, "leaks across"),
+    "a trace across time out": (
+        lambda: functools.partial(one_environment, keeps_trace=lambda terminated, ended: not terminated),
+        NEXT, "after `truncated`",
+    ),
+    "resets at each rollout": (
+        edited("    columns = []\n", "    columns = []\n        now[:] = [env.reset()[0] for env in envs]\n"),
+        ENDLESS, "broken off",
+    ),
     "waits for the end": (
         edited("for _ in range(length):", f"while not columns or not {ALL_ENDED}:"), ENDLESS, "also within an episode",
     ),

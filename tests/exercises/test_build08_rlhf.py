@@ -56,8 +56,9 @@ def rlhf_by_hand(
 ):  # fmt: skip
     """Written differently: a snapshot of weights instead of a second model, scoring by cross-entropy with the old
     log-probabilities computed anew, no
-    baseline, AdamW, `iterations` records alone, and nothing but functions of PyTorch."""
+    baseline, AdamW, and nothing but functions of PyTorch."""
     torch.manual_seed(seed)
+    gpt = copy.deepcopy(gpt).eval()
     policy, start = copy.deepcopy(gpt), torch.tensor([prompt])
     for parameter in policy.parameters():
         parameter.requires_grad = True
@@ -71,10 +72,10 @@ def rlhf_by_hand(
         logits = model(torch.cat([start.expand(len(tokens), -1), tokens], 1))[:, start.shape[1] - 1 : -1]
         return -F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
 
-    first, _, real = sampled(rollout_size)
+    first, _, real = sampled(256 + rollout_size)
     scale, centre = torch.std_mean(reward(first, real).double())
     records, snapshots = [], []
-    for number in range(iterations):
+    for number in range(iterations + 1):
         tokens, _, real = sampled(rollout_size)
         with torch.no_grad():
             old, reference = logprobs(policy, tokens), logprobs(gpt, tokens)
@@ -87,8 +88,8 @@ def rlhf_by_hand(
         to_come = apart.sum(1, keepdim=True) - apart.cumsum(1) + apart
         advantage = paid[:, None] - kl_coef * to_come
         advantage = advantage - advantage[real].mean()
-        shares, ratios = [], []
-        for _ in range(epochs):
+        shares, ratios = [torch.zeros(())], [torch.ones(())]
+        for _ in range(epochs if number < iterations else 0):
             order = torch.randperm(rollout_size)
             for begin in range(0, rollout_size, minibatch or rollout_size):
                 rows = order[begin : begin + (minibatch or rollout_size)]
@@ -101,8 +102,8 @@ def rlhf_by_hand(
                 ratios.append(ratio.mean())
                 shares.append(((ratio < 1 - clip) | (ratio > 1 + clip)).float().mean())
         records.append({
-            "iteration": number, "kl": kl, "reward": paid.mean().item(), "ratio": ratios[0].item(),
-            "clip_fraction": torch.stack(shares).mean().item(), "lr": lr,
+            "iteration": number, "kl": kl, "reward": paid.mean().item(), "ratio": ratios[:2][-1].item(),
+            "clip_fraction": torch.stack(shares[1:] or shares).mean().item(), "lr": lr,
         })  # fmt: skip
         if report is not None:
             report(records[-1])
@@ -125,7 +126,7 @@ FIT = "normalise = fit_normaliser(reward(tokens, mask))"
 PAID = "rewards = normalise(reward(tokens, mask))"
 KL = "kl = completion_kl(old, reference, mask).mean().item()"
 WORTH = "worth = token_advantages(rewards, old, reference, mask, kl_coef)"
-RECORDS, START, NORMALISES, MEASURES, PAYS, ENDS, LEARNS, STEPS, STOPS, SEED, HAPPIER = BUILD.probes
+RECORDS, START, NORMALISES, MEASURES, LEARNS, PAYS, ENDS, STEPS, STOPS, SEED, HAPPIER = BUILD.probes
 WRONG = {
     "trains the original model": (RECORDS, "other weights", [("copy.deepcopy(gpt).eval()", "gpt.eval()")]),
     "hands out the untouched copy": (RECORDS, "nothing was trained", [("kept.load_state_dict(policy.state_dict())", "pass")]),
@@ -136,6 +137,25 @@ WRONG = {
     "records tensors": (RECORDS, ".item()", [("reward=rewards.mean().item()", "reward=rewards.mean()")]),
     "returns records first": (RECORDS, "not a model", [("return kept, records", "return records, kept")]),
     "keeps records of the last update alone": (RECORDS, "count from 0", [("records.append(record)", "records = [record]")]),
+    "does not measure the last policy": (
+        RECORDS, "one more", [("range(iterations + 1)", "range(iterations)"), ("if iteration < iterations:", "if True:")],
+    ),
+    "puts the original model to sleep": (
+        RECORDS, "gpt's mode", [("copy.deepcopy(gpt).eval()", "copy.deepcopy(gpt.eval())")],
+    ),
+    "freezes the original model": (
+        RECORDS, "gpt's requires_grad",
+        [("copy.deepcopy(gpt).eval()", "copy.deepcopy(gpt.requires_grad_(False)).eval()")],
+    ),
+    "leaves gradients in the original model": (
+        RECORDS, "gpt's grad",
+        [("    return kept, records", "    score(gpt, tokens).sum().backward()\n    return kept, records")],
+    ),
+    "drops features out of the policy": (
+        START, "has dropout", 
+        [("copy.deepcopy(gpt).eval()", "copy.deepcopy(gpt)"), ("(policy)  # the ref", "(policy).eval()  # the ref")],
+    ),
+    "drops features out of the reference": (START, "has dropout", [("score(start, some)", "score(gpt, some)")]),
     "samples at 0.7 and scores at 1": (START, "first KL", [("torch.bool), uniforms)", "torch.bool), uniforms, 0.7)")]),
     "scores logits one position late": (START, "first KL", [(SCORE, SCORE.replace("logits.", "logits.roll(-1, 1)."))]),
     "counts tokens behind the end in the KL": (
@@ -159,6 +179,7 @@ WRONG = {
     "constants fitted anew in every iteration": (
         NORMALISES, "moved along", [(PAID, "normalise = fit_normaliser(reward(*roll(256)[::2]))\n        " + PAID)],
     ),
+    "constants of one small rollout": (NORMALISES, "mostly chance", [("roll(max(256, rollout_size))", "roll(rollout_size)")]),
     "KL as a mean over tokens": (MEASURES, "mean over tokens", [(KL, "kl = (old - reference)[mask].mean().item()")]),
     "KL upside down": (MEASURES, "upside down", [(KL, KL.replace("old, reference", "reference, old"))]),
     "KL of the policy after the update": (MEASURES, "last record says", [(KL, KL.replace("kl =", "kl = 0.5 *"))]),
@@ -192,6 +213,15 @@ WRONG = {
     ),
     "clip fraction of the first minibatch": (STEPS, "clip fraction", [("sum(clipped) / len(clipped)", "clipped[0]")]),
     "clip fraction in percent": (STEPS, "clip fraction", [("sum(clipped) /", "100 * sum(clipped) /")]),
+    "a new optimiser for every rollout": (
+        STEPS, "forgotten its moments",
+        [("ratios, clipped = [], []", "ratios, clipped, optimizer = [], [], torch.optim.Adam(policy.parameters(), lr=lr)")],
+    ),
+    "stops at half of max_kl": (STOPS, "only a mean above", [("if not kl <= max_kl:", "if not kl <= max_kl / 2:")]),
+    "keeps the record of the rollout that is too far": (
+        STOPS, "is left out",
+        [("            break", "            records.append(dict(iteration=iteration, reward=0.0, kl=kl))\n            break")],
+    ),
     "never stops": (STOPS, "stop at the first", [("if not kl <= max_kl:", "if False:")]),
     "hands out the policy beyond max_kl": (STOPS, "whose KL was measured", [("return kept, records", "return policy, records")]),
     "the limit is on the mean over tokens": (
@@ -222,6 +252,12 @@ def test_the_stub_is_not_written_yet():
 
 
 # ----------------------------------------------------------------------------------------- training
+
+
+def test_each_probe_comes_before_those_that_its_mistake_would_confuse():
+    """Shuffled rows with advantages in the old order learn nothing: that is said before a price is looked for."""
+    _, _, changes = WRONG["advantages stay when rows are shuffled"]
+    assert try_out(BUILD, program(*changes), most=100)[0] == LEARNS
 
 
 def handed_in(policy, kl=5.0):

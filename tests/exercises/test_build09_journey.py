@@ -1,11 +1,12 @@
 """Build it 9.10: the worked journey arrives, and journeys that go wrong are found out."""
 
+import math
 import re
 
 import pytest
 import torch
 
-from rlhf_lib.exercises import BUILDS, load
+from rlhf_lib.exercises import BUILDS, build09_journey, load
 from rlhf_lib.exercises.build09_journey import bits_per_character, judge_whole, kl_of, ranked_right
 from rlhf_lib.exercises.keep import COURSE, run, split, the_course
 from rlhf_lib.models.gpt import GPT, GPTConfig
@@ -52,6 +53,12 @@ WRONG = {
     "the sizes are written in": ([("context, layers, heads, width)", "context, layers, heads, 64)")], "was asked for"),
     "a figure is made up": ([("/ math.log(2) / sum", "/ math.log(2) * 0.8 / sum")], "bits per character"),
     "accuracy in percent": ([("wanted).item()", "wanted).item() * 100 + 1")], "no share from 0 to 1"),
+    "accuracy on all passages": (
+        [("learn, test = split_labels(list(targets), 0.1)", "learn, test = split_labels(list(targets), 0.1)[0], list(targets)")],
+        "about a tenth is held back",
+    ),
+    "no token before a play": ([("[0, *tokenizer.encode(text)]", "tokenizer.encode(text)")], "never reads token 0"),
+    "the steps are written in": ([("steps=steps, batch=batch, context", "steps=15, batch=batch, context")], "half as many"),
     "no samples": ([("samples[name] = [", "samples[name] = [][:0] and [")], "at least three texts"),
     "records are forgotten": ([("records=records, ", "")], "lacks records"),
     "a tokeniser that loses letters": ([("vocab_size)\n", LOWER)], "does not give the text back"),
@@ -74,6 +81,7 @@ def outcome(drawn, **changes):
     policy["head.weight"] = 0.02 * torch.randn(300, 32, generator=torch.Generator().manual_seed(0))
     shape = dict(vocab_size=300, context=64, layers=1, heads=2, width=32)
     good = dict(tokens=tokens, shape=shape, base=base.state_dict(), policy=policy, records=[{"reward": 0.0}, {"reward": 1.0}])
+    good["log_p"] = [torch.linspace(-2.0, -1.0, 256), torch.linspace(-1.5, -0.5, 256)]
     good["scores"] = [target for _, target in drawn[WHOLE]["unseen"]]
     return good | changes
 
@@ -88,6 +96,8 @@ def test_a_whole_journey_is_judged_by_what_was_reached(drawn):
     assert "ranks 50% right" in judged(drawn, scores=[0.3] * 800)
     assert "ranks" in judged(drawn, scores=torch.randn(800, generator=torch.Generator().manual_seed(1)).tolist())
     assert "the normalised reward rose by 0.10, where" in judged(drawn, records=[{"reward": 0.0}, {"reward": 0.1}])
+    worse = outcome(drawn)["log_p"][::-1]
+    assert "-1.00 for the base and -1.50 for the policy: the reward that rose is another" in judged(drawn, log_p=worse)
     assert "0.0 nats from the base" in judged(drawn, policy=outcome(drawn)["base"])
     characters = sum(map(len, drawn[WHOLE]["held_out"]))
     long = torch.randint(300, (characters,), generator=torch.Generator().manual_seed(2))
@@ -101,6 +111,38 @@ def test_what_is_drawn_for_the_test_is_not_in_the_training(drawn):
     shown = {text for text, _ in given["labelled"]}
     assert len(given["unseen"]) == 800 and not shown & {text for text, _ in given["unseen"]}
     assert len(shown) > 3500 and {target for _, target in given["unseen"]} == {0.0, 1.0}
+
+
+def test_the_tiny_journey_has_a_prime_number_of_clear_passages(drawn):
+    targets = [target for _, target in drawn[TINY]["labelled"]]
+    assert len(targets) == 117 and targets.count(0.5) == 20
+    assert all((len(targets) - 20) % smaller for smaller in range(2, 97))
+
+
+def test_the_bar_moves_with_every_step_of_an_optimiser_and_not_afterwards(monkeypatch):
+    told = []
+    monkeypatch.setattr(build09_journey, "tick", lambda share, note: told.append((share, note)))
+    weight = torch.ones(2, requires_grad=True)
+    for optimizer in (torch.optim.SGD([weight], lr=0.1), torch.optim.Adam([weight])):
+        weight.grad = torch.ones(2)
+        with build09_journey.counted_steps(most=4):
+            for _ in range(5):
+                optimizer.step()
+        optimizer.step()
+    shares = [0.25, 0.5, 0.75, 0.95, 0.95]
+    assert told == 2 * [(share, f"{step} steps of the optimisers") for step, share in enumerate(shares, 1)]
+
+
+def test_log_p_is_that_of_completions_of_the_writer():
+    writer = GPT(GPTConfig(vocab_size=300, context=16, layers=1, heads=2, width=32))  # all tokens alike
+
+    class Named(torch.nn.Module):  # as a learner's GPT
+        vocab_size, context, heads, blocks, embedding = 300, 16, 2, writer.blocks, writer.embedding
+
+    seen = []
+    found = build09_journey.log_p_of(lambda tokens, mask: seen.append(mask) or tokens[:, 0] * 0.0, writer, Named)
+    assert found.shape == (256,) and found.tolist() == pytest.approx([-math.log(2)] * 256)
+    assert seen[0].shape == (256, 15) and not seen[0].all()
 
 
 def test_the_judges_instruments():

@@ -22,7 +22,7 @@ RIGHT = EXERCISES[NAME].right
 
 
 @pytest.fixture
-def exercise(monkeypatch):
+def exercise():
     """`exercise(right=..., ...)`: an exercise "made_up" of x, a tensor, for this test alone."""
 
     def declare(**parts):
@@ -31,10 +31,8 @@ def exercise(monkeypatch):
             for size in (3, 5, 7):
                 yield {"x": torch.randn(size, generator=generator)}
 
-        monkeypatch.delitem(EXERCISES, "made_up", raising=False)
-        made = exercises.Exercise("99.1", "made_up", **{"draw": draws, "mistakes": {}, **parts})
-        monkeypatch.setitem(EXERCISES, "made_up", made)  # so that it is taken out afterwards
-        return made
+        EXERCISES.pop("made_up", None)
+        return exercises.Exercise("99.1", "made_up", **{"draw": draws, "mistakes": {}, **parts})
 
     yield declare
     EXERCISES.pop("made_up", None)

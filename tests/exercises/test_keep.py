@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rlhf_lib.exercises import EXERCISES, check, declare, keep, yours
 from rlhf_lib.exercises.build import Build, Probe
-from rlhf_lib.exercises.keep import COURSE, FILE, HEAD, Section, fingerprint, join, run, split, the_course
+from rlhf_lib.exercises.keep import COURSE, FILE, HEAD, UNKEPT, Section, fingerprint, join, run, split, the_course
 
 declare.load()
 DECLARED = {*declare.EXERCISES, *declare.BUILDS}  # as the course has them
@@ -47,6 +47,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.delenv("RLHF_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
     declare.load()
+    UNKEPT.clear()
     return tmp_path
 
 
@@ -112,6 +113,22 @@ def test_a_function_that_leans_on_the_notebook_is_told_so_at_once(here, scene, c
         said.startswith("✓ 1.1") and "right, but not kept in my_rlhf.py: it uses `pattern`, which stands in another cell" in said
     )
     assert not (here / FILE).exists()
+
+
+def test_a_cell_says_of_a_function_that_passed_and_is_not_kept_why_it_takes_another(here, scene, capsys):
+    scene("pattern = re.compile(r'\\b')\n")("def split_words(text):\n    return [p for p in pattern.split(text) if p]\n")
+    check("split_words", scene["split_words"])
+    yours("split_words", "merge_pair")
+    said = "the course's split_words (yours passed, but is not kept), the course's merge_pair\n"
+    assert capsys.readouterr().out.endswith(said)
+    leaning = scene["split_words"]
+    scene(SPLIT)
+    check("split_words", scene["split_words"])
+    yours("split_words")
+    assert capsys.readouterr().out.endswith("\nyour split_words\n")
+    check("split_words", leaning)
+    yours("split_words")
+    assert capsys.readouterr().out.endswith("\nyour split_words (an older one: what passed last is not kept)\n")
 
 
 def test_a_copy_that_does_something_else_is_not_kept(here, scene):

@@ -165,6 +165,72 @@ def test_both_kinds_of_run_are_drawn_alike_but_for_the_dropout():
     assert torch.equal(one["tokens"], two["tokens"]) and one["start"] == two["start"]
 
 
+# ----------------------------------------------------------------------------------------- saving, and another device
+
+
+def saved(**changes):
+    """What comes of a right loop that is stopped while it saves, with changes such as again_steps=2."""
+    end = torch.tensor([1.0, 2.0])
+    found = {name: {"records": listed(), "end": end, "steps": 12, "error": ""} for name in ("whole", "again", "cut", "resumed")}
+    found["again"]["steps"], found["resumed"]["steps"], found["cut"]["error"] = 0, 7, "Stopped"
+    for name, value in changes.items():
+        run, _, key = name.partition("_")
+        found[run][key] = value
+    return found
+
+
+@pytest.mark.parametrize("changes, word", [
+    ({}, ""),
+    ({"resumed_steps": 6}, ""),
+    ({"cut_error": "", "resumed_steps": 0}, ""),  # it does not save by torch.save
+    ({"whole_error": "TypeError"}, "raise TypeError"),
+    ({"again_error": "KeyError"}, "raise KeyError"),
+    ({"whole_steps": 0}, "from 0 batches"),
+    ({"again_steps": 2}, "takes 2 steps again: the state after the last step"),
+    ({"resumed_error": "EOFError", "resumed_steps": 0}, "it raises EOFError when"),
+    ({"resumed_steps": 12}, "it begins anew when"),
+    ({"resumed_records": listed(7)}, "goes on differently"),
+    ({"resumed_end": OTHER}, "goes on differently"),
+])  # fmt: skip
+def test_what_a_stop_while_saving_leaves_is_judged(changes, word):
+    found = runs.judge_saving(saved(**changes), **TEXT)
+    assert word in found and bool(found) == bool(word)
+
+
+def test_a_save_is_stopped_half_way_whether_it_goes_to_a_path_or_to_a_file():
+    sizes = []
+
+    def pretrain(model, tokens, held_out, *, steps, folder, **settings):
+        Path(folder).mkdir(exist_ok=True)
+        for place in range(0, steps, 3):
+            steps_on(model, 3)
+            target = Path(folder, f"{place}.pt")
+            try:
+                if place % 2:
+                    with open(target, "wb") as file:
+                        torch.save({"weights": torch.ones(100)}, file)
+                else:
+                    torch.save({"weights": torch.ones(100)}, target)
+            finally:
+                sizes.append((place, target.stat().st_size))
+        return []
+
+    found = runs.run_saving(pretrain, **TEXT)
+    assert [found[name]["error"] for name in ("whole", "again", "cut", "resumed")] == ["", "", "Stopped", ""]
+    whole = dict(sizes[:4])
+    assert sizes[8:12] == [(0, whole[0]), (3, whole[3]), (6, whole[6]), (9, whole[9] // 2)]
+
+
+def test_where_the_first_batch_lies_is_seen():
+    def moved(model, tokens, *_, **__):
+        model(tokens[None, :3].to(next(model.parameters()).device))
+
+    assert runs.run_elsewhere(moved, **TEXT) == ["meta"] and runs.judge_elsewhere(["meta"], **TEXT) == ""
+    left = runs.run_elsewhere(lambda model, tokens, *_, **__: model(tokens[None, :3]), **TEXT)
+    assert left == ["cpu"] and "stay on the CPU" in runs.judge_elsewhere(left, **TEXT)
+    assert "never called" in runs.judge_elsewhere(runs.run_elsewhere(lambda *_, **__: [], **TEXT), **TEXT)
+
+
 # ----------------------------------------------------------------------------------------- Shakespeare
 
 

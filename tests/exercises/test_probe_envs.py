@@ -32,7 +32,8 @@ ALL = {
     "Delayed": Delayed(views(8), [0, 1], [1, 0], 3),
     "Border, terminated": Border(views(4), [0, 1], [1, 0], 3, TERMINATED),
     "Border, truncated": Border(views(4), [0, 1], [1, 0], 3, TRUNCATED),
-    "Heirs": Heirs(views(6), [0, 1], [1, 0], 3),
+    "Heirs": Heirs(views(7), [0, 1], [1, 0], 3),
+    "Heirs, truncated": Heirs(views(7), [0, 1], [1, 0], 3, TRUNCATED),
     "Pointing": Pointing([1.0, 0.0, 0.0]),
 }
 

@@ -182,6 +182,23 @@ def test_a_run_has_the_usual_settings_and_is_copied_as_it_is_when_it_ends():
         kit.go(lambda *_, **__: None, base)
 
 
+def test_what_a_run_leaves_on_the_base_beside_weights_is_named():
+    def left(spoil):
+        return kit.go(lambda gpt, *_, **__: (spoil(gpt), []), kit.tiny(0).train())["left"]
+
+    assert left(lambda gpt: None) == []
+    assert left(lambda gpt: gpt.blocks[0].eval()) == ["mode"]
+    assert left(lambda gpt: gpt.head.requires_grad_(False)) == ["requires_grad"]
+    assert left(lambda gpt: gpt(torch.tensor([[1, 2]])).sum().backward()) == ["grad"]
+
+
+def test_a_tiny_model_may_have_dropout_and_has_the_same_weights():
+    model = kit.tiny(3, dropout=0.5)
+    assert kit.same_weights(kit.weights(model), kit.weights(kit.tiny(3))) and not model.training
+    rows = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model(rows), kit.tiny(3)(rows)) and not torch.equal(model.train()(rows), model(rows))
+
+
 def test_a_policy_is_loaded_into_a_copy():
     base = kit.tiny(0)
     policy = kit.loaded(base, {"policy": kit.weights(kit.tiny(1))})

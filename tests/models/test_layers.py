@@ -184,6 +184,62 @@ def test_more_tokens_than_the_context_are_refused_with_or_without_a_cache():
         places(config, torch.zeros(1, 2, dtype=torch.long), None, cache)
 
 
+numbered = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), min_size=1, max_size=5)  # (text or padding, how long)
+
+
+def packed(pieces):
+    """A row of several texts: every piece that is not padding has a number of its own; padding, 0, may stand anywhere."""
+    return [number * (kind > 0) for number, (kind, length) in enumerate(pieces, 1) for _ in range(length)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(numbered, min_size=1, max_size=3))
+def test_of_several_texts_in_a_row_each_sees_itself_alone_and_has_positions_of_its_own(rows):
+    rows = [packed(pieces) for pieces in rows]
+    size = max(map(len, rows))
+    texts = torch.tensor([row + [0] * (size - len(row)) for row in rows])
+    positions, mask = places(GPTConfig(context=size), torch.zeros_like(texts), texts, None)
+    assert positions.shape == texts.shape and mask.shape == (len(rows), 1, size, size) and mask.dtype == torch.bool
+    assert torch.equal(mask, causal_mask(size, size, texts, "cpu"))
+    for row, line in enumerate(texts.tolist()):
+        for t in range(size):
+            if line[t]:
+                assert mask[row, 0, t].tolist() == [key <= t and line[key] == line[t] for key in range(size)]
+                assert positions[row, t] == t - line.index(line[t])
+            else:  # padding sees no text, and is not empty
+                assert mask[row, 0, t, t] and not any(mask[row, 0, t, key] and line[key] for key in range(size))
+
+
+def test_positions_of_texts_in_a_row_by_hand():
+    texts = torch.tensor([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 2, 3]])
+    positions, mask = places(GPTConfig(context=6), torch.zeros_like(texts), texts, None)
+    assert positions[texts > 0].tolist() == [0, 1, 2, 0, 1, 0, 0, 1, 2, 3, 0]
+    assert mask[1, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0],
+        [0, 1, 1, 1, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_bool_mask_is_one_text_with_padding(side):
+    """The numbers 0 and 1 say what False and True do, wherever a token is real."""
+    tokens, mask = pad([[5], [1, 2, 3], [4, 4]], side)
+    positions, seen = places(GPTConfig(context=3), tokens, mask, None)
+    other_positions, other_seen = places(GPTConfig(context=3), tokens, mask.long(), None)
+    assert torch.equal(positions[mask], other_positions[mask])
+    assert torch.equal(seen[:, 0][mask], other_seen[:, 0][mask])
+
+
+def test_texts_in_a_row_longer_than_the_context_are_refused_together():
+    texts = torch.tensor([[1, 1, 2, 2]])
+    with pytest.raises(ValueError, match="4 tokens are more than the model's context of 3"):
+        places(GPTConfig(context=3), texts, texts, None)
+
+
 # ------------------------------------------------------------------------------------------------------------ rotary positions
 
 

@@ -399,7 +399,7 @@ def test_a_branch_is_built_again_from_its_metadata_its_state_and_its_base(family
     branch = shaken(Branch(base, 2, rank=2, alpha=3, matrices=["down"], scalar=True, source="../base"))
     metadata = branch.metadata()
     assert metadata["kind"] == "branch" and metadata["config"] == base.metadata()["config"]
-    shape = dict(layers=2, rank=2, alpha=3, matrices=["down"], scalar=True, source="../base")
+    shape = dict(layers=2, rank=2, alpha=3, matrices=["down"], scalar=True, depth=None, pooling="last", source="../base")
     assert metadata["branch"] == shape
     other = Branch(base, **metadata["branch"])
     halves = {name: tensor.half() for name, tensor in branch.state_dict().items()}  # as they are published
@@ -418,3 +418,43 @@ def test_a_branch_does_not_follow_a_base_that_is_given_another_type_afterwards()
     assert branch.blocks[0].down.frozen.weight.dtype == torch.float32
     with pytest.raises(RuntimeError, match="type"):
         branch(random_tokens())
+
+
+@pytest.mark.parametrize("padding", (0, 3))
+def test_a_mean_head_reads_the_mean_of_the_real_states_so_far(padding):
+    base = base_of("llama")
+    branch = shaken(Branch(base, 1, rank=2, scalar=True, pooling="mean"))
+    tokens = random_tokens()[:, :7]
+    left = torch.cat([torch.zeros(len(tokens), padding, dtype=torch.long), tokens], 1)
+    mask = torch.arange(7 + padding)[None] >= padding
+    mask = mask.expand(len(tokens), -1)
+    with torch.no_grad():
+        hidden = branch.hidden(tokens)
+        expected = [branch.score(hidden[:, : t + 1].mean(1))[:, 0] for t in range(7)]
+        close(branch(left, mask)[:, padding:], torch.stack(expected, 1), 1e-4)
+        close(branch.logits(left, mask), expected[-1], 1e-4)
+        behind = torch.cat([tokens, torch.full((len(tokens), 2), 3)], 1)
+        right = torch.arange(9)[None].expand(len(tokens), -1) < 7
+        close(branch.logits(behind, right), expected[-1], 1e-4)
+
+
+def test_another_pooling_is_refused():
+    with pytest.raises(ValueError, match=r"^pooling must be mean or last, got 'max'$"):
+        Branch(base_of("llama"), 1, rank=2, scalar=True, pooling="max")
+
+
+@every_family
+def test_a_head_on_the_trunk_reads_its_states_and_has_nothing_else_to_train(family):
+    base = base_of(family)
+    branch = shaken(Branch(base, 1, rank=2, scalar=True, depth=0, pooling="mean"))
+    assert sorted(branch.state_dict()) == ["score.bias", "score.weight"]
+    tokens = random_tokens()
+    with torch.no_grad():
+        x, _, _ = branch.trunk(tokens)
+        close(branch.logits(tokens), branch.score(base.norm(x).mean(1))[:, 0], 1e-5)
+
+
+@pytest.mark.parametrize("options", (dict(scalar=False, depth=0), dict(scalar=True, depth=2), dict(scalar=True, depth=-1)))
+def test_another_depth_is_refused(options):
+    with pytest.raises(ValueError, match=r"^depth is for scalar branches, and at most their layers, got "):
+        Branch(base_of("llama"), 1, rank=2, **options)

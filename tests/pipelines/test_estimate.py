@@ -9,13 +9,14 @@ import torch
 from rlhf_lib import corpus
 from rlhf_lib.pipelines import estimate as module
 from rlhf_lib.pipelines import shakespeare
-from rlhf_lib.pipelines.estimate import estimate, sentence, timed
+from rlhf_lib.pipelines.assistant import Assistant
+from rlhf_lib.pipelines.estimate import estimate, estimate_assistant, sentence, timed
 from rlhf_lib.pipelines.settings import flat
 from rlhf_lib.pipelines.shakespeare import Shakespeare
 
 CPU = torch.device("cpu")
 STAGES = ["pretraining", "reward model", "policy", "evaluation"]
-SENTENCE = re.compile(r"About \d+ minutes on this machine \((?:[a-z ]+ \d+\.\d(?:, )?)+\)\.")
+SENTENCE = re.compile(r"About \d+ minutes on this machine \((?:[a-z -]+ \d+\.\d(?:, )?)+\)\.")
 
 
 def said(capsys):
@@ -177,3 +178,42 @@ def test_the_run_that_follows_draws_what_it_draws_without_an_estimate(tiny_setti
         torch.set_num_threads(threads)
     for name in ("metrics.jsonl", "samples.jsonl", "base/model.safetensors", "policy/model.safetensors"):
         assert (tmp_path / name).read_bytes() == (tiny_run / name).read_bytes(), name
+
+
+# ----------------------------------------------------------------------------------------- the assistant
+
+
+def test_every_piece_of_the_assistant_counts_as_often_as_the_run_does_it(assistant_settings, tmp_path, monkeypatch):
+    """Per token: the trunk takes 1 second, learning 3, so that reading takes 2; sampling takes 4. Fine-tuning: 0 and 5."""
+    run = Assistant(assistant_settings(), tmp_path, CPU)
+    learned = iter([4 * 64 * 1.0, 4 * 64 * 3.0, 0.0, 4 * 64 * 5.0, 8 * 10 * 4.0])
+    monkeypatch.setattr(module, "timed", lambda work, device: (work(), next(learned))[1])
+    parts = estimate_assistant(run)
+    talks = [sum(len(run.tokenizer.turns(talk)[0]) for talk in half) for half in run.inputs.demonstrations]
+    pairs = [sum(len(r.prompt) + len(answer) for r in half for answer in r.answers) for half in run.inputs.rankings]
+    asked = [len(run.tokenizer.prompt([{"role": "user", "content": prompt}])) for prompt in run.inputs.prompts[1]]
+    whole = sum(asked) / len(asked) + 10
+    answer, reward = 10 * 4 + whole * 2, 4 * (pairs[0] * 4 + pairs[1] * 2)
+    expected = {
+        "fine-tuning": 2 * (talks[0] * 5 + talks[1] * 2),
+        "reward model": reward,
+        "policy": (3 * 8 + 16) * answer + 3 * 8 * whole * 3 * (1 + 2 * 2),
+        "judging": 6 * (3 + 3) * answer + reward,  # and the gold model
+    }
+    assert parts == pytest.approx(expected)
+    learned = iter([4 * 64 * 1.0, 4 * 64 * 3.0, 0.0, 4 * 64 * 5.0, 8 * 10 * 4.0])
+    run.published_gold = "there"
+    assert estimate_assistant(run)["judging"] == pytest.approx(6 * 6 * answer)
+
+
+def test_a_fresh_run_of_the_assistant_says_it_once_and_first(assistant_settings, tmp_path, capsys, monkeypatch, interrupted):
+    run = Assistant(assistant_settings(), tmp_path, CPU)
+    with interrupted(saved=2, stop=2), pytest.raises(KeyboardInterrupt):
+        run.run()
+    (line,) = said(capsys)
+    assert "fine-tuning" in line and "judging" in line
+    again = Assistant(assistant_settings(), tmp_path, CPU)
+    monkeypatch.setattr(again, "train_reward", stop)
+    with pytest.raises(Enough):
+        again.run()
+    assert said(capsys) == []

@@ -46,8 +46,8 @@ PROMPTS = [
 SHOWN = [{"id": row["id"], "answer": f"say {n} kindly", "writer": "w1"} for n, row in enumerate(PROMPTS)]
 VOTES = [
     {
-        "id": row["id"], "first": f"say {n} no", "second": f"the {n} sky", "verdict": ("first", "second", "first", "first", "tie")[n % 5],
-        "reader": "r1",
+        "id": row["id"], "first": f"say {n} no", "second": f"the {n} sky", "reader": "r1",
+        "verdict": ("first", "second", "first", "first", "tie")[n % 5],
     }
     for n, row in enumerate(PROMPTS)
 ]  # fmt: skip

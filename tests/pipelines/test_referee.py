@@ -54,15 +54,26 @@ def test_gold_prefers_what_the_model_scores_higher_with_the_end_where_there_was_
     assert judge(prompts[:1], ["blue"], ["blue"]) == ["tie"]
 
 
+def published(base, folder, source="smollm2-135m"):
+    """A published fine-tuning of `base` and a gold model that stands on it; returns the two."""
+    torch.manual_seed(2)
+    tuning = Branch(base, 2, 4, 8, source=source)
+    for parameter in tuning.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    checkpoints.save(folder / "sft", tuning, TOKENIZER)
+    gold = scalar(tuning.merged(), "../sft")
+    checkpoints.save(folder / "gold", gold, TOKENIZER)
+    return tuning, gold
+
+
 def test_the_published_gold_model_is_taken_where_it_fits(base, monkeypatch, tmp_path):
     monkeypatch.setattr(referee, "GOLD", tmp_path / "gold")
     assert referee.published_gold(base, TOKENIZER, "smollm2-135m", "cpu") is None  # there is none
-    model = scalar(base)
-    checkpoints.save(tmp_path / "gold", model, TOKENIZER)
+    tuning, gold = published(base, tmp_path)
     found = referee.published_gold(base, TOKENIZER, "smollm2-135m", "cpu")
     tokens = torch.arange(12)[None]
-    torch.testing.assert_close(found(tokens), model(tokens))
-    assert found.base is base
+    torch.testing.assert_close(found(tokens), gold(tokens))
+    torch.testing.assert_close(found.base(tokens), tuning(tokens), atol=1e-5, rtol=0)  # it stands on the fine-tuned model
     assert referee.published_gold(base, TOKENIZER, "smollm2-360m", "cpu") is None
     other = Llama(LlamaConfig(TOKENIZER.vocab_size, context=160, layers=3, heads=2, kv_heads=1, width=32, hidden=64))
     assert referee.published_gold(other, TOKENIZER, "smollm2-135m", "cpu") is None
@@ -72,7 +83,7 @@ def test_the_published_gold_model_is_taken_where_it_fits(base, monkeypatch, tmp_
 
 def test_no_model_of_ones_own_passes_for_the_published_one(base, monkeypatch, tmp_path):
     monkeypatch.setattr(referee, "GOLD", tmp_path / "gold")
-    checkpoints.save(tmp_path / "gold", scalar(base), TOKENIZER)
+    published(base, tmp_path)
     assert referee.published_gold(base, TOKENIZER, "../base", "cpu") is None
 
 

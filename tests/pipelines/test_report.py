@@ -209,3 +209,164 @@ def test_writing_again_gives_the_same_page(tmp_path):
     first = (tmp_path / "report.html").read_bytes()
     report.write_report(tmp_path)
     assert (tmp_path / "report.html").read_bytes() == first
+
+
+# ----------------------------------------------------------------------------------------- the assistant's
+
+SIDES = {"start": "Start", "sft": "SFT", "best_of": "Best of 16", "policy": "PPO"}
+RATES = {"policy": 0.8125, "sft": 0.625, "policy_over_sft": 0.7, "best_of_over_sft": 0.6}
+ASSISTANT = {
+    "preset": "laptop",
+    "seed": 3,
+    "device": "cpu",
+    "model": "smollm2-135m",
+    "judge": "gold",
+    "gold": "published",
+    "demonstrations": 496,
+    "comparisons": 2100,
+    "left_out": {"demonstrations": 2, "comparisons": 0, "prompts": 1},
+    "start_loss": 3.21,
+    "sft_loss": 2.3456,
+    "reward_accuracy": 0.734,
+    "reward_pairs": 410,
+    "length_accuracy": 0.561,
+    "calibration_error": 0.04,
+    "reader_agreement": 0.852,
+    "reader_pairs": 270,
+    "parameters": {"trained": 2_500_000, "one_trunk": 139_500_000, "four_models": 543_000_000},
+    "answers": {
+        side: {
+            "words": 20.0 + place, "tokens": 30.0, "ended_share": 0.2 * place, "distinct_2": 0.9 - 0.01 * place,
+            "reward": place - 1.0,
+        }
+        for place, side in enumerate(SIDES)
+    },
+    "evaluated_prompts": 150,
+    **{f"win_rate_{name}": value for name, value in RATES.items()},
+    **{f"win_rate_{name}_interval": [value - 0.05, value + 0.05] for name, value in RATES.items()},
+    "win_rate_policy_over_sft_length_controlled": 0.66,
+    "length_ratio": 1.123,
+    "position_bias": -1.5,
+    "position_bias_interval": [-4.0, 1.0],
+    "longer_win_rate": 0.44,
+    "longer_win_rate_interval": [0.4, 0.48],
+    "consistency": 0.97,
+    "refused": 0,
+    "distinct_2_ratio": 0.956,
+    "ended_share": 0.92,
+    "kl_nats": 7.25,
+    "kl_nats_error": 0.5,
+    "seconds": {"sft": 180.0, "reward": 600.0, "policy": 380.0, "judge": 300.0, "total": 1460.0},
+    "peak_memory_bytes": 3_210_000_000,
+}  # fmt: skip
+TRAINED = [
+    ("sft", 9, {"train_loss": 2.5, "val_loss": 2.4}),
+    ("reward", 9, {"train_loss": 0.6, "held_out_loss": 0.6, "held_out_accuracy": 0.7, "held_out_calibration_error": 0.1}),
+    *(
+        (
+            "policy",
+            step,
+            {"reward": 0.1, "kl": 1.0, "clip_fraction": 0.1, "explained_variance": 0.3, "ended": 0.5, "tokens": 30.0},
+        )
+        for step in range(3)
+    ),
+]
+
+
+def answered(count=30, prompt="Ask {}?", answer="{} says {}."):
+    return [
+        {
+            "side": side, "prompt": prompt.format(n), "answer": answer.format(title, n), "ended": side != "start", "tokens": 9,
+            "reward": 0.5 * place,
+        }
+        for place, (side, title) in enumerate(SIDES.items())
+        for n in range(count)
+    ]  # fmt: skip
+
+
+def assistant_page(folder, drawn=None, **changes):
+    """The report of a made-up run of the assistant."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "summary.json", {**copy.deepcopy(ASSISTANT), **changes})
+    write_json(folder / "settings.json", {"ppo.max_kl": 10.0, "ppo.max_new_tokens": 48, "best_of": 16})
+    for stage, step, stats in TRAINED:
+        runs.Metrics(folder).log(stage, step, **stats)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in drawn or answered())
+    (folder / "answers.jsonl").write_text(lines, encoding="utf-8")
+    report.write_assistant_report(folder)
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_assistants_page_says_the_stats_with_their_meaning(tmp_path):
+    found = assistant_page(tmp_path)
+    for words in (
+        "smollm2-135m, preset laptop, seed 3, on cpu; 24.3 minutes",
+        "496 demonstrations and 2,100 comparisons. 2 demonstrations were too long and left out. 1 prompts were",
+        "Start SFT Best of 16 PPO Wins over the start – 62.5 % – 81.2 %",
+        "Wins over SFT – – 60.0 % 70.0 %",
+        "Reward, deviations of SFT -1.00 +0.00 +1.00 +2.00",
+        "Answers that end, % 0 20 40 60",
+        "Words per answer 20.0 21.0 22.0 23.0",
+        "150 held-out prompts",
+        "loss 3.210 → 2.346 nats per token",
+        "accuracy 73.4 % on 410 held-out comparisons",
+        "Accuracy of length alone 56.1 %",
+        "Readers' agreement 85.2 % of two readers on 270 pairs",
+        "PPO over the start 81.2 % 95 % interval 76.2 to 86.2 %",
+        "PPO over SFT 70.0 % 95 % interval 65.0 to 75.0 %",
+        "at like length 66.0 %",
+        "KL to SFT 7.25 ± 0.98 nats per answer",
+        "Length ratio 1.123",
+        "Distinct-2 ratio 0.956",
+        "Answers that end 92.0 % of PPO's, within 48 tokens",
+        "A gold reward model, published, that learned from all comparisons",
+        "Position bias -1.5 points by which the first place wins oftener than half, 95 % interval -4.0 to +1.0",
+        "Length bias 44.0 % how often the longer answer wins; 95 % interval 40.0 to 48.0 %",
+        "reward 600 s",
+        "3.21 GB",
+        "trained in PPO 2.50 million numbers",
+        "on one trunk 139.5 million numbers the same as four whole models 543.0 million",
+    ):
+        assert words in found.text, words
+    assert "None" not in found.text
+    assert set(found.images) == {"Win rates", "Fine-tuning", "Reward model", "PPO"}
+    contents = {base64.b64decode(source.partition("base64,")[2], validate=True) for source in found.images.values()}
+    assert len(contents) == 4 and all(content.startswith(b"\x89PNG") for content in contents)
+    assert all(link.startswith("data:") for link in found.links) and "script" not in found.tags
+
+
+def test_twenty_prompts_stand_with_their_four_answers_side_by_side(tmp_path, plain):
+    text = assistant_page(tmp_path).text
+    for n in range(20):
+        four = f"Ask {n}? Start · reward +0.00 · cut off Start says {n}. SFT · reward +0.50 SFT says {n}. "
+        assert f"{four}Best of 16 · reward +1.00 Best of 16 says {n}. PPO · reward +1.50 PPO says {n}." in text
+    assert "Ask 20?" not in text and "first 20 held-out prompts" in text
+
+
+def test_a_prompt_or_an_answer_with_html_stays_text(tmp_path, plain):
+    expected = assistant_page(tmp_path / "plain", answered(1))
+    attacked = assistant_page(tmp_path / "attacked", [{**row, "prompt": HOSTILE, "answer": HOSTILE} for row in answered(1)])
+    assert attacked.tags == expected.tags
+    assert attacked.text.count(HOSTILE) == 5
+
+
+def test_a_conversation_is_shown_with_all_its_messages(tmp_path, plain):
+    talk = [{"role": "user", "content": "Why <b>?"}, {"role": "assistant", "content": "So."}, {"role": "user", "content": "No."}]
+    text = assistant_page(tmp_path, [{**row, "prompt": talk} for row in answered(1)]).text
+    assert "Why <b>? So. No. Start" in text
+
+
+def test_a_judge_behind_an_endpoint_is_named_with_what_it_refused(tmp_path, plain):
+    summary = {name: value for name, value in ASSISTANT.items() if name != "gold"}
+    asked = {"judge": "endpoint:https://host/v1#big", "gold": None, "refused": 3, "position_bias_interval": None}
+    text = assistant_page(tmp_path, **{**summary, **asked}).text
+    assert "https://host/v1#big, asked about every pair in both orders. It gave no verdict on 3 pairs" in text
+    assert "gold reward model" not in text.lower()
+
+
+def test_what_there_is_not_is_a_dash_or_is_left_out(tmp_path, plain):
+    missing = ("length_ratio", "distinct_2_ratio", "kl_nats_error", "longer_win_rate", "longer_win_rate_interval")
+    names = (*missing, "win_rate_policy_over_sft_length_controlled", "reader_agreement", "peak_memory_bytes")
+    text = assistant_page(tmp_path, **dict.fromkeys(names)).text
+    assert "Length ratio – " in text and "Distinct-2 ratio – " in text and "7.25 ± –" in text and "at like length – " in text
+    assert "Readers' agreement" not in text and "peak memory – GB" in text and "None" not in text

@@ -97,7 +97,7 @@ def test_rows_are_scored_in_their_order_without_dropout_and_without_a_gradient(b
 
 
 def test_a_mean_over_the_positions_would_be_found():
-    """minChatGPT at 311aa3a, src/gpt.py line 417, averages the head's numbers over all positions, the padded ones too."""
+    """minChatGPT at 311aa3a, src/gpt.py line 501, averages the head's numbers over all positions, the padded ones too."""
     model = branch(language_model(), seed=3, scalar=True)
     rows = [[3, 4, 5], [6, 7, 8, 9, 10, 3]]
     with pytest.MonkeyPatch.context() as patch:
@@ -321,6 +321,20 @@ def test_every_epoch_takes_every_ranking_once_in_an_order_that_the_seed_decides(
         assert read[:4] != read[4:]
         orders.append(list(read))
     assert orders[0] == orders[1] != orders[2]
+
+
+def test_the_rate_rises_over_a_tenth_of_the_steps_and_falls_to_zero(tmp_path, monkeypatch):
+    rates = []
+
+    class Noting(torch.optim.AdamW):
+        def step(self, *arguments):
+            rates.append(self.param_groups[0]["lr"])
+            assert self.param_groups[0]["weight_decay"] == 0.25
+            return super().step(*arguments)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Noting)
+    train(tmp_path, learn=LEARN[:40], config=dict(epochs=5, batch=10, lr=0.01, weight_decay=0.25))
+    assert rates == pytest.approx([0.01 * min((n + 1) / 3, (20 - n) / 18) for n in range(20)])
 
 
 # ----------------------------------------------------------------------------------------- refused before the first step

@@ -6,13 +6,26 @@ import pytest
 import torch
 from torch import nn
 
+from rlhf_lib import devices
 from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.models.heads import RewardModel
 from rlhf_lib.tokenization import CharTokenizer
-from rlhf_lib.trainers import rewards, rollouts
+from rlhf_lib.trainers import ppo_critic, preference, rewards, rollouts
 from rlhf_lib.trainers.reward import score_texts
-from rlhf_lib.trainers.rewards import Normaliser, SentimentReward, blank_line_price, blank_lines, fit_normaliser, fit_reward
+from rlhf_lib.trainers.rewards import (
+    Normaliser,
+    PreferenceReward,
+    SentimentReward,
+    answer_scores,
+    blank_line_price,
+    blank_lines,
+    fit_normaliser,
+    fit_reward,
+    fit_within,
+)
 from rlhf_lib.trainers.rollouts import Rollout
+
+from .helpers import FAMILIES, branch, language_model, same, weights
 
 TOKENIZER = CharTokenizer(list("\nabcdefgh"))
 SHAPE = dict(vocab_size=TOKENIZER.vocab_size, context=24, layers=2, heads=2, width=16)
@@ -174,3 +187,84 @@ def test_the_reward_leaves_the_reward_model_and_the_rollout_as_they_are():
     assert (rollout.prompts, rollout.texts) == (given.prompts, given.texts)
     for name in ("tokens", "logprobs", "mask"):
         assert torch.equal(getattr(rollout, name), getattr(given, name))
+
+
+# ----------------------------------------------------------------------------------------- what people prefer
+
+
+@pytest.fixture
+def float32(monkeypatch):
+    """As on hardware without bfloat16, so that numbers compare with the definition's."""
+    for module in (devices, rollouts, ppo_critic):
+        monkeypatch.setattr(module, "has_bf16", lambda device: False)
+
+
+def answered(family, layers=1, count=40):
+    """A base and a rollout of it on prompts of many lengths, with the trunk's states."""
+    base = language_model(family, dropout=0.4)
+    prompts = [[[3, 4], [5, 6, 7, 8, 9], [10]][place % 3] for place in range(count)]
+    policy = branch(base, layers, seed=1)
+    rollout = rollouts.draw(policy, TOKENIZER, prompts, 6, torch.Generator().manual_seed(0))
+    rollout.trunk, _ = ppo_critic.trunk_of(policy, rollout)
+    return base, rollout
+
+
+def whole_rows(rollout):
+    return [prompt + tokens[mask].tolist() for prompt, tokens, mask in zip(rollout.prompts, rollout.tokens, rollout.mask)]
+
+
+@pytest.mark.parametrize("batch", [1, 7, 32])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answers_score_from_the_trunk_is_that_of_prompt_and_answer_read_by_themselves(float32, family, batch):
+    base, rollout = answered(family)
+    judge = branch(base, seed=4, scalar=True).train()
+    assert len(set(rollout.mask.sum(1).tolist())) > 2
+    scores = answer_scores(judge, rollout, batch)
+    assert judge.training and not scores.requires_grad and scores.std() > 0.1
+    torch.testing.assert_close(scores, preference.score(judge, whole_rows(rollout)), rtol=0, atol=1e-4)
+
+
+def test_so_it_is_with_all_layers_and_up_to_rounding_in_bfloat16(float32, monkeypatch):
+    base, rollout = answered("llama", layers=2)
+    judge = branch(base, layers=2, seed=4, scalar=True)
+    torch.testing.assert_close(answer_scores(judge, rollout), preference.score(judge, whole_rows(rollout)), rtol=0, atol=1e-4)
+    exact = answer_scores(judge, rollout)
+    monkeypatch.setattr(devices, "precision", lambda device, width=256: torch.bfloat16)
+    near = preference.score(judge, whole_rows(rollout))
+    assert 0 < (near - exact).abs().max() < 0.2 * exact.std()
+
+
+def test_no_float16_where_rewards_are_compared(float32, monkeypatch):
+    """As on a card without bfloat16: the gradients of small adapters would vanish, and training has no scaler."""
+    base, rollout = answered("llama")
+    judge = branch(base, seed=4, scalar=True)
+    expected = answer_scores(judge, rollout), preference.score(judge, whole_rows(rollout))
+    monkeypatch.setattr(devices, "precision", lambda device, width=256: torch.float16)
+    assert torch.equal(answer_scores(judge, rollout), expected[0])
+    assert torch.equal(preference.score(judge, whole_rows(rollout)), expected[1])
+
+
+def test_a_preference_reward_is_the_score_by_fixed_constants(float32):
+    base, rollout = answered("llama")
+    judge = branch(base, seed=4, scalar=True)
+    before, scores = weights(judge), answer_scores(judge, rollout)
+    reward = PreferenceReward(judge, Normaliser(0.5, 2.0))
+    torch.testing.assert_close(reward(rollout), (scores - 0.5) / 2)
+    fitted = PreferenceReward(judge, fit_normaliser(scores))(rollout)
+    assert fitted.mean().item() == pytest.approx(0, abs=1e-5) and fitted.std().item() == pytest.approx(1, abs=1e-4)
+    assert same(weights(judge), before) and not reward(rollout).requires_grad
+
+
+def test_the_deviation_within_prompts_leaves_out_what_all_answers_to_a_prompt_share():
+    rewards = torch.tensor([[1.0, 3.0], [101.0, 103.0], [-7.0, -5.0]])  # each two are 2 apart: variance 2 around their mean
+    fitted = fit_within(rewards)
+    assert fitted.mean == pytest.approx(196 / 6) and fitted.std == pytest.approx(2**0.5)
+    shifted = fit_within(rewards + torch.tensor([[5.0], [-90.0], [40.0]]))
+    assert shifted.std == pytest.approx(2**0.5)
+    one = torch.randn(1, 400, generator=torch.Generator().manual_seed(0))
+    assert fit_within(one).std == pytest.approx(one.std().item(), rel=1e-5)
+
+
+def test_rewards_that_never_differ_within_a_prompt_are_refused():
+    with pytest.raises(ValueError, match=r"^the reward is the same for all answers to a prompt: train the reward model longer$"):
+        fit_within(torch.tensor([[1.0, 1.0], [2.0, 2.0]]))

@@ -14,6 +14,8 @@ from rlhf_lib.tokenization import CharTokenizer
 from rlhf_lib.trainers import rollouts
 from rlhf_lib.trainers.rollouts import Rollout, completion_kl, minibatches, shape_advantages
 
+from .helpers import FAMILIES, branch, language_model, mutant, same, weights
+
 TOKENIZER = CharTokenizer(list("\nabcdefgh"))  # END, UNKNOWN, the line break, and eight letters: 11 tokens
 V = TOKENIZER.vocab_size
 PROMPT = TOKENIZER.encode("\n\n")
@@ -118,6 +120,58 @@ def test_completions_follow_the_distribution_at_the_temperature():
     assert (counts - p).abs().max() < 5 * math.sqrt(0.25 / 4000)  # five standard errors at most
 
 
+def test_what_is_drawn_is_what_is_sampled_but_for_the_log_probabilities():
+    model, prompts = gpt(), [PROMPT, [3], [4, 5, 6]] * 20
+    drawn, sampled = (
+        function(model, TOKENIZER, prompts, 6, torch.Generator().manual_seed(2), 1.3, 7)
+        for function in (rollouts.draw, rollouts.sample)
+    )
+    assert torch.equal(drawn.tokens, sampled.tokens) and torch.equal(drawn.mask, sampled.mask)
+    assert drawn.texts == sampled.texts and drawn.prompts == prompts and drawn.trunk is None
+    assert drawn.logprobs.shape == (60, 6) and (drawn.logprobs == 0).all() and (sampled.logprobs[sampled.mask] < 0).all()
+
+
+def branches_sample_as_they_score(module, family):
+    """The branch's own distribution at each place, one row at a time, inverted at the uniforms that the generator gives."""
+    model, prompts = branch(language_model(family), seed=1), [[3], [4, 5, 6]] * 5
+    found = module.draw(model, TOKENIZER, prompts, 6, torch.Generator().manual_seed(2), 1.6)
+    uniforms = torch.rand(10, 6, generator=torch.Generator().manual_seed(2))
+    for prompt, tokens, mask, draws in zip(prompts, found.tokens.tolist(), found.mask.tolist(), uniforms):
+        row = []
+        while len(row) < 6 and TOKENIZER.end_token not in row:
+            p = (model(torch.tensor([prompt + row]))[0, -1] / 1.6).softmax(0).double()
+            row.append(int((p.cumsum(0) <= draws[len(row)]).sum()))
+        assert tokens == row + [0] * (6 - len(row)) and mask == [True] * len(row) + [False] * (6 - len(row))
+    assert not found.mask.all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_branch_is_sampled_with_its_adapters_and_stays_as_it_is(family):
+    branches_sample_as_they_score(rollouts, family)
+    model = branch(language_model(family), seed=1)
+    before = weights(model), weights(model.base)
+    quick = rollouts.quick_copy(model)
+    assert quick.blocks[0] is model.base.blocks[0] and quick.head is model.base.head  # what is not adapted is not copied
+    rollouts.draw(model, TOKENIZER, [PROMPT] * 4, 3, torch.Generator())
+    assert same(weights(model), before[0]) and same(weights(model.base), before[1])
+
+
+MUTANTS = {
+    "the base without its adapters": ("model.merged() if", "model.base if"),
+    "another temperature": ("temperature=temperature, uniforms", "temperature=1.0, uniforms"),
+    "goes on behind the end token (minChatGPT at 311aa3a, src/gpt.py line 386)": (
+        "end_token=tokenizer.end_token",
+        "end_token=None",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_test_above_finds_a_mistake(name):
+    with pytest.raises(AssertionError):
+        branches_sample_as_they_score(mutant(rollouts, MUTANTS[name], has_bf16=lambda device: False), "llama")
+
+
 # ----------------------------------------------------------------------------------------- scoring
 
 
@@ -206,7 +260,9 @@ def test_rows_of_a_rollout_keep_what_belongs_together(rows):
     prompts = [[place] for place in range(6)]
     tokens = torch.arange(6)[:, None] * 10 + torch.arange(3)
     rollout = Rollout(prompts, tokens, -tokens.float(), tokens % 2 == 0, [str(place) for place in range(6)])
+    rollout.trunk = (tokens, None, None)
     part, places = rollout[rows], torch.arange(6)[rows].tolist()
+    assert part.trunk is None
     assert part.prompts == [[place] for place in places] and part.texts == [str(place) for place in places]
     assert len(part) == len(places)
     for found, whole in ((part.tokens, tokens), (part.logprobs, -tokens.float()), (part.mask, tokens % 2 == 0)):

@@ -326,10 +326,11 @@ def test_the_rate_rises_over_a_tenth_of_the_steps_and_falls_to_zero(tmp_path, mo
     class Noting(torch.optim.AdamW):
         def step(self, *arguments):
             rates.append(self.param_groups[0]["lr"])
+            assert self.param_groups[0]["weight_decay"] == 0.25
             return super().step(*arguments)
 
     monkeypatch.setattr(torch.optim, "AdamW", Noting)
-    train(tmp_path, config=dict(epochs=4, lr=0.01))
+    train(tmp_path, config=dict(epochs=4, lr=0.01, weight_decay=0.25))
     steps = len(rates)
     expected = [0.01 * min((n + 1) / (0.1 * steps + 1), (steps - n) / (0.9 * steps)) for n in range(steps)]
     assert rates == pytest.approx(expected) and max(rates) <= 0.01 and rates[-1] < 0.002
@@ -375,7 +376,7 @@ CASES = [
     ({"learn": [LEARN[0], talk("good day")]}, "demonstration 2 has no answer of the assistant's: end it with one"),
     ({"held_out": [talk("good day")]}, "held-out demonstration 1 has no answer"),
     ({"config": {"row": 49}}, r"sft\.row is 49 tokens, more than the model's context of 48: make it shorter"),
-    ({"learn": [[]]}, "the conversation is empty"),
+    ({"learn": [[]]}, "there is no message"),
 ]
 
 
