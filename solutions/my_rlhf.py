@@ -1788,6 +1788,225 @@ def journey(
     )  # fmt: skip
 
 
+# ---- 10.1 speech_mask [812c9804]
+
+def speech_mask(tokens, line_break):
+    """Which tokens belong to the speech.
+
+    Args:
+        tokens: (B, T) int64, completions.
+        line_break: the token of a line break; two in a row end the speech.
+
+    Returns:
+        (B, T) bool, True up to and including the second of them.
+    """
+    broken = tokens == line_break  # (B, T)
+    ends = F.pad(broken[:, 1:] & broken[:, :-1], (1, 0)).int()  # 1 at the second of two
+    return ends.cumsum(1) - ends == 0
+
+
+# ---- 10.2 rollout_prompts [958f9b34]
+
+def rollout_prompts(count, size, rollouts, generator):
+    """The prompts of some rollouts, drawn without repetition within an epoch.
+
+    Args:
+        count: how many prompts there are.
+        size: completions in a rollout.
+        rollouts: how many rollouts.
+        generator: a torch.Generator.
+
+    Returns:
+        (rollouts, size) int64.
+    """
+    epochs = math.ceil(rollouts * size / count)
+    stream = torch.cat([torch.randperm(count, generator=generator) for _ in range(epochs)])
+    return stream[: rollouts * size].view(rollouts, size)
+
+
+# ---- 10.3 held_out_prompts [113daa22]
+
+def held_out_prompts(prompts, share, generator):
+    """Which comparisons are held out, prompt by prompt.
+
+    Args:
+        prompts: (N,) int64, the number of each comparison's prompt.
+        share: of the different prompts, in (0, 1).
+        generator: a torch.Generator.
+
+    Returns:
+        (N,) bool, True on what is held out.
+    """
+    different = prompts.unique()  # (P,), sorted
+    count = min(max(1, round(share * len(different))), len(different) - 1)
+    order = torch.randperm(len(different), generator=generator)
+    return torch.isin(prompts, different[order[:count]])
+
+
+# ---- 10.4 same_verdict [4bcb5612]
+
+def same_verdict(first, second, swapped):
+    """How far two readers of the same pairs agree.
+
+    Args:
+        first, second: (N,) int64: 1 the first answer, -1 the second, 0 a tie.
+        swapped: (N,) bool, True where the second reader saw the sides exchanged.
+
+    Returns:
+        the share of pairs with the same verdict, and that share of the pairs that neither called a tie.
+    """
+    second = torch.where(swapped, -second, second)
+    same = (first == second).float()
+    decided = (first != 0) & (second != 0)
+    return same.mean(), same[decided].mean()
+
+
+# ---- 10.5 longer_accuracy [ecea57c2]
+
+def longer_accuracy(pairs):
+    """How often the longer answer is the chosen one (Singhal et al. 2023).
+
+    Args:
+        pairs: a list of (chosen, rejected), texts.
+
+    Returns:
+        a float in [0, 1]; equal lengths count as half.
+    """
+    lengths = [(len(chosen.split()), len(rejected.split())) for chosen, rejected in pairs]
+    return sum((a > b) + 0.5 * (a == b) for a, b in lengths) / len(lengths)
+
+
+# ---- 10.6 strengths [ab3dadac]
+
+def strengths(wins):
+    """The maximum-likelihood strengths of the Bradley-Terry model (Zermelo's iteration; Hunter 2004, section 2).
+
+    Args:
+        wins: (K, K) int64, how often the row's has beaten the column's.
+
+    Returns:
+        (K,) float64, with mean 0.
+    """
+    games = (wins + wins.T).double()
+    won = wins.sum(1).double()
+    p = torch.ones(len(wins), dtype=torch.float64)
+    for _ in range(600):
+        p = won / (games / (p[:, None] + p)).sum(1)
+        p = p / p.log().mean().exp()
+    return p.log()
+
+
+# ---- 10.7 ranked_pairs [61040046]
+
+def ranked_pairs(ranks):
+    """All comparisons in a ranking.
+
+    Args:
+        ranks: a list of K int, 1 the best; equal ranks are ties.
+
+    Returns:
+        a list of (better, worse), places in the list.
+    """
+    return [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
+
+
+# ---- 10.8 reliability [0a508182]
+
+def reliability(margins, bins):
+    """How often pairs are right, by how sure the margin is.
+
+    Args:
+        margins: (N,), the chosen answer's reward less the other's.
+        bins: number of bins of equal width in [0.5, 1].
+
+    Returns:
+        (bins, 3): number of pairs, mean confidence sigmoid(|margin|), share right; zeros where there is none.
+    """
+    confidence = margins.abs().sigmoid()  # (N,)
+    right = (margins > 0) + 0.5 * (margins == 0)
+    place = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    sums = torch.zeros(bins, 3).index_add(0, place, torch.stack([torch.ones_like(confidence), confidence, right], dim=1))
+    return torch.cat([sums[:, :1], sums[:, 1:] / sums[:, :1].clamp(min=1)], dim=1)
+
+
+# ---- 10.9 ceiling [ae8d2281]
+
+def ceiling(agreement, accuracy):
+    """What a perfect model would reach beside one noisy reader, and how often a model is truly right.
+
+    Args:
+        agreement: how often two readers say the same, above 0.5.
+        accuracy: how often the model says the same as one reader.
+
+    Returns:
+        the ceiling and the model's true accuracy, floats.
+
+    Raises:
+        ValueError: agreement is at most 0.5.
+    """
+    if agreement <= 0.5:
+        raise ValueError(f"readers who agree on {agreement:.0%} of the pairs say nothing")
+    p = (1 + math.sqrt(2 * agreement - 1)) / 2
+    return p, (accuracy - (1 - p)) / (2 * p - 1)
+
+
+# ---- 10.10 train_preference [1f3f6212]
+
+def train_preference(gpt, learn, held_out, *, epochs, batch, lr, seed):
+    """A reward model with the body of a GPT, trained on comparisons (Ouyang et al. 2022, section 3.5).
+
+    Args:
+        gpt: a module with `hidden(tokens, mask)` and `embedding`; it stays as it is.
+        learn, held_out: lists of (prompt, chosen, rejected), each a list of tokens.
+        epochs, batch: passes over `learn`, and pairs in a step.
+        lr: the learning rate at its height.
+        seed: of all that is drawn.
+
+    Returns:
+        a module in evaluation mode: model(tokens, mask) gives rewards (B,); and its accuracy on `held_out`, a float.
+    """
+
+    class Rewarder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = copy.deepcopy(gpt)
+            self.score = nn.Linear(gpt.embedding.weight.shape[1], 1)
+            nn.init.zeros_(self.score.weight)
+            nn.init.zeros_(self.score.bias)
+
+        def forward(self, tokens, mask):
+            rewards = self.score(self.body.hidden(tokens, mask))[..., 0]  # (B, T)
+            return last_token(rewards, mask)  # (B,)
+
+    def margins(pairs):
+        """The chosen answers' rewards less the others', (N,): all chosen rows, then all others, in one batch."""
+        rows = [prompt + answer for side in (1, 2) for prompt, answer in ((pair[0], pair[side]) for pair in pairs)]
+        rows = [torch.tensor(row) for row in rows]
+        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (2 N, T)
+        mask = torch.arange(tokens.shape[1]) < torch.tensor([[len(row)] for row in rows])
+        chosen, rejected = model(tokens.to(device), mask.to(device)).chunk(2)
+        return chosen - rejected
+
+    device = gpt.embedding.weight.device
+    model = Rewarder().to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(seed)
+    steps, step = epochs * math.ceil(len(learn) / batch), 0
+    for _ in range(epochs):
+        for places in torch.randperm(len(learn), generator=generator).split(batch):
+            (-F.logsigmoid(margins([learn[place] for place in places.tolist()])).mean()).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for group in optimizer.param_groups:  # up in a tenth of the steps, then down to 0
+                group["lr"] = lr * min((step + 1) / (0.1 * steps + 1), (steps - step) / (0.9 * steps))
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+    model.eval()
+    with torch.no_grad():
+        found = torch.cat([margins(held_out[at : at + 64]) for at in range(0, len(held_out), 64)])
+    return model, ((found > 0).float() + 0.5 * (found == 0)).mean().item()
+
+
 # ---- 11.1 answer_targets [d6231663]
 
 def answer_targets(roles, lengths, opening, closing):

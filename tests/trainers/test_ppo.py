@@ -338,7 +338,7 @@ def test_completion_i_continues_prompt_i_and_round_again(tmp_path):
         return likes()(rollout)
 
     train(tmp_path, reward=reward, prompts=prompts)
-    assert seen == [[prompts[place % 3] for place in range(16)]] * 4
+    assert seen == [[prompts[(16 * rollout + place) % 3] for place in range(16)] for rollout in range(4)]
 
 
 def test_dropout_stays_off_while_the_policy_learns(moved):
