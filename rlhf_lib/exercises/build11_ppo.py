@@ -8,6 +8,7 @@ from rlhf_lib import checkpoints, course
 from rlhf_lib.exercises import build11_probes as probes
 from rlhf_lib.exercises.build import Build, Probe, tick
 from rlhf_lib.exercises.build08_rlhf import distinct
+from rlhf_lib.exercises.declare import Investigation
 from rlhf_lib.exercises.tiny_assistant import form, fresh, go, loaded, true_kl
 from rlhf_lib.exercises.tiny_rlhf import drawn
 
@@ -89,3 +90,8 @@ train_assistant = Build("11.13", "train_assistant", [
     Probe("depends on its seed alone", drawn(iterations=2), probes.run_seeds, probes.judge_seeds),
     Probe("answers more happily", drawn(**REAL), run_training, judge_training, seconds=600),
 ])  # fmt: skip
+
+Investigation("11.A", "The price of a nat")
+Investigation("11.B", "Without a critic")
+Investigation("11.C", "A reward model of 300 comparisons")
+Investigation("11.D", "Length as a hack")
