@@ -7,6 +7,7 @@ DIR/gold                   the judge, where it was trained in the run
 DIR/metrics.jsonl, summary.json, answers.jsonl, verdicts.jsonl, report.html
 """
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -253,6 +254,9 @@ class Assistant:
 
 
 def publish(run, folder):
-    """Copy a finished run's adapters, and its base if it has one, to `folder` in half precision, with settings and summary."""
-    own = ("base",) if (Path(run) / "base").exists() else ()
-    stages.publish(run, folder, (*own, "sft", "reward", "policy"), "assistant", PRESETS)
+    """Copy a finished run's adapters, and its base and judge if it has them, to `folder` in half precision, with its curves."""
+    run, folder = Path(run), Path(folder)
+    names = {"base": "base", "sft": "sft", "reward": "reward", "policy": "policy", "gold/reward": "gold"}
+    kept = {name: new for name, new in names.items() if name in ("sft", "reward", "policy") or (run / name).exists()}
+    stages.publish(run, folder, kept, "assistant", PRESETS)
+    shutil.copy(run / "metrics.jsonl", folder)

@@ -315,7 +315,7 @@ def publish(run, folder):
 
     A published folder serves wherever a run's folder does: `--checkpoint`, `--init_from`, `checkpoints.load`.
     """
-    stages.publish(run, folder, ("base", "reward", "policy"), "run", PRESETS)
+    stages.publish(run, folder, {name: name for name in ("base", "reward", "policy")}, "run", PRESETS)
 
 
 def ratio(value, base):

@@ -79,18 +79,21 @@ class Stages:
 
 
 def publish(run, folder, names, command, presets):
-    """Copy the checkpoints `names` of a finished run to `folder` in half precision, with its settings and summary.
+    """Copy checkpoints of a finished run to `folder` in half precision, with its settings and summary.
 
     Args:
+        names: {a checkpoint in the run, at most one folder deep: its name in `folder`}.
         command, presets: what began the run, "run" or "assistant", and its settings by preset: the summary has the whole command.
     """
     run, folder = Path(run), Path(folder)
     if not (run / "summary.json").exists():
         raise RunError(f"{run} holds no finished run: only one with a summary.json is published")
-    for name in names:
+    for name, new in names.items():
         tensors = {part: tensor.half() for part, tensor in checkpoints.read_tensors(run / name).items()}
         metadata, tokenizer = checkpoints.read_metadata(run / name), checkpoints.load_tokenizer(run / name)
-        checkpoints.write(folder / name, tensors, metadata, tokenizer)
+        if "/" in name and "branch" in metadata:  # its base is now one folder nearer
+            metadata["branch"]["source"] = metadata["branch"]["source"].removeprefix("../")
+        checkpoints.write(folder / new, tensors, metadata, tokenizer)
     settings, summary = read_json(run / "settings.json"), read_json(run / "summary.json")
     begun = flat(presets[settings["preset"]])
     other = [f"--{name} {value}" for name, value in settings.items() if value != begun[name] and name != "seed"]

@@ -496,14 +496,19 @@ def test_gold_learns_from_every_comparison_and_from_another_seed(copied, monkeyp
 
 def test_a_published_run_has_its_adapters_in_half_the_space(assistant_run, tmp_path):
     assistant.publish(assistant_run, tmp_path / "published")
-    for name in ("base", "sft", "policy", "reward"):
-        whole, half = (checkpoints.read_tensors(folder / name) for folder in (assistant_run, tmp_path / "published"))
+    tokens = torch.arange(40, 60)[None]
+    for name in ("base", "sft", "policy", "reward", "gold"):
+        kind, begun = "reward" if name in ("reward", "gold") else "gpt", "gold/reward" if name == "gold" else name
+        places = assistant_run / begun, tmp_path / "published" / name
+        whole, half = map(checkpoints.read_tensors, places)
         assert all(tensor.dtype == torch.float16 for tensor in half.values())
         for part, tensor in half.items():
             torch.testing.assert_close(tensor.float(), whole[part], rtol=1e-3, atol=1e-6)
-        model, _ = checkpoints.load(tmp_path / "published" / name, kind="reward" if name == "reward" else "gpt")
+        (before, _), (model, _) = (checkpoints.load(place, kind=kind) for place in places)
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    assert not (tmp_path / "published" / "gold").exists()
+        with torch.no_grad():
+            torch.testing.assert_close(model(tokens), before(tokens), rtol=1e-2, atol=2e-3)
+    assert (tmp_path / "published" / "metrics.jsonl").read_bytes() == (assistant_run / "metrics.jsonl").read_bytes()
     command = read_json(tmp_path / "published" / "summary.json")["command"]
     assert command.startswith("python -m rlhf_lib assistant --preset smoke --seed 0 ") and command.endswith(" --out DIR")
 
