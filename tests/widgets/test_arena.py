@@ -151,6 +151,12 @@ def test_answers_are_drawn_as_set_and_depend_on_the_seed():
 
     one = asked(0, max_new_tokens=6)
     assert one == asked(0, max_new_tokens=6) != asked(1, max_new_tokens=6)
+    twins = widgets.Arena(dict.fromkeys("ab", models["a"]), PROMPTS, seed=0, max_new_tokens=6)
+    found = set()
+    for _ in range(3):
+        twins.ask("why")
+        found |= {answer.text for answer in twins.question.answers}
+    assert len(found) == 6  # one model on both sides: its two answers are drawn apart, and anew each time
     messages = [CHAT.prompt([{"role": "user", "content": "why"}])]
     for name, answer in zip(one.names, one.answers):
         cold = talk.draw(models[name][0], CHAT, messages, 6, talk.generator(5, "x"), 1e-4).texts[0].strip()
@@ -195,9 +201,8 @@ def test_one_vote_a_question(folder):
     with pytest.raises(ValueError, match="reason must be one of answers, true, kind, brief, ends or empty, got 'nice'"):
         session.vote("first", "nice")
     assert session.verdict is None
-    session.vote("first")
-    session.vote("second")
-    assert [vote.verdict for vote in read(folder)] == ["first"]
+    assert session.vote("first") == session.vote("second") == ""
+    assert session.verdict == "first" and [vote.verdict for vote in read(folder)] == ["first"]
 
 
 # ----------------------------------------------------------------------------------------- the file
