@@ -1,9 +1,11 @@
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -162,3 +164,91 @@ def test_nothing_of_it_needs_torch():
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout == "[]\n"
+
+
+# ----------------------------------------------------------------------------------------- what several do at once
+
+ADD = """
+import sys
+from rlhf_lib import files
+path, who = sys.argv[1:]
+for number in range(40):
+    files.append_json(path + ".jsonl", {"who": who, "number": number})
+    files.add_json(path + ".json", {f"{who} {number}": number})
+"""
+
+
+def test_two_that_add_to_one_file_at_once_lose_nothing(tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    adding = [
+        subprocess.Popen([sys.executable, "-c", ADD, str(tmp_path / "mine"), who], cwd=root, stderr=subprocess.PIPE)
+        for who in ("anne", "bob")
+    ]
+    assert [process.communicate()[1] for process in adding] == [b"", b""]
+    rows = [row for _, row in files.json_rows(tmp_path / "mine.jsonl")]
+    for who in ("anne", "bob"):
+        assert [row["number"] for row in rows if row["who"] == who] == list(range(40))
+    assert len(files.read_json(tmp_path / "mine.json")) == len(rows) == 80
+
+
+def test_a_file_that_cannot_be_read_is_kept_when_something_is_added(tmp_path):
+    path = tmp_path / "findings.json"
+    files.add_json(path, {"2.A": "née"})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as an editor of Windows saves it
+    files.add_json(path, {"2.B": 1})
+    assert files.read_json(path) == {"2.A": "née", "2.B": 1}
+    path.write_text('{"2.A": "a sentence of mine", ')
+    files.add_json(path, {"2.C": 2})
+    assert files.read_json(path) == {"2.C": 2}
+    assert (tmp_path / "findings.json.damaged").read_text() == '{"2.A": "a sentence of mine", '
+
+
+def test_one_process_may_change_a_folder_within_a_change(tmp_path):
+    with files.one_at_a_time(tmp_path), files.one_at_a_time(f"{tmp_path}"):
+        files.append_json(tmp_path / "x.jsonl", {})
+    assert files.HELD == {}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_read_only_is_no_lock(tmp_path):
+    tmp_path.chmod(0o500)
+    with files.one_at_a_time(tmp_path / "new"), pytest.raises(RunError, match="make the folder writable"):
+        files.append_json(tmp_path / "new" / "x.jsonl", {})
+    with pytest.raises(RunError, match=r"cannot write .*lock \(Permission denied\)"):
+        files.lock(tmp_path / ".lock")
+
+
+def test_a_replacement_that_is_refused_for_a_moment_is_tried_again(tmp_path, monkeypatch):
+    """As on Windows, while a virus scanner or an indexer reads the old file."""
+    real, refusals = os.replace, iter([True] * 3)
+
+    def busy(source, target):
+        if next(refusals, False):
+            raise PermissionError(errno.EACCES, "Access is denied")
+        real(source, target)
+
+    monkeypatch.setattr(files, "os", SimpleNamespace(**{**vars(os), "replace": busy, "name": "nt"}))
+    monkeypatch.setattr(files, "time", SimpleNamespace(sleep=lambda seconds: None))
+    files.write_atomic(tmp_path / "file.bin", b"new")
+    assert (tmp_path / "file.bin").read_bytes() == b"new" and names(tmp_path) == ["file.bin"]
+    refusals = iter([True] * 100)
+    with pytest.raises(RunError, match="Access is denied"):
+        files.write_atomic(tmp_path / "file.bin", b"newer")
+    assert (tmp_path / "file.bin").read_bytes() == b"new"
+
+
+# ----------------------------------------------------------------------------------------- a power cut
+
+
+def test_what_was_written_is_on_the_disk_with_its_name(tmp_path, monkeypatch):
+    """By the order of what the system is asked for: the bytes, then the name, then the folder that has the name."""
+    asked, real_fsync, real_replace = [], os.fsync, os.replace
+
+    def fsync(number):
+        asked.append("folder" if stat.S_ISDIR(os.fstat(number).st_mode) else "file")
+        real_fsync(number)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "replace", lambda *paths: (asked.append("name"), real_replace(*paths)))
+    files.write_atomic(tmp_path / "new" / "state.pt", b"weights")
+    assert asked == ["file", "name", "folder"]
