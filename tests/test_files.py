@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import os
@@ -8,9 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from rlhf_lib import files
+from rlhf_lib import checkpoints, comparisons, corpus, files, labels, runs, tokenization
+from rlhf_lib.checkpoints import CheckpointError
+from rlhf_lib.comparisons import ComparisonError
+from rlhf_lib.corpus import CorpusError
 from rlhf_lib.files import RunError
+from rlhf_lib.labels import LabelError
+from rlhf_lib.pipelines import assistant_settings, shakespeare
+from rlhf_lib.pipelines.stages import Stages, saved_settings
 
 
 def names(folder):
@@ -252,3 +261,46 @@ def test_what_was_written_is_on_the_disk_with_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "replace", lambda *paths: (asked.append("name"), real_replace(*paths)))
     files.write_atomic(tmp_path / "new" / "state.pt", b"weights")
     assert asked == ["file", "name", "folder"]
+
+
+# ----------------------------------------------------------------------------------------- whatever a file holds
+
+FUZZ = int(os.environ.get("RLHF_FUZZ", 50))  # examples: tens of thousands for a night
+NAMES = st.sampled_from(["work", "start", "end", "text", "checkpoint", "label", "reader", "sense", "seed", "preset", "kind"])
+LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["hamlet", "positive", "bpe"]) | st.text(max_size=5)
+)
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=8), max_leaves=15)
+CONTENT = st.one_of(JSON.map(lambda one: json.dumps(one).encode()), st.text(max_size=80).map(str.encode), st.binary(max_size=80))
+
+
+def readers(folder):
+    """What reads files that others made, and the errors that are theirs: a sentence, and no traceback."""
+    kinds = (shakespeare.Settings, assistant_settings.Settings)
+    return {
+        "labels.jsonl": (lambda path: labels.read(path, {"hamlet": "To be"}), LabelError),
+        "rows.jsonl": (lambda path: list(files.json_rows(path)), RunError),
+        "comparisons.jsonl": (lambda path: comparisons.read_comparisons(path, []), ComparisonError),
+        "text.txt": (corpus.load, CorpusError),
+        "tokenizer.json": (tokenization.load, ValueError),
+        "model.safetensors": (lambda path: checkpoints.read_metadata(path.parent), CheckpointError),
+        "state.pt": (runs.load_state, CheckpointError),
+        "metrics.jsonl": (lambda path: runs.Metrics(path.parent).read("x"), RunError),
+        "settings.json": (lambda path: [saved_settings(path.parent, kind) for kind in kinds], RunError),
+        "stages.json": (lambda path: Stages(shakespeare.PRESETS["smoke"], path.parent, shakespeare.PARTS).done(), RunError),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(CONTENT, st.binary(max_size=8))
+@settings(deadline=None, max_examples=FUZZ)
+def test_whatever_a_file_holds_it_is_read_or_refused_in_a_sentence(tmp_path_factory, content, head):
+    folder = tmp_path_factory.getbasetemp() / "drawn"
+    folder.mkdir(exist_ok=True)
+    for name, (read, error) in readers(folder).items():
+        for path in folder.glob("*.*"):
+            path.unlink()
+        path = folder / name
+        path.write_bytes(len(content).to_bytes(8, "little") + content if name == "model.safetensors" and head else content)
+        with contextlib.suppress(error):
+            read(path)

@@ -17,8 +17,9 @@ FLOORS = [
     "sampling judge pairwise blind endpoint",
     "trainers.muon trainers.pretrain trainers.sft trainers.reward trainers.preference trainers.rollouts trainers.rewards "
     "trainers.ppo trainers.ppo_critic",
-    "plots plots_assistant pipelines.settings pipelines.stages pipelines.inputs pipelines.estimate pipelines.report "
-    "pipelines.shakespeare pipelines.judging pipelines.referee pipelines.assistant_settings pipelines.assistant talk __main__",
+    "plots plots_assistant pipelines.settings pipelines.stages pipelines.material pipelines.inputs pipelines.estimate "
+    "pipelines.report pipelines.shakespeare pipelines.judging pipelines.referee pipelines.assistant_settings "
+    "pipelines.assistant talk __main__",
     "course exercises. widgets. notebooks grading.",
 ]
 ORDER = [name for floor in FLOORS for name in floor.split()]

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from rlhf_lib import checkpoints, comparisons, devices
-from rlhf_lib.files import json_rows, read_json, write_json, write_json_rows
+from rlhf_lib.checkpoints import CheckpointError
+from rlhf_lib.files import fingerprint, json_rows, read_json, write_json, write_json_rows
 from rlhf_lib.models import lora, published
 from rlhf_lib.models.llama import Llama, LlamaConfig
 from rlhf_lib.models.lora import Branch
@@ -28,6 +29,15 @@ from rlhf_lib.trainers import ppo_critic, preference, rewards, sft
 def watch(rollout, scores):
     """What is logged of a rollout beside its reward, and never trained on."""
     return {"distinct_2": judging.distinct_n(rollout.texts), "words": sum(map(comparisons.words, rollout.texts)) / len(rollout)}
+
+
+# What each stage leaves, and the settings that no stage before it depends on.
+PARTS = {
+    "sft": (("base", "sft"), ()),
+    "reward": (("reward",), ("comparisons", "limit", "layers", "reward_adapters", "preference")),
+    "policy": (("policy",), ("normaliser_samples", "ppo")),
+    "judge": (("answers.jsonl", "gold"), ("best_of", "judge", "evaluate_prompts")),
+}
 
 
 class Assistant:
@@ -47,16 +57,14 @@ class Assistant:
     def __init__(self, settings, folder, device=None):
         self.settings, self.folder = settings, Path(folder)
         self.device = device or devices.pick_device()
-        stages.same_settings(settings, folder)
         self.base, self.tokenizer = self.start()
         self.inputs = inputs.read(settings, self.tokenizer, self.base.config.context)
         for layers in (settings.sft_layers, settings.layers):
             self.branch("none", self.base, layers)  # refuses layers or a rank that the model has not
         self.endpoint = referee.endpoint(settings.judge, self.folder / "asked.jsonl")
         self.published_gold = referee.published_gold(self.base, self.tokenizer, self.source, self.device)
-        self.stages = Stages(settings, folder)
-        if self.source == "../base" and not self.stages.done():
-            checkpoints.save(self.folder / "base", self.base, self.tokenizer)
+        self.contents = {name: fingerprint(content) for name, content in self.inputs.contents().items()}
+        self.stages = Stages(settings, folder, PARTS, {name: lambda name=name: self.contents[name] for name in self.contents})
 
     # ------------------------------------------------------------------------- models
 
@@ -101,8 +109,10 @@ class Assistant:
         return self.branch(name, self.tuned(), self.settings.layers, source, scalar=True, depth=depth, pooling="mean")
 
     def restored(self, branch, name):
-        """`branch` with what the stage `name` left."""
+        """`branch` with what the stage `name` left; all stages have the tokeniser of the base."""
         folder = self.folder / name
+        if checkpoints.read_metadata(folder)["tokenizer"] != self.tokenizer.fingerprint():
+            raise CheckpointError(checkpoints.DIFFER.format(folder, self.settings.model))
         return checkpoints.load_tensors(branch, checkpoints.read_tensors(folder), folder / "model.safetensors").eval()
 
     # ------------------------------------------------------------------------- stages
@@ -110,7 +120,9 @@ class Assistant:
     def train_sft(self):
         if "sft" in self.stages.done():
             return
-        started = self.stages.begin("sft")
+        started = self.stages.begin("sft", demonstrations=self.contents["demonstrations"])
+        if self.source == "../base" and not (self.folder / "base" / "model.safetensors").exists():
+            checkpoints.save(self.folder / "base", self.base, self.tokenizer)
         s, (learn, held_out) = self.settings, self.inputs.demonstrations
         before = sft.evaluate(self.base, sft.pack([self.tokenizer.turns(talk) for talk in held_out], s.sft.row))
         scores = sft.train(self.sft_branch(), self.tokenizer, learn, held_out, s.sft, self.folder, s.seed)
@@ -128,7 +140,7 @@ class Assistant:
         self.stages.need("sft", "assistant")
         if "reward" in self.stages.done():
             return
-        started = self.stages.begin("reward")
+        started = self.stages.begin("reward", comparisons=self.contents["comparisons"])
         s, (learn, held_out) = self.settings, self.inputs.rankings
         model = self.scalar("reward")
         scores = preference.train(model, self.tokenizer, learn, held_out, s.preference, self.folder, s.seed)
