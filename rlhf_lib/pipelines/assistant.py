@@ -13,7 +13,7 @@ import torch
 
 from rlhf_lib import checkpoints, comparisons, devices
 from rlhf_lib.checkpoints import CheckpointError
-from rlhf_lib.files import fingerprint, json_rows, read_json, write_json, write_json_rows
+from rlhf_lib.files import fingerprint, json_rows, write_json, write_json_rows
 from rlhf_lib.models import lora, published
 from rlhf_lib.models.llama import Llama, LlamaConfig
 from rlhf_lib.models.lora import Branch
@@ -21,7 +21,7 @@ from rlhf_lib.pipelines import inputs, judging, referee, stages
 from rlhf_lib.pipelines.assistant_settings import PRESETS, TINY
 from rlhf_lib.pipelines.estimate import estimate_assistant, sentence
 from rlhf_lib.pipelines.report import write_assistant_report
-from rlhf_lib.pipelines.stages import Stages
+from rlhf_lib.pipelines.stages import Stages, constants
 from rlhf_lib.tokenization import ChatTokenizer
 from rlhf_lib.trainers import ppo_critic, preference, rewards, sft
 
@@ -186,7 +186,7 @@ class Assistant:
             rollout = judging.draw(reference, self.tokenizer, prompts, s.ppo, devices.generator(s.seed, "normaliser"), 2)
             fitted = rewards.fit_within(judging.score(model, rollout).view(-1, 2))
             write_json(path, fitted._asdict())
-        return rewards.PreferenceReward(model, rewards.Normaliser(**read_json(path)))
+        return rewards.PreferenceReward(model, rewards.Normaliser(**constants(path, "mean", "std")))
 
     def judge(self):
         """Answer held-out prompts with all models and have the answers judged; writes `answers.jsonl` and `verdicts.jsonl`."""

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlhf_lib import checkpoints, corpus, devices, judge, tokenization
-from rlhf_lib.files import read_json, write_atomic, write_json, write_json_rows
+from rlhf_lib.files import write_atomic, write_json, write_json_rows
 from rlhf_lib.models.gpt import GPTConfig
 from rlhf_lib.pipelines import stages
 from rlhf_lib.pipelines.estimate import estimate, sentence
 from rlhf_lib.pipelines.material import TAKEN, Material, check_taken
 from rlhf_lib.pipelines.report import write_report
 from rlhf_lib.pipelines.settings import check_numbers
-from rlhf_lib.pipelines.stages import Stages, measured
+from rlhf_lib.pipelines.stages import Stages, constants, measured
 from rlhf_lib.trainers import ppo, pretrain, reward, rewards, rollouts
 from rlhf_lib.trainers.ppo import PPOConfig
 from rlhf_lib.trainers.pretrain import PretrainConfig
@@ -236,7 +236,7 @@ class Shakespeare:
             if devices.world()[0] == 0:
                 write_json(path, {"mean": fitted.normalise.mean, "std": fitted.normalise.std, "blanks": fitted.blanks})
             devices.wait()
-        kept = read_json(path)
+        kept = constants(path, "mean", "std", "blanks")
         normalise = rewards.Normaliser(kept["mean"], kept["std"])
         return rewards.SentimentReward(reward_model, s.sentiment, normalise, kept["blanks"], s.blank_line_coef)
 

@@ -6,6 +6,7 @@ DIR/stages.json        what is done, with its seconds, its memory and its stats
 """
 
 import json
+import math
 import shlex
 import time
 from pathlib import Path
@@ -204,3 +205,12 @@ def measured(folder, *names):
         if name not in metadata:
             raise CheckpointError(f"{path} does not say its {name}: train it again with this version")
     return {name: metadata[name] for name in names}
+
+
+def constants(path, *names):
+    """The numbers of the reward that a policy stage has kept at `path`, a dict of `names`. Raises RunError where one is none."""
+    kept = read_json(path)
+    for name in names:
+        if type(kept.get(name)) not in (int, float) or not math.isfinite(kept[name]):
+            raise RunError(f"{path} is damaged: {name} is no number; delete the folder {path.parent} to begin this stage again")
+    return {name: kept[name] for name in names}

@@ -533,6 +533,7 @@ def test_only_a_finished_run_is_published(begun, tmp_path):
 # ----------------------------------------------------------------------------------------- processes
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+KILLS = int(os.environ.get("RLHF_KILLS", 4))  # 30 for a night
 on_cpu = pytest.mark.skipif(torch.backends.mps.is_available(), reason="the command would run on the Apple GPU")
 
 
@@ -564,14 +565,14 @@ def inode(path):
 
 @on_cpu
 def test_a_run_killed_at_drawn_moments_ends_with_the_same_figures(tiny_run, tiny, tmp_path):
-    """SIGKILL, as often as four times, each at a drawn moment of the work; the training state is saved at every step."""
+    """SIGKILL, up to KILLS times, each at a drawn moment of the work; the training state is saved at every step."""
     folder, draw, killed = tmp_path / "run", random.Random(11), 0
     saved = folder / "settings.json"  # written anew when the work begins, behind the imports
     work = read(tiny_run / "summary.json")["seconds"]["total"]
-    for attempt in range(5):
+    for attempt in range(KILLS + 1):
         before = inode(saved)
         process = started(command(folder, tiny), RLHF_SAVE_SECONDS="0")
-        if attempt < 4:
+        if attempt < KILLS:
             while process.poll() is None and inode(saved) == before:
                 time.sleep(0.02)
             time.sleep(draw.uniform(0, 0.6 * work))

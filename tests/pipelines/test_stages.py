@@ -15,7 +15,7 @@ from rlhf_lib.files import RunError, write_json
 from rlhf_lib.pipelines import assistant_settings
 from rlhf_lib.pipelines.settings import changed, flat
 from rlhf_lib.pipelines.shakespeare import PARTS, PRESETS, Settings
-from rlhf_lib.pipelines.stages import Stages, command_of, measured, saved_settings
+from rlhf_lib.pipelines.stages import Stages, command_of, constants, measured, saved_settings
 from rlhf_lib.tokenization import CharTokenizer
 
 
@@ -197,6 +197,18 @@ def test_what_a_checkpoint_does_not_say_is_named(tmp_path):
     assert measured(tmp_path, "accuracy") == {"accuracy": 0.5}
     with pytest.raises(checkpoints.CheckpointError, match=r"model\.safetensors does not say its raters: train it again"):
         measured(tmp_path, "accuracy", "raters")
+
+
+@pytest.mark.parametrize(
+    "kept", [{"mean": 1.0}, {"mean": 1.0, "std": "2"}, {"mean": 1.0, "std": float("inf")}, {"mean": 1, "std": True}]
+)
+def test_constants_of_the_reward_that_are_no_numbers_are_named(tmp_path, kept):
+    write_json(tmp_path / "reward.json", kept)
+    assert constants(tmp_path / "reward.json", "mean") == {"mean": 1}
+    with pytest.raises(
+        RunError, match=rf"^{tmp_path / 'reward.json'} is damaged: std is no number; delete the folder {tmp_path}"
+    ):
+        constants(tmp_path / "reward.json", "mean", "std")
 
 
 NAMES = st.text(min_size=1).filter(lambda text: text.strip() and "\0" not in text and not text.startswith("synthetic:"))
