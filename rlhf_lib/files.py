@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 HELD = {}  # the locks of this process, by path
+PATIENCE = 10.0  # seconds
 REPLACE_TRIES = 10  # a virus scanner or an indexer of Windows holds a file for a moment
 
 
@@ -82,13 +83,23 @@ def one_at_a_time(folder):
         yield
         return
     try:
-        with contextlib.suppress(OSError):  # some network drives
-            fcntl.flock(number, fcntl.LOCK_EX)
+        wait_for(lambda: fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB))
         HELD[folder] = number
         yield
     finally:
         HELD.pop(folder, None)
         os.close(number)  # which gives the lock back
+
+
+def wait_for(lock):
+    """Take a lock once the others have given it back; after a while without it, for they may hang. Some drives have no locks."""
+    for _ in range(int(PATIENCE / 0.02)):
+        try:
+            return lock()
+        except BlockingIOError:
+            time.sleep(0.02)
+        except OSError:
+            return None
 
 
 def lock(path):

@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -216,6 +217,15 @@ def test_one_process_may_change_a_folder_within_a_change(tmp_path):
     with files.one_at_a_time(tmp_path), files.one_at_a_time(f"{tmp_path}"):
         files.append_json(tmp_path / "x.jsonl", {})
     assert files.HELD == {}
+
+
+def test_one_that_hangs_stops_the_others_for_a_while_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    number = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(number, fcntl.LOCK_EX)
+    files.append_json(tmp_path / "x.jsonl", {"a": 1})
+    os.close(number)
+    assert (tmp_path / "x.jsonl").read_bytes() == b'{"a": 1}\n'
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
