@@ -247,10 +247,11 @@ class Assistant:
     def report(self):
         """Write `report.html`: curves, the table of all sides, and answers side by side."""
         self.stages.need("judge", "assistant")
-        started = self.stages.begin()
+        fresh = "report" not in self.stages.done()
+        started = self.stages.begin() if fresh else None
         self.summarise()
         write_assistant_report(self.folder)
-        if "report" not in self.stages.done():
+        if fresh:
             self.stages.finish("report", started)
 
     def run(self):

@@ -302,10 +302,11 @@ class Shakespeare:
     def report(self):
         """Write `report.html`: figures, curves, and samples side by side."""
         self.stages.need("evaluate", "evaluate")
-        started = self.stages.begin()
+        fresh = "report" not in self.stages.done()
+        started = self.stages.begin() if fresh else None
         if devices.world()[0] == 0:
             write_report(self.folder)
-        if "report" not in self.stages.done():
+        if fresh:
             self.stages.finish("report", started)
             self.summarise()
 
