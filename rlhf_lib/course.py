@@ -20,7 +20,7 @@ ASSISTANT = DATA / "checkpoints" / "assistant"
 def choices():
     """What the learner has chosen with `choose`: a dict with "models" and "preset"."""
     try:
-        found = json.loads((HOME / CHOICES).read_text(encoding="utf-8"))
+        found = json.loads((HOME / CHOICES).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         found = {}  # nothing chosen, or a file that cannot be read
     found = found if isinstance(found, dict) else {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rlhf_lib.exercises.declare import BUILDS, CHAPTERS, EXERCISES, INVESTIGATIONS, load
 from rlhf_lib.exercises.investigations import findings
-from rlhf_lib.files import RunError, home, write_atomic
+from rlhf_lib.files import RunError, add_json, home
 
 PROGRESS = "progress.json"
 
@@ -14,7 +14,7 @@ PROGRESS = "progress.json"
 def solved(path=None):
     """What has been solved here: a dict of exercise name to the time of its first pass, in seconds since 1970."""
     try:
-        found = json.loads(Path(path or home() / PROGRESS).read_text(encoding="utf-8"))
+        found = json.loads(Path(path or home() / PROGRESS).read_text(encoding="utf-8-sig"))
         return {str(name): float(when) for name, when in found.items()}
     except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         return {}  # no file yet, or one that cannot be read: nothing that a learner should have to mend
@@ -22,10 +22,9 @@ def solved(path=None):
 
 def remember(name, path=None):
     """Note that the exercise `name` passed. Returns whether that could be written down."""
-    known = solved(path)
-    if name not in known:
+    if name not in solved(path):
         try:
-            write_atomic(path or home() / PROGRESS, json.dumps({**known, name: round(time.time())}, indent=1).encode())
+            add_json(path or home() / PROGRESS, {name: round(time.time())})
         except (OSError, RunError):  # a read-only folder, a full disk, a folder of that name
             return False
     return True

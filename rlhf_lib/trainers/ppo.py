@@ -95,7 +95,7 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
         )
         ref_logprobs = score(base, rollout, config.temperature)  # (B, T)
         kl = completion_kl(rollout.logprobs, ref_logprobs, rollout.mask)  # (B,)
-        stage.check(kl.mean().item(), limit=100 * config.max_kl)
+        stage.check(kl.mean().item(), limit=100 * config.max_kl, what="KL to the original model")
         if agreed(kl.mean() > config.max_kl):
             break
         rewards = reward(rollout).to(kl.device)  # (B,)
