@@ -82,6 +82,7 @@ ALSO = {
     "09/readers-why": "blind",
     "09/readers-read": "blind",
     "10/compare-read": "10/leak",
+    "10/found-10-C": "10/read-before",
     "09/questions": "09/readers-test",
     "README/What-it-reaches": "runs summary blind 09/readers-table 09/readers-test",
     "README/How-fast-it-is": "speed",
@@ -132,6 +133,9 @@ DERIVED = {
     "09/questions": "0.09=sqrt((1/10/2+1/10/2)/3/4)",
     "10/turns-read": "63%=1-exp(-1)",
     "10/pairs-question": "36=9*8/2 36=9*8/2",
+    "10/ppo-read": "0.69=0.71-0.02",
+    "10/found-10-B": "3.1=12.7-9.6",
+    "10/found-10-C": "0.149=2.093-1.944 0.045=1.624-1.579",
 }
 
 # What nothing prints: settings, made-up examples, other people's results, bounds that a text sets.
