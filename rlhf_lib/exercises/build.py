@@ -20,7 +20,10 @@ from tqdm.auto import tqdm
 from rlhf_lib.exercises.declare import BUILDS, EXERCISES
 from rlhf_lib.exercises.frame import is_stub, message
 from rlhf_lib.exercises.plain import is_record, late, plain, raised, unwritten
-from rlhf_lib.exercises.surroundings import LIMIT, TimeUp, limited, settled
+from rlhf_lib.exercises.surroundings import TimeUp, limited, settled
+
+
+CHEAP = 30.0  # seconds for a probe that takes one or two on a machine with nothing else to do
 
 
 class Probe(NamedTuple):
@@ -37,7 +40,7 @@ class Probe(NamedTuple):
     draw: object
     run: object
     judge: object
-    seconds: float = LIMIT
+    seconds: float = CHEAP
 
 
 class Build:
@@ -121,8 +124,8 @@ shown = []  # the bar of the probe that is running, if it is a long one
 
 @contextlib.contextmanager
 def bar(title, seconds):
-    """A progress bar for a probe that may take longer than LIMIT; `tick` moves it."""
-    if seconds <= LIMIT:
+    """A progress bar for a probe that may take longer than CHEAP; `tick` moves it."""
+    if seconds <= CHEAP:
         yield
         return
     with tqdm(total=1.0, desc=title, leave=False, bar_format="{desc} {bar} {percentage:3.0f} % done{postfix}") as made:
