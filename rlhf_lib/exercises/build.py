@@ -22,7 +22,6 @@ from rlhf_lib.exercises.frame import is_stub, message
 from rlhf_lib.exercises.plain import is_record, late, plain, raised, unwritten
 from rlhf_lib.exercises.surroundings import TimeUp, limited, settled
 
-
 CHEAP = 30.0  # seconds for a probe that takes one or two on a machine with nothing else to do
 
 
