@@ -23,10 +23,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lib import corpus, labels
+from rlhf_lib import blind, comparisons, corpus, labels
 from rlhf_lib.files import read_json
+from rlhf_lib.pairwise import summary as of_pairs
 
 ROOT = Path(__file__).resolve().parents[1]
+ASSISTANT = ROOT / "data" / "checkpoints" / "assistant"
 RESULTS = ROOT / "benchmarks" / "results"
 PUBLISHED = ROOT / "data" / "checkpoints" / "laptop-0"
 CHAPTERS = {path.name[:2]: path for path in sorted((ROOT / "solutions").glob("[01]*.ipynb")) if "report" not in path.name}
@@ -87,6 +89,8 @@ ALSO = {
     "README/What-it-reaches": "runs summary blind 09/readers-table 09/readers-test",
     "README/How-fast-it-is": "speed",
     "08/kl-read": "summary 09/frontier",
+    "11/verdicts-read": "10/agreement",
+    "README/The-assistant": "assistant 11/blind 11/kinds 11/question 11/ranks",
 }
 
 # Arithmetic: every number in it, but for single digits and powers of ten, is itself printed or given.
@@ -136,6 +140,8 @@ DERIVED = {
     "10/ppo-read": "0.69=0.71-0.02",
     "10/found-10-B": "3.1=12.7-9.6",
     "10/found-10-C": "0.149=2.093-1.944 0.045=1.624-1.579",
+    "11/one-order-read": "10=100-90",
+    "README/The-assistant": "135=134,515,008/1000/1000 22=30-8",
 }
 
 # What nothing prints: settings, made-up examples, other people's results, bounds that a text sets.
@@ -200,6 +206,15 @@ GIVEN = {
     "07/probe-idea": "0.3 0.3 0.3 0.3",
     "07/noise-note": "0.95",
     "09/readers-read": "0.5",
+    "11/intro": "96%",  # minChatGPT's
+    "11/sft-run-why": "49,152",  # tokens of SmolLM2's
+    "11/published-read": "10",  # the limit
+    "11/blind-read": "16 16",
+    "11/mistakes-read": "28 386 501",  # lines of minChatGPT's
+    "11/next": "11.7",  # an exercise
+    "11/found-11-A": "0.03",
+    "11/question-read": "16 16",
+    "README/The-assistant": "0.1 30 95% 16",  # the version of a package, SmolLM2's blocks
 }
 
 
@@ -377,6 +392,22 @@ def speed():
             yield f"{row['work']}: {ours:.4f} {theirs:.4f} {row['gain']:.4f} {minutes} {row['note']}"
 
 
+def assistant():
+    """The published assistant: its summary and settings, its files' size, and its blind reading, all pairs together."""
+    summary = read_json(ASSISTANT / "summary.json")
+    shorter = 1 - summary["length_accuracy"]
+    yield f"right on {summary['reward_accuracy']:.4f} of {summary['reward_pairs']}, the shorter one on {shorter:.4f}"
+    for name in ("summary.json", "settings.json"):
+        yield from json.dumps(read_json(ASSISTANT / name), indent=0).splitlines()
+    yield f"{sum(path.stat().st_size for path in ASSISTANT.rglob('*') if path.is_file()) / 1e6:.4f} MB"
+    read = comparisons.read_comparisons(comparisons.BLIND, comparisons.read_prompts())
+    pairs = ("sft", "start"), ("best_of", "start"), ("policy", "start"), ("policy", "sft")
+    every = [one for pair in pairs for one in blind.records(read, *pair)]
+    whole = of_pairs(every)
+    bias = " ".join(f"{one:.4f}" for one in whole["position_bias"])
+    yield f"{len(every)} pairs, the same in both orders {whole['consistency']:.4f}, first place {bias}"
+
+
 @functools.cache
 def stored():
     """Lines of figures by name: of every cell "NN/id", and of what the repository's files hold."""
@@ -395,6 +426,7 @@ def stored():
         "labels": all_labels(),
         "runs": laptop_runs(),
         "speed": speed(),
+        "assistant": assistant(),
     }
     return found | {name: as_lines("\n".join(lines)) for name, lines in files.items()}
 
