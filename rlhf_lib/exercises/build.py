@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 from rlhf_lib.exercises.declare import BUILDS, EXERCISES
 from rlhf_lib.exercises.frame import is_stub, message
 from rlhf_lib.exercises.plain import is_record, late, plain, raised, unwritten
-from rlhf_lib.exercises.surroundings import TimeUp, limited, settled
+from rlhf_lib.exercises.surroundings import LIMIT, TimeUp, limited, settled
 
-CHEAP = 30.0  # seconds for a probe that takes one or two on a machine with nothing else to do
+PATIENCE = 30.0  # seconds for a cheap probe, which takes one or two on a machine with nothing else to do
 
 
 class Probe(NamedTuple):
@@ -33,14 +33,14 @@ class Probe(NamedTuple):
     draw: draw(generator) gives a dict of arguments, plain data (plain.py).
     run: run(built, **arguments) makes the learner's function or class work, and returns what is judged: plain data.
     judge: judge(output, **arguments) returns "" where all is well, else one sentence that says what the failure means.
-    seconds: how long `run` may take.
+    seconds: how long `run` may take; a cheap probe, one that says nothing of it, has PATIENCE.
     """
 
     name: str
     draw: object
     run: object
     judge: object
-    seconds: float = CHEAP
+    seconds: float = LIMIT
 
 
 class Build:
@@ -73,9 +73,10 @@ class Build:
         probe = self.probes[given.pop("probe")]
         with settled(), bar(f"{self.number} {probe.name}", probe.seconds):
             load_optimizers()
-            output, error = limited(lambda: plain(probe.run(built, **given)), probe.seconds)
+            seconds = PATIENCE if probe.seconds == LIMIT else probe.seconds
+            output, error = limited(lambda: plain(probe.run(built, **given)), seconds)
         if isinstance(error, TimeUp):
-            return late(probe.seconds)
+            return late(seconds)
         if error is not None:
             return unwritten() if is_stub(built, error) else raised(type(error).__name__, message(error))
         return output
@@ -131,8 +132,8 @@ shown = []  # the bar of the probe that is running, if it is a long one
 
 @contextlib.contextmanager
 def bar(title, seconds):
-    """A progress bar for a probe that may take longer than CHEAP; `tick` moves it."""
-    if seconds <= CHEAP:
+    """A progress bar for a probe that may take longer than LIMIT; `tick` moves it."""
+    if seconds <= LIMIT:
         yield
         return
     with tqdm(total=1.0, desc=title, leave=False, bar_format="{desc} {bar} {percentage:3.0f} % done{postfix}") as made:

@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional as F
 
 from rlhf_lib.exercises.declare import Exercise, Investigation
-from rlhf_lib.exercises.plain import is_record, raised
 
 Investigation("10.A", "Absolute or compared?")
 Investigation("10.B", "What length does")
@@ -590,7 +589,7 @@ def draw_agreements(generator):
 
 def ceiling_by_search(agreement, accuracy):
     if agreement <= 0.5:
-        return raised("ValueError")
+        raise ValueError
     low, high = 0.5, 1.0
     for _ in range(60):  # two readers agree where both are right and where both are wrong
         p = (low + high) / 2
@@ -608,8 +607,10 @@ def reached(agreement, accuracy, *, best=lambda a: (1 + math.sqrt(2 * a - 1)) / 
 
 
 def pair(function, **given):
-    found = function(**given)
-    return found if is_record(found) else [float(one) for one in found]
+    try:
+        return [float(one) for one in function(**given)]
+    except ValueError:
+        return "a ValueError"
 
 
 ceiling = Exercise(

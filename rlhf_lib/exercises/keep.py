@@ -17,7 +17,7 @@ import types
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_lib.exercises.build import CHEAP, Build, try_out
+from rlhf_lib.exercises.build import Build, try_out
 from rlhf_lib.exercises.declare import BUILDS, EXERCISES, find, load
 from rlhf_lib.exercises.source import imports_of, names_bound, names_needed, place_of, source_of
 from rlhf_lib.exercises.surroundings import LIMIT, TimeUp, limited
@@ -196,7 +196,7 @@ def quick_fault(name, built):
     """What a check that takes seconds finds wrong: a sentence, or ""."""
     exercise = find(name)
     if isinstance(exercise, Build):
-        return ": ".join(filter(None, try_out(exercise, built, most=CHEAP)))
+        return ": ".join(filter(None, try_out(exercise, built, most=LIMIT)))
     found = verdict(name, built)
     return "" if found.passed else found.message.splitlines()[0].removesuffix(". The smallest input that fails:")
 

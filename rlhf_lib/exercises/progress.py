@@ -1,5 +1,6 @@
 """What a learner has solved: a small file in the learner's folder."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -14,10 +15,14 @@ PROGRESS = "progress.json"
 def solved(path=None):
     """What has been solved here: a dict of exercise name to the time of its first pass, in seconds since 1970."""
     try:
-        found = json.loads(Path(path or home() / PROGRESS).read_text(encoding="utf-8-sig"))
-        return {str(name): float(when) for name, when in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError):
+        found = [*json.loads(Path(path or home() / PROGRESS).read_text(encoding="utf-8-sig")).items()]
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}  # no file yet, or one that cannot be read: nothing that a learner should have to mend
+    times = {}
+    for name, when in found:
+        with contextlib.suppress(ValueError, TypeError, OverflowError):  # an entry that is no time costs no other
+            times[name] = float(when)
+    return times
 
 
 def remember(name, path=None):

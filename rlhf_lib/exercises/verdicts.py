@@ -4,12 +4,12 @@ import os
 from typing import NamedTuple
 
 from rlhf_lib.exercises import frame, relations
-from rlhf_lib.exercises.build import CHEAP, Build, try_out
+from rlhf_lib.exercises.build import Build, try_out
 from rlhf_lib.exercises.compare import alike, difference, equal, shown
 from rlhf_lib.exercises.declare import find
 from rlhf_lib.exercises.frame import one_answer, right_answer
 from rlhf_lib.exercises.plain import is_record, plain
-from rlhf_lib.exercises.surroundings import settled
+from rlhf_lib.exercises.surroundings import LIMIT, settled
 
 LINES = 20  # of a message
 
@@ -117,11 +117,11 @@ def verdict(name, function, seed=0):
     """The three steps in one: draw inputs, take the answers of `function`, judge them. Returns a Verdict.
 
     Of a build, the probes after the first that fails are not tried, and each that passes says so. At the smoke preset, which
-    only tries whether everything runs, probes that may take longer than CHEAP are left out.
+    only tries whether everything runs, probes that may take longer than LIMIT are left out.
     """
     exercise = find(name)
     if isinstance(exercise, Build):
-        most = CHEAP if os.environ.get("RLHF_PRESET") == "smoke" else float("inf")
+        most = LIMIT if os.environ.get("RLHF_PRESET") == "smoke" else float("inf")
         probe, sentence = try_out(exercise, function, seed, most, say=print)
         if sentence:
             return failed(exercise, probe, sentence)

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rlhf_lib.exercises import build, find
+from rlhf_lib.exercises import find
 from rlhf_lib.exercises.keep import the_course
 from rlhf_lib.exercises.reading import Named, made, without_cache
+from rlhf_lib.exercises.surroundings import LIMIT
 
 BUILD = find("generate")
-CHEAP = [name for name, one in BUILD.probes.items() if one.seconds <= build.CHEAP]
+CHEAP = [name for name, one in BUILD.probes.items() if one.seconds <= LIMIT]
 draw = functools.lru_cache(BUILD.draw)
 
 
