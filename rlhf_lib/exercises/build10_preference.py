@@ -1,6 +1,5 @@
 """Build it 10.10, `train_preference`: a reward model that learns from comparisons which of two answers people prefer."""
 
-import copy
 import functools
 import math
 import random
@@ -9,7 +8,18 @@ import numpy as np
 import torch
 
 from rlhf_lib.exercises.build import Build, Probe, tick
-from rlhf_lib.exercises.build06_probes import NEAR, TOKENS, Words, drawn_rows, scores, scores_fault, small_gpt, whole
+from rlhf_lib.exercises.build06_probes import (
+    NEAR,
+    TOKENS,
+    Words,
+    beside,
+    beside_fault,
+    drawn_rows,
+    scores,
+    scores_fault,
+    small_gpt,
+    whole,
+)
 from rlhf_lib.exercises.build06_reward_model import judge_seeds
 from rlhf_lib.exercises.build10_probes import (
     answers,
@@ -177,38 +187,12 @@ def judge_epochs(output, learn, held_out, **_):
 
 
 def train_beside(built, learn, held_out, weights):
-    gpt = small_gpt(weights).train()
-    gpt.head.requires_grad_(False)
-    before, given = copy.deepcopy(gpt), copy.deepcopy((learn, held_out))
-    model, _ = both(built(gpt, learn, held_out, epochs=3, batch=8, lr=1e-2, seed=3))
-    pairs = list(zip(before.parameters(), gpt.parameters()))
-    found = {
-        "weights": max((old - new).abs().max().item() for old, new in pairs),
-        "frozen": any(old.requires_grad != new.requires_grad for old, new in pairs),
-        "gradients": any(new.grad is not None for _, new in pairs),
-        "mode": not all(one.training for one in gpt.modules()),
-        "lists": given != (learn, held_out),
-        "scores": scores(model, answers(learn)),
-    }
-    for parameter in gpt.parameters():
-        parameter.data += 1
-    return {**found, "later": scores(model, answers(learn))}
+    train = lambda gpt: both(built(gpt, learn, held_out, epochs=3, batch=8, lr=1e-2, seed=3))[0]  # noqa: E731
+    return beside(weights, train, answers(learn), (learn, held_out))
 
 
 def judge_beside(output, **_):
-    if output["weights"]:
-        return "the weights of the GPT that came in are others after the training: PPO needs it as it was. Train a copy"
-    if not (output["later"] - output["scores"]).abs().max().item() <= NEAR:
-        return "the rewards change when the GPT that came in is changed later: PPO would move its own judge. Copy the body"
-    for what, sentence in (
-        ("frozen", "parameters of the GPT that came in have another requires_grad: freeze, or free, a copy"),
-        ("gradients", "the GPT that came in has gradients after the training: train a copy"),
-        ("mode", "the GPT that came in was in training mode and is not any more: call eval() on the copy"),
-        ("lists", "the lists `learn` or `held_out` are others after the training: make new rows of them"),
-    ):
-        if output[what]:
-            return sentence
-    return ""
+    return beside_fault(output, "rewards", "the lists `learn` or `held_out` are others after the training: make new rows of them")
 
 
 # ----------------------------------------------------------------------------------------- the seed alone

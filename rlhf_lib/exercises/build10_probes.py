@@ -2,7 +2,19 @@
 
 import torch
 
-from rlhf_lib.exercises.build06_probes import NEAR, TOKENS, Words, alone, drawn_rows, scores, scores_fault, small_gpt, whole
+from rlhf_lib.exercises.build06_probes import (
+    NEAR,
+    TOKENS,
+    Words,
+    alone,
+    drawn_rows,
+    padded_scores,
+    padding_fault,
+    scores,
+    scores_fault,
+    small_gpt,
+    whole,
+)
 from rlhf_lib.models.layers import pad
 
 
@@ -69,32 +81,12 @@ def draw_padding(generator):
 def train_and_pad(built, learn, held_out, weights, behind):
     """The rewards of each answer by itself, of all in one batch, and with other tokens behind that the mask leaves out."""
     model, _ = both(built(small_gpt(weights), learn, held_out, epochs=4, batch=8, lr=1e-2, seed=3))
-    rows = answers(learn)
-    found = {"alone": alone(model, rows), "together": scores(model, rows), "padded": []}
-    for extra in behind:
-        pairs = [(torch.tensor([row + extra]), torch.arange(len(row + extra))[None] < len(row)) for row in rows]
-        with torch.no_grad():
-            found["padded"].append(torch.cat([model(*pair) for pair in pairs]))
-    return found
+    return padded_scores(model, answers(learn), behind)
 
 
 def judge_padding(output, learn, behind, **_):
-    own = output["alone"]
-    fault = scores_fault(own, 2 * len(learn))
-    if fault:
-        return fault
-    if own.max() - own.min() < 1e-3:
-        return "every answer has the same reward after training: the model learns nothing from the comparisons"
-    changes = [(found - own).abs().max().item() for found in output["padded"]]
-    for extra, change in zip(behind, changes):
-        if not change <= NEAR:
-            hint = " (with zeros there it does not: ask the mask, not the tokens, what is real)" if changes[-1] <= NEAR else ""
-            return (
-                f"an answer's reward changes by {change:.3f} with {len(extra)} padded positions behind it{hint}: the longer "
-                "answer of a pair would be compared with another number. Read it at the last position where the mask is True"
-            )
-    change = (output["together"] - own).abs().max().item()
-    return "" if change <= NEAR else f"an answer's reward changes by {change:.3f} with the batch that it is in: padding is read"
+    harm = "the longer answer of a pair would be compared with another number"
+    return padding_fault(output, 2 * len(learn), behind, "an answer", "reward", "the comparisons", harm)
 
 
 # ----------------------------------------------------------------------------------------- the last real token

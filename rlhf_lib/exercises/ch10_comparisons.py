@@ -608,9 +608,10 @@ def reached(agreement, accuracy, *, best=lambda a: (1 + math.sqrt(2 * a - 1)) / 
 
 def pair(function, **given):
     try:
-        return [float(one) for one in function(**given)]
+        found = function(**given)
     except ValueError:
         return "a ValueError"
+    return [float(one) for one in found]
 
 
 ceiling = Exercise(
