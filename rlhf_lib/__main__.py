@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from rlhf_lib.files import RunError, read_json
+from rlhf_lib.instructors import add_commands
 
 STAGES = {
     "run": ("every stage, from the plays to the report", "run"),
@@ -70,6 +71,7 @@ def parser():
     publish = commands.add_parser("publish", help="copy a finished run's checkpoints in half precision")
     publish.add_argument("--run", required=True, metavar="DIR", help="the run's folder")
     publish.add_argument("--to", required=True, metavar="DIR", help="where the checkpoints go")
+    main.set_defaults(others=add_commands(commands))
     return main
 
 
@@ -302,6 +304,7 @@ def main(arguments=None):
             "labels": labels,
             "assistant": assist,
             "report": report,
+            **options.others,
         }
         others.get(options.command, stage)(options)
     except KeyboardInterrupt:
