@@ -1,5 +1,7 @@
 """What Build it 10.10 is tried with, and its first three probes: the shape of what comes out, padding, and reading."""
 
+import numbers
+
 import torch
 
 from rlhf_lib.exercises.build06_probes import (
@@ -38,6 +40,8 @@ def both(result):
     """The model and the accuracy that a build returned."""
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         raise TypeError("train_preference must return two things, the model and its accuracy on the held-out pairs")
+    if not isinstance(result[1], numbers.Real):
+        raise TypeError(f"the accuracy must be a float, and is a {type(result[1]).__name__}; of a tensor, .item() makes one")
     return result[0], float(result[1])
 
 

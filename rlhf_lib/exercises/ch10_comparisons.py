@@ -1,5 +1,6 @@
 """Chapter 10: ends of speeches, prompts and their halves, agreement, length, strengths, rankings, and what margins are worth."""
 
+import functools
 import math
 import re
 
@@ -118,11 +119,11 @@ def around(order, size):
     return order.repeat(-(-size // len(order)))[:size]
 
 
-def without_rests(count, size, rollouts, generator):
+def without_rests(count, size, rollouts, generator, orders=lambda size, count: -(-size // count)):
     rows, hat = [], torch.zeros(0, dtype=torch.long)
     for _ in range(rollouts):
         if len(hat) < size:  # what is left of the last epoch is lost
-            hat = torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-size // count))])
+            hat = torch.cat([torch.randperm(count, generator=generator) for _ in range(orders(size, count))])
         rows.append(hat[:size])
         hat = hat[size:]
     return torch.stack(rows)
@@ -139,14 +140,15 @@ rollout_prompts = Exercise(
             {"each": lambda count, size, g: torch.randint(count, (size,), generator=g)},
         "every rollout begins a new order, and prompts come again before all have been there; go on where the last one stopped":
             ({"each": lambda count, size, g: around(torch.randperm(count, generator=g), size)},
-             {"each": lambda count, size, g: drawn_prompts(count, size, 1, g)[0]}),
+             {"each": lambda count, size, g: drawn_prompts(count, size, 1, g)[0]},
+             {"each": lambda count, size, g: torch.randperm(count, generator=g)[:size]}),  # a short row where count < size
         "the prompts come in their own order; draw one with torch.randperm":
             lambda count, size, rollouts, generator: (torch.arange(size * rollouts) % count).view(rollouts, size),
         "every epoch has the same order: draw a new one each time that all prompts have been there":
             lambda count, size, rollouts, generator:
                 around(torch.randperm(count, generator=generator), size * rollouts).view(rollouts, size),
         "the rest of an epoch is thrown away when it does not fill a rollout, and those prompts are left out":
-            without_rests,
+            (without_rests, functools.partial(without_rests, orders=lambda size, count: 1)),
         "every rollout has the same prompts":
             lambda count, size, rollouts, generator:
                 drawn_prompts(count, size, 1, generator).expand(rollouts, size),
@@ -182,11 +184,12 @@ def halves_by_sets(prompts, share, generator):
 
 
 def halves(prompts, share, generator, *, order=lambda P, g: torch.randperm(P, generator=g), number=round, least=1, most=1,
-           of=lambda different, places: different[places], end=lambda out: out):  # fmt: skip
+           first=lambda order, count: order[:count], of=lambda different, places: different[places],
+           end=lambda out: out):  # fmt: skip
     different = prompts.unique()
     P = len(different)
     count = min(max(least, number(share * P)), P - most)
-    return end(torch.isin(prompts, of(different, order(P, generator)[:count])))
+    return end(torch.isin(prompts, of(different, first(order(P, generator), count))))
 
 
 def comparisons_drawn(prompts, share, generator):
@@ -222,6 +225,8 @@ held_out_prompts = Exercise(
         "the order is drawn from the global generator; use the one that was given": {"order": lambda P, g: torch.randperm(P)},
         "torch.randperm gives places among the different prompts, not their numbers":
             {"of": lambda different, places: places},
+        "these are the places at which the order has a number below n; the order's first n numbers are themselves the places":
+            {"first": lambda order, count: order < count},
         "the number of held-out prompts is rounded down (or up); round it to the nearest":
             ({"number": int}, {"number": math.ceil}),
         "no prompt is held out where the share is small; at least one is": {"least": 0},
@@ -269,6 +274,12 @@ def same_verdicts(first, second, swapped, *, turn=lambda v, swap: torch.where(sw
     return end(over(same), over(same[use(first, second)]))
 
 
+def decided_of_all(first, second, swapped):
+    second = torch.where(swapped, -second, second)
+    same = first == second
+    return same.float().mean(), (same & (first != 0)).float().mean()
+
+
 same_verdict = Exercise(
     "10.4", "same_verdict",
     draw=draw_readings,
@@ -287,6 +298,8 @@ same_verdict = Exercise(
         "only the second reader's ties are left out of the second share; leave out those of both": {"use": lambda a, b: b != 0},
         "only what both called a tie is left out of the second share; one of them is enough":
             {"use": lambda a, b: (a != 0) | (b != 0)},
+        "the second share is divided by the number of all pairs; divide by that of the pairs that neither called a tie":
+            decided_of_all,
         "ties are left out of the first share too; it is of all pairs": {"end": lambda all, decided: (decided, decided)},
         "the product is positive only where both decided alike: two ties are the same verdict too":
             {"same": lambda a, b: a * b > 0},
@@ -366,11 +379,12 @@ def draw_wins(generator):
     yield {"wins": torch.tensor([[0, 3], [1, 0]])}
     yield {"wins": torch.tensor([[0, 4, 1], [2, 0, 9], [1, 3, 0]])}
     yield {"wins": torch.tensor([[0, 10, 0, 1], [5, 0, 2, 0], [0, 3, 0, 2], [2, 0, 1, 0]])}  # not everyone has met everyone
+    yield {"wins": torch.tensor([[0, 4, 0, 0], [2, 0, 2, 0], [0, 3, 0, 5], [0, 0, 1, 0]])}  # a chain, where Zermelo's way is long
     for size in (3, 5, 7):
         strength = torch.randn(size, generator=generator)
         games = torch.randint(3, 30, (size, size), generator=generator).triu(1)
         share = torch.rand(size, size, generator=generator) * 0.3 + 0.7 * (strength[:, None] - strength).sigmoid()
-        won = (games * share).round().clamp(min=1).long().triu(1).minimum(games - 1)
+        won = (games * share).round().clamp(min=1).long().minimum(games - 1).triu(1)
         yield {"wins": won + (games - won).triu(1).T}
 
 
@@ -427,8 +441,11 @@ strengths = Exercise(
         "the first one's strength is set to 0; take the mean away": {"end": lambda s: s - s[0]},
         "these are log-strengths of which exp adds up to 1; take the mean away": {"end": lambda s: s.log_softmax(0)},
         "wins and losses are exchanged: wins[i, j] is how often i has beaten j": {"turn": lambda wins: wins.T},
+        "the mean of exp(strength) is made 1; take the mean of the logarithms away":
+            {"end": lambda s: s - s.exp().mean().log()},
         "this is one step of the iteration; go on until nothing changes": {"steps": 1},
-        "the iteration stops too early: go on until nothing changes": tuple({"steps": steps} for steps in (2, 3, 5, 10)),
+        "this is not yet at the maximum: go on until nothing changes":
+            tuple({"steps": steps} for steps in (2, 3, 4, 5, 6, 8, 10, 12, 15, 16, 20, 25, 30)),
         "only whether two have met is counted, not how often": {"games": lambda wins: ((wins + wins.T) > 0).double()},
         "these are points of the Elo scale, 400 for a factor of ten; return natural log-odds":
             {"end": lambda s: (s - s.mean()) * 400 / math.log(10)},
@@ -582,6 +599,7 @@ def draw_agreements(generator):
     yield {"agreement": 1.0, "accuracy": 0.6}
     yield {"agreement": 0.5, "accuracy": 0.5}
     yield {"agreement": 0.3, "accuracy": 0.7}
+    yield {"agreement": 0.6, "accuracy": 0.8}  # truly right on more than all
     for _ in range(4):
         a, m = torch.rand(2, generator=generator).tolist()
         yield {"agreement": 0.55 + 0.4 * a, "accuracy": 0.5 + 0.4 * m}
@@ -614,6 +632,11 @@ def pair(function, **given):
     return [float(one) for one in found]
 
 
+roots = [  # of numbers below 0 too: an error, a complex number, NaN
+    lambda a: (1 + math.sqrt(2 * a - 1)) / 2,
+    lambda a: (1 + (2 * a - 1) ** 0.5) / 2,
+    lambda a: (1 + torch.tensor(2 * a - 1).sqrt()) / 2,
+]
 ceiling = Exercise(
     "10.9", "ceiling",
     draw=draw_agreements,
@@ -640,7 +663,10 @@ ceiling = Exercise(
         "readers who agree on half of the pairs, or fewer, say nothing: raise ValueError":
             ({"least": lambda a: True, "best": lambda a: (1 + math.sqrt(max(0, 2 * a - 1))) / 2,
               "true": lambda m, p: (m - (1 - p)) / (2 * p - 1) if p > 0.5 else m},
-             {"least": lambda a: a >= 0.5, "true": lambda m, p: (m - (1 - p)) / (2 * p - 1) if p > 0.5 else m}),
+             {"least": lambda a: a >= 0.5, "true": lambda m, p: (m - (1 - p)) / (2 * p - 1) if p > 0.5 else m},
+             *({"best": best, "least": least} for best in roots for least in (lambda a: True, lambda a: a >= 0.5))),
+        "how often the model is truly right is kept at most at 1; it may come out above 1 by chance: leave it":
+            {"end": lambda p, q: (p, min(q, 1.0))},
         "the two are exchanged: first the ceiling, then the model": {"end": lambda p, q: (q, p)},
     },
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """Build it 10.10: right builds pass, wrong ones fail at their own probe, and the sentence says what they have done."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -41,6 +42,10 @@ class Built(nn.Module):
 
 def in_one_batch(model, some, fill):
     return model(*fill([p + a for p, c, r in some for a in (c, r)])).reshape(-1, 2).unbind(1)
+
+
+def in_halves(model, some, fill):
+    return model(*fill([triple[0] + triple[side] for side in (1, 2) for triple in some])).chunk(2)
 
 
 def in_two(model, some, fill):
@@ -106,8 +111,27 @@ def guessed(hidden, tokens, mask):
     return hidden[torch.arange(len(hidden)), (tokens != 0).sum(1).clamp(min=1) - 1]
 
 
+def woken(gpt, learn, held_out, **named):
+    return made(gpt.train(), learn, held_out, **named)
+
+
+def of_answers(model, some, fill):
+    return in_one_batch(model, [[[], c, r] for _, c, r in some], fill)
+
+
+def of_ends(model, some, fill):
+    return in_one_batch(model, [[p[-1:], c, r] for p, c, r in some], fill)
+
+
 def head(model):
     return model.score.parameters()
+
+
+def halves(model, pairs, fill, parted=0):
+    """The share, with all chosen rows above all others; rounding parts the first `parted` pairs of equal rewards."""
+    chosen, rejected = in_halves(model, pairs, fill)
+    chosen[:parted] += 1e-6 * (chosen[:parted] == rejected[:parted])
+    return ((chosen > rejected).float() + 0.5 * (chosen == rejected)).mean().item()
 
 
 def share_with(point):
@@ -116,6 +140,7 @@ def share_with(point):
 
 WRONG = [
     ("one number an answer", "must return two things", by(out=lambda model, accuracy: model)),
+    ("one number an answer", ".item()", by(out=lambda model, accuracy: (model, torch.tensor(accuracy)))),
     ("one number an answer", "last dimension", by(end=lambda z: z)),
     ("one number an answer", "dropout is still on", by(modes=(True, False, True))),
     ("one number an answer", "between 0 and 1", by(measure=lambda model, pairs, fill: 100 * share(model, pairs, fill) + 2)),
@@ -136,6 +161,9 @@ WRONG = [
     ("only the difference counts", "come to rest", by(loss=lambda c, r: softplus(c.sigmoid(), r.sigmoid()))),
     ("only the difference counts", "exchanged", by(loss=lambda c, r: softplus(r, c))),
     (BATCHED, "not in one batch", by(step=in_two)),
+    (BATCHED, "the whole prompt", by(step=of_answers)),
+    (BATCHED, "the whole prompt", by(step=of_ends)),
+    (BATCHED, "the linear layer alone", by(own=head)),
     (BATCHED, "are 69", by(keep=lambda parts: [one for one in parts if len(one) == 5])),
     (BATCHED, "torch.randperm",
      by(order=lambda n, g, epoch: torch.arange(n).where(torch.arange(n) != 3, 4))),
@@ -149,6 +177,7 @@ WRONG = [
     ("the GPT stays as it was", "Train a copy", by(shared=True)),
     ("the GPT stays as it was", "Copy the body", by(shared=True, own=head)),
     ("the GPT stays as it was", "was in training mode", put_to_sleep),
+    ("the GPT stays as it was", "was in evaluation mode", woken),
     ("the GPT stays as it was", "`learn` or `held_out`", in_place),
     ("the seed alone decides", "global generator", by(start=None)),
     ("the seed alone decides", "global generator", by(order=lambda n, g, epoch: torch.randperm(n))),
@@ -165,7 +194,11 @@ def inputs_of(probe, seed):
 
 
 @pytest.mark.parametrize("seed", [0, 7])
-@pytest.mark.parametrize("right", ["course", made], ids=["the course's", "another"])
+@pytest.mark.parametrize(
+    "right",
+    ["course", made, by(step=in_halves, measure=halves), by(measure=functools.partial(halves, parted=3))],
+    ids=["the course's", "another", "in halves", "rounding parts equal rewards"],
+)
 def test_right_builds_pass_the_cheap_probes(right, seed):
     built = the_course("train_preference") if right == "course" else right
     assert try_out(BUILD, built, seed, most=10) == ("", "")
@@ -199,3 +232,30 @@ def test_a_long_probe_moves_its_bar(monkeypatch):
     given = {name: one for name, one in inputs_of(PLANTED, 0).items() if name != "probe"}
     probes.train_on_planted(made, **{**given, "learn": given["learn"][: 2 * probes.BATCH]})
     assert len(told) == 2 * probes.EPOCHS and told[-1] == (1.0, f"step {len(told)} of {len(told)}")
+
+
+def test_held_out_pairs_that_are_learned_from_are_named_before_the_accuracy_is_looked_at():
+    probe, sentence = try_out(BUILD, by(more=lambda learn, held_out: learn + held_out), 0, most=10)
+    assert probe == BATCHED and "from `learn` alone" in sentence
+
+
+@pytest.mark.parametrize("size", range(1, 40))
+def test_a_linear_layer_gives_equal_rewards_to_the_bit_on_the_body_of_the_pairs_of_an_answer_with_itself(size):
+    generator = torch.Generator().manual_seed(size)
+    rows, score = torch.randint(probes.TOKENS, (size, 5), generator=generator), nn.Linear(probes.TOKENS, 1)
+    nn.init.normal_(score.weight, generator=generator)
+    chosen, rejected = score(probes.OneHot().hidden(torch.cat([rows, rows]))[:, -1]).chunk(2)
+    assert torch.equal(chosen, rejected) and (size == 1 or chosen.std() > 0)
+
+
+def test_no_pair_whose_accuracy_is_asked_is_drawn_as_an_answer_with_itself():
+    generator = torch.Generator().manual_seed(0)
+    assert all(chosen != rejected for _ in range(300) for _, chosen, rejected in probes.draw_swap(generator)["held_out"])
+
+
+@pytest.mark.parametrize("fill", ["left", "right"])
+def test_a_row_is_known_by_its_prompt_on_whichever_side_it_is_padded(fill):
+    pairs = [[[7, 1], [2, 3], [4]], [[8], [2], [3, 9]]]
+    rows, _ = pad(probes.answers(pairs), fill)
+    assert [probes.prompt_of(row, pairs) for row in rows.tolist()] == [7, 8, 7, 8]
+    assert probes.prompt_of([2, 3, 0, 0], pairs) is None and probes.prompt_of([1, 2, 3, 0], pairs) is None

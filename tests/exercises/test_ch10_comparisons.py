@@ -159,7 +159,7 @@ def test_reliability_of_the_oracle_gives_the_library_s_calibration_error(monkeyp
     margins = torch.randn(200, generator=torch.Generator().manual_seed(1))
     rankings = [preference.Ranking([1], [[2], [3]]) for _ in margins]
     scores = torch.stack([margins, torch.zeros(200)], 1).flatten()
-    monkeypatch.setattr(preference, "score", lambda model, rows: scores)
+    monkeypatch.setattr(preference, "score", lambda model, rows, states=None: scores)
     n, confidence, right = exercises.find("reliability").right(margins, 5).T  # five bins of [0.5, 1] are ten of [0, 1]
     mine = (n * (right - confidence).abs()).sum() / 200
     assert abs(mine.item() - preference.evaluate(None, rankings)["calibration_error"]) < 1e-5
@@ -177,3 +177,84 @@ def test_an_end_that_is_searched_for_as_one_break_gets_its_name():
         "speech_mask", lambda tokens, line_break: (tokens == line_break).int().cumsum(1) - (tokens == line_break).int() < 1
     )
     assert "a single line break ends nothing" in found.message
+
+
+def zermelo(rounds, scaled=lambda p: p / p.log().mean().exp(), diagonal=True):
+    """Zermelo's iteration, player by player, with the games against oneself or, as most write it, without."""
+
+    def strengths(wins):
+        K = len(wins)
+        p = torch.ones(K, dtype=torch.float64)
+        for _ in range(rounds):
+            others = [[j for j in range(K) if diagonal or j != i] for i in range(K)]
+            p = torch.stack([wins[i, o].sum() / ((wins[i, o] + wins[o, i]) / (p[i] + p[o])).sum() for i, o in enumerate(others)])
+            p = scaled(p)
+        return p.log()
+
+    return strengths
+
+
+@pytest.mark.parametrize("seed", [0, 5, 7])
+def test_nobody_plays_against_themselves_and_everyone_has_beaten_whom_they_met(seed):
+    for one in exercises.draw("strengths", seed):
+        wins = one["wins"]
+        assert not wins.diagonal().any() and (wins >= 0).all() and torch.equal(wins > 0, wins.T > 0)
+    assert verdict("strengths", zermelo(100, diagonal=False), seed).passed
+
+
+def each_its_own(count, size, rollouts, generator):
+    return torch.stack([torch.randperm(count, generator=generator)[:size] for _ in range(rollouts)])
+
+
+def rest_lost(count, size, rollouts, generator):
+    rows, order = [], []
+    for _ in range(rollouts):
+        if len(order) < size:
+            order = torch.randperm(count, generator=generator)
+        rows.append(order[:size])
+        order = order[size:]
+    return torch.stack(rows)
+
+
+def numbers_below(prompts, share, generator):
+    different = prompts.unique()
+    n = min(max(1, round(share * len(different))), len(different) - 1)
+    return torch.isin(prompts, different[torch.randperm(len(different), generator=generator) < n])
+
+
+def over_all(first, second, swapped):
+    second = torch.where(swapped, -second, second)
+    same = first == second
+    return same.float().mean(), (same & (first != 0) & (second != 0)).sum() / len(first)
+
+
+def unguarded(least=lambda agreement: True, root=math.sqrt, kept=lambda q: q):
+    def ceiling(agreement, accuracy):
+        if not least(agreement):
+            raise ValueError("they say nothing")
+        p = 0.5 + root(2 * agreement - 1) / 2
+        return p, kept((accuracy - 1 + p) / (p - (1 - p)))
+
+    return ceiling
+
+
+NAMED = [
+    ("rollout_prompts", "every rollout begins a new order", each_its_own),
+    ("rollout_prompts", "the rest of an epoch is thrown away", rest_lost),
+    ("held_out_prompts", "the places at which the order has a number below n", numbers_below),
+    ("same_verdict", "divided by the number of all pairs", over_all),
+    ("strengths", "not yet at the maximum", zermelo(20)),
+    ("strengths", "take the mean of the logarithms away", zermelo(300, scaled=lambda p: p / p.mean())),
+    ("ceiling", "raise ValueError", unguarded()),
+    ("ceiling", "raise ValueError", unguarded(least=lambda agreement: agreement >= 0.5)),
+    ("ceiling", "raise ValueError", unguarded(root=lambda x: x**0.5)),
+    ("ceiling", "raise ValueError", unguarded(root=lambda x: torch.tensor(x).sqrt())),
+    ("ceiling", "at most at 1", unguarded(least=lambda agreement: agreement > 0.5, kept=lambda q: min(q, 1))),
+]
+
+
+@pytest.mark.parametrize("name, words, wrong", NAMED)
+@pytest.mark.parametrize("seed", [0, 7])
+def test_what_learners_write_is_named(name, words, wrong, seed):
+    found = verdict(name, wrong, seed)
+    assert not found.passed and words in found.message.split("\n")[0]
