@@ -25,8 +25,12 @@ def judge_records(runs, base):
     found, start = runs[0], weights(base)
     if len(found["records"]) < 4:
         return f"3 iterations have only {len(found['records'])} records: one before each update, and one behind the last"
-    if found["reported"] != [record["iteration"] for record in found["records"]]:
-        return f"report was called {len(found['reported'])} times for {len(found['records'])} records: once each, when complete"
+    reported, records = found["reported"], found["records"]
+    if [record.get("iteration") for record in reported] != [record["iteration"] for record in records]:
+        return f"report was called {len(reported)} times for {len(records)} records: once each, when complete"
+    for name in ("ratio", "clip_fraction"):
+        if any(early.get(name) != record[name] for early, record in zip(reported, records)):
+            return f"report is given a record whose {name} changes later: call it when the update behind the rollout is done"
     for name in ("blocks.0.up.weight", "head.weight"):
         if not torch.equal(found["policy"][name], start[name]) or name not in found["frozen"]:
             return f"{name} was frozen and has moved, or is not frozen any more: only what requires a gradient is trained"
@@ -106,7 +110,7 @@ def judge_padding(runs, base):
             return (
                 f"the {'critic' if name else 'policy'} has learned from padding, or from what stands behind an end: the "
                 "embedding of a token that is only there has moved. Give the models the mask of prompt and answer, and losses "
-                "and whitening the answer's"
+                "and whitening the answer's; or logits and values are read a place late: those of answer token t stand at P + t - 1"
             )
     return ""
 

@@ -196,6 +196,9 @@ def judge_visits(output, learn, **_):
             f"in 3 epochs of 23 conversations {len(firsts)} are learned from: each epoch has every conversation once, whole, "
             "the last incomplete row and batch too"
         )
+    begun = [sum(row[place : place + 2] == [BEGIN, USER] for place in range(48)) for step in steps for row in step.tolist()]
+    if max(begun) == 1:
+        return "every row has one conversation alone: put several into a row, as long as they fit"
     if epochs[0] == epochs[1] == epochs[2]:
         return "every epoch has the conversations in one order: draw a new one for each"
     if sum(step.numel() for step in steps) > 1.6 * 3 * size:

@@ -83,7 +83,7 @@ def go(built, seed, reward=count, ends=0.0, frozen=(), noise=0.0, own=None, base
         return reward(tokens, mask) if reward in (count, pairs) else reward(prompts, tokens, mask)
 
     def report(record):
-        reported.append(record.get("iteration"))
+        reported.append(dict(record))  # as it is then
 
     settings = {**USUAL, "report": report, **settings}
     settings["seed"] = seed if own is None else own

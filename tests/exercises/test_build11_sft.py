@@ -113,7 +113,7 @@ WRONG = {
     "no mask at all": (ROWS, "see each other", [(MODEL, "logits = model(tokens)[:, :-1]")]),
     "a mean of rows' means": (ROWS, "rows count the same", [(MEAN, ROW_MEANS)]),
     "never steps": (ROWS, "nothing is learned", [("optimizer.step()", "pass")]),
-    "a row for each conversation": (VISITS, "is padding", [("<= row)", "< 0)")]),
+    "a row for each conversation": (VISITS, "one conversation alone", [("<= row)", "< 0)")]),
     "the last rows are left out": (
         VISITS, "every conversation once", [("for some in parts:", "for some in parts[:-1]:")],
     ),
@@ -146,6 +146,14 @@ def test_a_wrong_program_is_found_at_its_own_probe(name):
     inputs = next(one for one in BUILD.draw() if one["probe"] == probe)
     fault = BUILD.fault(inputs, BUILD.answer(program(*changes), inputs))
     assert word in fault, fault or "nothing was found"
+
+
+def test_rows_of_one_conversation_do_not_pass_though_they_have_little_padding():
+    inputs = next(one for one in BUILD.draw() if one["probe"] == VISITS)
+    learn = sorted((tokens for tokens, _ in inputs["learn"]), key=len)
+    batches = [learn[place : place + 3] for place in range(0, 23, 3)]
+    steps = [torch.tensor([row + [0] * (len(batch[-1]) - len(row)) for row in batch]) for batch in batches] * 3
+    assert "one conversation alone" in BUILD.fault(inputs, {"steps": steps, "lists": False})
 
 
 def test_losses_of_a_model_that_has_not_learned_the_task_do_not_pass():

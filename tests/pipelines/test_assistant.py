@@ -18,6 +18,8 @@ from rlhf_lib.pipelines.settings import changed, flat
 from rlhf_lib.trainers import preference, rewards, rollouts
 from rlhf_lib.trainers.preference import Ranking
 
+from .helpers import killed_at_drawn_moments
+
 CPU = torch.device("cpu")
 STAGES = ("sft", "reward", "policy", "judge", "report")
 RATES = ("win_rate_sft", "win_rate_policy", "win_rate_policy_over_sft", "win_rate_best_of_over_sft")
@@ -345,6 +347,20 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_figures(
         tensors, expected = (checkpoints.read_tensors(where / name) for where in (folder, assistant_run))
         assert all(torch.equal(tensors[part], expected[part]) for part in expected), name
     assert files(folder) == files(assistant_run)
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="the command would run on the Apple GPU")
+def test_a_run_killed_at_drawn_moments_ends_with_the_same_figures(assistant_run, tiny_assistant, tmp_path):
+    folder, work = tmp_path / "run", read_json(assistant_run / "summary.json")["seconds"]["total"]
+    flags = [part for name, value in tiny_assistant.items() for part in (f"--{name}", str(value))]
+    command = ["-m", "rlhf_lib", "assistant", "--preset", "smoke", "--out", str(folder), *flags]
+    assert killed_at_drawn_moments(command, folder, work) >= 1
+    assert stats_of(folder) == stats_of(assistant_run)
+    for name in ("metrics.jsonl", "gold/metrics.jsonl", "answers.jsonl", "verdicts.jsonl"):
+        assert (folder / name).read_bytes() == (assistant_run / name).read_bytes(), name
+    for name in LEFT:
+        tensors, expected = (checkpoints.read_tensors(where / name) for where in (folder, assistant_run))
+        assert all(torch.equal(tensors[part], expected[part]) for part in expected), name
 
 
 def test_a_finished_run_is_not_done_again(assistant_run, assistant_settings, monkeypatch, capsys):

@@ -1,12 +1,8 @@
 import itertools
 import json
 import math
-import os
-import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +19,8 @@ from rlhf_lib.pipelines.settings import changed, flat
 from rlhf_lib.pipelines.shakespeare import PRESETS, Settings, Shakespeare
 from rlhf_lib.trainers import muon, ppo, pretrain, reward, rewards, rollouts
 
-ROOT = Path(__file__).resolve().parents[2]
+from .helpers import ROOT, killed_at_drawn_moments, started
+
 STAGES = ("pretrain", "reward", "policy", "evaluate", "report")
 CPU = torch.device("cpu")
 # What DESIGN.md promises of summary.json.
@@ -532,8 +529,6 @@ def test_only_a_finished_run_is_published(begun, tmp_path):
 
 # ----------------------------------------------------------------------------------------- processes
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
-KILLS = int(os.environ.get("RLHF_KILLS", 4))  # 30 for a night
 on_cpu = pytest.mark.skipif(torch.backends.mps.is_available(), reason="the command would run on the Apple GPU")
 
 
@@ -542,47 +537,11 @@ def command(folder, tiny, changes=None):
     return ["-m", "rlhf_lib", "run", "--preset", "smoke", "--out", str(folder), *flags]
 
 
-def listen_to_ctrl_c():
-    """A test run in the background ignores SIGINT, and its children would too."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def started(arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**ENVIRONMENT, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=listen_to_ctrl_c,
-    )
-
-
-def inode(path):
-    """A number that changes with every atomic write."""
-    return path.stat().st_ino if path.exists() else None
-
-
 @on_cpu
 def test_a_run_killed_at_drawn_moments_ends_with_the_same_figures(tiny_run, tiny, tmp_path):
-    """SIGKILL, up to KILLS times, each at a drawn moment of the work; the training state is saved at every step."""
-    folder, draw, killed = tmp_path / "run", random.Random(11), 0
-    saved = folder / "settings.json"  # written anew when the work begins, behind the imports
+    folder = tmp_path / "run"
     work = read(tiny_run / "summary.json")["seconds"]["total"]
-    for attempt in range(KILLS + 1):
-        before = inode(saved)
-        process = started(command(folder, tiny), RLHF_SAVE_SECONDS="0")
-        if attempt < KILLS:
-            while process.poll() is None and inode(saved) == before:
-                time.sleep(0.02)
-            time.sleep(draw.uniform(0, 0.6 * work))
-            process.kill()
-        _, err = process.communicate()
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL, err.decode()
-        killed += 1
-    assert killed >= 1 and process.returncode == 0
+    assert killed_at_drawn_moments(command(folder, tiny), folder, work) >= 1
     assert stats_of(folder) == stats_of(tiny_run)
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert (folder / name).read_bytes() == (tiny_run / name).read_bytes()
