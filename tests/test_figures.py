@@ -214,7 +214,7 @@ GIVEN = {
     "11/next": "11.7",  # an exercise
     "11/found-11-A": "0.03",
     "11/question-read": "16 16",
-    "README/The-assistant": "0.1 30 95% 16",  # the version of a package, SmolLM2's blocks
+    "README/The-assistant": "0.1 30 95% 16 12 24",  # the version of a package, SmolLM2's blocks
 }
 
 
@@ -417,8 +417,10 @@ def assistant():
     spread = lambda some: f"{median(some):.4f} {min(some):.4f} {max(some):.4f}"  # noqa: E731
     sides = {side: [run["answers"][side] for run in every] for side in every[0]["answers"]}
     for side, answers in sides.items():
-        yield f"{side}: {spread([one['words'] for one in answers])} words, {spread([one['ended_share'] for one in answers])} end"
+        yield f"{side}: {spread([one['words'] for one in answers])} words"
         yield spread([one["distinct_2"] / start["distinct_2"] for one, start in zip(answers, sides["start"])])
+    yield " ".join(spread([one["ended_share"] for one in answers]) for answers in sides.values()) + " end"
+    yield f"{clone['kl_nats']:.4f} nats, {every[0]['kl_nats']:.4f} before"
     yield f"{spread([run['kl_nats'] for run in every])} nats, the shorter one {1 - every[0]['length_accuracy']:.4f}"
     yield f"{spread([run['reward_accuracy'] for run in every])} of {every[0]['reward_pairs']}"
     read = comparisons.read_comparisons(comparisons.BLIND, comparisons.read_prompts())

@@ -110,7 +110,7 @@ def judge_padding(runs, base):
             return (
                 f"the {'critic' if name else 'policy'} has learned from padding, or from what stands behind an end: the "
                 "embedding of a token that is only there has moved. Give the models the mask of prompt and answer, and losses "
-                "and whitening the answer's; or logits and values are read a place late: those of answer token t stand at P + t - 1"
+                "and whitening the answer's; or logits and values are read a place late: answer token t's stand at P + t - 1"
             )
     return ""
 
