@@ -62,6 +62,16 @@ def parser():
     chat.add_argument(
         "--seed", type=int, default=0, metavar="S", help="the same seed and the same words give the same answers (0)"
     )
+    grade = commands.add_parser("grade", help="grade a class: notebooks by student, each run in a sandbox and judged outside")
+    grade.add_argument("submissions", metavar="SUBMISSIONS", help="a folder or zip, as Canvas, Moodle or Gradescope export it")
+    grade.add_argument("--out", required=True, metavar="DIR", help="where the gradebook goes; a second run grades what changed")
+    grade.add_argument("--points", metavar="FILE", help="CSV with exercise, points and perhaps partial; only these are graded")
+    grade.add_argument("--seed", type=int, metavar="N", help="of the inputs (drawn once, and kept in DIR)")
+    grade.add_argument("--jobs", type=int, metavar="N", help="how many submissions at a time (as many as there are cores)")
+    grade.add_argument(
+        "--timeout", type=float, default=90.0, metavar="S", help="seconds of one question (90; a build has its own)"
+    )
+    grade.add_argument("--late", metavar="FILE", help="CSV with student and share, what lateness leaves of the points")
     publish = commands.add_parser("publish", help="copy a finished run's checkpoints in half precision")
     publish.add_argument("--run", required=True, metavar="DIR", help="the run's folder")
     publish.add_argument("--to", required=True, metavar="DIR", help="where the checkpoints go")
@@ -202,6 +212,12 @@ def publish(options):
     (assistant if of_assistant else shakespeare).publish(options.run, options.to)
 
 
+def grade(options):
+    from rlhf_lib.grading.grade import main
+
+    main(options)
+
+
 def assist(options):
     from rlhf_lib.pipelines.assistant import Assistant
 
@@ -235,7 +251,7 @@ def stage(options):
 def main(arguments=None):
     options = parser().parse_args(arguments)
     try:
-        others = {"sample": sample, "score": score, "publish": publish, "chat": chat, "assistant": assist}
+        others = {"sample": sample, "score": score, "publish": publish, "chat": chat, "assistant": assist, "grade": grade}
         others.get(options.command, stage)(options)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from the last saved step.", file=sys.stderr)

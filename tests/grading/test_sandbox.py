@@ -1,0 +1,207 @@
+import os
+import signal
+import time
+
+import pytest
+
+from rlhf_lib import exercises
+from rlhf_lib.files import RunError
+from rlhf_lib.grading import sandbox
+from rlhf_lib.grading.jail import Limits
+from rlhf_lib.grading.sandbox import Sandbox, warnings, wrapped
+from rlhf_lib.grading.wire import pack, unpack
+from tests.grading.made import ROOT, SHARE
+
+
+def request(source):
+    inputs = exercises.draw("share_positive", 3)
+    return pack({
+        "name": "share_positive", "asked": "share_positive", "code": [["cell 1", "import torch"], ["cell 2", source]], "own": [], "course": [],
+        "inputs": inputs,
+    })  # fmt: skip
+
+
+def outputs(box, source, **limits):
+    """(how it ended, the first output or the fault) of an answer."""
+    how, content = box.ask(request(source), Limits(**{"seconds": 20.0, **limits}))
+    found = unpack(content) if content else {"outputs": [None]}
+    return how, found["outputs"][0] if "outputs" in found else found["fault"]
+
+
+def inside(box, expression, before="pass"):
+    """What an expression gives in the sandbox."""
+    return outputs(box, f"def share_positive(scores, limit):\n    import os, sys\n    {before}\n    return {expression}")[1]
+
+
+def test_a_function_is_asked(box):
+    how, content = box.ask(request(SHARE), Limits(20.0))
+    assert how == "answered"
+    inputs = exercises.draw("share_positive", 3)
+    assert exercises.judge("share_positive", inputs, unpack(content)["outputs"]).passed
+
+
+def test_a_fresh_process_and_folder_for_every_question(box):
+    write = "open('note', 'w').write('x'); sys.modules['note'] = os; os.environ['NOTE'] = '1'"
+    assert inside(box, "os.listdir('.')", write) == ["note"]
+    assert inside(box, "[os.listdir('.'), 'note' in sys.modules, 'NOTE' in os.environ]") == [[], False, False]
+
+
+def test_the_graders_environment_is_not_seen(box):
+    assert os.environ["SECRET_TOKEN"] == "hunter2"  # since before the sandbox was started
+    assert "hunter2" not in repr(inside(box, "sorted(os.environ.items())"))
+    seen = inside(
+        box,
+        "found",
+        "found = []\n    for pid in os.listdir('/proc'):\n        try: found.append(open(f'/proc/{pid}/environ').read())\n        except OSError: pass",
+    )
+    assert "hunter2" not in repr(seen)
+
+
+def test_nothing_outside_is_written(box, tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("without bubblewrap only root can run submissions as another user; the warning says so")
+    places = [
+        str(path)
+        for path in (tmp_path / "x", ROOT / "made_by_a_submission", "/made_by_a_submission", os.path.expanduser("~/made"))
+    ]
+    tried = inside(
+        box,
+        "tried",
+        f"tried = []\n    for path in {places!r}:\n        try: open(path, 'w'); tried.append(path)\n        except OSError: pass",
+    )
+    assert tried == [] and not any(os.path.exists(path) for path in places)
+
+
+def test_there_is_no_network(box):
+    if not warnings_without(box, "the network"):
+        pytest.skip("this system has no network namespaces; the warning says so")
+    lines = "import socket\n    s = socket.socket(); s.settimeout(5)\n    try: s.connect(('127.0.0.1', {port})); r = 'connected'\n    except OSError as e: r = 'no'"
+    import socket
+
+    with socket.socket() as here:
+        here.bind(("127.0.0.1", 0))
+        here.listen()
+        port = here.getsockname()[1]
+        assert inside(box, "r", lines.format(port=port)) == "no"
+
+
+def warnings_without(box, word):
+    return not any(word in sentence for sentence in box.warnings)
+
+
+def test_other_processes_cannot_be_ended(box):
+    if not warnings_without(box, "other processes"):
+        pytest.skip("this system has no process namespaces; the warning says so")
+    before = box.process.pid
+    inside(
+        box,
+        "1",
+        "import signal\n    for pid in [os.getppid(), *range(2, 60)]:\n        try: pid == os.getpid() or os.kill(pid, 9)\n        except OSError: pass",
+    )
+    outputs(box, f"import os\ndef share_positive(scores, limit):\n    os.kill({os.getpid()}, 0)\n    return 1")
+    assert inside(box, "7") == 7 and box.process.pid == before
+
+
+@pytest.mark.parametrize("place, how", [("x = [os._exit(3)]", "died"), ("x = os.kill(os.getpid(), 9)", "died: SIGKILL"), ("x = ctypes.string_at(0)", "died: SIGSEGV")])  # fmt: skip
+def test_how_a_process_died_is_said(box, place, how):
+    source = f"import os, ctypes\n{place}\ndef share_positive(scores, limit):\n    return 1"
+    assert outputs(box, source)[0] == how
+    assert inside(box, "7") == 7
+
+
+def test_limits_of_time(box):
+    start = time.monotonic()
+    source = "import signal\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)\ndef share_positive(scores, limit):\n    while True: pass"
+    assert outputs(box, source, seconds=2.0)[0] == "late"
+    assert (
+        outputs(box, "while True:\n    try:\n        while True: pass\n    except BaseException: pass", seconds=2.0)[0] == "late"
+    )
+    assert time.monotonic() - start < 60
+
+
+def test_limits_of_memory(box):
+    one = outputs(box, "def share_positive(scores, limit):\n    return len(bytearray(10**12))")
+    assert one[1]["kind"] == "MemoryError"
+    many = "import os, time\ndef share_positive(scores, limit):\n    for _ in range(4): os.fork()\n    x = bytearray(60 * 2**20)\n    time.sleep(9)"
+    assert outputs(box, many, memory=400 * 2**20)[0] == "memory"
+
+
+def test_a_fork_bomb_is_limited_and_leaves_nothing(box):
+    before = len(os.listdir("/proc"))
+    source = "import os\ndef share_positive(scores, limit):\n    while True:\n        try: os.fork()\n        except OSError: pass"
+    assert outputs(box, source, seconds=2.0, processes=12)[0] == "late"
+    time.sleep(0.2)
+    assert len(os.listdir("/proc")) < before + 10
+    assert inside(box, "7") == 7
+
+
+def test_a_process_that_goes_to_the_background_is_ended(box):
+    if not warnings_without(box, "other processes"):
+        pytest.skip("this system has no process namespaces; the warning says so")
+    name = "left_behind_by_a_submission"
+    source = f"import os, time\ndef share_positive(scores, limit):\n    if os.fork() == 0:\n        os.setsid()\n        os.fork()\n        open('/proc/self/comm', 'w').write('{name[:15]}')\n        time.sleep(60)\n    return 1"
+    assert outputs(box, source)[0] == "answered"
+    time.sleep(0.2)
+    names = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            names.append(open(f"/proc/{pid}/comm").read().strip())
+        except OSError:
+            pass
+    assert name[:15] not in names
+
+
+def test_limits_of_files_and_of_what_comes_back(box):
+    assert outputs(box, "def share_positive(scores, limit):\n    open('x', 'wb').write(bytes(10**7))", files=10**6)[1]["kind"] == "OSError"
+    assert inside(box, "1", "sys.stdout.write('x' * 10**8); os.write(1, b'x' * 10**7)") == 1
+    how, found = outputs(box, "def share_positive(scores, limit):\n    return 'x' * (70 * 2**20)", seconds=60.0)
+    assert how in ("large", "late"), found
+
+
+def test_what_it_writes_to_its_descriptors_is_an_answer_and_no_more(box):
+    source = "import os\ndef share_positive(scores, limit):\n    for n in range(3, 50):\n        try: os.write(n, b'junk' * 100)\n        except OSError: pass\n    os._exit(0)"
+    how, _ = outputs(box, source)
+    assert how.startswith("died") or how == "large" or how == "answered"
+    assert inside(box, "7") == 7
+
+
+def test_a_sandbox_that_does_not_start_says_why(monkeypatch):
+    monkeypatch.setattr(sandbox.sys, "executable", "/bin/false")
+    with pytest.raises(RunError, match="the sandbox does not start"):
+        Sandbox(program=None).start()
+
+
+def test_what_is_not_contained_is_said():
+    assert warnings({"apart": True, "root": False}, True) == []
+    assert "processes behind" in warnings({"apart": False, "root": False}, True)[0]
+    sentence = warnings({"apart": False, "root": False}, False)[0]
+    assert "the network" in sentence and "wherever you can" in sentence and "bwrap" in sentence
+    assert "the network" not in warnings({"apart": True, "root": True}, False)[0]
+
+
+def test_nothing_of_the_machine_is_writable_in_bubblewrap():
+    command = wrapped("bwrap")
+    assert "--bind" not in command and {"--unshare-net", "--unshare-pid", "--die-with-parent"} <= set(command)
+
+
+# ----------------------------------------------------------------------------------------- bubblewrap
+
+
+def test_in_bubblewrap_a_function_is_asked_and_the_machine_is_not_seen(wrapped_box):
+    assert wrapped_box.warnings == []
+    assert inside(wrapped_box, "7") == 7
+    assert inside(wrapped_box, "os.path.exists('/etc/passwd') or os.path.exists('/home') or os.path.exists('/var')") is False
+    places = ["/tmp/x", "/x", str(ROOT / "x"), str(ROOT / "rlhf_lib" / "x"), "/usr/x", "/dev/shm/x"]
+    tried = inside(
+        wrapped_box,
+        "tried",
+        f"tried = []\n    for path in {places!r}:\n        try: open(path, 'w'); tried.append(path)\n        except OSError: pass",
+    )
+    assert tried in ([], ["/tmp/x"])  # its own, which is emptied
+    assert inside(wrapped_box, "os.listdir('/tmp')") == [] or len(inside(wrapped_box, "os.listdir('/tmp')")) == 1
+
+
+def test_after_the_sandbox_was_ended_the_next_question_finds_a_new_one(box):
+    os.kill(box.process.pid, signal.SIGKILL)
+    assert box.ask(request(SHARE), Limits(20.0))[0] in ("died: the sandbox was ended", "answered")
+    assert inside(box, "7") == 7
