@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import secrets
 import sys
+import traceback
 from multiprocessing import connection
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lib.exercises.progress import number_of
 from rlhf_lib.files import RunError, read_json, write_json
-from rlhf_lib.grading import gradebook, submissions, verdicts
+from rlhf_lib.grading import gradebook, pages, similar, submissions, verdicts
 from rlhf_lib.grading.gradebook import GRADED, NOT, Entry
 from rlhf_lib.grading.sandbox import ROOT, Sandbox
 from rlhf_lib.grading.submissions import File, Submission
@@ -64,7 +65,7 @@ def grade(path, out, points=None, seed=None, jobs=None, timeout=90.0, late=None,
     """Grade the submissions at `path` into the folder `out`; see the module.
 
     Args:
-        points, late: paths of small CSV files (gradebook.py).
+        points, late: paths of small CSV files (gradebook.py). Marks for prose are read from `out`/prose.csv, where there is one.
         seed: of the inputs; drawn once, and kept in `out`, unless given.
         jobs: how many submissions at a time; as many as there are cores unless given.
         timeout: seconds of one question; a probe of a build has its own.
@@ -86,7 +87,9 @@ def grade(path, out, points=None, seed=None, jobs=None, timeout=90.0, late=None,
     found, lost = submissions.find(path)
     if not found:
         raise RunError(f"no submission in {path}: give a folder or zip of notebooks named or foldered by student")
-    shares = gradebook.read_late(late, {one.student for one in found} | {one.id for one in found})
+    students = {one.student for one in found}
+    shares = gradebook.read_late(late, students | {one.id for one in found})
+    prose = gradebook.read_prose(Path(out) / "prose.csv", students)
     job = Job(out, settled_seed(out, seed), timeout, program, marks)
     for sentence in lost:
         say(f"left out: {sentence}")
@@ -94,7 +97,9 @@ def grade(path, out, points=None, seed=None, jobs=None, timeout=90.0, late=None,
     with tqdm(total=len(found), desc="grading", unit="submission", disable=None) as bar:
         graded = run(job, found, jobs, bar, say, dry_run)
     entries = [graded[one.student, one.id] for one in found]
-    gradebook.write_tables(out, entries, marks, shares)
+    gradebook.write_tables(out, entries, marks, shares, prose)
+    pages.write_feedback(out, entries, marks, shares, prose)
+    pages.write_report(out, entries, marks, shares, prose, similar.pairs(entries, worked_entries(job)))
     return entries
 
 
@@ -160,6 +165,8 @@ def slot(job, place, wire, others):
             wire.send_bytes(json.dumps(answer).encode())
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         pass
+    except Exception:
+        traceback.print_exc()
     finally:
         box.close()
         os._exit(0)
@@ -252,7 +259,7 @@ def heard(one):
 
 def broken(job, submission):
     """The Entry of a submission on which the grader's own process died more than once."""
-    before = gradebook.load(job.path(submission))
+    before = gradebook.load(job.path(submission), job.fingerprint(submission))
     results = before.results if before else []
     reason = "the grader's own process ended while it graded this: look at it by hand"
     status = gradebook.PARTLY if results else NOT
@@ -273,6 +280,11 @@ def worked_first(job, tasks):
     return first
 
 
+def worked_entries(job):
+    """The Entries of the worked answers that are in the folder."""
+    return [gradebook.load(path) for path in (job.out / "results").glob("worked-answers-*.json")]
+
+
 def must_be_right(entry):
     wrong = [
         f"{one.number} {one.exercise} ({one.verdict}: {one.message})" for one in entry.results if one.verdict != verdicts.RIGHT
@@ -289,4 +301,4 @@ def main(options):
     for status in (GRADED, gradebook.PARTLY, NOT):
         names = [entry for entry in entries if entry.status == status]
         print(f"{len(names)} {status}" + "".join(f"\n  {one.student}: {'; '.join(one.reasons)}" for one in names if one.reasons))
-    print(f"Read {Path(options.out) / 'grades.csv'}")
+    print(f"Read {Path(options.out) / 'class_report.html'}; marks in grades.csv, a page for each student in feedback/")

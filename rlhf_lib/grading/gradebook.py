@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from rlhf_lib import exercises
 from rlhf_lib.files import RunError, read_json, write_atomic, write_json
-from rlhf_lib.grading.verdicts import MISSING, RIGHT, Result
+from rlhf_lib.grading.verdicts import RIGHT, Result
 
 GRADED, PARTLY, NOT = "graded", "partly graded", "not gradable"
 BUILD_POINTS = 5.0
@@ -37,6 +37,19 @@ class Entry(NamedTuple):
     reasons: list
     results: list
     late: bool = False
+
+    @property
+    def label(self):
+        return f"{self.student} ({self.id})" if self.id else self.student
+
+
+class Prose(NamedTuple):
+    """A mark that a person gave for what a student wrote."""
+
+    question: str
+    points: float
+    of: float
+    comment: str
 
 
 def slug(student, identity):
@@ -137,6 +150,24 @@ def read_late(path, students):
     return shares
 
 
+def read_prose(path, students):
+    """{student: [Prose]} of a file with the columns student, question, points, of and perhaps comment; {} where there is none.
+
+    Raises RunError.
+    """
+    marks = {}
+    for line, row in rows_of(path, ("student", "question", "points", "of")) if Path(path).exists() else ():
+        name = unicodedata.normalize("NFC", row["student"])
+        if name not in students:
+            raise RunError(f"{path}, line {line}: nobody called {name!r} handed in; write the name as in grades.csv")
+        of = number_in(path, line, row, "of")
+        mark = Prose(row["question"], number_in(path, line, row, "points", 0.0, of), of, row.get("comment", ""))
+        if any(one.question == mark.question for one in marks.setdefault(name, [])):
+            raise RunError(f"{path}, line {line}: {name} has a mark for {mark.question!r} already; leave one of the lines")
+        marks[name].append(mark)
+    return marks
+
+
 # ----------------------------------------------------------------------------------------- tables
 
 
@@ -153,7 +184,7 @@ def share_of(entry, shares):
     )
 
 
-def rows_for(entries, marks, shares):
+def rows_for(entries, marks, shares, prose):
     """The rows of `grades.csv`: student, exercise, points, verdict, mistake. A submission without results has one row."""
     for entry in entries:
         share = share_of(entry, shares)
@@ -164,6 +195,9 @@ def rows_for(entries, marks, shares):
             points = {"points": f"{earned(one, mark) * share:g}", "of": f"{mark.points:g}"}
             what = {"exercise": one.exercise, "verdict": one.verdict, "mistake": one.mistake, "note": one.note}
             yield {**base, "number": one.number, **points, **what}
+        for one in prose.get(entry.student, ()):
+            points = {"points": f"{one.points * share:g}", "of": f"{one.of:g}"}
+            yield {**base, "exercise": one.question, **points, "verdict": "marked by hand", "note": one.comment}
         if not results or entry.status == NOT:
             yield {**base, "points": "0", "verdict": entry.status, "note": "; ".join(entry.reasons)}
 
@@ -171,8 +205,9 @@ def rows_for(entries, marks, shares):
 COLUMNS = ("student", "id", "number", "exercise", "points", "of", "verdict", "mistake", "note", "status", "late")
 
 
-def total(entry, marks, shares):
-    return sum(earned(one, marks[one.exercise]) for one in entry.results if one.exercise in marks) * share_of(entry, shares)
+def total(entry, marks, shares, prose):
+    code = sum(earned(one, marks[one.exercise]) for one in entry.results if one.exercise in marks)
+    return (code + sum(one.points for one in prose.get(entry.student, ()))) * share_of(entry, shares)
 
 
 def table(columns, rows):
@@ -194,12 +229,13 @@ def number(value):
         return False
 
 
-def write_tables(out, entries, marks, shares, title="RLHF from Shakespeare"):
+def write_tables(out, entries, marks, shares, prose, title="RLHF from Shakespeare"):
     """`grades.csv`, and one table each for Canvas, Moodle and Gradescope."""
     out = Path(out)
-    write_atomic(out / "grades.csv", table(COLUMNS, rows_for(entries, marks, shares)))
+    write_atomic(out / "grades.csv", table(COLUMNS, rows_for(entries, marks, shares, prose)))
     most = sum(mark.points for mark in counted(entries, marks).values())
-    points = {id(entry): f"{total(entry, marks, shares):g}" for entry in entries}
+    most += sum({one.question: one.of for texts in prose.values() for one in texts}.values())
+    points = {id(entry): f"{total(entry, marks, shares, prose):g}" for entry in entries}
     column = f"{title} ({most:g} points)"
     canvas = ("Student", "ID", "SIS User ID", "SIS Login ID", "Section", title)
     rows = [{"Student": "    Points Possible", title: f"{most:g}"}]
@@ -231,8 +267,3 @@ def comment(entry):
         return f"Not gradable: {'; '.join(entry.reasons)}"
     open_ones = [f"{one.number} {one.exercise}: {one.verdict}" for one in entry.results if one.verdict != RIGHT]
     return "; ".join(open_ones) or "all right"
-
-
-def missing(names):
-    """The Results of exercises that were not handed in."""
-    return [Result(name, exercises.find(name).number, MISSING, message="it is not in what was handed in") for name in names]

@@ -67,12 +67,13 @@ def can_be_apart():
 
 
 def pages(pid="self"):
-    """(bytes of address space, bytes in memory) of a process; zeros where that is not known."""
+    """(bytes of address space, bytes of its own in memory) of a process; zeros where that is not known."""
     try:
-        virtual, resident = Path(f"/proc/{pid}/statm").read_text().split()[:2]
-    except (OSError, ValueError):
+        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        size, *own = (int(lines[name].split()[0]) * 1024 for name in ("VmSize", "RssAnon", "RssShmem"))
+    except (OSError, ValueError, KeyError):  # no /proc here, or the process has ended
         return 0, 0
-    return int(virtual) * resource.getpagesize(), int(resident) * resource.getpagesize()
+    return size, sum(own)
 
 
 def family(pid):

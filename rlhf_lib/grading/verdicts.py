@@ -9,10 +9,12 @@ from typing import NamedTuple
 from rlhf_lib import exercises
 from rlhf_lib.exercises.progress import number_of
 from rlhf_lib.exercises.surroundings import LIMIT
+from rlhf_lib.exercises.verdicts import told
 from rlhf_lib.grading.answers import Answer, Code
 from rlhf_lib.grading.aside import AsideError, aside
 from rlhf_lib.grading.jail import Limits
 from rlhf_lib.grading.notebook import Cell, cells_of
+from rlhf_lib.grading.similar import shape
 from rlhf_lib.grading.submissions import UnreadableError
 from rlhf_lib.grading.wire import pack, unpack
 from rlhf_lib.grading.worker import STARTING
@@ -31,7 +33,8 @@ class Result(NamedTuple):
     """What became of one exercise.
 
     verdict: one of the six words above. mistake: its name, a sentence, or "". message: for the learner, of the published seed.
-    passed, tried: probes of a build; of another exercise 1 or 0, of 1. note: for the instructor.
+    passed, tried: probes of a build; of another exercise 1 or 0, of 1. note: for the instructor. shape, size: of its code, by
+    which answers are compared (similar.py).
     """
 
     exercise: str
@@ -42,6 +45,8 @@ class Result(NamedTuple):
     passed: int = 0
     tried: int = 1
     note: str = ""
+    shape: str = ""
+    size: int = 0
 
 
 class Survey(NamedTuple):
@@ -111,11 +116,13 @@ def grade(found, box, seed, timeout=90.0, known=(), names=None):
 def one_result(cells, name, box, seed, timeout, there):
     number = exercises.find(name).number
     try:
-        answer = Answer(*aside(lambda: Code(cells).answer(name)))
+        answer, form = aside(lambda: with_shape(Code(cells).answer(name)))
     except AsideError as error:
-        return Result(name, number, SYNTAX, message=f"the cells cannot be read ({error})")
+        return Result(name, number, SYNTAX, message=f"the cells cannot be read ({error})", tried=tried(name))
+    answer = Answer(*answer)
     if answer.fault:
-        return Result(name, number, *answer.fault[:1], message=answer.fault[1], tried=tried(name))
+        verdict, sentence = answer.fault
+        return Result(name, number, verdict, sentence if verdict == SYNTAX else "", sentence, tried=tried(name))
     note = f"takes {', '.join(answer.library)} from the library" if answer.library else ""
     result = tried_out(name, answer, box, seed, timeout)
     wrong = [other for other in answer.own if other in there and there[other].verdict != RIGHT]
@@ -124,7 +131,11 @@ def one_result(cells, name, box, seed, timeout, there):
         if again.verdict == RIGHT:
             result = again
             note = "; ".join(filter(None, [note, f"right with the course's {', '.join(wrong)} in the place of theirs"]))
-    return result._replace(note=note)
+    return result._replace(note=note, shape=form[0], size=form[1])
+
+
+def with_shape(answer):
+    return [answer, shape([source for _, source in answer.code])]
 
 
 def tried(name):
@@ -174,11 +185,8 @@ def attempt(name, answer, box, inputs, seconds):
     if how != "answered":
         kind = how.partition(":")[0]
         sentence = ENDS.get(kind, ENDS["died"]).format(seconds=limits.seconds, memory=limits.memory >> 20)
-        return {
-            "verdict": STOPPED,
-            "mistake": sentence,
-            "message": f"{sentence}{how.removeprefix(kind).replace(': ', ' (', 1)}" + ")" * (": " in how),
-        }
+        detail = how.removeprefix(f"{kind}: ") if ": " in how else ""  # the signal's name
+        return {"verdict": STOPPED, "mistake": sentence, "message": sentence + (f" ({detail})" if detail else "")}
     try:
         return aside(lambda: judged(name, inputs, content))
     except AsideError as error:
@@ -209,5 +217,10 @@ def judged(name, inputs, content):
     if any(exercises.is_record(one, "unwritten") for one in found["outputs"]):
         return {"verdict": UNWRITTEN, "mistake": "", "message": "it is not written yet"}
     if any(exercises.is_record(one, "late") for one in found["outputs"]):
-        return {"verdict": STOPPED, "mistake": ENDS["late"].format(seconds=LIMIT), "message": verdict.message}
-    return {"verdict": WRONG, "mistake": verdict.mistake or "another mistake", "message": verdict.message}
+        sentence = ENDS["late"].format(seconds=LIMIT if name in exercises.EXERCISES else found["outputs"][0]["seconds"])
+        return {"verdict": STOPPED, "mistake": sentence, "message": sentence}
+    message = verdict.message
+    if verdict.arguments and "\n" not in message:  # of a mistake that has a name; here its smallest input is shown too
+        sentence = message.partition(f"{name}: ")[2]
+        message = told(f"{exercises.find(name).number} {name}", sentence, verdict.arguments, verdict.got, verdict.expected)
+    return {"verdict": WRONG, "mistake": verdict.mistake or "another mistake", "message": message}

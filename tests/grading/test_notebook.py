@@ -36,11 +36,21 @@ def test_lines_in_a_list_old_formats_and_what_editors_leave_in_metadata():
     assert sources(notebook(cell("x = 1", metadata=None), cell(None), cell(3), cell(["a", 4, "b"]))) == ["x = 1", "", "", "ab"]
 
 
-@pytest.mark.parametrize("name, content, why", [
-    ("n.ipynb", b"", "empty"), ("n.ipynb", b"  \n", "empty"), ("n.ipynb", b'{"cells": [', "damaged"), ("n.ipynb", b"[1]", "without cells"),
-    ("n.ipynb", b"{}", "without cells"), ("n.ipynb", b"<html>", "a web page"), ("n.ipynb", b'{"cells": "\xff"}', "not UTF-8 at byte 11"),
-    ("n.ipynb", b"[" * 100_000, "damaged"), ("report.pdf", b"%PDF", "no notebook"), ("n.ipynb", b'{"cells": 4}', "without cells"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, content, why",
+    [
+        ("n.ipynb", b"", "empty"),
+        ("n.ipynb", b"  \n", "empty"),
+        ("n.ipynb", b'{"cells": [', "damaged"),
+        ("n.ipynb", b"[1]", "without cells"),
+        ("n.ipynb", b"{}", "without cells"),
+        ("n.ipynb", b"<html>", "a web page"),
+        ("n.ipynb", b'{"cells": "\xff"}', "not UTF-8 at byte 11"),
+        ("n.ipynb", b"[" * 100_000, "damaged"),
+        ("report.pdf", b"%PDF", "no notebook"),
+        ("n.ipynb", b'{"cells": 4}', "without cells"),
+    ],
+)
 def test_what_cannot_be_read_says_why(name, content, why):
     with pytest.raises(UnreadableError, match=why):
         cells_of(name, content)

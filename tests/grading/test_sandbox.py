@@ -1,6 +1,8 @@
+import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,10 +17,16 @@ from tests.grading.made import ROOT, SHARE
 
 def request(source):
     inputs = exercises.draw("share_positive", 3)
-    return pack({
-        "name": "share_positive", "asked": "share_positive", "code": [["cell 1", "import torch"], ["cell 2", source]], "own": [], "course": [],
-        "inputs": inputs,
-    })  # fmt: skip
+    return pack(
+        {
+            "name": "share_positive",
+            "asked": "share_positive",
+            "code": [["cell 1", "import torch"], ["cell 2", source]],
+            "own": [],
+            "course": [],
+            "inputs": inputs,
+        }
+    )
 
 
 def outputs(box, source, **limits):
@@ -52,7 +60,10 @@ def test_the_graders_environment_is_not_seen(box):
     seen = inside(
         box,
         "found",
-        "found = []\n    for pid in os.listdir('/proc'):\n        try: found.append(open(f'/proc/{pid}/environ').read())\n        except OSError: pass",
+        "found = []\n"
+        "    for pid in os.listdir('/proc'):\n"
+        "        try: found.append(open(f'/proc/{pid}/environ').read())\n"
+        "        except OSError: pass",
     )
     assert "hunter2" not in repr(seen)
 
@@ -67,7 +78,10 @@ def test_nothing_outside_is_written(box, tmp_path):
     tried = inside(
         box,
         "tried",
-        f"tried = []\n    for path in {places!r}:\n        try: open(path, 'w'); tried.append(path)\n        except OSError: pass",
+        f"tried = []\n"
+        f"    for path in {places!r}:\n"
+        f"        try: open(path, 'w'); tried.append(path)\n"
+        f"        except OSError: pass",
     )
     assert tried == [] and not any(os.path.exists(path) for path in places)
 
@@ -75,7 +89,12 @@ def test_nothing_outside_is_written(box, tmp_path):
 def test_there_is_no_network(box):
     if not warnings_without(box, "the network"):
         pytest.skip("this system has no network namespaces; the warning says so")
-    lines = "import socket\n    s = socket.socket(); s.settimeout(5)\n    try: s.connect(('127.0.0.1', {port})); r = 'connected'\n    except OSError as e: r = 'no'"
+    lines = (
+        "import socket\n"
+        "    s = socket.socket(); s.settimeout(5)\n"
+        "    try: s.connect(('127.0.0.1', {port})); r = 'connected'\n"
+        "    except OSError as e: r = 'no'"
+    )
     import socket
 
     with socket.socket() as here:
@@ -96,13 +115,23 @@ def test_other_processes_cannot_be_ended(box):
     inside(
         box,
         "1",
-        "import signal\n    for pid in [os.getppid(), *range(2, 60)]:\n        try: pid == os.getpid() or os.kill(pid, 9)\n        except OSError: pass",
+        "import signal\n"
+        "    for pid in [os.getppid(), *range(2, 60)]:\n"
+        "        try: pid == os.getpid() or os.kill(pid, 9)\n"
+        "        except OSError: pass",
     )
     outputs(box, f"import os\ndef share_positive(scores, limit):\n    os.kill({os.getpid()}, 0)\n    return 1")
     assert inside(box, "7") == 7 and box.process.pid == before
 
 
-@pytest.mark.parametrize("place, how", [("x = [os._exit(3)]", "died"), ("x = os.kill(os.getpid(), 9)", "died: SIGKILL"), ("x = ctypes.string_at(0)", "died: SIGSEGV")])  # fmt: skip
+@pytest.mark.parametrize(
+    "place, how",
+    [
+        ("x = [os._exit(3)]", "died"),
+        ("x = os.kill(os.getpid(), 9)", "died: SIGKILL"),
+        ("x = ctypes.string_at(0)", "died: SIGSEGV"),
+    ],
+)
 def test_how_a_process_died_is_said(box, place, how):
     source = f"import os, ctypes\n{place}\ndef share_positive(scores, limit):\n    return 1"
     assert outputs(box, source)[0] == how
@@ -111,7 +140,9 @@ def test_how_a_process_died_is_said(box, place, how):
 
 def test_limits_of_time(box):
     start = time.monotonic()
-    source = "import signal\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)\ndef share_positive(scores, limit):\n    while True: pass"
+    source = (
+        "import signal\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)\ndef share_positive(scores, limit):\n    while True: pass"
+    )
     assert outputs(box, source, seconds=2.0)[0] == "late"
     assert (
         outputs(box, "while True:\n    try:\n        while True: pass\n    except BaseException: pass", seconds=2.0)[0] == "late"
@@ -122,13 +153,21 @@ def test_limits_of_time(box):
 def test_limits_of_memory(box):
     one = outputs(box, "def share_positive(scores, limit):\n    return len(bytearray(10**12))")
     assert one[1]["kind"] == "MemoryError"
-    many = "import os, time\ndef share_positive(scores, limit):\n    for _ in range(4): os.fork()\n    x = bytearray(60 * 2**20)\n    time.sleep(9)"
+    many = (
+        "import os, time\n"
+        "def share_positive(scores, limit):\n"
+        "    for _ in range(4): os.fork()\n"
+        "    x = b'x' * (60 * 2**20)\n"
+        "    time.sleep(9)"
+    )
     assert outputs(box, many, memory=400 * 2**20)[0] == "memory"
 
 
 def test_a_fork_bomb_is_limited_and_leaves_nothing(box):
     before = len(os.listdir("/proc"))
-    source = "import os\ndef share_positive(scores, limit):\n    while True:\n        try: os.fork()\n        except OSError: pass"
+    source = (
+        "import os\ndef share_positive(scores, limit):\n    while True:\n        try: os.fork()\n        except OSError: pass"
+    )
     assert outputs(box, source, seconds=2.0, processes=12)[0] == "late"
     time.sleep(0.2)
     assert len(os.listdir("/proc")) < before + 10
@@ -138,28 +177,46 @@ def test_a_fork_bomb_is_limited_and_leaves_nothing(box):
 def test_a_process_that_goes_to_the_background_is_ended(box):
     if not warnings_without(box, "other processes"):
         pytest.skip("this system has no process namespaces; the warning says so")
-    name = "left_behind_by_a_submission"
-    source = f"import os, time\ndef share_positive(scores, limit):\n    if os.fork() == 0:\n        os.setsid()\n        os.fork()\n        open('/proc/self/comm', 'w').write('{name[:15]}')\n        time.sleep(60)\n    return 1"
+    name = "left_behind_by"
+    source = (
+        f"import ctypes, os, time\n"
+        f"def share_positive(scores, limit):\n"
+        f"    if os.fork() == 0:\n"
+        f"        os.setsid()\n"
+        f"        ctypes.CDLL(None).prctl(15, b'{name}', 0, 0, 0)\n"
+        f"        os.fork()\n"
+        f"        time.sleep(60)\n"
+        f"        os._exit(0)\n"
+        f"    return 1"
+    )
     assert outputs(box, source)[0] == "answered"
     time.sleep(0.2)
     names = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            names.append(open(f"/proc/{pid}/comm").read().strip())
-        except OSError:
-            pass
-    assert name[:15] not in names
+        with contextlib.suppress(OSError):
+            names.append(Path(f"/proc/{pid}/comm").read_text().strip())
+    assert name not in names
 
 
 def test_limits_of_files_and_of_what_comes_back(box):
-    assert outputs(box, "def share_positive(scores, limit):\n    open('x', 'wb').write(bytes(10**7))", files=10**6)[1]["kind"] == "OSError"
+    assert (
+        outputs(box, "def share_positive(scores, limit):\n    open('x', 'wb').write(bytes(10**7))", files=10**6)[1]["kind"]
+        == "OSError"
+    )
     assert inside(box, "1", "sys.stdout.write('x' * 10**8); os.write(1, b'x' * 10**7)") == 1
     how, found = outputs(box, "def share_positive(scores, limit):\n    return 'x' * (70 * 2**20)", seconds=60.0)
     assert how in ("large", "late"), found
 
 
 def test_what_it_writes_to_its_descriptors_is_an_answer_and_no_more(box):
-    source = "import os\ndef share_positive(scores, limit):\n    for n in range(3, 50):\n        try: os.write(n, b'junk' * 100)\n        except OSError: pass\n    os._exit(0)"
+    source = (
+        "import os\n"
+        "def share_positive(scores, limit):\n"
+        "    for n in range(3, 50):\n"
+        "        try: os.write(n, b'junk' * 100)\n"
+        "        except OSError: pass\n"
+        "    os._exit(0)"
+    )
     how, _ = outputs(box, source)
     assert how.startswith("died") or how == "large" or how == "answered"
     assert inside(box, "7") == 7
@@ -195,7 +252,10 @@ def test_in_bubblewrap_a_function_is_asked_and_the_machine_is_not_seen(wrapped_b
     tried = inside(
         wrapped_box,
         "tried",
-        f"tried = []\n    for path in {places!r}:\n        try: open(path, 'w'); tried.append(path)\n        except OSError: pass",
+        f"tried = []\n"
+        f"    for path in {places!r}:\n"
+        f"        try: open(path, 'w'); tried.append(path)\n"
+        f"        except OSError: pass",
     )
     assert tried in ([], ["/tmp/x"])  # its own, which is emptied
     assert inside(wrapped_box, "os.listdir('/tmp')") == [] or len(inside(wrapped_box, "os.listdir('/tmp')")) == 1

@@ -36,47 +36,78 @@ def files(found):
 
 
 def test_by_folder_or_by_name(tmp_path):
-    found = find(folder(
-        tmp_path, "anna/07_policy_gradients_and_ppo.ipynb", "anna/sub/my_rlhf.py", "ben_07_policy_gradients_and_ppo.ipynb",
-        "07_policy_gradients_and_ppo_cleo (1).ipynb", "dora.ipynb", "my_rlhf_emil.py", "08_rlhf.ipynb",
-    ))  # fmt: skip
+    found = find(
+        folder(
+            tmp_path,
+            "anna/07_policy_gradients_and_ppo.ipynb",
+            "anna/sub/my_rlhf.py",
+            "ben_07_policy_gradients_and_ppo.ipynb",
+            "07_policy_gradients_and_ppo_cleo (1).ipynb",
+            "dora.ipynb",
+            "my_rlhf_emil.py",
+            "08_rlhf.ipynb",
+        )
+    )
     assert files(found) == {
-        "anna": ["07_policy_gradients_and_ppo.ipynb", "my_rlhf.py"], "ben": ["ben_07_policy_gradients_and_ppo.ipynb"],
-        "cleo": ["07_policy_gradients_and_ppo_cleo (1).ipynb"], "dora": ["dora.ipynb"], "emil": ["my_rlhf_emil.py"],
-    }  # fmt: skip
+        "anna": ["07_policy_gradients_and_ppo.ipynb", "my_rlhf.py"],
+        "ben": ["ben_07_policy_gradients_and_ppo.ipynb"],
+        "cleo": ["07_policy_gradients_and_ppo_cleo (1).ipynb"],
+        "dora": ["dora.ipynb"],
+        "emil": ["my_rlhf_emil.py"],
+    }
     assert len(found[1]) == 1 and found[1][0].startswith("08_rlhf.ipynb: whose it is cannot be seen")
     assert next(one for one in found[0] if one.student == "anna").files[0].read() == b"anna/07_policy_gradients_and_ppo.ipynb"
 
 
 def test_as_canvas_exports_it(tmp_path):
-    content = zipped({
-        "leeanna_1001_55_07_policy_gradients_and_ppo.ipynb": "a", "leeanna_1001_56_07_policy_gradients_and_ppo-1.ipynb": "b",
-        "roeben_LATE_1002_57_my_rlhf.py": "c", "leeanna_1003_58_08_rlhf.ipynb": "d",
-    })  # fmt: skip
+    content = zipped(
+        {
+            "leeanna_1001_55_07_policy_gradients_and_ppo.ipynb": "a",
+            "leeanna_1001_56_07_policy_gradients_and_ppo-1.ipynb": "b",
+            "roeben_LATE_1002_57_my_rlhf.py": "c",
+            "leeanna_1003_58_08_rlhf.ipynb": "d",
+        }
+    )
     found, lost = find(at(tmp_path / "submissions.zip", content))
     assert lost == []
     assert [(one.student, one.id, one.late, len(one.files)) for one in found] == [
-        ("leeanna", "1001", False, 2), ("leeanna", "1003", False, 1), ("roeben", "1002", True, 1),
-    ]  # fmt: skip
+        ("leeanna", "1001", False, 2),
+        ("leeanna", "1003", False, 1),
+        ("roeben", "1002", True, 1),
+    ]
     newest = max(found[0].files, key=lambda file: file.rank)
     assert newest.read() == b"b"
 
 
 def test_as_moodle_exports_it(tmp_path):
-    content = zipped({
-        "Anna Lee_881_assignsubmission_file_/07.ipynb": "a", "Ömer Ünlü_882_assignsubmission_file_/my work.ipynb": "b",
-        "Anna Lee_883_assignsubmission_file_07.ipynb": "c",
-    })  # fmt: skip
+    content = zipped(
+        {
+            "Anna Lee_881_assignsubmission_file_/07.ipynb": "a",
+            "Ömer Ünlü_882_assignsubmission_file_/my work.ipynb": "b",
+            "Anna Lee_883_assignsubmission_file_07.ipynb": "c",
+        }
+    )
     found, _ = find(at(tmp_path / "moodle.zip", content))
     assert [(one.student, one.id) for one in found] == [("Anna Lee", "881"), ("Anna Lee", "883"), ("Ömer Ünlü", "882")]
 
 
 def test_as_gradescope_exports_it(tmp_path):
-    names = "submission_1:\n  :submitters:\n  - :name: Anna Lee\n    :sid: '77'\n    :email: a@x.org\nsubmission_2:\n  :submitters: []\n"
-    content = zipped({
-        "assignment_9_export/submission_1/07.ipynb": "a", "assignment_9_export/submission_2/07.ipynb": "b",
-        "assignment_9_export/submission_metadata.yml": names,
-    })  # fmt: skip
+    names = (
+        "submission_1:\n"
+        "  :submitters:\n"
+        "  - :name: Anna Lee\n"
+        "    :sid: '77'\n"
+        "    :email: a@x.org\n"
+        "submission_2:\n"
+        "  :submitters: []\n"
+    )
+    content = zipped(
+        {
+            "assignment_9_export/submission_1/07.ipynb": "a",
+            "assignment_9_export/submission_2/07.ipynb": "b",
+            "assignment_9_export/submission_metadata.yml": names,
+        }
+    )
     found, _ = find(at(tmp_path / "x.zip", content))
     assert [(one.student, one.id, one.email) for one in found] == [("Anna Lee", "77", "a@x.org"), ("submission_2", "2", "")]
 
@@ -191,9 +222,15 @@ def test_what_systems_leave_in_folders_is_not_looked_at(tmp_path):
     assert files(find(folder(tmp_path, *names))) == {"anna": ["a.ipynb"]}
 
 
-@pytest.mark.parametrize("older, newer", [
-    ("07.ipynb", "07 (1).ipynb"), ("07 (2).ipynb", "07 (10).ipynb"), ("07.ipynb", "07-Copy1.ipynb"), ("07-1.ipynb", "07-2.ipynb"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "older, newer",
+    [
+        ("07.ipynb", "07 (1).ipynb"),
+        ("07 (2).ipynb", "07 (10).ipynb"),
+        ("07.ipynb", "07-Copy1.ipynb"),
+        ("07-1.ipynb", "07-2.ipynb"),
+    ],
+)
 def test_which_of_two_versions_is_newer(older, newer):
     assert submissions.rank(older, 100.0) < submissions.rank(newer, 100.0)
     assert submissions.rank("07.ipynb", 50.0) < submissions.rank("07.ipynb", 100.0)

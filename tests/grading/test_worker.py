@@ -1,0 +1,73 @@
+import subprocess
+import sys
+
+import pytest
+
+from rlhf_lib import exercises
+from rlhf_lib.grading import worker
+from rlhf_lib.grading.wire import pack, unpack
+from tests.grading.made import ROOT, SHARE
+
+# What it runs in, and what it may do there, is tried in test_sandbox.py.
+
+
+def question(code, **more):
+    return {
+        "name": "share_positive",
+        "asked": "share_positive",
+        "code": [["cell 1", "import torch"], ["cell 2", code]],
+        "own": [],
+        "course": [],
+        **more,
+    }
+
+
+@pytest.fixture
+def yours(monkeypatch):
+    monkeypatch.setattr(exercises, "yours", exercises.yours)  # `build` replaces it
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+
+
+def test_the_code_is_run_in_one_namespace(yours):
+    function, fault = worker.build(question(SHARE))
+    assert fault == "" and function(worker.torch.tensor([1.0, 2.0]), 1.5) == 0.5
+
+
+def test_what_does_not_run_is_said(yours):
+    assert worker.build(question("1 / 0")) == (None, "cell 2 stops with ZeroDivisionError: division by zero")
+    assert worker.build(question("x = 1")) == (None, "nothing is called share_positive when its cells have run")
+    assert worker.build(question("raise SystemExit(3)"))[1] == "cell 2 stops with SystemExit: 3"
+    silent = "class E(Exception):\n    def __str__(self): return 3\nraise E"
+    assert worker.build(question(silent))[1] == "cell 2 stops with E"
+
+
+def test_yours_is_the_learners_where_it_is_there_else_the_courses(yours):
+    take = 'from rlhf_lib.exercises import yours\ng, v = yours("gae", "value_loss")\nshare_positive = (g, v)'
+    (mine, ours), fault = worker.build(question("gae = 'mine'\n" + take, own=["gae"]))
+    assert fault == "" and mine == "mine" and ours.__module__ == "course_rlhf"
+    (other, _), _ = worker.build(question("gae = 'mine'\n" + take))
+    assert other.__module__ == "course_rlhf"
+    assert worker.build(question("share_positive = gae", course=["gae"]))[0].__module__ == "course_rlhf"
+
+
+def test_outputs_and_faults_as_bytes(yours, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("HOME", "TMPDIR"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setattr(worker.tempfile, "tempdir", None)
+    inputs = exercises.draw("share_positive", 3)
+    found = unpack(worker.outputs_of(pack(question(SHARE, inputs=inputs))))
+    assert exercises.judge("share_positive", inputs, found["outputs"]).passed
+    assert unpack(worker.outputs_of(pack(question("1 / 0", inputs=inputs)))) == {
+        "fault": "cell 2 stops with ZeroDivisionError: division by zero"
+    }
+    bits = "def share_positive(scores, limit): return 10 ** 6000"
+    found = unpack(worker.outputs_of(pack(question(bits, inputs=inputs))))
+    assert all(exercises.is_record(one, "odd") for one in found["outputs"])
+
+
+def test_it_needs_nothing_of_the_graders_modules():
+    """The worker's process holds neither the gradebook nor other submissions."""
+    code = "import sys, rlhf_lib.grading.worker; print([m for m in sys.modules if m.startswith('rlhf_lib.grading.')])"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "gradebook" not in out and "verdicts" not in out and "submissions" not in out
