@@ -23,6 +23,7 @@ from rlhf_lib.exercises.progress import number_of
 from rlhf_lib.files import RunError, read_json, write_json
 from rlhf_lib.grading import gradebook, pages, similar, submissions, verdicts
 from rlhf_lib.grading.gradebook import GRADED, NOT, Entry
+from rlhf_lib.grading.jail import die_with_parent
 from rlhf_lib.grading.sandbox import ROOT, Sandbox
 from rlhf_lib.grading.submissions import File, Submission
 
@@ -149,6 +150,7 @@ def worked(chapters):
 
 def slot(job, place, wire, others):
     """A process that grades the submissions whose numbers it is told, one after another."""
+    die_with_parent()
     for other in others:
         other.close()
     box = Sandbox(place, *(() if job.program is None else (job.program or None,)))
