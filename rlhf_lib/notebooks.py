@@ -54,7 +54,21 @@ if "COLAB_RELEASE_TAG" in os.environ:
 
 def address():
     """The repository's public address, from pyproject.toml."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+
+
+def read(path):
+    """The notebook at `path`. One that Colab saved gets its cells' ids back, which Colab keeps in their metadata."""
+    notebook = nbformat.read(path, as_version=4)
+    for place, cell in enumerate(notebook.cells):
+        kept = str(cell.metadata.pop("id", f"cell-{place}"))
+        for name in ("outputId", "colab"):
+            cell.metadata.pop(name, None)
+        cell.setdefault("id", kept if re.fullmatch(r"[\w-]{1,64}", kept, re.ASCII) else f"cell-{place}")
+    for name in ("colab", "accelerator"):
+        notebook.metadata.pop(name, None)
+    notebook.nbformat_minor = max(5, notebook.nbformat_minor)
+    return notebook
 
 
 def stamp(notebook, name):
@@ -94,7 +108,7 @@ def learner_edition(path):
     """
     from nbgrader import preprocessors as steps
 
-    notebook = nbformat.read(path, as_version=4)
+    notebook = read(path)
     fold_answers(notebook)
     resources = {}
     for step in (
@@ -121,7 +135,7 @@ def worked_file(source=ROOT / "solutions"):
         kept = Path(folder) / exercises.FILE
         for path in sorted(Path(source).glob("*.ipynb")):
             scene = types.ModuleType(path.stem)  # what the learner's notebook knows: its imports, and the answers so far
-            for cell in nbformat.read(path, as_version=4).cells:
+            for cell in read(path).cells:
                 name = cell.metadata.get("nbgrader", {}).get("grade_id", "")
                 answer = name in exercises.EXERCISES or name in exercises.BUILDS
                 if cell.cell_type != "code" or not (answer or cell.id == "imports"):
@@ -147,7 +161,7 @@ def write_all(source=ROOT / "solutions", target=ROOT / "notebooks"):
     """Stamp every notebook in `source`, and write its learner's edition to `target`; returns the paths written."""
     written = []
     for path in sorted(Path(source).glob("*.ipynb")):
-        notebook = nbformat.read(path, as_version=4)
+        notebook = read(path)
         if stamp(notebook, path.name):
             write_atomic(path, (nbformat.writes(notebook) + "\n").encode())
         text = nbformat.writes(learner_edition(path)) + "\n"

@@ -70,6 +70,8 @@ def win_rates(summary):
     }
     fig, (ax,) = figure(1, width=6, height=2.4)
     for place, name in enumerate(names):
+        if name not in summary:  # a summary of another version
+            continue
         low, high = summary[f"{name}_interval"]
         ax.plot([low, high], [place, place], color=GREY, linewidth=1.6)
         ax.plot([summary[name]], [place], color=BLUE, marker="o", markersize=6, linestyle="")

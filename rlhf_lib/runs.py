@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from rlhf_lib import checkpoints
 from rlhf_lib.checkpoints import CheckpointError
 from rlhf_lib.devices import seed_for, wait, world
-from rlhf_lib.files import RunError, write_atomic
+from rlhf_lib.files import RunError, read_text, write_atomic
 
 SAVE_SECONDS = float(os.environ.get("RLHF_SAVE_SECONDS", 20))
 
@@ -60,15 +60,23 @@ class Metrics:
         kept = [r for r in self._records() if r["stage"] != stage or r["step"] < step]
         write_atomic(self.path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
+    def sync(self):
+        """Have the records on the disk, where a power cut leaves them."""
+        if self.path.exists():
+            with open(self.path, "rb+") as file:
+                os.fsync(file.fileno())
+
     def _records(self):
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+        lines = read_text(self.path).rstrip("\n").split("\n") if self.path.exists() else []
         records = []
         for number, line in enumerate(lines, 1):
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
+                record = json.loads(line)
+                hash(record["stage"]), float(record["step"])
+                records.append(record)
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 if number < len(lines):
-                    raise RunError(f"{self.path}, line {number}: not JSON; delete that line") from None
+                    raise RunError(f"{self.path}, line {number}: not JSON of a step; delete that line") from None
         return records
 
 
@@ -133,6 +141,7 @@ class stage:
     def __init__(self, name, folder, out, model, optimizers, steps, seed, tokenizer, memory=None, result=None, show=()):
         self.name, self.out, self.steps, self.seed, self.show = name, Path(folder) / out, steps, seed, show
         self.model, self.optimizers, self.tokenizer = model, optimizers, tokenizer
+        self.tokens = tokenizer.fingerprint()
         self.result = model if result is None else result
         self.memory = {} if memory is None else memory
         self.metrics = Metrics(folder)
@@ -158,12 +167,12 @@ class stage:
         """Record `stats` of this step: one line in metrics.jsonl once the step is done."""
         self.stats |= stats
 
-    def check(self, loss, limit=math.inf):
-        """Stop the run when a loss (a number) is not finite, or over `limit`; what was kept is on disk then."""
+    def check(self, loss, limit=math.inf, what="loss"):
+        """Stop the run when a loss, or `what` else (a number), is not finite, or over `limit`; what was kept is on disk then."""
         if not math.isfinite(loss) or loss > limit:
             self.write_kept()
             raise RunError(
-                f"{self.name}: the loss is {loss:.4g} at step {self.step}; the last good weights are kept. "
+                f"{self.name}: the {what} is {loss:.4g} at step {self.step}; the last good weights are kept. "
                 "Lower the learning rate, or give another --seed, and start in a new --out"
             )
 
@@ -187,7 +196,9 @@ class stage:
         begun = time.monotonic()
         self.write_kept()
         if world()[0] == 0:
+            self.metrics.sync()
             state = {"step": step, "memory": self.memory, "seconds": self.before + begun - self.started}
+            state["tokenizer"] = self.tokens
             state["model"] = self.model.state_dict()
             state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
             save_state(self.out / "state.pt", state)
@@ -206,9 +217,15 @@ class stage:
                 optimizer.load_state_dict(saved)
             self.memory |= state["memory"]
             self.before, step = state["seconds"], state["step"]
+            other = state.get("tokenizer", self.tokens) != self.tokens
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0][:80]
             raise CheckpointError(f"{path} belongs to another configuration ({reason}): choose another --out") from None
+        if other:
+            raise CheckpointError(
+                f"{path} was begun with another tokenizer than that of the text as it is now: put back what it learned from, or "
+                "choose another --out"
+            )
         return step
 
     def finish(self):

@@ -115,7 +115,8 @@ def generate(
         generator: a torch.Generator on the CPU, for repeatable samples.
         uniforms: (B, max_new_tokens) numbers in [0, 1) to draw with, instead of a generator. Row b's completion depends
             on row b's numbers alone, whatever else is in the batch.
-        end_token: where it is drawn the completion ends; None to go on to the full length.
+        end_token: where it is drawn the completion ends, or a list of tokens: where they are drawn one after another, as the two
+            line breaks behind a speech. None to go on to the full length.
 
     Returns:
         Samples.
@@ -143,6 +144,7 @@ def generate(
     logprobs = torch.zeros(len(prompts), max_new_tokens, device=device)
     out_mask = torch.zeros(len(prompts), max_new_tokens, dtype=torch.bool, device=device)
     live = torch.arange(len(prompts), device=device)  # the rows that have not ended
+    end = torch.tensor([end_token] if isinstance(end_token, int) else end_token or [], dtype=torch.long, device=device)
 
     with evaluating(model):
         cache = KVCache(model.config, len(prompts), longest + max_new_tokens, device, next(model.parameters()).dtype)
@@ -156,8 +158,8 @@ def generate(
             out_mask[live, step] = going
             if step + 1 == max_new_tokens:
                 break
-            if end_token is not None:
-                going = going & (chosen != end_token)
+            if 0 < len(end) <= step + 1:
+                going = going & (out[live, step + 1 - len(end) : step + 1] != end).any(1)
                 left = int(going.sum())  # the one number a token that the host asks for
                 if left == 0:
                     break

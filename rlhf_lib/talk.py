@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from rlhf_lib import checkpoints
 from rlhf_lib.checkpoints import CheckpointError
@@ -11,6 +12,7 @@ from rlhf_lib.trainers.rollouts import draw, quick_copy
 
 MODELS = ("policy", "sft", "start")
 HELP = "Type what you want to say. /new begins again, an empty line ends."
+SILENT = "the model ended its turn without a word: say it again, or in other words"
 
 
 def open_assistant(folder, name=None, device="cpu"):
@@ -48,6 +50,24 @@ def fitting(tokenizer, messages, most):
     raise ValueError(f"that message is too long: the model reads {most} tokens before it answers. Say it in fewer words")
 
 
+class Answer(NamedTuple):
+    """What a model said: its `text`, and whether the limit `cut` it off before it ended its turn."""
+
+    text: str
+    cut: bool
+
+
+def answer(model, tokenizer, messages, max_new_tokens, generator, temperature=1.0):
+    """The model's Answer to a conversation that leaves room for it, see `fitting`; the token that ends its turn ends it."""
+    drawn = draw(model, tokenizer, [tokenizer.prompt(messages)], max_new_tokens, generator, temperature)
+    last = drawn.tokens[drawn.mask][-1].item()
+    return Answer(drawn.texts[0].strip(), last != tokenizer.end_token)
+
+
+def forgotten(turns):
+    return f"the conversation is longer than the model reads: {turns} of its oldest turns are forgotten"
+
+
 def talk(model, tokenizer, lines, say, max_new_tokens=128, temperature=1.0, seed=0):
     """Answer each of `lines` until one is empty, the conversation kept.
 
@@ -74,11 +94,14 @@ def talk(model, tokenizer, lines, say, max_new_tokens=128, temperature=1.0, seed
             say(f"({error})")
             continue
         if dropped:
-            say(f"(the conversation is longer than the model reads: {dropped} of its oldest turns are forgotten)")
-        drawn = draw(model, tokenizer, [tokenizer.prompt(messages)], max_new_tokens, generator(seed, "chat", turn), temperature)
-        answer = drawn.texts[0].strip()
-        messages = [*messages, {"role": "assistant", "content": answer}]
-        say(answer)
+            say(f"({forgotten(dropped)})")
+        text = answer(model, tokenizer, messages, max_new_tokens, generator(seed, "chat", turn), temperature).text
+        if not text:
+            say(f"({SILENT})")
+            messages = messages[:-1]
+            continue
+        messages = [*messages, {"role": "assistant", "content": text}]
+        say(text)
 
 
 def typed():

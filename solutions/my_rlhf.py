@@ -1788,6 +1788,667 @@ def journey(
     )  # fmt: skip
 
 
+# ---- 10.1 speech_mask [812c9804]
+
+def speech_mask(tokens, line_break):
+    """Which tokens belong to the speech.
+
+    Args:
+        tokens: (B, T) int64, completions.
+        line_break: the token of a line break; two in a row end the speech.
+
+    Returns:
+        (B, T) bool, True up to and including the second of them.
+    """
+    broken = tokens == line_break  # (B, T)
+    ends = F.pad(broken[:, 1:] & broken[:, :-1], (1, 0)).int()  # 1 at the second of two
+    return ends.cumsum(1) - ends == 0
+
+
+# ---- 10.2 rollout_prompts [958f9b34]
+
+def rollout_prompts(count, size, rollouts, generator):
+    """The prompts of some rollouts, drawn without repetition within an epoch.
+
+    Args:
+        count: how many prompts there are.
+        size: completions in a rollout.
+        rollouts: how many rollouts.
+        generator: a torch.Generator.
+
+    Returns:
+        (rollouts, size) int64.
+    """
+    epochs = math.ceil(rollouts * size / count)
+    stream = torch.cat([torch.randperm(count, generator=generator) for _ in range(epochs)])
+    return stream[: rollouts * size].view(rollouts, size)
+
+
+# ---- 10.3 held_out_prompts [113daa22]
+
+def held_out_prompts(prompts, share, generator):
+    """Which comparisons are held out, prompt by prompt.
+
+    Args:
+        prompts: (N,) int64, the number of each comparison's prompt.
+        share: of the different prompts, in (0, 1).
+        generator: a torch.Generator.
+
+    Returns:
+        (N,) bool, True on what is held out.
+    """
+    different = prompts.unique()  # (P,), sorted
+    count = min(max(1, round(share * len(different))), len(different) - 1)
+    order = torch.randperm(len(different), generator=generator)
+    return torch.isin(prompts, different[order[:count]])
+
+
+# ---- 10.4 same_verdict [4bcb5612]
+
+def same_verdict(first, second, swapped):
+    """How far two readers of the same pairs agree.
+
+    Args:
+        first, second: (N,) int64: 1 the first answer, -1 the second, 0 a tie.
+        swapped: (N,) bool, True where the second reader saw the sides exchanged.
+
+    Returns:
+        the share of pairs with the same verdict, and that share of the pairs that neither called a tie.
+    """
+    second = torch.where(swapped, -second, second)
+    same = (first == second).float()
+    decided = (first != 0) & (second != 0)
+    return same.mean(), same[decided].mean()
+
+
+# ---- 10.5 longer_accuracy [ecea57c2]
+
+def longer_accuracy(pairs):
+    """How often the longer answer is the chosen one (Singhal et al. 2023).
+
+    Args:
+        pairs: a list of (chosen, rejected), texts.
+
+    Returns:
+        a float in [0, 1]; equal lengths count as half.
+    """
+    lengths = [(len(chosen.split()), len(rejected.split())) for chosen, rejected in pairs]
+    return sum((a > b) + 0.5 * (a == b) for a, b in lengths) / len(lengths)
+
+
+# ---- 10.6 strengths [ab3dadac]
+
+def strengths(wins):
+    """The maximum-likelihood strengths of the Bradley-Terry model (Zermelo's iteration; Hunter 2004, section 2).
+
+    Args:
+        wins: (K, K) int64, how often the row's has beaten the column's.
+
+    Returns:
+        (K,) float64, with mean 0.
+    """
+    games = (wins + wins.T).double()
+    won = wins.sum(1).double()
+    p = torch.ones(len(wins), dtype=torch.float64)
+    for _ in range(600):
+        p = won / (games / (p[:, None] + p)).sum(1)
+        p = p / p.log().mean().exp()
+    return p.log()
+
+
+# ---- 10.7 ranked_pairs [61040046]
+
+def ranked_pairs(ranks):
+    """All comparisons in a ranking.
+
+    Args:
+        ranks: a list of K int, 1 the best; equal ranks are ties.
+
+    Returns:
+        a list of (better, worse), places in the list.
+    """
+    return [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
+
+
+# ---- 10.8 reliability [0a508182]
+
+def reliability(margins, bins):
+    """How often pairs are right, by how sure the margin is.
+
+    Args:
+        margins: (N,), the chosen answer's reward less the other's.
+        bins: number of bins of equal width in [0.5, 1].
+
+    Returns:
+        (bins, 3): number of pairs, mean confidence sigmoid(|margin|), share right; zeros where there is none.
+    """
+    confidence = margins.abs().sigmoid()  # (N,)
+    right = (margins > 0) + 0.5 * (margins == 0)
+    place = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    sums = torch.zeros(bins, 3).index_add(0, place, torch.stack([torch.ones_like(confidence), confidence, right], dim=1))
+    return torch.cat([sums[:, :1], sums[:, 1:] / sums[:, :1].clamp(min=1)], dim=1)
+
+
+# ---- 10.9 ceiling [ae8d2281]
+
+def ceiling(agreement, accuracy):
+    """What a perfect model would reach beside one noisy reader, and how often a model is truly right.
+
+    Args:
+        agreement: how often two readers say the same, above 0.5.
+        accuracy: how often the model says the same as one reader.
+
+    Returns:
+        the ceiling and the model's true accuracy, floats.
+
+    Raises:
+        ValueError: agreement is at most 0.5.
+    """
+    if agreement <= 0.5:
+        raise ValueError(f"readers who agree on {agreement:.0%} of the pairs say nothing")
+    p = (1 + math.sqrt(2 * agreement - 1)) / 2
+    return p, (accuracy - (1 - p)) / (2 * p - 1)
+
+
+# ---- 10.10 train_preference [1f3f6212]
+
+def train_preference(gpt, learn, held_out, *, epochs, batch, lr, seed):
+    """A reward model with the body of a GPT, trained on comparisons (Ouyang et al. 2022, section 3.5).
+
+    Args:
+        gpt: a module with `hidden(tokens, mask)` and `embedding`; it stays as it is.
+        learn, held_out: lists of (prompt, chosen, rejected), each a list of tokens.
+        epochs, batch: passes over `learn`, and pairs in a step.
+        lr: the learning rate at its height.
+        seed: of all that is drawn.
+
+    Returns:
+        a module in evaluation mode: model(tokens, mask) gives rewards (B,); and its accuracy on `held_out`, a float.
+    """
+
+    class Rewarder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = copy.deepcopy(gpt)
+            self.score = nn.Linear(gpt.embedding.weight.shape[1], 1)
+            nn.init.zeros_(self.score.weight)
+            nn.init.zeros_(self.score.bias)
+
+        def forward(self, tokens, mask):
+            rewards = self.score(self.body.hidden(tokens, mask))[..., 0]  # (B, T)
+            return last_token(rewards, mask)  # (B,)
+
+    def margins(pairs):
+        """The chosen answers' rewards less the others', (N,): all chosen rows, then all others, in one batch."""
+        rows = [prompt + answer for side in (1, 2) for prompt, answer in ((pair[0], pair[side]) for pair in pairs)]
+        rows = [torch.tensor(row) for row in rows]
+        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (2 N, T)
+        mask = torch.arange(tokens.shape[1]) < torch.tensor([[len(row)] for row in rows])
+        chosen, rejected = model(tokens.to(device), mask.to(device)).chunk(2)
+        return chosen - rejected
+
+    device = gpt.embedding.weight.device
+    model = Rewarder().to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(seed)
+    steps, step = epochs * math.ceil(len(learn) / batch), 0
+    for _ in range(epochs):
+        for places in torch.randperm(len(learn), generator=generator).split(batch):
+            (-F.logsigmoid(margins([learn[place] for place in places.tolist()])).mean()).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for group in optimizer.param_groups:  # up in a tenth of the steps, then down to 0
+                group["lr"] = lr * min((step + 1) / (0.1 * steps + 1), (steps - step) / (0.9 * steps))
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+    model.eval()
+    with torch.no_grad():
+        found = torch.cat([margins(held_out[at : at + 64]) for at in range(0, len(held_out), 64)])
+    return model, ((found > 0).float() + 0.5 * (found == 0)).mean().item()
+
+
+# ---- 11.1 answer_targets [d6231663]
+
+def answer_targets(roles, lengths, opening, closing):
+    """Which tokens of a conversation the assistant says.
+
+    Args:
+        roles: a list of "system", "user" or "assistant", one a turn.
+        lengths: a list of int, the tokens of what is said in each turn.
+        opening, closing: how many tokens open and close a turn; the first of those that close it is the end of turn.
+
+    Returns:
+        (T,) bool.
+    """
+    targets = []
+    for role, length in zip(roles, lengths):
+        targets += [False] * opening + [role == "assistant"] * (length + 1) + [False] * (closing - 1)
+    return torch.tensor(targets)
+
+
+# ---- 11.2 packed_mask [23efba87]
+
+def packed_mask(lengths, size):
+    """Where tokens may look when several texts stand in a row, and their positions.
+
+    Args:
+        lengths: a list of int, each at least 1; their sum is at most `size`.
+        size: tokens in the row, padding at the end included.
+
+    Returns:
+        allowed (size, size) bool, and positions (size,) int64.
+    """
+    texts = torch.zeros(size, dtype=torch.long)
+    texts[: sum(lengths)] = torch.arange(1, len(lengths) + 1).repeat_interleave(torch.tensor(lengths))
+    same = (texts[:, None] == texts) & (texts > 0)
+    allowed = same.tril() | torch.eye(size, dtype=torch.bool)
+    return allowed, allowed.sum(1) - 1
+
+
+# ---- 11.3 lora_output [02bfb58b]
+
+def lora_output(x, weight, bias, A, B, alpha):
+    """A frozen linear layer with LoRA's step beside it.
+
+    Args:
+        x: (N, in).
+        weight, bias: (out, in), (out,); frozen.
+        A, B: (r, in), (out, r).
+        alpha: the step is scaled by alpha / r.
+
+    Returns:
+        (N, out), with gradients to x, A and B alone.
+    """
+    frozen = F.linear(x, weight.detach(), bias.detach())
+    return frozen + alpha / len(A) * (x @ A.T @ B.T)
+
+
+# ---- 11.4 merge [36bc3fee]
+
+def merge(weight, adapters):
+    """The weight with its adapters in it.
+
+    Args:
+        weight: (out, in); it stays as it is.
+        adapters: a list of (A (r, in), B (out, r), alpha).
+
+    Returns:
+        (out, in).
+    """
+    for A, B, alpha in adapters:
+        weight = weight + alpha / len(A) * B @ A
+    return weight
+
+
+# ---- 11.5 four_models [2e6de860]
+
+def four_models(matrices, layers, others, width, branched, rank):
+    """The numbers of policy, reference, reward model and critic, apart and on one trunk.
+
+    Args:
+        matrices: a list of (out, in), the linear layers of a block.
+        layers: blocks of the base.
+        others: numbers of the base outside of those matrices.
+        width: of the hidden states, which the scalar heads read.
+        branched: how many of the last blocks have adapters.
+        rank: of the adapters.
+
+    Returns:
+        {"apart": (kept, trained), "shared": (kept, trained)}, ints.
+    """
+    base = layers * sum(out * inputs for out, inputs in matrices) + others
+    adapters = branched * sum(rank * (out + inputs) for out, inputs in matrices)
+    head = width + 1
+    return {
+        "apart": (4 * base + 2 * head, 2 * base + head),
+        "shared": (base + 4 * adapters + 2 * head, 2 * adapters + head),
+    }
+
+
+# ---- 11.6 token_rewards [9796c9a2]
+
+def token_rewards(scores, ended, logprobs, ref_logprobs, mask, kl_coef, end_penalty):
+    """What every token of an answer is paid.
+
+    Args:
+        scores: (B,), of whole answers.
+        ended: (B,) bool; an answer that did not end loses `end_penalty`.
+        logprobs, ref_logprobs: (B, T), nats.
+        mask: (B, T) bool, True on an answer's tokens, which stand first.
+        kl_coef: reward per nat.
+        end_penalty: reward.
+
+    Returns:
+        (B, T), 0 where masked, without a gradient.
+    """
+    rewards = -kl_coef * torch.where(mask, logprobs - ref_logprobs, 0).detach()
+    last = mask.sum(1, keepdim=True) - 1  # (B, 1)
+    paid = scores - end_penalty * (~ended).float()
+    return rewards.scatter_add(1, last, paid[:, None])
+
+
+# ---- 11.7 adaptive_kl [a905c1cb]
+
+def adaptive_kl(kl_coef, kls, target, completions, horizon):
+    """The coefficient of a KL penalty, steered towards a target.
+
+    Args:
+        kl_coef: the one to begin with.
+        kls: a list of floats, the mean KL of each rollout, nats.
+        target: the wanted one, nats.
+        completions, horizon: of a rollout, and over how many the coefficient may change by about a fifth.
+
+    Returns:
+        A list of floats, the coefficient after each rollout.
+    """
+    coefs = []
+    for kl in kls:
+        error = max(-0.2, min(0.2, kl / target - 1))
+        kl_coef = kl_coef * (1 + error * completions / horizon)
+        coefs.append(kl_coef)
+    return coefs
+
+
+# ---- 11.8 both_orders [4ec9eda5]
+
+def both_orders(ours_first, ours_second):
+    """The outcome of pairs that were judged in both orders.
+
+    Args:
+        ours_first: a list of "first", "second" or "tie", the verdicts when our answer stood first.
+        ours_second: those on the same pairs when it stood second.
+
+    Returns:
+        A list of "win", "loss" or "tie".
+    """
+    outcomes = {("first", "second"): "win", ("second", "first"): "loss"}
+    return [outcomes.get(pair, "tie") for pair in zip(ours_first, ours_second)]
+
+
+# ---- 11.9 place_and_win [e2d0f3a6]
+
+def place_and_win(ours_first, ours_second):
+    """A judge's position bias, and our win rate without it.
+
+    Args:
+        ours_first, ours_second: lists of "first", "second" or "tie", verdicts with our answer in that place.
+
+    Returns:
+        The bias, in points for the first place, and our win rate, a share.
+    """
+    points = {"first": 1.0, "tie": 0.5, "second": 0.0}
+    a, b = (sum(points[one] for one in some) / len(some) for some in (ours_first, ours_second))
+    return 100 * ((a + b) / 2 - 0.5), (a + 1 - b) / 2
+
+
+# ---- 11.10 equal_length_win_rate [277ac11c]
+
+def equal_length_win_rate(outcomes, ours, theirs):
+    """The win rate on pairs of like length.
+
+    Args:
+        outcomes: a list of 1.0, 0.5 or 0.0 for us.
+        ours, theirs: lists of int, the lengths of the answers in words.
+
+    Returns:
+        The number of pairs of like length, and the rate; None where ours is always the longer or always the shorter.
+    """
+    near = [
+        (outcome, mine - other)
+        for outcome, mine, other in zip(outcomes, ours, theirs)
+        if max(mine, other) <= 1.25 * min(mine, other)
+    ]
+    longer = [outcome for outcome, gap in near if gap >= 0]
+    shorter = [outcome for outcome, gap in near if gap <= 0]
+    if not longer or not shorter:
+        return len(near), None
+    return len(near), (sum(longer) / len(longer) + sum(shorter) / len(shorter)) / 2
+
+
+# ---- 11.11 with_lora [4ffb2d7b]
+
+class LoRA(nn.Module):
+    """A frozen linear layer with a trained step beside it: W x + b + (alpha / r) B A x.
+
+    Args:
+        linear: the nn.Linear that was there; its weight is not copied.
+        rank, alpha: r, and what the step is scaled by is alpha / r.
+    """
+
+    def __init__(self, linear, rank, alpha):
+        super().__init__()
+        self.linear, self.scale = linear, alpha / rank
+        device = linear.weight.device
+        self.A = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
+        self.B = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))  # so it starts as the base
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def forward(self, x):
+        """x (..., in) -> (..., out)."""
+        return self.linear(x) + self.scale * F.linear(F.linear(x, self.A), self.B)
+
+    def merged(self):
+        """A plain nn.Linear that says the same, with a weight of its own."""
+        new = copy.deepcopy(self.linear)
+        with torch.no_grad():
+            new.weight += self.scale * self.B @ self.A
+        return new
+
+def with_lora(model, rank, alpha, layers):
+    """A model with adapters, on the memory of another.
+
+    Args:
+        model: has `blocks`, a list of modules, and perhaps a scalar head `score`; it stays as it is.
+        rank, alpha: of every adapter.
+        layers: how many of the last blocks are adapted, at least 1.
+
+    Returns:
+        A model of the same class, which says what `model` says until it is trained. Trained are A and B, and the whole of `score`.
+    """
+    shared = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)  # another parameter, the same memory
+        for name, parameter in model.named_parameters()
+        if not name.startswith("score.")
+    }
+    new = copy.deepcopy(model, shared)
+    for block in new.blocks[-layers:]:
+        for owner in list(block.modules()):
+            for name, layer in list(owner.named_children()):
+                if isinstance(layer, nn.Linear):
+                    setattr(owner, name, LoRA(layer, rank, alpha))
+    return new
+
+
+# ---- 11.12 train_sft [27b4b77e]
+
+def train_sft(model, learn, held_out, *, epochs, row, batch, lr, seed):
+    """Supervised fine-tuning: the model learns what the assistant says in demonstrations.
+
+    Args:
+        model: model(tokens, texts), (R, T) int64 each, gives logits (R, T, V). `texts` numbers the conversations in a row from 1, 0 on
+            padding; none sees another. What requires a gradient is trained, in place.
+        learn, held_out: lists of conversations, each a pair of lists of one length: its tokens, and `spoken`, True where a token is
+            the assistant's, its end of turn included.
+        epochs: passes over `learn`, each in a new order.
+        row, batch: tokens in a row at most, and rows in a step.
+        lr: the learning rate at its height.
+        seed: of all that is drawn.
+
+    Returns:
+        The held-out loss, in nats a token of the assistant's, before training and after each epoch: epochs + 1 floats.
+    """
+    device = next(model.parameters()).device
+
+    def packed(some):
+        """Tokens, numbers of texts and targets (R, row): each conversation in the first row with room for it."""
+        rows = []
+        for turns in some:
+            rest = (one for one in rows if sum(len(tokens) for tokens, _ in one) + len(turns[0]) <= row)
+            place = next(rest, None)
+            if place is None:
+                rows.append(place := [])
+            place.append(turns)
+        parts = torch.zeros(3, len(rows), row, dtype=torch.long)  # tokens, texts, targets
+        for tokens, texts, targets, one in zip(*parts, rows):
+            start = 0
+            for number, (words, spoken) in enumerate(one, 1):
+                end = start + len(words)
+                tokens[start:end], texts[start:end] = torch.tensor(words), number
+                targets[start + 1 : end] = torch.tensor(spoken[1:])
+                start = end
+        return parts.to(device)
+
+    def losses(tokens, texts, targets):
+        """The negative log-probabilities of the targets, (N,)."""
+        logits = model(tokens, texts)[:, :-1]  # logits at t - 1 predict token t
+        wanted = targets[:, 1:] > 0
+        return F.cross_entropy(logits[wanted], tokens[:, 1:][wanted], reduction="none")
+
+    @torch.no_grad()
+    def measured():
+        model.eval()
+        parts = [losses(*some) for some in packed(held_out).split(batch, 1)]
+        return torch.cat(parts).mean().item()
+
+    torch.manual_seed(seed)  # for dropout
+    drawn = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(len(learn), generator=drawn).tolist() for _ in range(epochs)]
+    plan = [packed([learn[place] for place in order]).split(batch, 1) for order in orders]
+    steps, step = sum(map(len, plan)), 0
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=lr, weight_decay=0.0)
+    found = [measured()]
+    for parts in plan:
+        model.train()
+        for some in parts:
+            losses(*some).mean().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for group in optimizer.param_groups:  # up in a tenth of the steps, then down to 0
+                group["lr"] = lr * min((step + 1) / (0.1 * steps + 1), (steps - step) / (0.9 * steps))
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+        found.append(measured())
+    return found
+
+
+# ---- 11.13 train_assistant [10149723]
+
+def train_assistant(
+    policy,
+    critic,
+    reference,
+    reward,
+    prompts,
+    *,
+    generate,
+    end_token,
+    iterations,
+    rollout_size,
+    max_new_tokens,
+    kl_coef,
+    end_penalty,
+    lr,
+    critic_lr,
+    seed,
+    gamma=1.0,
+    lam=0.95,
+    clip=0.2,
+    value_clip=0.2,
+    epochs=2,
+    minibatch=16,
+    max_kl=10.0,
+    report=None,
+):
+    """PPO with a critic: a policy learns to answer prompts so that its answers earn more.
+
+    Args:
+        policy, reference: model(tokens, mask), (B, L) each, gives logits (B, L, V); the policy starts as the reference.
+        critic: critic(tokens, mask) gives a value at each position, (B, L): what is still to come behind it.
+        reward: reward(prompts, tokens, mask) gives one number an answer, (B,), normalised; tokens and mask (B, T).
+        prompts: a list of lists of tokens, drawn from without repetition until all were there.
+        generate: the sampler of exercise 4.10.
+        end_token: ends an answer.
+        iterations: updates; each follows a rollout of `rollout_size` answers of `max_new_tokens` tokens at most.
+        kl_coef: price of every token's KL, in reward per nat.
+        end_penalty: what an answer loses that does not end.
+        lr, critic_lr: Adam's rates for policy and critic, of which those parameters are trained, in place, that require a gradient.
+        seed: all random numbers follow from it.
+        gamma, lam, clip, value_clip, epochs, minibatch: PPO's.
+        max_kl: the run stops at a rollout whose mean KL, in nats an answer, is above it, and the policy before is put back.
+        report: called with each record as soon as it is complete.
+
+    Returns:
+        A list of dicts, one for each policy measured: iteration, reward, kl, ended, ratio, clip_fraction, explained_variance.
+    """
+    device = next(policy.parameters()).device
+    for model in (policy, critic, reference):
+        model.eval()  # no dropout: what was sampled is scored as it was
+    learned, judged = ([one for one in model.parameters() if one.requires_grad] for model in (policy, critic))
+    optimizer = torch.optim.Adam([{"params": learned, "lr": lr}, {"params": judged, "lr": critic_lr}])
+    drawn = torch.Generator().manual_seed(seed)
+    records = []
+    for iteration in range(iterations + 1):
+        # Rollout: answers to prompts that are padded on the left, scored by all three models.
+        order = torch.randperm(len(prompts), generator=drawn)
+        some = [list(prompts[place]) for place in order[torch.arange(rollout_size) % len(prompts)].tolist()]
+        lengths = torch.tensor([[len(one)] for one in some])
+        P = int(lengths.max())
+        start = torch.tensor([[end_token] * (P - len(one)) + one for one in some], device=device)  # (B, P)
+        real = (torch.arange(P) >= P - lengths).to(device)
+        uniforms = torch.rand(rollout_size, max_new_tokens, generator=drawn).to(device)
+        with torch.no_grad():
+            tokens, _, mask = generate(policy, start, real, uniforms, end_token=end_token)  # (B, T)
+        whole, seen = torch.cat([start, tokens], 1), torch.cat([real, mask], 1)  # (B, P + T)
+
+        def score(model, rows):
+            """The log-probabilities (b, T) of answers."""
+            logits = model(whole[rows], seen[rows])[:, P - 1 : -1]  # each token is predicted from the place before it
+            return logits.log_softmax(-1).gather(2, tokens[rows, :, None])[:, :, 0]
+
+        def value(rows):
+            return critic(whole[rows], seen[rows])[:, P - 1 : -1]  # (b, T)
+
+        with torch.no_grad():
+            parts = torch.arange(rollout_size, device=device).split(minibatch)
+            old = torch.cat([score(policy, rows) for rows in parts])
+            ref_logprobs = torch.cat([score(reference, rows) for rows in parts])
+            values = torch.cat([value(rows) for rows in parts])
+        kl = completion_kl(old, ref_logprobs, mask).mean().item()
+        if not kl <= max_kl:  # NaN too
+            with torch.no_grad():
+                for one, before in zip(learned, kept):
+                    one.copy_(before)
+            break
+        kept = [one.detach().clone() for one in learned]
+        scores = reward(some, tokens, mask)
+        ended = ((tokens == end_token) & mask).any(1)
+        rewards = token_rewards(scores, ended, old, ref_logprobs, mask, kl_coef, end_penalty)
+        advantages, returns = gae(rewards, values, gamma, lam, mask)
+        record = dict(iteration=iteration, reward=scores.mean().item(), kl=kl, ended=ended.float().mean().item())
+        record.update(ratio=1.0, clip_fraction=0.0)
+        record["explained_variance"] = explained_variance(values[mask], returns[mask]).item()
+        records.append(record)
+        if iteration < iterations:
+            # Update: a few passes over the rollout, for policy and critic at once.
+            white = masked_whiten(advantages, mask)
+            ratios, clipped = [], []
+            for _ in range(epochs):
+                for rows in torch.randperm(rollout_size, generator=drawn).to(device).split(minibatch):
+                    logprobs, here = score(policy, rows), mask[rows]
+                    loss, clip_fraction = policy_loss(logprobs, old[rows], white[rows], here, clip)
+                    (loss + value_loss(value(rows), values[rows], returns[rows], here, value_clip)).backward()
+                    for parameters in (learned, judged):
+                        nn.utils.clip_grad_norm_(parameters, 1.0)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    ratios.append((logprobs - old[rows])[here].exp().mean().item())
+                    clipped.append(float(clip_fraction))
+            record.update(ratio=ratios[0], clip_fraction=sum(clipped) / len(clipped))
+        if report:
+            report(record)
+    return records
+
+
 # ---- the end
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from rlhf_lib import labels, runs, widgets
+from rlhf_lib import comparisons, labels, runs, widgets
 from rlhf_lib.files import write_json
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -70,17 +70,34 @@ with widgets.LiveCurves(["loss", "kl"], every=0.2) as live:
         time.sleep(0.02)
 """,
 )
+TALK_CELLS = (
+    """
+import torch
+from rlhf_lib import widgets
+from rlhf_lib.models.llama import Llama, LlamaConfig
+from rlhf_lib.tokenization import ChatTokenizer
+tokenizer = ChatTokenizer.train(["why is the sky blue"], 300)
+sizes = dict(context=400, layers=1, heads=2, kv_heads=1, width=16, hidden=32)
+sides = {name: (Llama(LlamaConfig(tokenizer.vocab_size, **sizes)).eval(), tokenizer) for name in ("sft", "policy")}
+""",
+    "widgets.chat(sides, max_new_tokens=24)",
+    "widgets.arena(sides, max_new_tokens=24, reader='r1', seed=0)",
+)
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, tiny_run):
-    """The folder that JupyterLab serves, with chapter 00 and a notebook of widgets, and its address."""
+    """The folder that JupyterLab serves, with chapter 00 and two notebooks of widgets, and its address."""
     folder, home = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
     shutil.copy(ROOT / "solutions" / CHAPTER, folder)
-    sources = [source.strip().format(run=str(tiny_run), texts=TEXTS) for source in CELLS]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, folder / "widgets.ipynb")
+    sources = {
+        "widgets.ipynb": [source.strip().format(run=str(tiny_run), texts=TEXTS) for source in CELLS],
+        "talk.ipynb": [source.strip() for source in TALK_CELLS],
+    }
+    for name, cells in sources.items():
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, folder / name)
     settings = {"notebook-extension/tracker": {"windowingMode": "none"}}  # cells out of sight are drawn too
     settings["apputils-extension/notification"] = {"checkForUpdates": False, "fetchNews": "false"}
     for name, content in settings.items():
@@ -284,3 +301,57 @@ def test_widgets_answer_a_person(lab, opened, tiny_run):
     assert live.locator("img").count() == 1
     assert live.locator("img").evaluate("image => image.complete && image.naturalWidth") > 200
     shoot(page, "widgets_after")
+
+
+def test_chat_and_arena_answer_a_person(lab, opened):
+    folder, _ = lab
+    page = opened("talk.ipynb", 2200)
+    assert errors_in(folder / "talk.ipynb") == []
+    talk, arena = (page.locator(".jp-OutputArea").nth(place) for place in (1, 2))
+
+    # Chat: all that was typed arrives, however fast; leaving the box says nothing; a text is no markup.
+    box, log = talk.get_by_placeholder("then press Enter"), talk.get_by_role("log")
+    box.click()
+    page.keyboard.type("why <b>is</b> it?")
+    page.keyboard.press("Enter")
+    log.get_by_text("why <b>is</b> it?", exact=True).wait_for()
+    log.get_by_text("sft", exact=True).wait_for()
+    log.get_by_text("is writing").wait_for(state="detached")
+    page.keyboard.type("And who says")
+    talk.get_by_label("model").select_option("policy")
+    assert log.get_by_text("you", exact=True).count() == 1
+    box.click()
+    page.keyboard.press("End")
+    page.keyboard.type(" so?")
+    page.keyboard.press("Enter")
+    log.get_by_text("And who says so?", exact=True).wait_for()
+    log.get_by_text("policy", exact=True).wait_for()
+    log.get_by_text("is writing").wait_for(state="detached")
+    assert box.input_value() == ""
+
+    # Arena: by keys; the names stand there after the vote, and the vote in the file.
+    arena.get_by_placeholder("click here").click()
+    page.keyboard.type("n")
+    arena.get_by_text("first answer", exact=True).wait_for()
+    page.keyboard.type("k2")
+    arena.get_by_text("second answer, by").wait_for()
+    arena.get_by_text("policy against sft").wait_for()
+    arena.get_by_label("prompt").fill("my <i>own</i>")
+    arena.get_by_role("button", name="next question").click()
+    arena.get_by_text("my <i>own</i>", exact=True).wait_for()
+    arena.get_by_text("first answer", exact=True).wait_for()
+    arena.get_by_role("button", name="tie (0)").click()
+    arena.get_by_text("first answer, by").wait_for()
+    votes = comparisons.read_comparisons(folder / "arena.jsonl", comparisons.read_prompts())
+    assert [(vote.verdict, vote.reason, vote.reader) for vote in votes] == [("second", "kind", "r1"), ("tie", "", "r1")]
+    assert votes[1].prompt == "my <i>own</i>"
+
+    # Readable in both themes, and at 800 pixels: nothing sticks out to the right.
+    page.set_viewport_size({"width": 800, "height": 2200})
+    for theme in ("Dark", "Light"):
+        theme_of(page, theme)
+        for cell in (talk, arena):
+            parts = cell.locator(".widget-html-content div, .widget-html-content td, button, label").all()
+            assert min(map(contrast, [part for part in parts if part.is_visible() and part.inner_text().strip()])) >= 3
+            assert cell.evaluate("element => element.scrollWidth - element.clientWidth") <= 1
+    shoot(page, "talk")

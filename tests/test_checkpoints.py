@@ -543,3 +543,13 @@ def test_two_checkpoints_with_one_tokenizer_go_together_and_others_do_not(tmp_pa
         checkpoints.same_tokenizer(tmp_path / "other", tmp_path / "reward")
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         checkpoints.same_tokenizer(tmp_path / "base", tmp_path / "none")
+
+
+def test_a_branch_beside_a_base_of_another_tokenizer_is_refused(tmp_path):
+    base = small_llama()
+    checkpoints.save(tmp_path / "base", base, tokenization.CharTokenizer(list("acb")))  # of the same size
+    checkpoints.save(tmp_path / "branch", branch_on(base, source="../base"), TOKENIZER)
+    with pytest.raises(
+        CheckpointError, match=rf"{tmp_path}/branch and {tmp_path}/branch/../base were trained with different tok"
+    ):
+        checkpoints.load(tmp_path / "branch")

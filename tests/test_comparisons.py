@@ -1,12 +1,13 @@
 import itertools
 import json
+from collections import Counter
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rlhf_lib import comparisons, labels
+from rlhf_lib import comparisons, corpus, labels
 from rlhf_lib.comparisons import Comparison, ComparisonError, Demonstration, Prompt
 
 WORKS = {"hamlet": "HAMLET.\nThe rest is silence.\n\nHORATIO.\nGood night, sweet prince.", "macbeth": "MACBETH.\nTomorrow."}
@@ -454,3 +455,33 @@ def test_with_the_verdicts_turned_round_it_is_what_is_left_to_one(pairs):
 def test_no_pair_has_no_length_accuracy():
     with pytest.raises(ComparisonError, match="no pair: the accuracy of the longer answer needs"):
         comparisons.longer_accuracy([])
+
+
+# ----------------------------------------------------------------------------------------- the plays' comparisons
+
+
+def test_the_comparisons_of_the_plays_and_their_second_reading_are_what_the_data_card_says():
+    plays = corpus.load()
+    works = dict(zip(plays["work"], plays["text"]))
+    first, second = (comparisons.read_comparisons(path, works=works) for path in (comparisons.PLAYS, comparisons.PLAYS_AGAIN))
+    table = {}
+    for one in first:
+        row = table.setdefault(one.reader, Counter())
+        row.update([one.verdict, "all", *(["sense"] if one.reason == "sense" else [])])
+        assert (one.reason == "") == one.tie and one.reason in ("", "feeling", "sense")
+    counts = {reader: tuple(row[name] for name in ("all", "first", "second", "tie", "sense")) for reader, row in table.items()}
+    assert counts == {"b1": (390, 158, 185, 47, 36), "b2": (390, 194, 172, 24, 117), "b3": (259, 136, 113, 10, 58)}
+    assert len(first) == 1039 and {*Counter(one.prompt for one in first).values()} == {2, 3, 4}
+    answers = [(one.prompt, text) for one in first for text in (one.first, one.second)]
+    assert len({*answers}) == len(answers) and min(len(text) for _, text in answers) >= 15
+    works = {half: "\n".join(part["text"]) for half, part in corpus.split(plays).items()}
+    halves = Counter(next(half for half, text in works.items() if prompt in text) for prompt in {one.prompt for one in first})
+    assert halves["train"] == halves["validation"] == 140 and all(one.prompt.endswith("\n") for one in first)
+
+    held_out = {one.pair for one in comparisons.split(first)[1]}
+    assert len(second) == 120 and {one.pair for one in second} <= held_out
+    by_pair = {one.pair: one for one in first}
+    assert sum(by_pair[one.pair].first != one.first for one in second) == 57
+    found = comparisons.agreement(first, second)
+    assert round(found["agreement"], 3) == 0.833 and round(found["kappa"], 2) == 0.70
+    assert found["decided"] == 108 and round(found["decided_agreement"], 3) == 0.907

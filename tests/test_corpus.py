@@ -249,6 +249,56 @@ def test_a_folder_without_text_is_refused(tmp_path):
         corpus.load(tmp_path)
 
 
+def test_a_byte_order_mark_and_old_line_ends_are_no_part_of_the_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfO sweet\rcr\xc3\xa9ature\r\nmine")
+    assert corpus.load(tmp_path / "a.txt").to_list() == [{"work": "a", "text": "O sweet\ncréature\nmine"}]
+
+
+def test_a_folder_may_have_upper_case_names_files_of_macos_and_folders_named_like_files(tmp_path):
+    (tmp_path / "LEAR.TXT").write_text("words")
+    (tmp_path / "._LEAR.TXT").write_bytes(b"\x00\x05\x16\x07\x00\xff")
+    (tmp_path / ".hidden.txt").write_text("hidden")
+    (tmp_path / "folder.txt").mkdir()
+    assert corpus.load(tmp_path)["work"][:] == ["LEAR"]
+
+
+def test_two_works_of_one_name_are_refused(tmp_path):
+    (tmp_path / "lear.txt").write_text("words")
+    (tmp_path / "lear.TXT").write_text("other words")
+    with pytest.raises(CorpusError, match="holds two works called lear: give one of the files another name"):
+        corpus.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_corpus_without_a_name_is_not_the_folder_that_one_is_in(tmp_path, monkeypatch, name):
+    (tmp_path / "diary.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CorpusError, match="the corpus has no name"):
+        corpus.load(name)
+
+
+HEADER = "\ufeffThe Project Gutenberg eBook of Hamlet\r\n\r\nTitle: Hamlet\r\n\r\n"
+LICENCE = "\r\nUpdated editions will replace the previous one\r\n\r\nSTART: FULL LICENSE\r\n"
+
+
+@pytest.mark.parametrize(
+    "first", ["*** START OF THE PROJECT GUTENBERG EBOOK HAMLET ***", "***START OF THIS PROJECT GUTENBERG EBOOK\r\nHAMLET***"]
+)
+@pytest.mark.parametrize(
+    "last",
+    ["*** END OF THE PROJECT GUTENBERG EBOOK HAMLET ***" + LICENCE, "***END OF THIS PROJECT GUTENBERG EBOOK HAMLET***", ""],
+)
+def test_gutenbergs_notes_are_cut_from_ones_own_file_as_well(tmp_path, first, last):
+    (tmp_path / "hamlet.txt").write_bytes((HEADER + first + "\r\n\r\nACT I\r\n\r\nWho's there?\r\n\r\n" + last).encode())
+    assert corpus.load(tmp_path / "hamlet.txt").to_list() == [{"work": "hamlet", "text": "ACT I\n\nWho's there?"}]
+
+
+def test_stars_in_a_text_of_ones_own_cut_nothing(tmp_path):
+    text = "Before.\n\n*** START OF PART TWO ***\n\nAfter."
+    (tmp_path / "a.txt").write_text(text)
+    assert corpus.load(tmp_path / "a.txt")["text"][0] == text
+
+
 @pytest.mark.parametrize("lines_before", [0, 2, 5000])
 def test_bytes_that_are_not_utf8_are_placed_by_file_and_line(tmp_path, lines_before):
     before = "Où est-il?\n".encode() * lines_before

@@ -23,13 +23,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lib import corpus, labels
+from rlhf_lib import blind, comparisons, corpus, labels
 from rlhf_lib.files import read_json
+from rlhf_lib.pairwise import summary as of_pairs
 
 ROOT = Path(__file__).resolve().parents[1]
+ASSISTANT = ROOT / "data" / "checkpoints" / "assistant"
 RESULTS = ROOT / "benchmarks" / "results"
 PUBLISHED = ROOT / "data" / "checkpoints" / "laptop-0"
-CHAPTERS = {path.name[:2]: path for path in sorted((ROOT / "solutions").glob("0*.ipynb")) if "report" not in path.name}
+CHAPTERS = {path.name[:2]: path for path in sorted((ROOT / "solutions").glob("[01]*.ipynb")) if "report" not in path.name}
 
 # Other lines that a text quotes: of a cell, or of what `stored` gathers.
 ALSO = {
@@ -81,10 +83,14 @@ ALSO = {
     "09/negative-read": "09/frontier settings",
     "09/readers-why": "blind",
     "09/readers-read": "blind",
+    "10/compare-read": "10/leak",
+    "10/found-10-C": "10/read-before",
     "09/questions": "09/readers-test",
     "README/What-it-reaches": "runs summary blind 09/readers-table 09/readers-test",
     "README/How-fast-it-is": "speed",
     "08/kl-read": "summary 09/frontier",
+    "11/verdicts-read": "10/agreement",
+    "README/The-assistant": "assistant 11/blind 11/kinds 11/question 11/ranks",
 }
 
 # Arithmetic: every number in it, but for single digits and powers of ten, is itself printed or given.
@@ -129,6 +135,13 @@ DERIVED = {
     "09/negative-read": "0.26=0.14+0.12 0.46=0.60-0.14",
     "09/readers-read": "0.30=0.77-0.47 0.15=0.62-0.47 79%=870/1,100 76%=81/106",
     "09/questions": "0.09=sqrt((1/10/2+1/10/2)/3/4)",
+    "10/turns-read": "63%=1-exp(-1)",
+    "10/pairs-question": "36=9*8/2 36=9*8/2",
+    "10/ppo-read": "0.69=0.71-0.02",
+    "10/found-10-B": "3.1=12.7-9.6",
+    "10/found-10-C": "0.149=2.093-1.944 0.045=1.624-1.579",
+    "11/one-order-read": "10=100-90",
+    "README/The-assistant": "135=134,515,008/1000/1000 22=30-8",
 }
 
 # What nothing prints: settings, made-up examples, other people's results, bounds that a text sets.
@@ -183,10 +196,25 @@ GIVEN = {
     "09/gao-seen": "95%",
     "09/investigation-9-B-found": "0.02",
     "09/questions": "2,000 60% 50% 60%",
+    "10/agree-why": "70% 80%",
+    "10/agreement-read": "73%",  # Stiennon et al. 2020
+    "10/length-read": "0.65",
+    "10/strength-zero": "1.3",
+    "10/ppo-read": "100%",
+    "10/questions": "70%",
     "README/What-is-where": "3.0",  # the version of a package
     "07/probe-idea": "0.3 0.3 0.3 0.3",
     "07/noise-note": "0.95",
     "09/readers-read": "0.5",
+    "11/intro": "96%",  # minChatGPT's
+    "11/sft-run-why": "49,152",  # tokens of SmolLM2's
+    "11/published-read": "10",  # the limit
+    "11/blind-read": "16 16",
+    "11/mistakes-read": "28 386 501",  # lines of minChatGPT's
+    "11/next": "11.7",  # an exercise
+    "11/found-11-A": "0.03",
+    "11/question-read": "16 16",
+    "README/The-assistant": "0.1 30 95% 16",  # the version of a package, SmolLM2's blocks
 }
 
 
@@ -197,7 +225,7 @@ FIGURES = r"\d[\d.]*(?:(?:,|\s+and|\s+to|\s+or)\s+\d[\d.]*)*"
 NO_FIGURES = (
     r"```.*?```|^    (?! *(?:[-|]|\d\. )).*?$",  # code, but for paragraphs of a list
     r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|\]\([^)]*\)|https?://\S+|^#+ .*?$",  # formulas, names, links, headings
-    r"^(?:\*\*)?\d\d?\.(?=\*| )|\(\d\.\d+\)|\b(?:19|20)\d\d\b",  # the numbers of a list, of an exercise, of a year
+    r"^(?:\*\*)?\d\d?\.(?=\*| )|\(\d+\.\d+\)|\b(?:19|20)\d\d\b",  # the numbers of a list, of an exercise, of a year
     rf"\b(?:[Cc]hapter|[Ss]ection|[Ee]xercise|[Qq]uestion|[Ii]nvestigation|Build it|[Ss]eed|[Hh]ead)s?\s+{FIGURES}",
 )
 
@@ -364,6 +392,22 @@ def speed():
             yield f"{row['work']}: {ours:.4f} {theirs:.4f} {row['gain']:.4f} {minutes} {row['note']}"
 
 
+def assistant():
+    """The published assistant: its summary and settings, its files' size, and its blind reading, all pairs together."""
+    summary = read_json(ASSISTANT / "summary.json")
+    shorter = 1 - summary["length_accuracy"]
+    yield f"right on {summary['reward_accuracy']:.4f} of {summary['reward_pairs']}, the shorter one on {shorter:.4f}"
+    for name in ("summary.json", "settings.json"):
+        yield from json.dumps(read_json(ASSISTANT / name), indent=0).splitlines()
+    yield f"{sum(path.stat().st_size for path in ASSISTANT.rglob('*') if path.is_file()) / 1e6:.4f} MB"
+    read = comparisons.read_comparisons(comparisons.BLIND, comparisons.read_prompts())
+    pairs = ("sft", "start"), ("best_of", "start"), ("policy", "start"), ("policy", "sft")
+    every = [one for pair in pairs for one in blind.records(read, *pair)]
+    whole = of_pairs(every)
+    bias = " ".join(f"{one:.4f}" for one in whole["position_bias"])
+    yield f"{len(every)} pairs, the same in both orders {whole['consistency']:.4f}, first place {bias}"
+
+
 @functools.cache
 def stored():
     """Lines of figures by name: of every cell "NN/id", and of what the repository's files hold."""
@@ -382,6 +426,7 @@ def stored():
         "labels": all_labels(),
         "runs": laptop_runs(),
         "speed": speed(),
+        "assistant": assistant(),
     }
     return found | {name: as_lines("\n".join(lines)) for name, lines in files.items()}
 

@@ -1,14 +1,26 @@
+import contextlib
 import errno
+import fcntl
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from rlhf_lib import files
+from rlhf_lib import checkpoints, comparisons, corpus, files, labels, runs, tokenization
+from rlhf_lib.checkpoints import CheckpointError
+from rlhf_lib.comparisons import ComparisonError
+from rlhf_lib.corpus import CorpusError
 from rlhf_lib.files import RunError
+from rlhf_lib.labels import LabelError
+from rlhf_lib.pipelines import assistant_settings, shakespeare
+from rlhf_lib.pipelines.stages import Stages, saved_settings
 
 
 def names(folder):
@@ -162,3 +174,143 @@ def test_nothing_of_it_needs_torch():
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout == "[]\n"
+
+
+# ----------------------------------------------------------------------------------------- what several do at once
+
+ADD = """
+import sys
+from rlhf_lib import files
+path, who = sys.argv[1:]
+for number in range(40):
+    files.append_json(path + ".jsonl", {"who": who, "number": number})
+    files.add_json(path + ".json", {f"{who} {number}": number})
+"""
+
+
+def test_two_that_add_to_one_file_at_once_lose_nothing(tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    adding = [
+        subprocess.Popen([sys.executable, "-c", ADD, str(tmp_path / "mine"), who], cwd=root, stderr=subprocess.PIPE)
+        for who in ("anne", "bob")
+    ]
+    assert [process.communicate()[1] for process in adding] == [b"", b""]
+    rows = [row for _, row in files.json_rows(tmp_path / "mine.jsonl")]
+    for who in ("anne", "bob"):
+        assert [row["number"] for row in rows if row["who"] == who] == list(range(40))
+    assert len(files.read_json(tmp_path / "mine.json")) == len(rows) == 80
+
+
+def test_a_file_that_cannot_be_read_is_kept_when_something_is_added(tmp_path):
+    path = tmp_path / "findings.json"
+    files.add_json(path, {"2.A": "née"})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as an editor of Windows saves it
+    files.add_json(path, {"2.B": 1})
+    assert files.read_json(path) == {"2.A": "née", "2.B": 1}
+    path.write_text('{"2.A": "a sentence of mine", ')
+    files.add_json(path, {"2.C": 2})
+    assert files.read_json(path) == {"2.C": 2}
+    assert (tmp_path / "findings.json.damaged").read_text() == '{"2.A": "a sentence of mine", '
+
+
+def test_one_process_may_change_a_folder_within_a_change(tmp_path):
+    with files.one_at_a_time(tmp_path), files.one_at_a_time(f"{tmp_path}"):
+        files.append_json(tmp_path / "x.jsonl", {})
+    assert files.HELD == {}
+
+
+def test_one_that_hangs_stops_the_others_for_a_while_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    number = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(number, fcntl.LOCK_EX)
+    files.append_json(tmp_path / "x.jsonl", {"a": 1})
+    os.close(number)
+    assert (tmp_path / "x.jsonl").read_bytes() == b'{"a": 1}\n'
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_read_only_is_no_lock(tmp_path):
+    tmp_path.chmod(0o500)
+    with files.one_at_a_time(tmp_path / "new"), pytest.raises(RunError, match="make the folder writable"):
+        files.append_json(tmp_path / "new" / "x.jsonl", {})
+    with pytest.raises(RunError, match=r"cannot write .*lock \(Permission denied\)"):
+        files.lock(tmp_path / ".lock")
+
+
+def test_a_replacement_that_is_refused_for_a_moment_is_tried_again(tmp_path, monkeypatch):
+    """As on Windows, while a virus scanner or an indexer reads the old file."""
+    real, refusals = os.replace, iter([True] * 3)
+
+    def busy(source, target):
+        if next(refusals, False):
+            raise PermissionError(errno.EACCES, "Access is denied")
+        real(source, target)
+
+    monkeypatch.setattr(files, "os", SimpleNamespace(**{**vars(os), "replace": busy, "name": "nt"}))
+    monkeypatch.setattr(files, "time", SimpleNamespace(sleep=lambda seconds: None))
+    files.write_atomic(tmp_path / "file.bin", b"new")
+    assert (tmp_path / "file.bin").read_bytes() == b"new" and names(tmp_path) == ["file.bin"]
+    refusals = iter([True] * 100)
+    with pytest.raises(RunError, match="Access is denied"):
+        files.write_atomic(tmp_path / "file.bin", b"newer")
+    assert (tmp_path / "file.bin").read_bytes() == b"new"
+
+
+# ----------------------------------------------------------------------------------------- a power cut
+
+
+def test_what_was_written_is_on_the_disk_with_its_name(tmp_path, monkeypatch):
+    """By the order of what the system is asked for: the bytes, then the name, then the folder that has the name."""
+    asked, real_fsync, real_replace = [], os.fsync, os.replace
+
+    def fsync(number):
+        asked.append("folder" if stat.S_ISDIR(os.fstat(number).st_mode) else "file")
+        real_fsync(number)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "replace", lambda *paths: (asked.append("name"), real_replace(*paths)))
+    files.write_atomic(tmp_path / "new" / "state.pt", b"weights")
+    assert asked == ["file", "name", "folder"]
+
+
+# ----------------------------------------------------------------------------------------- whatever a file holds
+
+FUZZ = int(os.environ.get("RLHF_FUZZ", 50))  # examples: tens of thousands for a night
+NAMES = st.sampled_from(["work", "start", "end", "text", "checkpoint", "label", "reader", "sense", "seed", "preset", "kind"])
+LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["hamlet", "positive", "bpe"]) | st.text(max_size=5)
+)
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=8), max_leaves=15)
+CONTENT = st.one_of(JSON.map(lambda one: json.dumps(one).encode()), st.text(max_size=80).map(str.encode), st.binary(max_size=80))
+
+
+def readers(folder):
+    """What reads files that others made, and the errors that are theirs: a sentence, and no traceback."""
+    kinds = (shakespeare.Settings, assistant_settings.Settings)
+    return {
+        "labels.jsonl": (lambda path: labels.read(path, {"hamlet": "To be"}), LabelError),
+        "rows.jsonl": (lambda path: list(files.json_rows(path)), RunError),
+        "comparisons.jsonl": (lambda path: comparisons.read_comparisons(path, []), ComparisonError),
+        "text.txt": (corpus.load, CorpusError),
+        "tokenizer.json": (tokenization.load, ValueError),
+        "model.safetensors": (lambda path: checkpoints.read_metadata(path.parent), CheckpointError),
+        "state.pt": (runs.load_state, CheckpointError),
+        "metrics.jsonl": (lambda path: runs.Metrics(path.parent).read("x"), RunError),
+        "settings.json": (lambda path: [saved_settings(path.parent, kind) for kind in kinds], RunError),
+        "stages.json": (lambda path: Stages(shakespeare.PRESETS["smoke"], path.parent, shakespeare.PARTS).done(), RunError),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(CONTENT, st.binary(max_size=8))
+@settings(deadline=None, max_examples=FUZZ)
+def test_whatever_a_file_holds_it_is_read_or_refused_in_a_sentence(tmp_path_factory, content, head):
+    folder = tmp_path_factory.getbasetemp() / "drawn"
+    folder.mkdir(exist_ok=True)
+    for name, (read, error) in readers(folder).items():
+        for path in folder.glob("*.*"):
+            path.unlink()
+        path = folder / name
+        path.write_bytes(len(content).to_bytes(8, "little") + content if name == "model.safetensors" and head else content)
+        with contextlib.suppress(error):
+            read(path)

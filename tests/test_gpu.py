@@ -7,9 +7,10 @@ import torch
 
 from rlhf_lib import devices, runs
 from rlhf_lib.models.gpt import GPT, GPTConfig
+from rlhf_lib.pipelines.assistant import Assistant
 from rlhf_lib.pipelines.shakespeare import Shakespeare
 from rlhf_lib.sampling import draw, generate, token_logprobs
-from rlhf_lib.trainers import rollouts
+from rlhf_lib.trainers import muon, rollouts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
 CARD = torch.device("cuda", 0)
@@ -66,12 +67,34 @@ def test_float16_training_has_a_scaler_where_there_is_no_bfloat16():
     assert devices.grad_scaler(CARD, 256).is_enabled() == (not native)
 
 
-def test_the_tiny_pipeline_runs_resumes_and_says_what_memory_it_took(tiny_settings, tmp_path):
+@pytest.mark.parametrize("bf16", [True, False], ids=["as the card can", "as a T4 must"])
+def test_the_tiny_pipeline_runs_resumes_and_says_what_memory_it_took(tiny_settings, tmp_path, monkeypatch, bf16):
+    if not bf16:
+        for module in (devices, muon, rollouts):
+            monkeypatch.setattr(module, "has_bf16", lambda device: False)
+        assert devices.precision(CARD) == torch.float16
     Shakespeare(tiny_settings(), tmp_path / "run", CARD).pretrain()
     summary = Shakespeare(tiny_settings(), tmp_path / "run", CARD).run()
     assert summary["peak_card_bytes"] > 0 and summary["device"] == "cuda:0"
     ratios = [record["first_ratio"] for record in runs.Metrics(tmp_path / "run").read("policy") if "first_ratio" in record]
     assert ratios and all(abs(ratio - 1) < 0.01 for ratio in ratios)
+
+
+def test_float16_with_a_scaler_learns_what_bfloat16_learns(tiny_settings, tmp_path, monkeypatch):
+    losses = []
+    for bf16 in (True, False):
+        monkeypatch.setattr(devices, "has_bf16", lambda device, bf16=bf16: bf16)
+        Shakespeare(tiny_settings(), tmp_path / str(bf16), CARD).pretrain()
+        records = runs.Metrics(tmp_path / str(bf16)).read("pretrain")
+        losses.append([record["train_loss"] for record in records if "train_loss" in record])
+    assert len(losses[0]) == len(losses[1]) and losses[1][-1] < losses[1][0] - 0.5
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+def test_the_tiny_assistant_runs_and_says_what_memory_it_took(assistant_settings, tmp_path):
+    summary = Assistant(assistant_settings(), tmp_path / "run", CARD).run()
+    assert summary["peak_card_bytes"] > 0 and summary["device"] == "cuda:0"
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_a_rollout_is_scored_as_it_will_be_in_the_update(models):

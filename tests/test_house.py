@@ -1,6 +1,7 @@
 """The house of the library: floors, the size of a file, and a test file for every module."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,14 @@ LIBRARY, TESTS = ROOT / "rlhf_lib", ROOT / "tests"
 # "exercises." is every module of that package, which may import one another, but not in a circle.
 FLOORS = [
     "files devices wheels",
-    "ppo preference corpus chat tokenization labels comparisons public_sets",
+    "ppo preference corpus chat tokenization labels label_exports comparisons public_sets",
     "models.layers models.gpt models.llama models.heads models.weights models.lora models.gguf models.published checkpoints runs",
     "sampling judge pairwise blind endpoint",
     "trainers.muon trainers.pretrain trainers.sft trainers.reward trainers.preference trainers.rollouts trainers.rewards "
     "trainers.ppo trainers.ppo_critic",
-    "plots plots_assistant pipelines.settings pipelines.stages pipelines.inputs pipelines.estimate pipelines.report "
-    "pipelines.shakespeare pipelines.judging pipelines.referee pipelines.assistant_settings pipelines.assistant talk",
+    "plots plots_assistant pipelines.settings pipelines.stages pipelines.material pipelines.inputs pipelines.estimate "
+    "pipelines.report pipelines.shakespeare pipelines.judging pipelines.referee pipelines.assistant_settings "
+    "pipelines.assistant talk",
     "course exercises. widgets. notebooks grading. __main__",
 ]
 ORDER = [name for floor in FLOORS for name in floor.split()]
@@ -173,3 +175,30 @@ def test_every_test_file_has_its_module():
         if path.parent.name != "exercises" and path.stem.removeprefix("test_") not in WHOLE
     }
     assert sorted(path.relative_to(TESTS).as_posix() for path in files - mirrored) == []
+
+
+def without_encoding(source):
+    """The lines that open a text in the system's own encoding."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        binary = any(isinstance(one, ast.Constant) and "b" in str(one.value) for one in node.args[1:2])
+        opens = isinstance(node.func, ast.Name) and name == "open" and not binary
+        if (opens or name in ("read_text", "write_text")) and "encoding" not in {one.arg for one in node.keywords}:
+            found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_every_text_is_read_and_written_in_an_encoding_that_is_named(name):
+    source = MODULES[name].read_text(encoding="utf-8")
+    lines = source.splitlines()
+    # files.read_text is ours, and always UTF-8
+    assert [line for line in without_encoding(source) if not re.search(r"(?<![.\w])read_text\(", lines[line - 1])] == []
+
+
+def test_a_text_in_the_systems_own_encoding_is_seen():
+    code = "a.read_text()\nopen(x)\nopen(x, 'rb')\nopen(x, 'a', encoding='utf-8')\np.write_text(t)\nos.open(x, 1)\nread_text(p)"
+    assert without_encoding(code) == [1, 2, 5, 7]

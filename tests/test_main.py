@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import math
 import re
@@ -12,17 +13,16 @@ from torch import nn
 from torch.distributed.run import get_args_parser
 
 from rlhf_lib import __main__ as command_line
-from rlhf_lib import checkpoints
-from rlhf_lib.files import write_json
+from rlhf_lib import checkpoints, corpus, labels
+from rlhf_lib.files import write_atomic, write_json
 from rlhf_lib.models.gpt import GPT, GPTConfig
-from rlhf_lib.pipelines.assistant import Assistant
 from rlhf_lib.pipelines.assistant_settings import PRESETS as ASSISTANT_PRESETS
 from rlhf_lib.pipelines.settings import flat
-from rlhf_lib.pipelines.shakespeare import PRESETS, Shakespeare
+from rlhf_lib.pipelines.shakespeare import PRESETS
 from rlhf_lib.tokenization import CharTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = [*command_line.STAGES, "assistant", "sample", "score", "chat", "publish"]
+COMMANDS = [*command_line.STAGES, "assistant", "sample", "score", "chat", "labels", "publish"]
 PIPELINES = {"run": PRESETS, "assistant": ASSISTANT_PRESETS}
 LETTERS = CharTokenizer(list("\nabcdefghij"))
 
@@ -181,7 +181,7 @@ def test_settings_that_fit_together_are_taken_in_any_order(flags, tmp_path):
 )
 def test_a_later_command_needs_no_settings_again_and_takes_the_same_ones(flags, tmp_path):
     begun = settings_of("run", "--out", tmp_path, *flags)
-    Shakespeare(begun, tmp_path, torch.device("cpu"))
+    write_json(tmp_path / "settings.json", flat(begun))
     assert settings_of("train-reward", "--out", tmp_path) == begun
     assert settings_of("run", "--out", tmp_path, *flags) == begun
 
@@ -345,6 +345,74 @@ def test_a_line_separator_inside_a_text_is_no_line_break(rows, tiny_run, tmp_pat
     assert row["text"] == "love\u2028and\u0085joy"
 
 
+def test_a_text_over_the_context_is_scored_in_windows_and_said_by_line(call, tiny_run, tmp_path):
+    model, tokenizer = checkpoints.load(tiny_run / "reward", kind="reward")
+    long = "The love my joy and cruel thou death. " * 30
+    tokens = tokenizer.encode(long)
+    assert len(tokens) > 3 * 64
+    count = math.ceil(len(tokens) / 64)
+    edges = [place * len(tokens) // count for place in range(count + 1)]
+    pieces = [tokens[start:end] for start, end in itertools.pairwise(edges)]
+    odds = sum(model.logits(torch.tensor([piece])).item() * len(piece) for piece in pieces) / len(tokens)
+    file = lines_of(tmp_path / "a.jsonl", {"text": "love"}, "\n", {"text": long, "label": "positive"}, {"text": "death"})
+    code, out, err = call("score", "--checkpoint", tiny_run, "--file", file)
+    assert code == 0
+    first, middle, last = [json.loads(line) for line in out.split("\n") if line]
+    assert middle == {
+        "text": long, "label": "positive", "windows": count, "p_positive": pytest.approx(1 / (1 + math.exp(-odds)), abs=1e-5),
+    }  # fmt: skip
+    assert "windows" not in first and "windows" not in last
+    said = f"{file}, line 3: {len(tokens)} tokens, and the reward model reads 64: scored in {count} windows, whose log-odds are"
+    assert said in err and err.count("line ") == 1
+
+
+def test_a_byte_order_mark_is_read_over(rows, tiny_run, tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    (row,) = rows("score", "--checkpoint", tiny_run, "--file", tmp_path / "a.jsonl")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeff" + GOOD))
+    assert rows("score", "--checkpoint", tiny_run, "--file", "-") == [row]
+
+
+def streams(monkeypatch, given=b"", encoding="ascii"):
+    """Standard streams in the system's own encoding, as they are under LC_ALL=C or in a console of Windows."""
+    made = {
+        name: io.TextIOWrapper(io.BytesIO(given if name == "stdin" else b""), encoding) for name in ("stdin", "stdout", "stderr")
+    }
+    for name, stream in made.items():
+        monkeypatch.setattr(sys, name, stream)
+    return made
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_is_read_and_printed_is_utf8_whatever_the_systems_encoding(tiny_run, monkeypatch, encoding):
+    text = "Où est-il? Любовь 愛 🙂"
+    made = streams(monkeypatch, json.dumps({"text": text}, ensure_ascii=False).encode(), encoding)
+    assert command_line.main(["score", "--checkpoint", str(tiny_run), "--file", "-"]) == 0
+    made["stdout"].flush()
+    assert json.loads(made["stdout"].buffer.getvalue().decode("utf-8"))["text"] == text
+
+
+def test_standard_input_that_is_not_utf8_is_refused_in_a_sentence(tiny_run, assistant_run, monkeypatch):
+    for command in (["score", "--checkpoint", str(tiny_run), "--file", "-"], ["chat", "--checkpoint", str(assistant_run)]):
+        made = streams(monkeypatch, b"love \xff\n")
+        assert command_line.main(command) == 1
+        made["stderr"].flush()
+        said = made["stderr"].buffer.getvalue().decode("utf-8")
+        assert re.fullmatch(r"error: (-: not UTF-8 at byte 5; .*|standard input is not UTF-8 \(byte 5\): .*)\n", said)
+
+
+def test_a_word_of_the_command_line_that_no_file_can_hold_is_refused(call, letters):
+    code, out, err = call("sample", "--checkpoint", letters[0], "--prompt", "a\udcff")
+    assert (code, out) == (1, "") and err == "error: --prompt is not UTF-8: 'a\\udcff'\n"
+
+
+def test_large_seeds_are_taken_or_refused_in_a_sentence(call, rows, letters):
+    ask = ("sample", "--checkpoint", letters[0], "-n", 1, "--max-new-tokens", 2)
+    assert rows(*ask, "--seed", 2**63 - 1) and rows(*ask, "--seed", -5)
+    code, out, err = call(*ask, "--seed", 2**63)
+    assert (code, out, err) == (1, "", f"error: --seed must be below 2^63, got {2**63}\n")
+
+
 GOOD = '{"text": "love"}\n'
 
 
@@ -358,7 +426,6 @@ GOOD = '{"text": "love"}\n'
         (GOOD + "[1, 2]\n", "line 2: not a JSON object with `text`"),
         (GOOD + '"text"\n', "line 2: not a JSON object with `text`"),
         (GOOD + GOOD + '{"text": ""}\n', "line 3: 0 tokens; the reward model reads 1 to 64"),
-        (GOOD + json.dumps({"text": "é" * 200}), "line 2: 400 tokens; the reward model reads 1 to 64"),
         (GOOD + '{"text": "\\ud800"}\n', "line 2: "),  # half a character: no text at all
     ],
 )
@@ -437,13 +504,20 @@ def test_a_checkpoint_of_the_other_kind_is_refused(call, tiny_run, letters, tmp_
         (["--evaluate_samples", 1], r"evaluate_samples must be at least 2, got 1"),
         (["--corpus", "/no/such/play.txt"], "no corpus at /no/such/play.txt: give plays, tiny, gutenberg, or the path"),
         (["--init_from", "/no/such/run"], "/no/such/run"),
+        (["--seed", 2**63], f"seed must be below 2\\^63, got {2**63}"),
+        (["--ppo.kl_coef", "inf"], r"ppo\.kl_coef must be a finite number, got inf"),
+        (["--blank_line_coef", "nan"], "blank_line_coef must be a finite number, got nan"),
+        (["--reward.language_coef", "nan"], r"reward\.language_coef must be a finite number, got nan"),
+        (["--labels", "synthetic:abc"], "labels must be hand, a path, or synthetic:N with a whole number N above 0, got"),
+        (["--labels", ""], "labels must not be empty: give a name or a path"),
+        (["--corpus", ""], "corpus must not be empty: give a name or a path"),
     ],
 )
 def test_a_bad_setting_is_refused_in_a_sentence(call, tmp_path, flags, sentence):
     code, out, err = call("run", "--preset", "smoke", "--out", tmp_path / "new", *flags)
     assert (code, out) == (1, "")
     assert re.match(rf"error: .*{sentence}", err), err
-    assert err.count("\n") == 1
+    assert err.count("\n") == 1 and not (tmp_path / "new").exists()
 
 
 def test_missing_labels_are_named(call, tiny_run, tiny, tmp_path):
@@ -451,7 +525,7 @@ def test_missing_labels_are_named(call, tiny_run, tiny, tmp_path):
     flags = [part for name, value in {**tiny, "labels": "/no/labels.jsonl"}.items() for part in (f"--{name}", value)]
     out = tmp_path / "new"
     settings = settings_of("run", "--preset", "smoke", "--out", out, *flags)
-    Shakespeare(settings, out, torch.device("cpu"))
+    write_json(out / "settings.json", flat(settings))
     write_json(out / "stages.json", {"pretrain": {"seconds": 0, "peak_memory_bytes": 0}})
     (out / "base").mkdir()
     for name in ("tokenizer.json", "model.safetensors"):
@@ -464,6 +538,68 @@ def test_settings_that_are_damaged_are_named(call, tmp_path):
     (tmp_path / "settings.json").write_text('{"preset": ')
     code, _, err = call("run", "--preset", "smoke", "--out", tmp_path)
     assert code == 1 and err.startswith("error: ") and "settings.json" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[]", "is damaged .not an object with named fields.: choose another --out"),
+        ('{"preset": "huge"}', "preset is 'huge', none of smoke, laptop, gpu; mend the file or choose another --out"),
+        ('{"preset": "smoke", "seed": "one"}', "seed must be a whole number, got 'one'; mend the file or choose another --out"),
+        ('{"preset": "smoke", "ppo.lr": -1}', r"ppo\.lr must be above 0, got -1; mend the file or choose another --out"),
+        ('{"preset": "smoke", "rlhf.rate": 1}', r"this version does not know the setting rlhf\.rate; choose another --out"),
+    ],
+)
+def test_settings_of_another_version_are_named_by_file_and_field(call, tmp_path, content, said):
+    (tmp_path / "settings.json").write_text(content)
+    for command in ("run", "train-policy"):
+        code, out, err = call(command, "--out", tmp_path)
+        assert (code, out) == (1, "")
+        assert re.fullmatch(rf"error: {tmp_path / 'settings.json'}:? {said}.*\n", err), err
+
+
+def test_settings_saved_by_an_editor_with_a_byte_order_mark_are_read(tmp_path):
+    wanted = settings_of("run", "--preset", "smoke", "--seed", 7, "--out", tmp_path)
+    write_json(tmp_path / "settings.json", flat(wanted))
+    (tmp_path / "settings.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "settings.json").read_bytes())
+    assert settings_of("run", "--out", tmp_path) == wanted
+
+
+def test_a_run_of_any_version_can_be_reported(call, tiny_run, assistant_run, tmp_path):
+    """Settings, stages and summary are not those of this version; the report alone is written."""
+    for run, lost in ((tiny_run, "raters gold_win_rate_interval kl_nats"), (assistant_run, "left_out parameters answers")):
+        folder = tmp_path / run.parent.name
+        for name in ("settings.json", "summary.json", "metrics.jsonl", "samples.jsonl", "answers.jsonl"):
+            if (run / name).exists():
+                write_atomic(folder / name, (run / name).read_bytes())
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        write_json(folder / "summary.json", {name: value for name, value in summary.items() if name not in lost.split()})
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        write_json(folder / "settings.json", {"rlhf.rate": 1, **{n: v for n, v in settings.items() if not n.startswith("ppo.")}})
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        code, _, err = call("report", "--out", folder)
+        assert code == 0, err
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert "–" in page and page.count("data:image/png;base64,") >= 4
+        assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.html"} == before
+
+
+def test_a_command_that_only_reads_claims_no_folder(call, tmp_path):
+    for command in ("report", "evaluate", "train-policy", "train-reward"):
+        code, _, err = call(command, "--preset", "smoke", "--out", tmp_path / "new")
+        assert code == 1 and re.match(r"error: .* has no finished \w+ stage: run `python -m rlhf_lib", err), err
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_installation_without_data_says_how_to_get_them(call, tiny, monkeypatch, tmp_path):
+    """As `pip install git+…` leaves one."""
+    monkeypatch.setattr(corpus, "DATA", tmp_path / "data")
+    monkeypatch.setattr(labels, "HAND_MADE", [tmp_path / "data" / "labels" / "plays.jsonl"])
+    monkeypatch.setattr(labels.hand_made, "__defaults__", (labels.HAND_MADE,))
+    monkeypatch.setattr(corpus, "load_plays", lambda: corpus.load_path(Path(tiny["corpus"])))
+    code, out, err = call("run", "--preset", "smoke", "--out", tmp_path / "new")
+    assert (code, out) == (1, "") and err.startswith(f"error: no label file at {tmp_path / 'data' / 'labels' / 'plays.jsonl'}")
+    assert "come with a clone of the repository, not with pip: set RLHF_DATA to its folder data" in err
 
 
 def test_a_bug_is_not_passed_off_as_a_users_mistake(monkeypatch, tiny_run):
@@ -536,6 +672,21 @@ def test_the_assistant_is_no_work_for_several_processes(call, monkeypatch, tmp_p
     assert (code, out, err) == (1, "", "error: the assistant is trained by one process: start it without torchrun\n")
 
 
+def test_a_table_of_labels_becomes_a_label_file_and_what_is_there_stays(call, tmp_path):
+    (tmp_path / "mine.csv").write_text("text;label;reader\nO love!;positive;anne\nO death;;bob\n", encoding="utf-8")
+    out = tmp_path / "mine.jsonl"
+    code, said, _ = call("labels", tmp_path / "mine.csv", "--out", out)
+    assert (
+        code == 0
+        and f"{tmp_path / 'mine.csv'}: 1 labels by 1 readers taken of 2 rows, left out 1 (no label; the first is" in said
+    )
+    assert json.loads(out.read_text()) == {"text": "O love!", "checkpoint": "mine", "label": "positive", "reader": "anne"}
+    code, _, err = call("labels", tmp_path / "mine.csv", "--out", out)
+    assert code == 1 and err == f"error: {out} is there already: choose another --out, nothing is overwritten\n"
+    code, _, err = call("labels", tmp_path / "gone.csv", "--out", tmp_path / "new.jsonl")
+    assert code == 1 and err.startswith(f"error: no file at {tmp_path / 'gone.csv'}") and not (tmp_path / "new.jsonl").exists()
+
+
 def test_chat_answers_what_is_piped_to_it(call, assistant_run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("Why is the sky blue?\n/new\nWhy is the sky blue?\n\nnot read\n"))
     code, out, err = call("chat", "--checkpoint", assistant_run, "--max-new-tokens", 8)
@@ -572,5 +723,5 @@ def test_publish_knows_an_assistants_run_and_the_copy_can_talk_and_be_sampled(ca
 
 def test_settings_of_an_assistants_run_are_found_in_its_folder(tmp_path, tiny_assistant):
     begun = settings_of("assistant", "--preset", "smoke", "--out", tmp_path, *flags(tiny_assistant), "--seed", 5)
-    Assistant(begun, tmp_path, torch.device("cpu"))
+    write_json(tmp_path / "settings.json", flat(begun))
     assert settings_of("assistant", "--out", tmp_path) == begun

@@ -1,6 +1,7 @@
 import ast
 import builtins
 import itertools
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -223,7 +224,7 @@ def test_a_card_has_its_difficulty_importance_time_and_hints_that_open_one_by_on
         if part(one) == "answer":
             card = cells[place - 1].source
             assert re.search(
-                r"^### (Exercise|Build it) \d\.\d+ · .+\n+Difficulty [●○]{5} · importance [●○]{5} · [\d to]+ minutes",
+                r"^### (Exercise|Build it) \d+\.\d+ · .+\n+Difficulty [●○]{5} · importance [●○]{5} · [\d to]+ minutes",
                 card,
                 re.MULTILINE,
             ), one.id
@@ -352,3 +353,16 @@ def test_nbgrader_accepts_the_answers(path, tmp_path, monkeypatch):
     patient = Config({"ExecutePreprocessor": {"timeout": 250}, "Execute": {"timeout": 250}})  # a build's probes take their time
     found = Validator(config=patient).validate(str(tmp_path / path.name))
     assert not found.get("failed") and not found.get("changed"), found
+
+
+def test_a_notebook_that_colab_saved_gives_the_same_edition(worked):
+    """Colab writes version 4.0, in which cells have no ids, keeps these in the metadata, and adds notes of its own."""
+    path = worked / "solutions" / "42_a_chapter.ipynb"
+    before = notebooks.write_all(worked / "solutions", worked / "before")[0].read_bytes()
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    saved["nbformat_minor"] = 0
+    saved["metadata"] |= {"colab": {"provenance": [], "gpuType": "T4"}, "accelerator": "GPU"}
+    for one in saved["cells"]:
+        one["metadata"] |= {"id": one.pop("id"), "outputId": "3f2a", "colab": {"base_uri": "https://localhost:8080/"}}
+    path.write_text(json.dumps(saved), encoding="utf-8")
+    assert notebooks.write_all(worked / "solutions", worked / "after")[0].read_bytes() == before

@@ -12,6 +12,7 @@ from rlhf_lib import checkpoints, devices, runs, sampling
 from rlhf_lib.labels import Label
 from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.models.heads import RewardModel
+from rlhf_lib.pipelines.assistant import Assistant
 from rlhf_lib.pipelines.shakespeare import Shakespeare
 from rlhf_lib.tokenization import CharTokenizer
 from rlhf_lib.trainers import muon, ppo, pretrain, reward, rewards, rollouts
@@ -125,6 +126,19 @@ def test_the_pipeline_on_the_card_gives_the_cpus_figures(tmp_path, tiny_settings
     assert figures(tmp_path / "card") == figures(tmp_path / "cpu")
     for name in ("samples.jsonl", "policy/reward.json"):
         assert (tmp_path / "card" / name).read_bytes() == (tmp_path / "cpu" / name).read_bytes()
+
+
+def test_the_assistant_on_the_card_gives_the_cpus_figures_but_for_rounding(tmp_path, assistant_settings):
+    for device in ("cpu", "card"):
+        summary = Assistant(assistant_settings(), tmp_path / device, torch.device(device)).run()
+        assert summary["device"] == device
+        assert (tmp_path / device / "report.html").exists()
+    here, there = (runs.Metrics(tmp_path / device).read() for device in ("cpu", "card"))
+    assert len(here) == len(there) == 27
+    for one, other in zip(here, there):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            assert other[name] == (pytest.approx(value, rel=0.02, abs=0.01) if isinstance(value, float) else value), name
 
 
 # ----------------------------------------------------------------------------------------- waits for the card

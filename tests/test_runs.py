@@ -183,7 +183,7 @@ def test_a_bad_line_in_the_middle_is_named(tmp_path):
     for place in (0, 1):
         metrics.path.write_text("".join([*lines[:place], lines[place][:5] + "\n", *lines[place + 1 :]]))
         for act in (metrics.read, lambda: metrics.rewind("s", 1)):
-            with pytest.raises(RunError, match=rf"metrics\.jsonl, line {place + 1}: not JSON; delete that line"):
+            with pytest.raises(RunError, match=rf"metrics\.jsonl, line {place + 1}: not JSON of a step; delete that line"):
                 act()
 
 
@@ -550,3 +550,41 @@ def test_every_process_waits_until_the_checkpoint_is_there(tmp_path, monkeypatch
     toy.keep()
     toy.finish()
     assert seen == [True]
+
+
+# ----------------------------------------------------------------------------------------- what it was begun with
+
+
+def test_a_state_of_another_tokenizer_is_refused_and_one_that_does_not_say_goes_on(tmp_path, monkeypatch):
+    fresh(tmp_path).save(2)
+    assert fresh(tmp_path).first == 2
+    monkeypatch.setattr(sys.modules[__name__], "TOKENIZER", tokenization.CharTokenizer(list("acb")))  # of the same size
+    state = tmp_path / "toy" / "state.pt"
+    with pytest.raises(CheckpointError, match=rf"^{state} was begun with another tokenizer than that of the text as it is now"):
+        fresh(tmp_path)
+    older = runs.load_state(state)
+    del older["tokenizer"]
+    runs.save_state(state, older)
+    assert fresh(tmp_path).first == 2
+
+
+def test_metrics_are_on_the_disk_before_the_state_that_counts_on_them(tmp_path, monkeypatch):
+    """Of a power cut between the two, the metrics have what is done again, and never lack what is not."""
+    asked, fsync, replace = [], os.fsync, os.replace
+    toy = fresh(tmp_path)
+    toy.metrics.log("toy", 0, loss=1.0)
+    metrics = os.stat(tmp_path / "metrics.jsonl").st_ino
+
+    def record(number):
+        asked.append(os.fstat(number).st_ino == metrics)
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(os, "replace", lambda fresh, path: (asked.append(Path(path).name), replace(fresh, path)))
+    toy.save(1)
+    assert asked.index(True) < asked.index("state.pt")
+
+
+def test_what_else_than_a_loss_exploded_is_called_by_its_name(tmp_path):
+    with pytest.raises(RunError, match=r"^toy: the KL to the original model is 1e\+06 at step 0; the last good weights are kept"):
+        fresh(tmp_path).check(1e6, limit=1000, what="KL to the original model")

@@ -384,6 +384,22 @@ def test_behind_the_end_token_everything_is_masked_and_zero(end_token):
     assert len(lengths) > 5 and T in lengths  # rows that end early, at different steps, and rows that do not
 
 
+def test_a_completion_ends_with_the_last_of_several_end_tokens_drawn_one_after_another():
+    """Against the same rows drawn to their full length and cut afterwards: the pair's first token alone ends nothing."""
+    T, model = 12, random_gpt()
+    uniforms = random_uniforms(80, T)
+    whole = generate(model, PROMPTS * 20, T, uniforms=uniforms)
+    for end in ([2, 2], [3, 2], [1], [4] * 5):
+        cut, lengths = generate(model, PROMPTS * 20, T, uniforms=uniforms, end_token=end), []
+        for row, row_whole, real in zip(cut.tokens.tolist(), whole.tokens.tolist(), cut.mask):
+            ends = [place + len(end) for place in range(T) if row_whole[place : place + len(end)] == end]
+            lengths.append(min(ends, default=T))
+            assert row == row_whole[: lengths[-1]] + [0] * (T - lengths[-1])
+            assert real.tolist() == [place < lengths[-1] for place in range(T)]
+        assert len(end) == 5 or min(lengths) < T
+        torch.testing.assert_close(cut.logprobs, torch.where(cut.mask, whole.logprobs, 0), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("end_token", [None, 2])
 @pytest.mark.parametrize("cut", [dict(), dict(temperature=1.3, top_k=5, top_p=0.9)], ids=["plain", "cut"])
 def test_a_row_alone_gives_what_it_gives_in_a_batch(end_token, cut):

@@ -52,6 +52,12 @@ def said(model, *lines, **options):
     return found
 
 
+def drawn(prompts, text, last=TOKENIZER.end_token):
+    """A Rollout of one completion of two tokens, whose text is `text` whatever they are."""
+    tokens, mask = torch.tensor([[65, last, 0]]), torch.tensor([[True, True, False]])
+    return rollouts.Rollout(prompts, tokens, torch.zeros(1, 3), mask, [text])
+
+
 @pytest.fixture
 def asked(monkeypatch):
     """The conversations that answers were drawn to; every answer is "well 1", "well 2" and so on."""
@@ -59,7 +65,7 @@ def asked(monkeypatch):
 
     def draw(model, tokenizer, prompts, max_new_tokens, generator, temperature):
         found.append((tokenizer.tokenizer.decode(prompts[0], skip_special_tokens=False), max_new_tokens, temperature))
-        return rollouts.Rollout(prompts, None, None, None, [f" well {len(found)} "])
+        return drawn(prompts, f" well {len(found)} ")
 
     monkeypatch.setattr(talk, "draw", draw)
     return found
@@ -132,6 +138,26 @@ def test_answers_are_those_of_the_model_and_depend_on_the_seed(base, monkeypatch
     assert found[0] == answer.strip()
     cold = [said(policy, "why is it", temperature=1e-3, seed=seed) for seed in (1, 2)]
     assert cold[0] == cold[1]
+
+
+def test_an_answer_without_a_word_is_said_and_its_turn_is_forgotten(base, monkeypatch):
+    texts = iter(["well", " \n", "so"])
+    prompts = []
+
+    def draw(model, tokenizer, rows, *rest):
+        prompts.append(tokenizer.tokenizer.decode(rows[0], skip_special_tokens=False))
+        return drawn(rows, next(texts))
+
+    monkeypatch.setattr(talk, "draw", draw)
+    assert said(base, "why", "is it", "who") == ["well", f"({talk.SILENT})", "so"]
+    assert prompts[-1] == laid_out("why", "well", "who")
+
+
+@pytest.mark.parametrize(("last", "cut"), [(TOKENIZER.end_token, False), (66, True)])
+def test_an_answer_is_cut_unless_the_model_ended_its_turn(base, monkeypatch, last, cut):
+    monkeypatch.setattr(talk, "draw", lambda model, tokenizer, prompts, *rest: drawn(prompts, " so ", last))
+    messages = [{"role": "user", "content": "why"}]
+    assert talk.answer(base, TOKENIZER, messages, 3, devices.generator(0, "chat")) == talk.Answer("so", cut)
 
 
 # ----------------------------------------------------------------------------------------- whom one talks with

@@ -1,6 +1,9 @@
 import json
 import re
+import subprocess
+import sys
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from rlhf_lib import tokenization
 from rlhf_lib.models.published import DIALOGUE
 from rlhf_lib.tokenization import CHATML, END, UNKNOWN, BPETokenizer, CharTokenizer, ChatTokenizer, WordTokenizer
 
+ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("word", "char", "bpe")
 SPEECH = "HAMLET.\nTo be, or not to be: that is the question:\nWhether 'tis nobler in the mind to suffer\n\n"
 # any text, with newlines, runs of spaces, accents, and END itself more often than chance gives them
@@ -517,3 +521,33 @@ def test_a_damaged_chat_tokenizer_is_refused_by_name(tmp_path, change):
     (tmp_path / "tokenizer.json").write_text(json.dumps(saved), encoding="utf-8")
     with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer of this project \("):
         tokenization.load(tmp_path / "tokenizer.json")
+
+
+# ----------------------------------------------------------------------------------------- long texts
+
+LONG = BPETokenizer.train(["ab. a b's 'é a\n\nab aab.\n ab's\ta b"] * 3, 280)
+WORDS = st.text("ab é\n.'s愛\u2003\t", max_size=12)
+
+
+@given(st.lists(WORDS, max_size=40).map("".join), st.integers(1, 30))
+@settings(deadline=None, max_examples=200)
+def test_the_pieces_of_a_text_are_the_text_and_their_tokens_its_tokens(text, size):
+    found = list(tokenization.pieces(text, size))
+    assert "".join(found) == text
+    whole = LONG.tokenizer.encode(text, add_special_tokens=False).ids
+    assert [token for piece in found for token in LONG.tokenizer.encode(piece, add_special_tokens=False).ids] == whole
+
+
+def test_a_tokenizer_learns_the_same_from_a_text_in_pieces_in_little_memory():
+    """A hundred megabytes and more for each of text, if it is read as one."""
+    code = (
+        "import resource, sys\nfrom rlhf_lib import tokenization\n"
+        "text = 'And the king loves his fool well, my lord. ' * 100_000\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "tokens = tokenization.train('bpe', [text], 300)\n"
+        "count = len(tokens.encode(text[:2_000_000]))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, count)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    kilobytes, count = map(int, done.stdout.split())
+    assert count > 100_000 and kilobytes < 100_000  # 4.3 MB of text; read as one it takes four times as much

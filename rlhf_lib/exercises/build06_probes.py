@@ -115,7 +115,10 @@ def draw_padding(generator):
 
 def train_and_pad(built, rows, targets, weights, behind):
     """The scores of each row by itself, of all in one batch, and with other tokens behind it that the mask leaves out."""
-    model = built(small_gpt(weights), rows, targets, epochs=6, batch=8, lr=1e-2, seed=3)
+    return padded_scores(built(small_gpt(weights), rows, targets, epochs=6, batch=8, lr=1e-2, seed=3), rows, behind)
+
+
+def padded_scores(model, rows, behind):
     found = {"alone": alone(model, rows), "together": scores(model, rows), "padded": []}
     for extra in behind:
         pairs = [(torch.tensor([row + extra]), torch.arange(len(row + extra))[None] < len(row)) for row in rows]
@@ -125,22 +128,29 @@ def train_and_pad(built, rows, targets, weights, behind):
 
 
 def judge_padding(output, rows, behind, **_):
+    return padding_fault(
+        output, len(rows), behind, "a passage", "score", "its labels", "in another batch it would be paid another reward"
+    )
+
+
+def padding_fault(output, count, behind, one, score, source, harm):
+    """What padding changes, in the words of an exercise: `one` has a `score`, learned from `source`, and a change does `harm`."""
     own = output["alone"]
-    fault = scores_fault(own, len(rows))
+    fault = scores_fault(own, count)
     if fault:
         return fault
     if own.max() - own.min() < 1e-3:
-        return "every passage has the same score after training: the model learns nothing from its labels"
+        return f"every {one.split()[1]} has the same {score} after training: the model learns nothing from {source}"
     changes = [(found - own).abs().max().item() for found in output["padded"]]
     for extra, change in zip(behind, changes):
         if not change <= NEAR:
             hint = " (with zeros there it does not: ask the mask, not the tokens, what is real)" if changes[-1] <= NEAR else ""
             return (
-                f"a passage's score changes by {change:.3f} with {len(extra)} padded positions behind it{hint}: in another batch "
-                "it would be paid another reward. Read it at the last position where the mask is True"
+                f"{one}'s {score} changes by {change:.3f} with {len(extra)} padded positions behind it{hint}: {harm}. "
+                "Read it at the last position where the mask is True"
             )
     change = (output["together"] - own).abs().max().item()
-    return "" if change <= NEAR else f"a passage's score changes by {change:.3f} with the batch that it is in: padding is read"
+    return "" if change <= NEAR else f"{one}'s {score} changes by {change:.3f} with the batch that it is in: padding is read"
 
 
 # ----------------------------------------------------------------------------------------- the last real token
@@ -189,18 +199,23 @@ def judge_last(output, starts, **_):
 
 
 def train_beside(built, rows, targets, weights):
+    return beside(weights, lambda gpt: built(gpt, rows, targets, epochs=3, batch=8, lr=1e-2, seed=3), rows, (rows, targets))
+
+
+def beside(weights, train, rows, given):
+    """What `train(gpt)`, which gives a model, does to the GPT and to the lists `given`; the scores of `rows` before and after the
+    GPT is changed."""
     gpt = small_gpt(weights).train()
     gpt.head.requires_grad_(False)
-    before = copy.deepcopy(gpt)
-    given = copy.deepcopy((rows, targets))
-    model = built(gpt, rows, targets, epochs=3, batch=8, lr=1e-2, seed=3)
+    before, lists = copy.deepcopy(gpt), copy.deepcopy(given)
+    model = train(gpt)
     pairs = list(zip(before.parameters(), gpt.parameters()))
     found = {
         "weights": max((old - new).abs().max().item() for old, new in pairs),
         "frozen": any(old.requires_grad != new.requires_grad for old, new in pairs),
         "gradients": any(new.grad is not None for _, new in pairs),
         "mode": not all(one.training for one in gpt.modules()),
-        "lists": given != (rows, targets),
+        "lists": lists != given,
         "scores": scores(model, rows),
     }
     for parameter in gpt.parameters():
@@ -208,21 +223,26 @@ def train_beside(built, rows, targets, weights):
     return {**found, "later": scores(model, rows)}
 
 
-def judge_beside(output, rows, **_):
+def judge_beside(output, **_):
+    return beside_fault(output, "scores", "the lists `rows` or `targets` are others after the training: pad copies of the rows")
+
+
+def beside_fault(output, what, lists):
+    """What the training changed that was not its own; `what` a model gives, and the sentence on `lists`."""
     change = (output["later"] - output["scores"]).abs().max().item()
     if output["weights"]:
         return "the weights of the GPT that came in are others after the training: PPO needs it as it was. Train a copy"
     if not change <= NEAR:
         return (
-            f"the scores change by {change:.2f} when the GPT that came in is changed later: the two share weights, and PPO "
+            f"the {what} change by {change:.2f} when the GPT that came in is changed later: the two share weights, and PPO "
             "would move its own judge. Copy the body with copy.deepcopy"
         )
-    for what, sentence in (
+    for name, sentence in (
         ("frozen", "parameters of the GPT that came in have another requires_grad: freeze, or free, a copy"),
         ("gradients", "the GPT that came in has gradients after the training: train a copy"),
         ("mode", "the GPT that came in was in training mode and is not any more: call eval() on the copy"),
-        ("lists", "the lists `rows` or `targets` are others after the training: pad copies of the rows"),
+        ("lists", lists),
     ):
-        if output[what]:
+        if output[name]:
             return sentence
     return ""

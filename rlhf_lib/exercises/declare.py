@@ -23,6 +23,8 @@ CHAPTERS = {
     "00": "ch00_start_here",
     "01": "ch01_text", "02": "ch02_transformer", "03": "ch03_pretraining", "04": "ch04_sampling", "05": "ch05_labels",
     "06": "ch06_reward_model", "07": "ch07_policy_gradients", "08": "ch08_rlhf", "09": "ch09_over_optimisation",
+    "10": "ch10_comparisons",
+    "11": "ch11_assistant",
 }  # fmt: skip
 EXERCISES = {}  # name -> Exercise, filled by the chapters' modules
 INVESTIGATIONS = {}  # "2.A" -> Investigation

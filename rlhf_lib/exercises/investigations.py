@@ -5,7 +5,7 @@ import re
 import time
 
 from rlhf_lib.exercises.declare import INVESTIGATIONS, load
-from rlhf_lib.files import RunError, home, write_atomic
+from rlhf_lib.files import RunError, add_json, home
 
 FINDINGS = "findings.json"  # in the learner's folder; the figures are in the folder `figures` beside it
 FEWEST = 5  # words of a finding
@@ -30,7 +30,7 @@ def done(number, finding, figure=None):
         raise ValueError(f"{number}: say in a sentence of at least {FEWEST} words what you found")
     note = {"finding": " ".join(finding.split()), "when": round(time.time())}
     try:
-        write_atomic(home() / FINDINGS, json.dumps({**findings(), number: note}, indent=1, ensure_ascii=False).encode())
+        add_json(home() / FINDINGS, {number: note})
         if figure is not None:
             (home() / "figures").mkdir(exist_ok=True)
             figure.savefig(home() / "figures" / f"{number}.png", dpi=110)
@@ -43,7 +43,7 @@ def done(number, finding, figure=None):
 def findings():
     """What was noted here: {number: {"finding": a sentence, "when": seconds since 1970}}."""
     try:
-        found = json.loads((home() / FINDINGS).read_text(encoding="utf-8"))
+        found = json.loads((home() / FINDINGS).read_text(encoding="utf-8-sig"))
         return {str(number): {"finding": str(note["finding"]), "when": float(note["when"])} for number, note in found.items()}
     except (OSError, ValueError, AttributeError, TypeError, KeyError, OverflowError, RecursionError):
         return {}  # no file yet, or one that cannot be read

@@ -22,7 +22,7 @@ from rlhf_lib.exercises.declare import BUILDS, EXERCISES, find, load
 from rlhf_lib.exercises.source import imports_of, names_bound, names_needed, place_of, source_of
 from rlhf_lib.exercises.surroundings import LIMIT, TimeUp, limited
 from rlhf_lib.exercises.verdicts import verdict
-from rlhf_lib.files import RunError, home, write_atomic
+from rlhf_lib.files import RunError, home, one_at_a_time, write_atomic
 
 FILE = "my_rlhf.py"
 COURSE = Path(__file__).resolve().parents[2] / "solutions" / FILE
@@ -113,6 +113,12 @@ def keep(name, built, path=None, again=True):
         "" when it is kept; else why not, in a sentence.
     """
     path = Path(path or home() / FILE)
+    with one_at_a_time(path.parent):  # another notebook may be keeping something of another chapter
+        return keep_alone(name, built, path, again)
+
+
+def keep_alone(name, built, path, again):
+    """`keep`, while no other process writes in the folder."""
     load()
     exercises = {*EXERCISES, *BUILDS}
     found = source_of(name, built, exercises)

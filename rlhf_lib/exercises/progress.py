@@ -1,12 +1,13 @@
 """What a learner has solved: a small file in the learner's folder."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
 
 from rlhf_lib.exercises.declare import BUILDS, CHAPTERS, EXERCISES, INVESTIGATIONS, load
 from rlhf_lib.exercises.investigations import findings
-from rlhf_lib.files import RunError, home, write_atomic
+from rlhf_lib.files import RunError, add_json, home
 
 PROGRESS = "progress.json"
 
@@ -14,18 +15,21 @@ PROGRESS = "progress.json"
 def solved(path=None):
     """What has been solved here: a dict of exercise name to the time of its first pass, in seconds since 1970."""
     try:
-        found = json.loads(Path(path or home() / PROGRESS).read_text(encoding="utf-8"))
-        return {str(name): float(when) for name, when in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError):
+        found = [*json.loads(Path(path or home() / PROGRESS).read_text(encoding="utf-8-sig")).items()]
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}  # no file yet, or one that cannot be read: nothing that a learner should have to mend
+    times = {}
+    for name, when in found:
+        with contextlib.suppress(ValueError, TypeError, OverflowError):  # an entry that is no time costs no other
+            times[name] = float(when)
+    return times
 
 
 def remember(name, path=None):
     """Note that the exercise `name` passed. Returns whether that could be written down."""
-    known = solved(path)
-    if name not in known:
+    if name not in solved(path):
         try:
-            write_atomic(path or home() / PROGRESS, json.dumps({**known, name: round(time.time())}, indent=1).encode())
+            add_json(path or home() / PROGRESS, {name: round(time.time())})
         except (OSError, RunError):  # a read-only folder, a full disk, a folder of that name
             return False
     return True

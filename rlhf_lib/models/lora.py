@@ -159,17 +159,20 @@ class Branch(nn.Module):
         """The final hidden states (B, T, C); arguments as for `GPT.hidden`."""
         return self.top(*self.trunk(tokens, mask, cache), cache)
 
-    def values(self, hidden, mask=None):
-        """The scalar head's number at every position, (B, T), from the hidden states (B, T, C), in float32 under any autocast.
+    def pooled(self, hidden, mask=None):
+        """What the scalar head reads at every position, (B, T, C) in float32, from the hidden states (B, T, C).
 
         Args:
             mask: (B, T) bool, True on real tokens; None when all are. Only the mean of the states needs it.
         """
+        if self.shape["pooling"] == "last":
+            return hidden.float()
+        return mean_so_far(hidden.float(), torch.ones_like(hidden[..., 0], dtype=torch.bool) if mask is None else mask)
+
+    def values(self, hidden, mask=None):
+        """The scalar head's number at every position, (B, T), in float32 under any autocast; arguments as for `pooled`."""
         with torch.autocast(hidden.device.type, enabled=False):
-            hidden = hidden.float()
-            if self.shape["pooling"] == "mean":
-                hidden = mean_so_far(hidden, torch.ones_like(hidden[..., 0], dtype=torch.bool) if mask is None else mask)
-            return self.score(hidden)[..., 0]
+            return self.score(self.pooled(hidden, mask))[..., 0]
 
     def forward(self, tokens, mask=None, cache=None):
         """A language model's logits (B, T, V), or the scalar head's numbers (B, T)."""

@@ -7,12 +7,14 @@ DIR/gold                   the judge, where it was trained in the run
 DIR/metrics.jsonl, summary.json, answers.jsonl, verdicts.jsonl, report.html
 """
 
+import shutil
 from pathlib import Path
 
 import torch
 
 from rlhf_lib import checkpoints, comparisons, devices
-from rlhf_lib.files import json_rows, read_json, write_json, write_json_rows
+from rlhf_lib.checkpoints import CheckpointError
+from rlhf_lib.files import fingerprint, json_rows, write_json, write_json_rows
 from rlhf_lib.models import lora, published
 from rlhf_lib.models.llama import Llama, LlamaConfig
 from rlhf_lib.models.lora import Branch
@@ -20,7 +22,7 @@ from rlhf_lib.pipelines import inputs, judging, referee, stages
 from rlhf_lib.pipelines.assistant_settings import PRESETS, TINY
 from rlhf_lib.pipelines.estimate import estimate_assistant, sentence
 from rlhf_lib.pipelines.report import write_assistant_report
-from rlhf_lib.pipelines.stages import Stages
+from rlhf_lib.pipelines.stages import Stages, constants
 from rlhf_lib.tokenization import ChatTokenizer
 from rlhf_lib.trainers import ppo_critic, preference, rewards, sft
 
@@ -28,6 +30,15 @@ from rlhf_lib.trainers import ppo_critic, preference, rewards, sft
 def watch(rollout, scores):
     """What is logged of a rollout beside its reward, and never trained on."""
     return {"distinct_2": judging.distinct_n(rollout.texts), "words": sum(map(comparisons.words, rollout.texts)) / len(rollout)}
+
+
+# What each stage leaves, and the settings that no stage before it depends on.
+PARTS = {
+    "sft": (("base", "sft"), ()),
+    "reward": (("reward",), ("comparisons", "limit", "layers", "reward_adapters", "preference")),
+    "policy": (("policy",), ("normaliser_samples", "ppo")),
+    "judge": (("answers.jsonl", "gold"), ("best_of", "judge", "evaluate_prompts")),
+}
 
 
 class Assistant:
@@ -47,16 +58,14 @@ class Assistant:
     def __init__(self, settings, folder, device=None):
         self.settings, self.folder = settings, Path(folder)
         self.device = device or devices.pick_device()
-        stages.same_settings(settings, folder)
         self.base, self.tokenizer = self.start()
         self.inputs = inputs.read(settings, self.tokenizer, self.base.config.context)
         for layers in (settings.sft_layers, settings.layers):
             self.branch("none", self.base, layers)  # refuses layers or a rank that the model has not
         self.endpoint = referee.endpoint(settings.judge, self.folder / "asked.jsonl")
         self.published_gold = referee.published_gold(self.base, self.tokenizer, self.source, self.device)
-        self.stages = Stages(settings, folder)
-        if self.source == "../base" and not self.stages.done():
-            checkpoints.save(self.folder / "base", self.base, self.tokenizer)
+        self.contents = {name: fingerprint(content) for name, content in self.inputs.contents().items()}
+        self.stages = Stages(settings, folder, PARTS, {name: lambda name=name: self.contents[name] for name in self.contents})
 
     # ------------------------------------------------------------------------- models
 
@@ -101,8 +110,10 @@ class Assistant:
         return self.branch(name, self.tuned(), self.settings.layers, source, scalar=True, depth=depth, pooling="mean")
 
     def restored(self, branch, name):
-        """`branch` with what the stage `name` left."""
+        """`branch` with what the stage `name` left; all stages have the tokeniser of the base."""
         folder = self.folder / name
+        if checkpoints.read_metadata(folder)["tokenizer"] != self.tokenizer.fingerprint():
+            raise CheckpointError(checkpoints.DIFFER.format(folder, self.settings.model))
         return checkpoints.load_tensors(branch, checkpoints.read_tensors(folder), folder / "model.safetensors").eval()
 
     # ------------------------------------------------------------------------- stages
@@ -110,7 +121,9 @@ class Assistant:
     def train_sft(self):
         if "sft" in self.stages.done():
             return
-        started = self.stages.begin("sft")
+        started = self.stages.begin("sft", demonstrations=self.contents["demonstrations"])
+        if self.source == "../base" and not (self.folder / "base" / "model.safetensors").exists():
+            checkpoints.save(self.folder / "base", self.base, self.tokenizer)
         s, (learn, held_out) = self.settings, self.inputs.demonstrations
         before = sft.evaluate(self.base, sft.pack([self.tokenizer.turns(talk) for talk in held_out], s.sft.row))
         scores = sft.train(self.sft_branch(), self.tokenizer, learn, held_out, s.sft, self.folder, s.seed)
@@ -128,7 +141,7 @@ class Assistant:
         self.stages.need("sft", "assistant")
         if "reward" in self.stages.done():
             return
-        started = self.stages.begin("reward")
+        started = self.stages.begin("reward", comparisons=self.contents["comparisons"])
         s, (learn, held_out) = self.settings, self.inputs.rankings
         model = self.scalar("reward")
         scores = preference.train(model, self.tokenizer, learn, held_out, s.preference, self.folder, s.seed)
@@ -174,7 +187,7 @@ class Assistant:
             rollout = judging.draw(reference, self.tokenizer, prompts, s.ppo, devices.generator(s.seed, "normaliser"), 2)
             fitted = rewards.fit_within(judging.score(model, rollout).view(-1, 2))
             write_json(path, fitted._asdict())
-        return rewards.PreferenceReward(model, rewards.Normaliser(**read_json(path)))
+        return rewards.PreferenceReward(model, rewards.Normaliser(**constants(path, "mean", "std")))
 
     def judge(self):
         """Answer held-out prompts with all models and have the answers judged; writes `answers.jsonl` and `verdicts.jsonl`."""
@@ -235,10 +248,11 @@ class Assistant:
     def report(self):
         """Write `report.html`: curves, the table of all sides, and answers side by side."""
         self.stages.need("judge", "assistant")
-        started = self.stages.begin()
+        fresh = "report" not in self.stages.done()
+        started = self.stages.begin() if fresh else None
         self.summarise()
         write_assistant_report(self.folder)
-        if "report" not in self.stages.done():
+        if fresh:
             self.stages.finish("report", started)
 
     def run(self):
@@ -253,6 +267,9 @@ class Assistant:
 
 
 def publish(run, folder):
-    """Copy a finished run's adapters, and its base if it has one, to `folder` in half precision, with settings and summary."""
-    own = ("base",) if (Path(run) / "base").exists() else ()
-    stages.publish(run, folder, (*own, "sft", "reward", "policy"), "assistant", PRESETS)
+    """Copy a finished run's adapters, and its base and judge if it has them, to `folder` in half precision, with its curves."""
+    run, folder = Path(run), Path(folder)
+    names = {"base": "base", "sft": "sft", "reward": "reward", "policy": "policy", "gold/reward": "gold"}
+    kept = {name: new for name, new in names.items() if name in ("sft", "reward", "policy") or (run / name).exists()}
+    stages.publish(run, folder, kept, "assistant", PRESETS)
+    shutil.copy(run / "metrics.jsonl", folder)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from rlhf_lib.models import published
 from rlhf_lib.pipelines import inputs, referee
+from rlhf_lib.pipelines.settings import check_numbers
 from rlhf_lib.trainers.ppo_critic import PPOCriticConfig
 from rlhf_lib.trainers.preference import PreferenceConfig
 from rlhf_lib.trainers.sft import SFTConfig
@@ -55,7 +56,8 @@ class Settings:
     ppo: PPOCriticConfig = field(default_factory=PPOCriticConfig)
 
     def __post_init__(self):
-        for name in ("seed", "limit", "longest", "sft_layers", "layers", "evaluate_prompts"):
+        check_numbers(self)
+        for name in ("limit", "longest", "sft_layers", "layers", "evaluate_prompts"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name, least in (("rank", 1), ("alpha", 1), ("best_of", 1), ("normaliser_samples", 2)):
@@ -87,7 +89,7 @@ PRESETS = {
         preset="laptop",
         sft=SFTConfig(epochs=2, lr=4e-4),
         preference=PreferenceConfig(epochs=2, lr=1e-2),
-        ppo=PPOCriticConfig(iterations=12, temperature=0.7, lr=1e-3, critic_lr=1e-3, kl_coef=0.03),
+        ppo=PPOCriticConfig(iterations=24, temperature=0.7, lr=7e-4, critic_lr=1e-3, kl_coef=0.1),
     ),
     # A Colab T4: the model and the comparisons of minChatGPT.
     "gpu": Settings(

@@ -37,6 +37,11 @@ class Inputs:
     agreement: dict | None
     loaded: str
 
+    def contents(self):
+        """What the run learns from, as JSON can hold it, by the setting that names it."""
+        learned = [*self.rankings[0], *self.beyond, *self.rankings[1]]
+        return {"demonstrations": self.demonstrations, "comparisons": [self.prompts, [list(ranking) for ranking in learned]]}
+
     def notes(self):
         """What was left out, in sentences."""
         counts = [f"{count:,} {name}" for name, count in self.left_out.items() if count]

@@ -1,6 +1,9 @@
 """Settings as nested dataclasses, flat dicts of dotted names, and what a docstring says of each."""
 
+import math
 from dataclasses import asdict, fields, replace
+
+SEEDS = 2**63  # torch's generators take no larger ones
 
 
 def flat(settings):
@@ -9,6 +12,17 @@ def flat(settings):
     for name, value in asdict(settings).items():
         rows |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
     return rows
+
+
+def check_numbers(settings):
+    """Refuse settings with a number that is not finite, or a seed that no generator takes; the message names the setting."""
+    for name, value in flat(settings).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}")
+    if settings.seed < 0:
+        raise ValueError(f"seed must not be negative, got {settings.seed}")
+    if settings.seed >= SEEDS:
+        raise ValueError(f"seed must be below 2^63, got {settings.seed}")
 
 
 def changed(settings, changes):

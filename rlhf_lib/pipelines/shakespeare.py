@@ -4,17 +4,19 @@ DIR/base, reward, policy    a checkpoint each
 DIR/metrics.jsonl, summary.json, samples.jsonl, report.html
 """
 
-import json
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rlhf_lib import checkpoints, corpus, devices, judge, labels, tokenization
-from rlhf_lib.files import RunError, read_json, write_atomic, write_json
+from rlhf_lib import checkpoints, corpus, devices, judge, tokenization
+from rlhf_lib.files import write_atomic, write_json, write_json_rows
 from rlhf_lib.models.gpt import GPTConfig
 from rlhf_lib.pipelines import stages
 from rlhf_lib.pipelines.estimate import estimate, sentence
+from rlhf_lib.pipelines.material import TAKEN, Material, check_taken
 from rlhf_lib.pipelines.report import write_report
-from rlhf_lib.pipelines.stages import Stages
+from rlhf_lib.pipelines.settings import check_numbers
+from rlhf_lib.pipelines.stages import Stages, constants, measured
 from rlhf_lib.trainers import ppo, pretrain, reward, rewards, rollouts
 from rlhf_lib.trainers.ppo import PPOConfig
 from rlhf_lib.trainers.pretrain import PretrainConfig
@@ -54,8 +56,12 @@ class Settings:
     ppo: PPOConfig = field(default_factory=PPOConfig)
 
     def __post_init__(self):
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        check_numbers(self)
+        for name in ("corpus", "labels"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"{name} must not be empty: give a name or a path")
+        if self.labels.startswith("synthetic:") and self.synthetic < 1:
+            raise ValueError(f"labels must be hand, a path, or synthetic:N with a whole number N above 0, got {self.labels!r}")
         if self.tokenizer not in tokenization.KINDS:
             raise ValueError(f"tokenizer must be one of {', '.join(tokenization.KINDS)}, got {self.tokenizer!r}")
         if self.sentiment not in rewards.SENTIMENTS:
@@ -69,6 +75,12 @@ class Settings:
             raise ValueError(
                 f"ppo.max_new_tokens must be below model.context, got {self.ppo.max_new_tokens} and {self.model.context}"
             )
+
+    @property
+    def synthetic(self):
+        """How many passages the synthetic rater labels; 0 where the labels are others, or no number."""
+        kind, _, count = self.labels.partition(":")
+        return int(count) if kind == "synthetic" and count.isascii() and count.isdigit() and len(count) < 10 else 0
 
 
 PRESETS = {
@@ -96,6 +108,15 @@ PRESETS = {
         ppo=PPOConfig(iterations=40, rollout_size=1024, minibatch=256, lr=2e-4, max_rollout_size=4096),
         evaluate_samples=2048,
     ),
+}
+
+
+# What each stage leaves, and the settings that no stage before it depends on.
+PARTS = {
+    "pretrain": (("base",), ()),
+    "reward": (("reward",), ("labels", "reward")),
+    "policy": (("policy",), ("sentiment", "blank_line_coef", "normaliser_samples", "ppo")),
+    "evaluate": (("samples.jsonl",), ("evaluate_samples",)),
 }
 
 
@@ -128,72 +149,76 @@ class Shakespeare:
     def __init__(self, settings, folder, device=None):
         self.settings, self.folder = settings, Path(folder)
         self.device = device or devices.pick_device()
-        self.stages = Stages(settings, folder)
-
-    def texts(self):
-        """(training, validation) text: two data sets."""
-        if not hasattr(self, "_texts"):
-            halves = corpus.split(corpus.load(self.settings.corpus))
-            self._texts = halves["train"], halves["validation"]
-        return self._texts
-
-    def label_set(self):
-        """The labels that the reward model learns from and is tested on."""
-        wanted = self.settings.labels
-        if wanted.startswith("synthetic:"):
-            count, text = int(wanted.removeprefix("synthetic:")), corpus.load(self.settings.corpus)
-            return labels.synthetic(judge.GoldJudge(), count, text, self.settings.seed)
-        plays = corpus.load("plays")
-        return labels.hand_made(plays) if wanted == "hand" else labels.hand_made(plays, [wanted])
+        self.material = Material(settings)
+        self.contents, self.reading = self.material.contents(), 0.0  # seconds
+        self.stages = Stages(settings, folder, PARTS, self.contents)
+        if "pretrain" in self.stages.done():
+            self.material.base = self.folder / "base"
 
     def load(self, name):
-        """The model and the tokeniser of this run's base, reward or policy."""
+        """The model and the tokeniser of this run's base, reward or policy; all have one tokeniser."""
+        checkpoints.same_tokenizer(self.folder / "base", self.folder / name)
         return checkpoints.load(self.folder / name, self.device, "reward" if name == "reward" else "gpt")
+
+    def read(self):
+        """Read and check what the stages that are not done learn from; returns how many labelled passages that is."""
+        done, begun = self.stages.done(), time.monotonic()
+        if self.settings.init_from:
+            if not {"pretrain", "reward"} <= done.keys():
+                check_taken(self.settings)
+            return 0
+        if "pretrain" not in done:
+            _ = self.material.tokens
+            self.reading = time.monotonic() - begun
+        return len(self.material.passages) if "reward" not in done else 0
 
     # ------------------------------------------------------------------------- stages
 
     def pretrain(self):
         if "pretrain" in self.stages.done():
             return
-        started = self.stages.begin("base")
         s = self.settings
         if s.init_from:
+            check_taken(s)
+            started = self.stages.begin("base", init_from=self.contents["init_from"]())
             self.take("base")
         else:
-            train_text, validation_text = self.texts()
-            vocab_size = None if s.tokenizer == "char" else s.model.vocab_size
-            tokenizer = tokenization.train(s.tokenizer, train_text["text"], vocab_size)
-            train, _ = pretrain.encode_corpus(train_text, tokenizer)
-            validation = pretrain.encode_corpus(validation_text, tokenizer)
-            config = replace(s.model, vocab_size=tokenizer.vocab_size)
-            pretrain.train(config, s.pretrain, train, validation, tokenizer, self.folder, s.seed, self.device)
-        metadata = checkpoints.read_metadata(self.folder / "base")
-        stats = {name: metadata[name] for name in ("val_bits_per_char", "val_perplexity")}
-        self.stages.finish("pretrain", started, "base", **stats)
+            begun = time.monotonic()
+            train, validation = self.material.tokens
+            self.reading += time.monotonic() - begun
+            started = self.stages.begin("base", corpus=self.contents["corpus"]())
+            config = replace(s.model, vocab_size=self.material.tokenizer.vocab_size)
+            pretrain.train(config, s.pretrain, train, validation, self.material.tokenizer, self.folder, s.seed, self.device)
+        self.stages.finish("pretrain", started - self.reading, "base", **measured(self.folder / "base", *TAKEN["base"]))
 
     def train_reward(self):
         self.stages.need("pretrain", "pretrain")
         if "reward" in self.stages.done():
             return
-        started = self.stages.begin("reward")
-        s = self.settings
+        s, left_out = self.settings, {}
+        base, tokenizer = self.load("base")
         if s.init_from:
+            check_taken(s)
+            started = self.stages.begin("reward", init_from=self.contents["init_from"]())
             self.take("reward")
         else:
-            base, tokenizer = self.load("base")
-            reward.train(base, tokenizer, self.label_set(), s.reward, self.folder, s.seed, self.device)
+            passages = self.material.passages
+            started = self.stages.begin("reward", labels=self.contents["labels"]())
+            reward.train(base, tokenizer, passages, s.reward, self.folder, s.seed, self.device)
+            if long := len(self.material.labels) - len(passages):
+                left_out = {"labels_left_out": long}
         checkpoints.same_tokenizer(self.folder / "base", self.folder / "reward")
-        found = checkpoints.read_metadata(self.folder / "reward")
-        stats = {"reward_accuracy": found["accuracy"], "reward_passages": found["passages"], "raters": found["raters"]}
+        accuracy, passages, raters = measured(self.folder / "reward", *TAKEN["reward"]).values()
+        stats = {"reward_accuracy": accuracy, "reward_passages": passages, "raters": raters, **left_out}
         self.stages.finish("reward", started, "reward", **stats)
 
     def train_policy(self):
         self.stages.need("reward", "train-reward")
         if "policy" in self.stages.done():
             return
-        started = self.stages.begin("policy")
         s = self.settings
         base, tokenizer = self.load("base")
+        started = self.stages.begin("policy")
         prompt = tokenizer.encode(corpus.SEPARATOR)  # every completion starts from the blank line before a speech
         pays = self.sentiment_reward(base, tokenizer, prompt)
         ppo.train(base, tokenizer, [prompt], pays, s.ppo, self.folder, s.seed, watch_rollouts(pays))
@@ -211,24 +236,16 @@ class Shakespeare:
             if devices.world()[0] == 0:
                 write_json(path, {"mean": fitted.normalise.mean, "std": fitted.normalise.std, "blanks": fitted.blanks})
             devices.wait()
-        kept = read_json(path)
+        kept = constants(path, "mean", "std", "blanks")
         normalise = rewards.Normaliser(kept["mean"], kept["std"])
         return rewards.SentimentReward(reward_model, s.sentiment, normalise, kept["blanks"], s.blank_line_coef)
 
     def take(self, name):
         """Copy the checkpoint `name` from the run that this one starts from."""
         for file in ("tokenizer.json", "model.safetensors"):
-            source = self.source(name, file)
             if devices.world()[0] == 0:
-                write_atomic(self.folder / name / file, source.read_bytes())
+                write_atomic(self.folder / name / file, (Path(self.settings.init_from) / name / file).read_bytes())
         devices.wait()
-
-    def source(self, name, file):
-        """A file of the checkpoint `name` in the run that this one starts from."""
-        path = Path(self.settings.init_from) / name / file
-        if not path.exists():
-            raise RunError(f"{self.settings.init_from} has no {name}/{file}: --init_from needs the folder of a finished run")
-        return path
 
     def evaluate(self):
         """Compare base and policy on fresh samples; writes `summary.json` and `samples.jsonl`."""
@@ -266,8 +283,7 @@ class Shakespeare:
             "separator_ratio": ratio(judge.separators(second["texts"]), judge.separators(first["texts"])),
         }
         if devices.world()[0] == 0:
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_atomic(self.folder / "samples.jsonl", lines.encode())
+            write_json_rows(self.folder / "samples.jsonl", rows)
         self.stages.finish("evaluate", started, **stats)
         self.summarise()
 
@@ -286,23 +302,27 @@ class Shakespeare:
     def report(self):
         """Write `report.html`: figures, curves, and samples side by side."""
         self.stages.need("evaluate", "evaluate")
-        started = self.stages.begin()
+        fresh = "report" not in self.stages.done()
+        started = self.stages.begin() if fresh else None
         if devices.world()[0] == 0:
             write_report(self.folder)
-        if "report" not in self.stages.done():
+        if fresh:
             self.stages.finish("report", started)
             self.summarise()
 
+    def notes(self):
+        """What was left out of what this run learns from, in sentences."""
+        if self.settings.init_from:
+            return []
+        left_out = len(self.material.labels) - len(self.material.passages)
+        context = self.settings.model.context
+        return [f"Left out: {left_out:,} labelled passages of more than {context} tokens (model.context)."] if left_out else []
+
     def run(self):
         """Every stage that is not done yet; returns the summary. A fresh run says first how long it will take."""
-        if not self.stages.done() and not (self.folder / "base" / "state.pt").exists() and devices.world()[0] == 0:
-            if self.settings.init_from:
-                passages = 0
-                self.source("base", "tokenizer.json")  # what is not there is said before the time is
-            else:
-                passages = len(self.label_set())
-                self.texts()
-            print(sentence(estimate(self.settings, passages, self.device)), flush=True)
+        passages, fresh = self.read(), not self.stages.begun("pretrain")
+        if fresh and devices.world()[0] == 0:
+            print(*self.notes(), sentence(estimate(self.settings, passages, self.device)), sep="\n", flush=True)
         for stage in (self.pretrain, self.train_reward, self.train_policy, self.evaluate):
             stage()
         if "report" not in self.stages.done():
@@ -315,7 +335,7 @@ def publish(run, folder):
 
     A published folder serves wherever a run's folder does: `--checkpoint`, `--init_from`, `checkpoints.load`.
     """
-    stages.publish(run, folder, ("base", "reward", "policy"), "run", PRESETS)
+    stages.publish(run, folder, {name: name for name in ("base", "reward", "policy")}, "run", PRESETS)
 
 
 def ratio(value, base):

@@ -1,49 +1,134 @@
 """What is done in a run's folder.
 
-DIR/settings.json      the run's settings; another command with other settings is refused
+DIR/settings.json      the run's settings, written when work begins
+DIR/inputs.json        fingerprints of what its stages learn from, by the setting that names it
 DIR/stages.json        what is done, with its seconds, its memory and its stats
 """
 
 import json
+import math
+import shlex
 import time
 from pathlib import Path
 
 from rlhf_lib import checkpoints, devices, runs
-from rlhf_lib.files import RunError, read_json, write_json
+from rlhf_lib.checkpoints import CheckpointError
+from rlhf_lib.files import RunError, lock, read_json, write_json
 from rlhf_lib.pipelines.settings import flat
 
+# What a setting meant before there was one: a run that was begun then goes on with that.
+BEFORE = {"reward_adapters": True}
+MARKS = ("pretrain.steps", "sft.epochs")  # settings that tell the two pipelines apart
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
-def same_settings(settings, folder):
-    """Refuse a folder that holds a run with other settings; nothing is written."""
-    saved = Path(folder) / "settings.json"
-    if saved.exists():
-        old, new = read_json(saved), json.loads(json.dumps(flat(settings)))
-        for name in new:
-            if old.get(name) != new[name]:
-                raise RunError(f"{folder} holds a run with {name}={old.get(name)!r}, not {new[name]!r}: choose another --out")
+
+def saved_settings(folder, kind):
+    """The settings of `kind`, a class, with which the run in `folder` was begun, by dotted name.
+
+    Those that are not in its file, being younger, have their old meaning.
+
+    Raises:
+        RunError: the file is damaged, or of another pipeline or version; the message names file and field.
+    """
+    path, known = Path(folder) / "settings.json", flat(kind())
+    saved = read_json(path)
+    if any(mark in saved and mark not in known for mark in MARKS):
+        raise RunError(f"{folder} holds a run of another pipeline: choose another --out")
+    for name, value in saved.items():
+        if name not in known:
+            raise RunError(f"{path}: this version does not know the setting {name}; choose another --out")
+        wanted = type(known[name])
+        if not (type(value) is wanted or (wanted is float and type(value) is int)):
+            raise RunError(f"{path}: {name} must be {KINDS[wanted]}, got {value!r}; mend the file or choose another --out")
+    return {**known, **{name: value for name, value in BEFORE.items() if name in known}, **saved}
 
 
 class Stages:
-    """The stages of the run in `folder`.
+    """The stages of the run in `folder`, to which nothing is written before work begins.
+
+    Args:
+        settings: the run's.
+        parts: a dict of each stage, in order, to (the files and folders that it leaves, the settings that none before it depends
+            on): these may change until it begins. A setting that is named nowhere belongs to the first.
+        contents: a dict of the settings that name a file to functions without arguments, which give the fingerprint of what
+            is there now. Such a setting may come to name another place with the same content.
 
     Raises:
-        RunError: the folder holds a run with other settings.
+        RunError: the folder holds a run with other settings, or a damaged file.
     """
 
-    def __init__(self, settings, folder):
-        self.folder = Path(folder)
-        same_settings(settings, folder)
-        devices.wait()
-        if devices.world()[0] == 0:
-            write_json(self.folder / "settings.json", flat(settings))
+    def __init__(self, settings, folder, parts, contents=None):
+        self.settings, self.folder, self.parts, self.held = settings, Path(folder), parts, None
+        if not (self.folder / "settings.json").exists():
+            return
+        old, new = saved_settings(folder, type(settings)), json.loads(json.dumps(flat(settings)))
+        for name in new:
+            if old[name] != new[name] and self.begun(self.owner(name)) and not self.moved(name, contents or {}):
+                raise RunError(f"{folder} holds a run with {name}={old[name]!r}, not {new[name]!r}: choose another --out")
+
+    def owner(self, name):
+        """The first stage that depends on the setting `name`."""
+        part = name.partition(".")[0]
+        return next((stage for stage, (_, names) in self.parts.items() if part in names), next(iter(self.parts)))
+
+    def begun(self, stage):
+        """Whether the stage is done, or has left something."""
+        places = [self.folder / place for place in self.parts[stage][0]]
+        return stage in self.done() or any(self.left(place) for place in places)
+
+    def left(self, place):
+        return place.is_file() or (place.is_dir() and any(not path.name.startswith(".") for path in place.iterdir()))
+
+    def moved(self, name, contents):
+        """Whether the setting `name` now names another place with the content that the run learned from."""
+        try:
+            return name in contents and name in self.inputs() and contents[name]() == self.inputs()[name]
+        except (ValueError, RunError):  # nothing there, or nothing that can be read
+            return False
+
+    def record(self, name):
+        """The dict in the file `name`, empty before there is one."""
+        path = self.folder / name
+        return read_json(path) if path.exists() else {}
+
+    def inputs(self):
+        """The fingerprints of what the stages that have begun learned from, by setting."""
+        return self.record("inputs.json")
 
     def done(self):
         """The stages that are done, a dict of name to record."""
-        path = self.folder / "stages.json"
-        return read_json(path) if path.exists() else {}
+        done = self.record("stages.json")
+        for name, record in done.items():
+            if not isinstance(record, dict) or not isinstance(record.get("seconds"), int | float):
+                path = self.folder / "stages.json"
+                raise RunError(f"{path} is damaged: {name} has no seconds; choose another --out, or delete the run's folder")
+        return done
 
-    def begin(self, out=None):
-        """The moment at which a stage began; one that was stopped began so much earlier as it had already worked."""
+    def begin(self, out=None, **inputs):
+        """The moment at which a stage began; one that was stopped began so much earlier as it had already worked.
+
+        From here on the folder is this process's alone, until the stage is finished or the process ends.
+
+        Args:
+            out: the folder of its checkpoint, inside the run's.
+            inputs: fingerprints of what it learns from, by the setting that names it.
+
+        Raises:
+            RunError: another process is at work in the folder, or what a stopped stage learns from has changed.
+        """
+        known = self.inputs()
+        for name, content in inputs.items():
+            if known.get(name, content) != content and self.begun(self.owner(name)):
+                raise RunError(
+                    f"{self.folder} was begun with another content of {name} {flat(self.settings)[name]}: "
+                    "put that back, or choose another --out"
+                )
+        if devices.world()[0] == 0:
+            self.held = lock(self.folder / ".lock")
+            write_json(self.folder / "settings.json", flat(self.settings))
+            if inputs:
+                write_json(self.folder / "inputs.json", {**known, **inputs})
+        devices.wait()
         return time.monotonic() - (runs.seconds_spent(self.folder / out / "state.pt") if out else 0)
 
     def finish(self, name, started, out=None, **stats):
@@ -55,13 +140,16 @@ class Stages:
             write_json(self.folder / "stages.json", {**self.done(), name: record})
             if out:
                 (self.folder / out / "state.pt").unlink(missing_ok=True)
+            if self.held:
+                self.held.close()
         devices.wait()
 
     def need(self, name, command):
         """Refuse to go on without the stage `name`, which `command` does."""
         if name not in self.done():
             raise RunError(
-                f"{self.folder} has no finished {name} stage: run `python -m rlhf_lib {command} --out {self.folder}` first"
+                f"{self.folder} has no finished {name} stage: run "
+                f"`python -m rlhf_lib {command} --out {shlex.quote(str(self.folder))}` first"
             )
 
     def summary(self):
@@ -79,21 +167,53 @@ class Stages:
 
 
 def publish(run, folder, names, command, presets):
-    """Copy the checkpoints `names` of a finished run to `folder` in half precision, with its settings and summary.
+    """Copy checkpoints of a finished run to `folder` in half precision, with its settings and summary.
 
     Args:
+        names: {a checkpoint in the run, at most one folder deep: its name in `folder`}.
         command, presets: what began the run, "run" or "assistant", and its settings by preset: the summary has the whole command.
     """
     run, folder = Path(run), Path(folder)
     if not (run / "summary.json").exists():
         raise RunError(f"{run} holds no finished run: only one with a summary.json is published")
-    for name in names:
+    settings, summary = saved_settings(run, type(presets["laptop"])), read_json(run / "summary.json")
+    for name, new in names.items():
         tensors = {part: tensor.half() for part, tensor in checkpoints.read_tensors(run / name).items()}
         metadata, tokenizer = checkpoints.read_metadata(run / name), checkpoints.load_tokenizer(run / name)
-        checkpoints.write(folder / name, tensors, metadata, tokenizer)
-    settings, summary = read_json(run / "settings.json"), read_json(run / "summary.json")
-    begun = flat(presets[settings["preset"]])
-    other = [f"--{name} {value}" for name, value in settings.items() if value != begun[name] and name != "seed"]
-    whole = [f"python -m rlhf_lib {command}", f"--preset {settings['preset']}", f"--seed {settings['seed']}", *other, "--out DIR"]
+        if "/" in name and "branch" in metadata:  # its base is now one folder nearer
+            metadata["branch"]["source"] = metadata["branch"]["source"].removeprefix("../")
+        checkpoints.write(folder / new, tensors, metadata, tokenizer)
     write_json(folder / "settings.json", settings)
-    write_json(folder / "summary.json", {"command": " ".join(whole), **summary})
+    write_json(folder / "summary.json", {"command": command_of(command, settings, presets), **summary})
+
+
+def command_of(command, settings, presets):
+    """The command that begins a run with `settings`, a dict by dotted name, in the folder DIR."""
+    begun = flat(presets[settings["preset"]])
+    other = {name: value for name, value in settings.items() if value != begun[name] and name not in ("preset", "seed")}
+    words = []
+    for name, value in {"preset": settings["preset"], "seed": settings["seed"], **other, "out": "DIR"}.items():
+        words += [f"--{name}={value}"] if str(value).startswith("-") else [f"--{name}", str(value)]
+    return shlex.join(["python", "-m", "rlhf_lib", command, *words])
+
+
+def measured(folder, *names):
+    """What was measured of the checkpoint in `folder`, a dict of `names` to what its metadata says.
+
+    Raises:
+        CheckpointError: it says nothing of one, being of another version or of another tool.
+    """
+    metadata, path = checkpoints.read_metadata(folder), Path(folder) / "model.safetensors"
+    for name in names:
+        if name not in metadata:
+            raise CheckpointError(f"{path} does not say its {name}: train it again with this version")
+    return {name: metadata[name] for name in names}
+
+
+def constants(path, *names):
+    """The numbers of the reward that a policy stage has kept at `path`, a dict of `names`. Raises RunError where one is none."""
+    kept = read_json(path)
+    for name in names:
+        if type(kept.get(name)) not in (int, float) or not math.isfinite(kept[name]):
+            raise RunError(f"{path} is damaged: {name} is no number; delete the folder {path.parent} to begin this stage again")
+    return {name: kept[name] for name in names}

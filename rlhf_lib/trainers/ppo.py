@@ -71,7 +71,7 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
 
     Args:
         base: the GPT to start from; it stays as it is and is the reference.
-        prompts: a list of lists of tokens; completion i of a rollout continues prompt i, and round again.
+        prompts: a list of lists of tokens, one a completion; each rollout goes on where the last one stopped, and round again.
         reward: a function of a Rollout that gives one number a completion, (B,).
         watch: a function of a Rollout and its rewards that gives a dict of numbers to log; training never uses them.
 
@@ -89,13 +89,13 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
     for iteration in stage:
         # Rollout: completions, their reward, and how far the policy has moved.
         size = memory["rollout_size"]
-        some = [prompts[place % len(prompts)] for place in range(size)]
+        some = [prompts[place % len(prompts)] for place in range(iteration * size, (iteration + 1) * size)]
         rollout = sample(
             policy, tokenizer, some, config.max_new_tokens, generator(seed, "rollout", iteration), config.temperature
         )
         ref_logprobs = score(base, rollout, config.temperature)  # (B, T)
         kl = completion_kl(rollout.logprobs, ref_logprobs, rollout.mask)  # (B,)
-        stage.check(kl.mean().item(), limit=100 * config.max_kl)
+        stage.check(kl.mean().item(), limit=100 * config.max_kl, what="KL to the original model")
         if agreed(kl.mean() > config.max_kl):
             break
         rewards = reward(rollout).to(kl.device)  # (B,)

@@ -7,10 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from rlhf_lib import runs
 from rlhf_lib.devices import autocast, generator
 from rlhf_lib.models.layers import evaluating, pad
+from rlhf_lib.models.lora import Branch
 from rlhf_lib.preference import ranking_loss
 
 
@@ -45,27 +47,54 @@ class PreferenceConfig:
             raise ValueError(f"preference.weight_decay must not be negative, got {self.weight_decay}")
 
 
-def rewards_of(model, rows):
-    """The reward of each row of tokens, (N,), with a gradient: read at the last token, the same with any padding."""
+def rewards_of(model, rows, states=None):
+    """The reward of each row of tokens, (N,), with a gradient: read at the last token, the same with any padding.
+
+    Args:
+        states: what `states_of` gave for these rows and others.
+    """
+    if states is not None:
+        return model.score(torch.stack([states[tuple(row)] for row in rows]))[:, 0]
     device = next(model.parameters()).device
     with autocast(device, model.config.width, exact=True):
         return model.logits(*pad(rows, "right", device)).float()
 
 
+def by_length(rows, batch):
+    """The places of `rows` in batches of rows of like length, the longest first, so that memory is short at once or never."""
+    order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
+    return [order[start : start + batch] for start in range(0, len(order), batch)]
+
+
 @torch.no_grad()
-def score(model, rows, batch=64):
-    """`rewards_of` without a gradient, (N,) on the CPU, rows of like length together."""
-    order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
+def score(model, rows, batch=64, states=None):
+    """`rewards_of` without a gradient, (N,) on the CPU."""
     scores = torch.zeros(len(rows))
     with evaluating(model):
-        for start in range(0, len(order), batch):
-            places = order[start : start + batch]
-            scores[places] = rewards_of(model, [rows[place] for place in places]).cpu()
+        for places in by_length(rows, batch):
+            scores[places] = rewards_of(model, [rows[place] for place in places], states).cpu()
     return scores
 
 
-def evaluate(model, rankings):
-    """How a reward model does on `rankings` that it did not learn from.
+@torch.no_grad()
+def states_of(model, rows, batch=64):
+    """What the head of a Branch without blocks of its own reads of each row: a dict of tuples of tokens to states (C,).
+
+    Nothing below that head is trained, so that these states are the same in every epoch, and computed once.
+    """
+    states, device = {}, next(model.parameters()).device
+    for places in tqdm(by_length(rows, batch), desc="states", leave=False):
+        some = [rows[place] for place in places]
+        tokens, mask = pad(some, "right", device)
+        with autocast(device, model.config.width, exact=True):
+            hidden = model.hidden(tokens, mask)  # (B, T, C)
+        last = mask.sum(1) - 1
+        states |= zip(map(tuple, some), model.pooled(hidden, mask)[torch.arange(len(some), device=device), last])
+    return states
+
+
+def evaluate(model, rankings, states=None):
+    """How a reward model does on `rankings` that it did not learn from; `states` as for `rewards_of`.
 
     Returns:
         A dict: `accuracy`, the share of pairs whose better answer has the higher reward, a tie half; `pairs`, how many; `loss`,
@@ -73,7 +102,7 @@ def evaluate(model, rankings):
         as the probability that the higher reward is right (expected calibration error in ten bins; Guo et al. 2017, section 2).
     """
     rows = [r.prompt + answer for r in rankings for answer in r.answers]
-    scores, lengths = score(model, rows), torch.tensor([float(len(row)) for row in rows])
+    scores, lengths = score(model, rows, states=states), torch.tensor([float(len(row)) for row in rows])
     sizes = [len(r.answers) for r in rankings]
     margins = torch.cat([margins_of(part) for part in scores.split(sizes)])
     longer = torch.cat([margins_of(part) for part in lengths.split(sizes)])
@@ -131,6 +160,9 @@ def train(model, tokenizer, learn, held_out, config, folder, seed=0):
     )
     show = ("train_loss", "held_out_accuracy")
     stage = runs.stage("reward", folder, "reward", model, [optimizer], steps, seed, tokenizer, show=show)
+    states = None
+    if isinstance(model, Branch) and not model.blocks:  # a head alone
+        states = states_of(model, [r.prompt + answer for r in [*learn, *held_out] for answer in r.answers])
     for step in stage:
         epoch, place = divmod(step, per_epoch)
         if place == 0 or step == stage.first:
@@ -139,7 +171,7 @@ def train(model, tokenizer, learn, held_out, config, folder, seed=0):
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min((step + 1) / (0.1 * steps + 1), (steps - step) / (0.9 * steps))
         model.train()
-        rewards = rewards_of(model, [r.prompt + answer for r in some for answer in r.answers])  # both answers in one batch
+        rewards = rewards_of(model, [r.prompt + answer for r in some for answer in r.answers], states)  # all in one batch
         parts = rewards.split([len(r.answers) for r in some])
         loss = torch.stack([ranking_loss(part[None]) for part in parts]).mean()
         stage.check(loss.item())
@@ -149,9 +181,9 @@ def train(model, tokenizer, learn, held_out, config, folder, seed=0):
         optimizer.zero_grad()
         stage.log(train_loss=loss.item())
         if place + 1 == per_epoch:
-            stage.log(epoch=epoch + 1, **{f"held_out_{name}": value for name, value in evaluate(model, held_out).items()})
+            stage.log(epoch=epoch + 1, **{f"held_out_{name}": value for name, value in evaluate(model, held_out, states).items()})
     model.eval()
-    scores = evaluate(model, held_out)
+    scores = evaluate(model, held_out, states)
     stage.keep(**scores)
     stage.finish()
     return scores

@@ -80,14 +80,19 @@ def batches(lengths, size, generator):
     return [rows[place] for place in torch.randperm(len(rows), generator=generator).tolist()]
 
 
-@torch.no_grad()
 def score_texts(model, tokenizer, texts, batch=128):
     """The log-odds of positive of each text (N,), on the CPU. Raises ValueError for an empty text, or one over the context."""
-    device = next(model.parameters()).device
     rows = [tokenizer.encode(text) for text in texts]
     for number, tokens in enumerate(rows, 1):
         if not 0 < len(tokens) <= model.config.context:
             raise ValueError(f"text {number} has {len(tokens)} tokens: the reward model reads 1 to {model.config.context}")
+    return score_tokens(model, rows, batch)
+
+
+@torch.no_grad()
+def score_tokens(model, rows, batch=128):
+    """The log-odds of positive of each of `rows`, lists of tokens that fit the context, (N,), on the CPU."""
+    device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda place: len(rows[place]))  # rows of one length together: little padding
     scores = torch.zeros(len(rows))
     with evaluating(model), autocast(device, model.config.width):
@@ -95,6 +100,19 @@ def score_texts(model, tokenizer, texts, batch=128):
             places = order[start : start + batch]
             scores[places] = model.logits(*pad([rows[place] for place in places], "right", device)).float().cpu()
     return scores
+
+
+def windows(tokens, context):
+    """A list of tokens cut into as few pieces as the context allows, of like length."""
+    count = math.ceil(len(tokens) / context)
+    return [tokens[place * len(tokens) // count : (place + 1) * len(tokens) // count] for place in range(count)]
+
+
+def score_windows(model, texts):
+    """The log-odds of positive of each text (N,), given as its windows: their mean, each window weighed by its tokens."""
+    scores = score_tokens(model, [piece for text in texts for piece in text]).split([len(text) for text in texts])
+    lengths = [torch.tensor([float(len(piece)) for piece in text]) for text in texts]
+    return torch.stack([(found * weight).sum() / weight.sum() for found, weight in zip(scores, lengths)])
 
 
 def evaluate(model, tokenizer, labels):

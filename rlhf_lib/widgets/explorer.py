@@ -73,7 +73,10 @@ def explorer(run, count=4, max_new_tokens=48):
     by_iteration = {checkpoint["iteration"]: checkpoint for checkpoint in found}
     logged = [{**record, "iteration": record["step"]} for record in runs.Metrics(run).read("policy")] or found
     folder = Path(run) / "reward"
-    reward_model = checkpoints.load(folder, kind="reward")[0] if (folder / "model.safetensors").exists() else None
+    reward_model = None
+    if (folder / "model.safetensors").exists():
+        checkpoints.same_tokenizer(found[0]["folder"], folder)
+        reward_model = checkpoints.load(folder, kind="reward")[0]
     gold, drawn = judge.GoldJudge(), {}
     options = [(str(iteration), iteration) for iteration in by_iteration]
     slider = widgets.SelectionSlider(

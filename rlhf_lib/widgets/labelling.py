@@ -6,7 +6,7 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from rlhf_lib import labels
-from rlhf_lib.files import write_atomic
+from rlhf_lib.files import one_at_a_time, read_text, write_atomic
 from rlhf_lib.widgets.parts import (
     DOWN,
     PLAIN,
@@ -91,9 +91,10 @@ class Labelling:
         if self.skipped and list(self.skipped.values())[-1] == len(given):
             self.skipped.popitem()
         elif given:
-            lines = self.path.read_text(encoding="utf-8").split("\n")
-            kept = [line for line in lines if not line.strip() or labels.parse(line, self.path) != given[-1]]
-            write_atomic(self.path, "\n".join(kept).encode())
+            with one_at_a_time(self.path.parent):  # all readers write to one file
+                lines = read_text(self.path).split("\n")
+                kept = [line for line in lines if not line.strip() or labels.parse(line, self.path) != given[-1]]
+                write_atomic(self.path, "\n".join(kept).encode())
         self.move()
 
     def progress(self):

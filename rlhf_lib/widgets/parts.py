@@ -1,5 +1,6 @@
 """What the widgets share: frames, tables, buttons, keys."""
 
+import asyncio
 import html
 import io
 
@@ -58,6 +59,33 @@ def key_box(actions, hint):
                 actions[key]()
 
     box.observe(typed, names="value")
+    return box
+
+
+def enter_box(action, description, hint, patience=0.5):
+    """A text box that calls `action()` when Enter is pressed in it, and not when it is left.
+
+    The browser says that Enter was pressed before it says what was typed, if that is new: so a press waits for the text, at most
+    `patience` seconds. With `continuous_update` the text would come letter by letter, and the last ones behind the press too.
+    """
+    box = widgets.Text(description=description, placeholder=hint, continuous_update=False, layout=widgets.Layout(flex="1 1 20em"))
+    presses = []  # those that wait
+
+    def go(press):
+        if press in presses:
+            presses.clear()
+            action()
+
+    def said(_, content, buffers):
+        if content.get("event") == "submit":
+            presses.append(object())
+            try:
+                asyncio.get_running_loop().call_later(patience, go, presses[-1])
+            except RuntimeError:  # no loop that a text could come through
+                go(presses[-1])
+
+    box.on_msg(said)
+    box.observe(lambda _: go(presses[-1] if presses else None), names="value")
     return box
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from rlhf_lib import judge, plots
-from rlhf_lib.files import write_atomic
+from rlhf_lib.files import one_at_a_time, write_atomic
 from rlhf_lib.widgets.parts import (
     EDGE,
     PLAIN,
@@ -40,7 +40,7 @@ def read_ratings(path):
     if not path.exists():
         return []
     try:
-        reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8"), newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
         rows = list(reader)
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a CSV file of ratings ({error}): give another path") from None
@@ -121,27 +121,30 @@ class BlindRating:
         for name, score in (("positivity", positivity), ("sense", sense)):
             if score not in (1, 2, 3, 4, 5):
                 raise ValueError(f"{name} must be 1, 2, 3, 4 or 5, got {score!r}")
-        rows = self.rows()
-        if self.current is not None and (self.current, self.rater) not in {(row["sample"], row["rater"]) for row in rows}:
-            row = {"sample": self.current, "rater": self.rater, "positivity": positivity, "sense": sense, "source": ""}
-            write_ratings(self.path, [*rows, {**row, "text": self.text}])
+        with one_at_a_time(self.path.parent):  # all raters write to one file
+            rows = self.rows()
+            if self.current is not None and (self.current, self.rater) not in {(row["sample"], row["rater"]) for row in rows}:
+                row = {"sample": self.current, "rater": self.rater, "positivity": positivity, "sense": sense, "source": ""}
+                write_ratings(self.path, [*rows, {**row, "text": self.text}])
         self.move()
 
     def undo(self):
         """Take this rater's last rating back; not once the sources were seen."""
         if self.revealed:
             raise ValueError("the sources were shown: ratings can no longer be changed")
-        mine = self.mine()
-        if mine:
-            write_ratings(self.path, [row for row in self.rows() if row != mine[-1]])
+        with one_at_a_time(self.path.parent):
+            mine = self.mine()
+            if mine:
+                write_ratings(self.path, [row for row in self.rows() if row != mine[-1]])
         self.move()
 
     def reveal(self):
         """Write the source beside each of this rater's ratings, once all are given."""
         if self.current is not None:
             raise ValueError("the sources stay hidden until every sample is rated")
-        rows = [row if row["rater"] != self.rater else {**row, "source": self.items[row["sample"]][0]} for row in self.rows()]
-        write_ratings(self.path, rows)
+        with one_at_a_time(self.path.parent):
+            rows = [row if row["rater"] != self.rater else {**row, "source": self.items[row["sample"]][0]} for row in self.rows()]
+            write_ratings(self.path, rows)
 
     def results(self):
         """`judge.blind_rating` of all raters who are through. Raises ValueError before `reveal`."""

@@ -1,4 +1,7 @@
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,6 +135,25 @@ def test_a_probe_without_an_end_is_stopped():
         assert time.monotonic() - start < 5
     finally:
         declare.BUILDS.pop("sleeper")
+
+
+def test_what_pytorch_loads_for_its_first_optimizer_is_loaded_before_a_probe_begins():
+    """In a session of its own: in this one it may have been loaded long ago."""
+    session = """
+import sys, torch
+from rlhf_lib.exercises.build import Build, Probe
+
+def count(built):
+    before = len(sys.modules)
+    torch.optim.AdamW([torch.zeros(1)])
+    return len(sys.modules) - before
+
+build = Build("2.99", "counter", [Probe("loads", lambda generator: {}, count, lambda output: "")])
+print(build.answer(None, build.draw()[0]))
+"""
+    root = Path(__file__).parents[2]
+    found = subprocess.run([sys.executable, "-c", session], cwd=root, capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 10
 
 
 def test_only_quick_probes_are_tried_when_asked(doubler):

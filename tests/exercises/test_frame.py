@@ -473,7 +473,7 @@ def test_a_right_answer_is_right_on_a_full_disk(here, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(importlib.import_module("rlhf_lib.exercises.progress"), "write_atomic", full)
+    monkeypatch.setattr(importlib.import_module("rlhf_lib.exercises.progress"), "add_json", full)
     check(NAME, RIGHT)
     said = capsys.readouterr().out
     assert "right on" in said and "could not be noted" in said and len(said.splitlines()) == 1

@@ -129,6 +129,46 @@ EQUIVALENT = {
     "fit_gold": {
         "alpha, beta = torch.linalg.lstsq(columns, gold.double()[:, None]).solution[:, -1].tolist()": "there is one column",
     },
+    "speech_mask": {
+        "return ends - ends.cumsum(1) == 0": "0 is 0 with either sign",
+        "return ends.cumsum(1) - ends <= 0": "a count is never below 0",
+    },
+    "held_out_prompts": {
+        "count = min(len(different) - 1, max(1, round(share * len(different))))": "a minimum is symmetric",
+        "count = min(max(round(share * len(different)), 1), len(different) - 1)": "a maximum is symmetric",
+    },
+    "strengths": {
+        "p = torch.ones(len(wins))": "the first round makes it float64",
+        "for _ in range(599):": "it has come to rest before",
+        "for _ in range(601):": "it has come to rest before",
+        "for _ in range(1200):": "it has come to rest before",
+        "p = won / (games / (p[:, None] + p)).mean(1)": "a factor of all is divided out",
+        "p = won / (games / (p[:, None] + p)).sum(0)": "the games of two, over the sum of two, are symmetric",
+    },
+    "ceiling": {"if agreement == 0.5:": "below it the root raises a ValueError of its own"},
+    "answer_targets": {
+        "targets += [False] * opening + [role <= 'assistant'] * (length + 1) + [False] * (closing - 1)":
+            "'assistant' is the smallest of the three roles",
+    },
+    "packed_mask": {
+        "texts = torch.zeros(size)": "the numbers of texts are compared and not returned",
+        "same = (texts[:, None] == texts) & (texts != 0)": "no number of a text is below 0",
+    },
+    "token_rewards": {"paid = scores - end_penalty * ~ended": "a bool is 0 or 1 in a product"},
+    "adaptive_kl": {
+        "error = max(min(0.2, kl / target - 1), -0.2)": "a maximum is symmetric",
+        "error = max(-0.2, min(kl / target - 1, 0.2))": "a minimum is symmetric",
+    },
+    "equal_length_win_rate": {
+        "near = [(outcome, other - mine) for outcome, mine, other in zip(outcomes, ours, theirs) "
+        "if max(mine, other) <= 1.25 * min(mine, other)]": "the mean of the two sides does not ask which is which",
+        "near = [(outcome, mine - other) for outcome, mine, other in zip(outcomes, theirs, ours) "
+        "if max(mine, other) <= 1.25 * min(mine, other)]": "the mean of the two sides does not ask which is which",
+        "near = [(outcome, mine - other) for outcome, mine, other in zip(outcomes, ours, theirs) "
+        "if max(other, mine) <= 1.25 * min(mine, other)]": "a maximum is symmetric",
+        "near = [(outcome, mine - other) for outcome, mine, other in zip(outcomes, ours, theirs) "
+        "if max(mine, other) <= 1.25 * min(other, mine)]": "a minimum is symmetric",
+    },
 }  # fmt: skip
 
 

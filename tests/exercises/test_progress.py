@@ -101,7 +101,7 @@ def test_a_full_disk_stops_no_learner(here, monkeypatch, error):
         raise error
 
     module = importlib.import_module("rlhf_lib.exercises.progress")  # as an attribute it is the function
-    monkeypatch.setattr(module, "write_atomic", full)
+    monkeypatch.setattr(module, "add_json", full)
     assert remember("value_loss") is False
     assert remember("gae") is True  # it is there already
     assert set(solved()) == {"gae"}

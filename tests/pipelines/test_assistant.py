@@ -367,6 +367,38 @@ def test_a_stage_out_of_order_says_what_to_run_first(assistant_settings, tmp_pat
         getattr(run, method)()
 
 
+def test_demonstrations_that_changed_behind_their_path_stop_the_run_and_may_move(
+    assistant_settings, tiny_talks, interrupted, tmp_path
+):
+    paths = {name: tmp_path / f"{name}.jsonl" for name in tiny_talks}
+    for name, path in paths.items():
+        path.write_bytes(Path(tiny_talks[name]).read_bytes())
+
+    def begun(**changes):
+        return Assistant(assistant_settings({name: str(path) for name, path in paths.items()} | changes), tmp_path / "run", CPU)
+
+    assert not (begun().folder).exists()
+    with interrupted(1, stop=2), pytest.raises(KeyboardInterrupt):
+        begun().train_sft()
+    paths["demonstrations"].rename(tmp_path / "moved.jsonl")
+    begun(demonstrations=str(tmp_path / "moved.jsonl"))
+    text = (tmp_path / "moved.jsonl").read_text(encoding="utf-8")
+    paths["demonstrations"].write_text(text.replace("Ask", "Tell", 1), encoding="utf-8")
+    with pytest.raises(RunError, match=rf"begun with another content of demonstrations {paths['demonstrations']}: put that back"):
+        begun().train_sft()
+    with pytest.raises(RunError, match="holds a run with demonstrations="):
+        paths["demonstrations"] = paths["demonstrations"].rename(tmp_path / "other.jsonl")
+        begun()
+
+
+def test_a_stage_of_another_tokenizer_is_refused(copied):
+    run = copied("policy")
+    tensors, metadata = checkpoints.read_tensors(run.folder / "reward"), checkpoints.read_metadata(run.folder / "reward")
+    checkpoints.write(run.folder / "reward", tensors, metadata, run.tokenizer.train(["other words altogether"] * 9, 300))
+    with pytest.raises(checkpoints.CheckpointError, match=rf"{run.folder / 'reward'} and tiny were trained with different tok"):
+        run.train_policy()
+
+
 # ----------------------------------------------------------------------------------------- what is refused
 
 
@@ -496,14 +528,19 @@ def test_gold_learns_from_every_comparison_and_from_another_seed(copied, monkeyp
 
 def test_a_published_run_has_its_adapters_in_half_the_space(assistant_run, tmp_path):
     assistant.publish(assistant_run, tmp_path / "published")
-    for name in ("base", "sft", "policy", "reward"):
-        whole, half = (checkpoints.read_tensors(folder / name) for folder in (assistant_run, tmp_path / "published"))
+    tokens = torch.arange(40, 60)[None]
+    for name in ("base", "sft", "policy", "reward", "gold"):
+        kind, begun = "reward" if name in ("reward", "gold") else "gpt", "gold/reward" if name == "gold" else name
+        places = assistant_run / begun, tmp_path / "published" / name
+        whole, half = map(checkpoints.read_tensors, places)
         assert all(tensor.dtype == torch.float16 for tensor in half.values())
         for part, tensor in half.items():
             torch.testing.assert_close(tensor.float(), whole[part], rtol=1e-3, atol=1e-6)
-        model, _ = checkpoints.load(tmp_path / "published" / name, kind="reward" if name == "reward" else "gpt")
+        (before, _), (model, _) = (checkpoints.load(place, kind=kind) for place in places)
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    assert not (tmp_path / "published" / "gold").exists()
+        with torch.no_grad():
+            torch.testing.assert_close(model(tokens), before(tokens), rtol=1e-2, atol=2e-3)
+    assert (tmp_path / "published" / "metrics.jsonl").read_bytes() == (assistant_run / "metrics.jsonl").read_bytes()
     command = read_json(tmp_path / "published" / "summary.json")["command"]
     assert command.startswith("python -m rlhf_lib assistant --preset smoke --seed 0 ") and command.endswith(" --out DIR")
 

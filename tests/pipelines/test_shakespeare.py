@@ -16,7 +16,7 @@ import torch
 
 from rlhf_lib import __main__ as command_line
 from rlhf_lib import checkpoints, corpus, devices, labels, runs
-from rlhf_lib.files import RunError
+from rlhf_lib.files import RunError, write_json
 from rlhf_lib.judge import GoldJudge
 from rlhf_lib.pipelines import shakespeare
 from rlhf_lib.pipelines.settings import changed, flat
@@ -74,7 +74,7 @@ def drawn(tiny_run):
         (lambda: Settings(tokenizer="syllable"), "tokenizer must be one of word, char, bpe, got 'syllable'"),
         (lambda: Settings(sentiment="sad"), "sentiment must be positive or negative, got 'sad'"),
         (lambda: Settings(blank_line_coef=-2.0), r"blank_line_coef must not be negative, got -2\.0"),
-        (lambda: Settings(blank_line_coef=math.nan), "blank_line_coef must not be negative, got nan"),
+        (lambda: Settings(blank_line_coef=math.nan), "blank_line_coef must be a finite number, got nan"),
         (lambda: Settings(normaliser_samples=1), "normaliser_samples must be at least 2, got 1"),
         (lambda: Settings(evaluate_samples=1), "evaluate_samples must be at least 2, got 1"),
         (
@@ -96,19 +96,19 @@ def test_the_presets_grow():
 
 
 def test_labels_are_the_hand_made_ones_a_file_or_the_synthetic_raters(begun, tiny):
-    assert [label.text for label in begun().label_set()] == [
+    assert [label.text for label in begun().material.labels] == [
         json.loads(line)["text"] for line in Path(tiny["labels"]).read_text().splitlines()
     ]
 
 
 def test_the_hand_made_labels_are_the_preset(tiny_settings, tmp_path):
-    hand = Shakespeare(tiny_settings({"labels": "hand"}), tmp_path, CPU).label_set()
+    hand = Shakespeare(tiny_settings({"labels": "hand"}), tmp_path, CPU).material.labels
     assert len(hand) == sum(len(path.read_text(encoding="utf-8").splitlines()) for path in labels.HAND_MADE)
     assert labels.SYNTHETIC not in {label.reader for label in hand}
 
 
 def test_synthetic_labels_are_passages_of_the_runs_own_corpus(tiny_settings, tiny, tmp_path):
-    made = Shakespeare(tiny_settings({"labels": "synthetic:40"}), tmp_path, CPU).label_set()
+    made = Shakespeare(tiny_settings({"labels": "synthetic:40"}), tmp_path, CPU).material.labels
     text = Path(tiny["corpus"]).read_text()
     assert len(made) == 40 and {label.reader for label in made} == {labels.SYNTHETIC}
     assert all(label.text in text for label in made)
@@ -350,6 +350,81 @@ def test_the_settings_are_written_down(tiny_run, tiny_settings):
     assert read(tiny_run / "settings.json") == flat(tiny_settings())
 
 
+# ----------------------------------------------------------------------------------------- what is learned from changes
+
+
+@pytest.fixture
+def own(tiny_settings, tiny, tmp_path):
+    """`own(changes)`: a Shakespeare in one folder whose text and labels are copies in the folder `mine`."""
+    (tmp_path / "mine").mkdir()
+    paths = {name: tmp_path / "mine" / Path(tiny[name]).name for name in ("corpus", "labels")}
+    for name, path in paths.items():
+        path.write_bytes(Path(tiny[name]).read_bytes())
+
+    def made(changes=None):
+        return Shakespeare(
+            tiny_settings({**{name: str(path) for name, path in paths.items()}, **(changes or {})}), tmp_path / "run", CPU
+        )
+
+    made.paths = paths
+    return made
+
+
+def changed_inside(path):
+    path.write_bytes(path.read_bytes().replace(b"love", b"hate", 1))
+
+
+def test_a_text_that_changed_behind_its_path_stops_the_run_before_a_step(own, interrupted, tmp_path):
+    with interrupted(saved=2, stop=3), pytest.raises(KeyboardInterrupt):
+        own().pretrain()
+    before = stamps(tmp_path / "run")
+    changed_inside(own.paths["corpus"])
+    for act in ("pretrain", "run"):
+        with pytest.raises(RunError, match=rf"run was begun with another content of corpus {own.paths['corpus']}: put that back"):
+            getattr(own(), act)()
+    assert stamps(tmp_path / "run") == before
+
+
+def test_labels_that_changed_behind_their_path_stop_the_stage_that_has_begun_to_learn_from_them(own, interrupted):
+    own().pretrain()
+    changed_inside(own.paths["labels"])  # nothing has learned from them yet
+    with interrupted(saved=2, stop=3), pytest.raises(KeyboardInterrupt):
+        own().train_reward()
+    changed_inside(own.paths["corpus"])  # nothing will learn from it again
+    changed_inside(own.paths["labels"])
+    with pytest.raises(RunError, match=rf"begun with another content of labels {own.paths['labels']}: put that back"):
+        own().train_reward()
+
+
+def test_text_and_labels_may_move_with_the_run_and_the_figures_stay(own, interrupted, tiny_run, tmp_path):
+    with interrupted(saved=2, stop=3), pytest.raises(KeyboardInterrupt):
+        own().pretrain()
+    (tmp_path / "mine").rename(tmp_path / "elsewhere")
+    moved = {name: str(tmp_path / "elsewhere" / path.name) for name, path in own.paths.items()}
+    with pytest.raises(corpus.CorpusError, match="no corpus at"):
+        own().pretrain()
+    run = own(moved)
+    run.pretrain()
+    run.train_reward()
+    assert run.stages.done()["reward"]["reward_accuracy"] == read(tiny_run / "summary.json")["reward_accuracy"]
+    changed_inside(tmp_path / "elsewhere" / own.paths["labels"].name)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(RunError, match="holds a run with corpus="):
+        own()
+
+
+def test_what_was_refused_blocks_no_folder(own, tmp_path):
+    """Settings of a run whose labels were wrong, and of one that a later stage has not begun with."""
+    with pytest.raises(labels.LabelError):
+        own({"labels": "gone.jsonl", "seed": 5}).run()
+    own().pretrain()
+    for wrong in ({"labels": "gone.jsonl"}, {"labels": "synthetic:100000"}):
+        with pytest.raises(ValueError, match=r"gone\.jsonl|only \d+ passages"):
+            own(wrong).train_reward()
+    own({"reward.epochs": 1}).train_reward()
+    assert read(tmp_path / "run" / "settings.json")["reward.epochs"] == 1
+
+
 # ----------------------------------------------------------------------------------------- stages by themselves
 
 
@@ -365,7 +440,7 @@ def test_a_stage_out_of_order_says_what_to_run_first(begun, tmp_path, method, st
     advised = command_line.parser().parse_args(arguments)
     assert command_line.STAGES[advised.command][1] in ("pretrain", "train_reward", "train_policy", "evaluate")
     assert command_line.STAGES[advised.command][1].endswith(stage)
-    assert files(tmp_path / "run") == ["settings.json"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_stages_one_by_one_give_what_run_gives(tiny_run, tiny, tmp_path, capsys, monkeypatch):
@@ -458,6 +533,7 @@ def test_only_a_finished_run_is_published(begun, tmp_path):
 # ----------------------------------------------------------------------------------------- processes
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+KILLS = int(os.environ.get("RLHF_KILLS", 4))  # 30 for a night
 on_cpu = pytest.mark.skipif(torch.backends.mps.is_available(), reason="the command would run on the Apple GPU")
 
 
@@ -489,14 +565,14 @@ def inode(path):
 
 @on_cpu
 def test_a_run_killed_at_drawn_moments_ends_with_the_same_figures(tiny_run, tiny, tmp_path):
-    """SIGKILL, as often as four times, each at a drawn moment of the work; the training state is saved at every step."""
+    """SIGKILL, up to KILLS times, each at a drawn moment of the work; the training state is saved at every step."""
     folder, draw, killed = tmp_path / "run", random.Random(11), 0
     saved = folder / "settings.json"  # written anew when the work begins, behind the imports
     work = read(tiny_run / "summary.json")["seconds"]["total"]
-    for attempt in range(5):
+    for attempt in range(KILLS + 1):
         before = inode(saved)
         process = started(command(folder, tiny), RLHF_SAVE_SECONDS="0")
-        if attempt < 4:
+        if attempt < KILLS:
             while process.poll() is None and inode(saved) == before:
                 time.sleep(0.02)
             time.sleep(draw.uniform(0, 0.6 * work))
@@ -547,7 +623,7 @@ sys.exit(main())
 
 def in_two_processes(folder, settings, command=("-m", "rlhf_lib")):
     """A run by two processes; returns its folder."""
-    Shakespeare(settings, folder, CPU)  # whose settings the command finds there
+    write_json(folder / "settings.json", flat(settings))  # which the command finds there
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     process = started([*launch, *command, "run", "--out", str(folder)], PYTHONPATH=str(ROOT))
     _, err = process.communicate()

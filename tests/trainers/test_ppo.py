@@ -338,7 +338,7 @@ def test_completion_i_continues_prompt_i_and_round_again(tmp_path):
         return likes()(rollout)
 
     train(tmp_path, reward=reward, prompts=prompts)
-    assert seen == [[prompts[place % 3] for place in range(16)]] * 4
+    assert seen == [[prompts[(16 * rollout + place) % 3] for place in range(16)] for rollout in range(4)]
 
 
 def test_dropout_stays_off_while_the_policy_learns(moved):
@@ -597,7 +597,7 @@ def test_a_reward_that_turns_nan_stops_the_run_and_the_last_policy_is_kept(tmp_p
 
 
 def test_a_kl_that_explodes_stops_the_run_with_a_sentence(tmp_path):
-    with pytest.raises(RunError, match=r"policy: .* at step 1; the last good weights are kept"):
+    with pytest.raises(RunError, match=r"policy: the KL to the original model is .* at step 1; the last good weights are kept"):
         train(tmp_path, config=small(iterations=6, lr=1.0, max_kl=1e-3))
     assert checkpoints.read_metadata(tmp_path / "policy")["iteration"] == 0
     assert same(weights(checkpoints.load(tmp_path / "policy")[0]), weights(gpt()))

@@ -301,13 +301,33 @@ def test_a_stopped_run_ends_with_the_figures_of_one_that_was_not(finished, inter
     assert same(weights(resumed), weights(model))
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_states_below_a_head_alone_are_computed_once_and_change_nothing(tmp_path, monkeypatch, pooling):
+    base, read, records = language_model(), [], []
+    real = lora.Branch.hidden
+    monkeypatch.setattr(lora.Branch, "hidden", lambda self, tokens, *rest: read.append(len(tokens)) or real(self, tokens, *rest))
+    rows = sum(len(r.answers) for r in LEARN[:20])
+    for once in (True, False):
+        if not once:
+            monkeypatch.setattr(preference, "states_of", lambda model, rows: None)
+        read.clear()
+        model = lora.Branch(base, 1, scalar=True, depth=0, pooling=pooling)
+        train(tmp_path / str(once), model, learn=LEARN[:20], config=dict(epochs=3, batch=6, lr=0.05))
+        assert (sum(read) == rows + sum(len(r.answers) for r in HELD_OUT)) == once
+        records.append((runs.Metrics(tmp_path / str(once)).read("reward"), model.score.weight.detach().clone()))
+    (these, weight), (those, other) = records
+    torch.testing.assert_close(weight, other, rtol=1e-3, atol=1e-5)
+    for one, two in zip(these, those, strict=True):
+        assert one.pop("stage") == two.pop("stage") and one == pytest.approx(two, rel=1e-3, abs=1e-4)
+
+
 def test_every_epoch_takes_every_ranking_once_in_an_order_that_the_seed_decides(tmp_path, monkeypatch):
     read, real = [], preference.rewards_of
 
-    def look(model, rows):
+    def look(model, rows, states=None):
         if model.training:
             read.append(rows)
-        return real(model, rows)
+        return real(model, rows, states)
 
     monkeypatch.setattr(preference, "rewards_of", look)
     orders = []

@@ -1,6 +1,7 @@
 import pytest
 
 from rlhf_lib import checkpoints, runs, widgets
+from rlhf_lib.tokenization import CharTokenizer
 from rlhf_lib.widgets.explorer import EXPLORED
 from rlhf_lib.widgets.parts import escape
 
@@ -68,3 +69,9 @@ def test_the_curves_mark_the_checkpoint():
     assert [ax.get_title() for ax in axes] == [title for _, title, _, _ in EXPLORED]
     assert list(axes[0].lines[0].get_ydata()) == [0, 1, 2, 3]
     assert list(axes[0].lines[1].get_xdata()) == [2, 2]
+
+
+def test_a_reward_model_of_another_tokenizer_is_refused(run, reward_model):
+    checkpoints.save(run / "reward", reward_model, CharTokenizer.train(["hgfedcba <>&\n."[::-1] + "h"]))
+    with pytest.raises(checkpoints.CheckpointError, match="were trained with different tokenizers: choose two of one run"):
+        widgets.explorer(run)

@@ -1,3 +1,5 @@
+import asyncio
+
 import ipywidgets
 import pytest
 from matplotlib import pyplot as plt
@@ -73,3 +75,84 @@ def test_names_and_texts_are_checked():
     for bad in ("", " ", None, 3):
         with pytest.raises(ValueError, match="rater must be a name, got"):
             parts.checked_name(bad, "rater")
+
+
+# ----------------------------------------------------------------------------------------- Enter
+
+
+def enter(box):
+    box._handle_custom_msg({"event": "submit"}, [])
+
+
+def test_enter_acts_once_and_leaving_the_box_does_not():
+    seen = []
+    box = parts.enter_box(lambda: seen.append(box.value), "you", "hint")
+    box.value = "ab"  # the box was left
+    assert seen == []
+    enter(box)
+    assert seen == ["ab"]
+    box.value = "abc"
+    box._handle_custom_msg({"event": "other"}, [])
+    assert seen == ["ab"] and (box.description, box.placeholder) == ("you", "hint")
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """What a kernel's loop was asked to call, a list of (seconds, call), which the test calls when their time is over."""
+    calls = []
+
+    class Loop:
+        def call_later(self, seconds, action, *arguments):
+            calls.append((seconds, lambda: action(*arguments)))
+
+    monkeypatch.setattr(parts.asyncio, "get_running_loop", Loop)
+    return calls
+
+
+def test_a_press_waits_for_the_text_that_comes_behind_it(later):
+    """A browser says that Enter was pressed, then what was typed since the box was last left."""
+    seen = []
+    box = parts.enter_box(lambda: seen.append(box.value), "you", "hint", patience=0.3)
+    box.value = "old"
+    enter(box)
+    assert seen == []
+    box.value = "old and new"
+    assert seen == ["old and new"]
+    later[0][1]()  # the press is used up
+    assert seen == ["old and new"]
+    enter(box)  # nothing new was typed
+    assert seen == ["old and new"]
+    later[1][1]()
+    assert seen == ["old and new"] * 2
+    box.value = "left again"
+    assert seen == ["old and new"] * 2 and [seconds for seconds, _ in later] == [0.3, 0.3]
+
+
+def test_each_press_acts_once_in_whatever_order_texts_and_times_come(later):
+    seen = []
+    box = parts.enter_box(lambda: seen.append(box.value), "you", "hint")
+    enter(box)
+    enter(box)
+    box.value = "one"
+    later[0][1]()
+    later[1][1]()
+    assert seen == ["one"]
+    enter(box)
+    later[0][1]()  # late: its press is over, and another waits
+    assert seen == ["one"]
+    box.value = "two"
+    assert seen == ["one", "two"]
+
+
+def test_a_press_waits_in_a_real_loop_too():
+    seen = []
+    box = parts.enter_box(lambda: seen.append(box.value), "you", "hint", patience=0.01)
+
+    async def person():
+        box.value = "one"
+        enter(box)
+        assert seen == []
+        await asyncio.sleep(0.05)
+
+    asyncio.run(person())
+    assert seen == ["one"]

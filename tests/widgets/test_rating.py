@@ -2,7 +2,8 @@ import re
 
 import pytest
 
-from rlhf_lib import judge, widgets
+from rlhf_lib import files, judge, widgets
+from rlhf_lib.widgets import rating
 
 from .helpers import SAMPLES, typist
 
@@ -190,3 +191,23 @@ def test_rating_by_typing(tmp_path, capsys):
     widgets.rate_by_typing(SAMPLES, tmp_path / "ratings.csv", ask=typist("22", "33", "44", "55"))
     assert "policy beats base" in capsys.readouterr().out
     assert {row["source"] for row in widgets.read_ratings(tmp_path / "ratings.csv")} == {"base", "policy"}
+
+
+def test_a_sheet_is_read_and_written_while_no_other_rater_can(tmp_path, monkeypatch):
+    """Two raters at once, in two processes, lose nothing: each change is made under a lock of the folder."""
+    write, locked = rating.write_ratings, []
+    monkeypatch.setattr(rating, "write_ratings", lambda path, rows: (locked.append(tmp_path in files.HELD), write(path, rows)))
+    session = rating.BlindRating(SAMPLES, tmp_path / "ratings.csv")
+    session.rate(4, 4)
+    session.undo()
+    while session.current is not None:
+        session.rate(4, 4)
+    session.reveal()
+    assert locked == [True] * 9 and tmp_path not in files.HELD
+
+
+def test_ratings_that_a_spreadsheet_saved_with_a_byte_order_mark_are_read(tmp_path):
+    rating.BlindRating(SAMPLES, tmp_path / "ratings.csv").rate(4, 4)
+    before = widgets.read_ratings(tmp_path / "ratings.csv")
+    (tmp_path / "ratings.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "ratings.csv").read_bytes())
+    assert widgets.read_ratings(tmp_path / "ratings.csv") == before

@@ -1,0 +1,265 @@
+"""Build it 10.10, `train_preference`: a reward model that learns from comparisons which of two answers people prefer."""
+
+import functools
+import math
+import random
+
+import numpy as np
+import torch
+
+from rlhf_lib.exercises.build import Build, Probe, tick
+from rlhf_lib.exercises.build06_probes import (
+    NEAR,
+    TOKENS,
+    Words,
+    beside,
+    beside_fault,
+    drawn_rows,
+    scores,
+    scores_fault,
+    small_gpt,
+    whole,
+)
+from rlhf_lib.exercises.build06_reward_model import judge_seeds
+from rlhf_lib.exercises.build10_probes import (
+    answers,
+    both,
+    compared,
+    counted,
+    draw_last,
+    draw_padding,
+    judge_last,
+    judge_padding,
+    judge_shape,
+    swapped,
+    train_and_ask_twice,
+    train_and_pad,
+    train_on_last,
+)  # fmt: skip
+
+# ----------------------------------------------------------------------------------------- finite at any margin
+
+
+def draw_wide(generator):
+    """Two answers, each of which wins as often as the other, and a body whose states are in the hundreds."""
+    prompt, a, b = torch.randperm(TOKENS, generator=generator)[:3].tolist()
+    return {"learn": [[[prompt], [a], [b]], [[prompt], [b], [a]]] * 8, "weights": whole(generator, 0, 10**6)}
+
+
+def train_on_wide(built, learn, weights):
+    body = Words(8, weights)
+    body.embedding.weight.data *= 300
+    model, _ = both(built(body, learn, learn[:2], epochs=2, batch=1, lr=1.0, seed=3))
+    return scores(model, answers(learn[:2]))
+
+
+def judge_wide(output, **_):
+    if torch.is_tensor(output) and output.shape == (4,) and not output.isfinite().all():
+        return (
+            "a margin of -1000 makes the loss infinite and every weight NaN: log(sigmoid) underflows there. Use "
+            "F.logsigmoid(margin), which is finite for any"
+        )
+    return scores_fault(output, 4)
+
+
+# ----------------------------------------------------------------------------------------- swapping the sides
+
+
+def train_and_swap(built, learn, held_out, weights):
+    """The accuracies on held-out pairs, on the same with their sides exchanged, and on pairs of an answer with itself."""
+    settings = dict(epochs=2, batch=8, lr=1e-2, seed=3)
+    alike = [[prompt, chosen, chosen] for prompt, chosen, _ in held_out]
+    model, own = both(built(small_gpt(weights), learn, held_out, **settings))
+    rest = [both(built(small_gpt(weights), learn, pairs, **settings))[1] for pairs in (swapped(held_out), alike, learn)]
+    return {"own": own, "counted": counted(model, held_out), **dict(zip(("swapped", "alike", "learned"), rest))}
+
+
+def judge_swap(output, **_):
+    own, counts = output["own"], output["counted"]
+    if abs(own - counts) > NEAR and abs(own - output["learned"]) <= NEAR:
+        return f"the accuracy, {own:.2f}, is that of the pairs that were learned from; measure it on those held out"
+    if abs(output["alike"] - 0.5) > NEAR:
+        return f"on pairs of an answer with itself the accuracy is {output['alike']:.2f}; equal rewards count as half: 0.50"
+    if abs(own + output["swapped"] - 1) > NEAR:
+        return (
+            f"the accuracy is {own:.2f}, and {output['swapped']:.2f} when the sides of the held-out pairs are exchanged: the two "
+            "must add up to 1. Is the better answer's reward compared with the other one's, on the pairs that were held out?"
+        )
+    if abs(own - counts) > NEAR:
+        return f"the accuracy is said to be {own:.3f}; counted with the model that comes back it is {counts:.3f}"
+    return ""
+
+
+# ----------------------------------------------------------------------------------------- only the difference counts
+
+
+def draw_odds(generator):
+    """Two answers to three prompts; one of them wins four times in five."""
+    a, b, *prompts = torch.randperm(TOKENS, generator=generator)[:5].tolist()
+    pairs = [[[prompt], *sides] for prompt in prompts for sides in [([a], [b])] * 4 + [([b], [a])]]
+    return {"learn": pairs, "a": a, "b": b, "weights": whole(generator, 0, 10**6)}
+
+
+def train_on_odds(built, learn, a, b, weights):
+    model, _ = both(built(Words(8, weights), learn, learn[:2], epochs=150, batch=15, lr=2e-2, seed=3))
+    return scores(model, [learn[0][0] + [a], learn[0][0] + [b]])
+
+
+def judge_odds(output, **_):
+    fault = scores_fault(output, 2)
+    if fault:
+        return fault
+    margin, right = (output[0] - output[1]).item(), math.log(4)
+    said = f"one answer wins four times in five, and the margin comes out as {margin:.2f}; ln 4 = {right:.2f} would be right"
+    if abs(margin - right) < 0.15:
+        return ""
+    if abs(margin - 2 * right) < 0.3:
+        return (
+            f"{said}: each answer is judged by itself, chosen against 1 and rejected against 0. Only the difference counts: a "
+            "constant added to both rewards must change nothing"
+        )
+    if abs(margin - 1) < 0.1:
+        return f"{said}: a hinge loss stops at a margin of 1; Bradley-Terry is -log sigmoid(margin)"
+    if abs(margin + right) < 0.15:
+        return f"{said}: the sides are exchanged; chosen - rejected should be large"
+    return f"{said}: the loss is not -log sigmoid(chosen - rejected), or the training does not come to rest"
+
+
+# ----------------------------------------------------------------------------------------- both answers in one batch
+
+
+def draw_epochs(generator):
+    """23 pairs to learn from and 9 held out, each with a prompt that begins with a number of its own."""
+    given = compared(generator, 23, 9)
+    firsts = (1 + torch.randperm(32, generator=generator)).tolist()
+    for first, pair in zip(firsts, given["learn"] + given["held_out"]):
+        pair[0].insert(0, first)
+    return given
+
+
+def train_and_watch(built, learn, held_out, weights):
+    """The first tokens of the rows that the body read with a gradient, call by call, and in which modes it read."""
+    calls, modes, quiet = [], [], []
+
+    def seen(body, tokens):
+        if torch.is_grad_enabled():
+            calls.append(tokens[:, 0].tolist())
+            modes.append(body.training)
+        else:
+            quiet.append(body.training)
+
+    both(built(Words(8, weights, seen).eval(), learn, held_out, epochs=3, batch=5, lr=1e-3, seed=3))
+    return {"calls": calls, "modes": modes, "quiet": quiet}
+
+
+def judge_epochs(output, learn, held_out, **_):
+    calls, own = output["calls"], [pair[0][0] for pair in learn]
+    read = [first for call in calls for first in call]
+    if not read:
+        return "the body's `hidden` was never called with gradients on: nothing is trained"
+    if {*read} & {pair[0][0] for pair in held_out}:
+        return "held-out pairs are read with a gradient: learn from `learn` alone, and measure under torch.no_grad()"
+    if any(call.count(first) % 2 for call in calls for first in call):
+        return (
+            "the two answers of a pair are not in one batch: put the better and the other answers of a step one below the "
+            "other, read them in one call, and split the rewards"
+        )
+    if max(map(len, calls)) > 10:
+        return f"a step has {max(map(len, calls)) // 2} pairs; `batch` is 5"
+    if len(read) != 3 * 46:
+        return f"{len(read) / 2:g} pairs were learned from; 3 epochs of 23 are 69, the last smaller batch of each epoch included"
+    epochs = [read[46 * epoch : 46 * (epoch + 1)] for epoch in range(3)]
+    if any({*epoch} != {*own} for epoch in epochs):
+        return "in an epoch a pair is left out and another comes twice: draw an order of all pairs (torch.randperm)"
+    if epochs[0] == epochs[1] == epochs[2]:
+        return "every epoch reads the pairs in the same order: draw a new one for each"
+    if not all(output["modes"]):
+        return (
+            "the model is in evaluation mode while it learns, where dropout does nothing: call train() before the steps, and "
+            "again where it was measured in between"
+        )
+    if any(output["quiet"]):
+        return "the model is in training mode while it is measured: dropout makes the accuracy a draw. Call eval() first"
+    return ""
+
+
+# ----------------------------------------------------------------------------------------- the GPT stays as it was
+
+
+def train_beside(built, learn, held_out, weights):
+    train = lambda gpt: both(built(gpt, learn, held_out, epochs=3, batch=8, lr=1e-2, seed=3))[0]  # noqa: E731
+    return beside(weights, train, answers(learn), (learn, held_out))
+
+
+def judge_beside(output, **_):
+    return beside_fault(output, "rewards", "the lists `learn` or `held_out` are others after the training: make new rows of them")
+
+
+# ----------------------------------------------------------------------------------------- the seed alone
+
+
+def train_by_seeds(built, learn, held_out, weights):
+    def result(globally, lr=1e-3, seed=3):
+        torch.default_generator.manual_seed(globally)
+        random.seed(globally)
+        np.random.seed(globally)
+        model, _ = both(built(small_gpt(weights), learn, held_out, epochs=3, batch=4, lr=lr, seed=seed))
+        return scores(model, answers(learn))
+
+    return {"once": result(1), "again": result(2), "other seed": result(2, seed=4), "other rate": result(2, lr=1e-2)}
+
+
+# ----------------------------------------------------------------------------------------- a planted preference
+
+PAIRS, UNSEEN, EPOCHS, BATCH, GAP = 600, 150, 12, 24, 3
+
+
+def draw_planted(generator):
+    """Answers in which six tokens please and six displease; the better one has GAP more of pleasing less displeasing ones."""
+    pleasing, displeasing = torch.randperm(TOKENS, generator=generator)[:12].view(2, 6).tolist()
+    worth = lambda row: sum(token in pleasing for token in row) - sum(token in displeasing for token in row)  # noqa: E731
+    pairs = []
+    while len(pairs) < PAIRS + UNSEEN:
+        prompt, a, b = (drawn_rows(generator, 3, 3, 9)[2] for _ in range(3))
+        if abs(worth(a) - worth(b)) >= GAP:
+            pairs.append([prompt, *sorted((a, b), key=worth, reverse=True)])
+    return {"learn": pairs[:PAIRS], "held_out": pairs[PAIRS:], "weights": whole(generator, 0, 10**6)}
+
+
+def train_on_planted(built, learn, held_out, weights):
+    gpt, steps, total = small_gpt(weights), [], EPOCHS * -(-len(learn) // BATCH)
+
+    def count(*_):
+        if torch.is_grad_enabled():
+            steps.append(None)
+            tick(len(steps) / total, f"step {len(steps)} of {total}")
+
+    gpt.embedding.register_forward_hook(count)
+    model, accuracy = both(built(gpt, learn, held_out, epochs=EPOCHS, batch=BATCH, lr=1e-2, seed=3))
+    return {"accuracy": accuracy, "counted": counted(model, held_out)}
+
+
+def judge_planted(output, **_):
+    right = output["counted"]
+    if abs(output["accuracy"] - right) > 0.01:
+        return f"the accuracy is said to be {output['accuracy']:.3f}; counted with the model that comes back it is {right:.3f}"
+    if right >= 0.9:
+        return ""
+    return (
+        f"on pairs that it has not read it is right on {right:.1%}, and needs 90 %; a good build is right on 95 %. Does the "
+        "whole body learn, and not the linear layer alone? Does the rate fall, and is the gradient's norm kept in bounds?"
+    )
+
+
+preference = Build("10.10", "train_preference", [
+    Probe("one number an answer", compared, train_and_ask_twice, judge_shape),
+    Probe("padding never matters", draw_padding, train_and_pad, judge_padding),
+    Probe("the last real token is read", draw_last, train_on_last, judge_last),
+    Probe("finite at any margin", draw_wide, train_on_wide, judge_wide),
+    Probe("swapping the sides negates", functools.partial(compared, held_out=15), train_and_swap, judge_swap),
+    Probe("only the difference counts", draw_odds, train_on_odds, judge_odds),
+    Probe("both answers in one batch, held-out pairs in none", draw_epochs, train_and_watch, judge_epochs),
+    Probe("the GPT stays as it was", compared, train_beside, judge_beside),
+    Probe("the seed alone decides", compared, train_by_seeds, lambda output, learn, **_: judge_seeds(output, answers(learn))),
+    Probe("right on 90 % of a preference that it has not read", draw_planted, train_on_planted, judge_planted, seconds=240),
+])  # fmt: skip

@@ -1,0 +1,322 @@
+"""Build it 11.11: adapters on the last blocks of a model, judged by what the adapted model says, learns, keeps and costs."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rlhf_lib.exercises.build import Build, Probe
+from rlhf_lib.models.gpt import GPT, GPTConfig
+from rlhf_lib.models.llama import Llama, LlamaConfig
+
+NEAR = 1e-4  # how far two logits may be apart; they are of size 1 and more
+LAYERS, TOKENS, WIDTH = 3, 20, 16
+
+
+# ----------------------------------------------------------------------------------------- bases, and what is on them
+
+
+def base_of(seed, llama=True, scalar=False):
+    """A tiny model with weights so large that each of them matters; with a scalar head `score`, if `scalar`."""
+    shape = dict(vocab_size=TOKENS, context=32, layers=LAYERS, heads=2, width=WIDTH)
+    model = Llama(LlamaConfig(**shape, kv_heads=1, hidden=24)) if llama else GPT(GPTConfig(**shape))
+    generator = torch.Generator().manual_seed(seed)
+    if scalar:
+        model.score = nn.Linear(WIDTH, 1)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data.normal_(std=0.3, generator=generator)
+    return model.eval()
+
+
+def tokens_of(seed):
+    return torch.randint(TOKENS, (4, 10), generator=torch.Generator().manual_seed(seed))
+
+
+def linears(model, layers=LAYERS):
+    """{name: layer} of the linear layers in the last blocks."""
+    kept = tuple(f"blocks.{place}." for place in range(LAYERS - layers, LAYERS))
+    return {name: one for name, one in model.named_modules() if isinstance(one, nn.Linear) and name.startswith(kept)}
+
+
+def adapters(model):
+    """{name: adapter}: the modules that can be merged."""
+    return {name: one for name, one in model.named_modules() if callable(getattr(one, "merged", None))}
+
+
+@torch.no_grad()
+def fill(model, seed):
+    """Numbers of some size in every A and B, in the order of the names."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, one in sorted(adapters(model).items()):
+        for matrix in (one.A, one.B):
+            matrix.copy_(0.4 * torch.randn(matrix.shape, generator=generator))
+
+
+@torch.no_grad()
+def filled_by_hand(base, seed, rank, scale, layers):
+    """A copy of the base whose weights have the steps that `fill` makes in them, scaled by `scale`."""
+    model, generator = copy.deepcopy(base), torch.Generator().manual_seed(seed)
+    for _, one in sorted(linears(model, layers).items()):
+        A = 0.4 * torch.randn(rank, one.in_features, generator=generator)
+        B = 0.4 * torch.randn(one.out_features, rank, generator=generator)
+        one.weight += scale * B @ A
+    return model
+
+
+def learn(model, tokens, steps=4):
+    """A few steps of Adam on what is trained, on the task of saying each token again."""
+    trained = [one for one in model.parameters() if one.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=1e-2)
+    for _ in range(steps):
+        loss = F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+        if hasattr(model, "score"):
+            loss = loss + model.score(model.hidden(tokens)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def draw_shape(generator):
+    rank, layers = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((2, 6), (1, LAYERS)))
+    alpha = float(torch.randint(1, 40, (), generator=generator)) + 0.5
+    return {"seed": int(torch.randint(10_000, (), generator=generator)), "rank": rank, "alpha": alpha, "layers": layers}
+
+
+# ----------------------------------------------------------------------------------------- the probes
+
+
+def run_start(with_lora, seed, rank, alpha, layers):
+    found = {}
+    for family in ("llama", "gpt"):
+        base = base_of(seed, family == "llama")
+        model = with_lora(base, rank, alpha, layers)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"with_lora returns {type(model).__name__}, not a model")
+        with torch.no_grad():
+            found[family] = {"gap": (model(tokens_of(seed)) - base(tokens_of(seed))).abs().max().item(), "same": model is base}
+        found[family] |= {"adapted": sorted(adapters(model)), "wanted": sorted(linears(base_of(seed, family == "llama"), layers))}
+    return found
+
+
+def judge_start(output, layers, **_):
+    for family, found in output.items():
+        if found["same"]:
+            return "what comes back is the model that came in: make one of its own, which stands on the same weights"
+        if not found["adapted"]:
+            return "no module of what comes back has `merged()`: where a linear layer stood, an adapter is to stand"
+        missing, extra = sorted({*found["wanted"]} - {*found["adapted"]}), sorted({*found["adapted"]} - {*found["wanted"]})
+        if missing or extra:
+            what = f"{missing[0]} has no adapter" if missing else f"{extra[0]} has one"
+            return f"of {LAYERS} blocks the last {layers} are to be adapted, every linear layer in them, and {what} ({family})"
+        if not found["gap"] <= NEAR:
+            return f"at the start its logits differ from the base's by {found['gap']:.3f}: B begins at 0, so that the step is 0"
+    return ""
+
+
+def run_trained(with_lora, seed, rank, alpha, layers):
+    model = with_lora(base_of(seed), rank, alpha, layers)
+    shapes = {name: [list(getattr(one, part, torch.zeros(0)).shape) for part in "AB"] for name, one in adapters(model).items()}
+    trained = {name: one.numel() for name, one in model.named_parameters() if one.requires_grad}
+    model(tokens_of(seed)).square().mean().backward()
+    reached = {name: bool(one.B.grad is not None and one.B.grad.any()) for name, one in adapters(model).items()}
+    return {"shapes": shapes, "trained": trained, "reached": reached}
+
+
+def judge_trained(output, seed, rank, layers, **_):
+    wanted = {name: [[rank, one.in_features], [one.out_features, rank]] for name, one in linears(base_of(seed), layers).items()}
+    for name, shapes in wanted.items():
+        if output["shapes"].get(name) != shapes:
+            return f"the adapter {name} has A and B of the shapes {output['shapes'].get(name)}; they should be {shapes}"
+    names = {f"{name}.{part}" for name in wanted for part in "AB"}
+    for name in sorted({*output["trained"]} - names):
+        return f"{name} is trained, a weight of the base: it gets no gradient, only A and B do"
+    for name in sorted(names - {*output["trained"]}):
+        return f"{name} is not trained: A and B are parameters that require a gradient"
+    dead = sorted(name for name, reached in output["reached"].items() if not reached)
+    if dead:
+        return (
+            f"B of {dead[0]} gets no gradient: is A 0 as well (then neither ever moves; draw A at random), or is the result of a "
+            "frozen layer detached, so that nothing comes down to the block below?"
+        )
+    return ""
+
+
+def run_scale(with_lora, seed, rank, alpha, layers):
+    model = with_lora(base_of(seed), rank, alpha, layers)
+    fill(model, seed)
+    with torch.no_grad():
+        return model(tokens_of(seed))
+
+
+def judge_scale(output, seed, rank, alpha, layers):
+    def gap(scale):
+        with torch.no_grad():
+            right = filled_by_hand(base_of(seed), seed, rank, scale, layers)(tokens_of(seed))
+        return ((output - right).abs().max() / right.abs().max()).item()
+
+    if gap(alpha / rank) <= NEAR:
+        return ""
+    scales = {"alpha": alpha, "1": 1.0, "1 / r": 1 / rank, "r / alpha": rank / alpha, "minus alpha / r": -alpha / rank}
+    for name, scale in {**scales, "0": 0.0}.items():
+        if gap(scale) <= NEAR:
+            return f"the step B A x is scaled by {name}; its scale is alpha / r"
+    return "with numbers in A and B it does not say W x + b + (alpha / r) B A x: look at the forward of the adapter again"
+
+
+def run_beside(with_lora, seed, rank, alpha, layers):
+    base, tokens = base_of(seed).train(), tokens_of(seed)
+    before = copy.deepcopy(base)
+    first = with_lora(base, rank, alpha, layers)
+    found = {"frozen": any(not one.requires_grad for one in base.parameters())}
+    learn(first, tokens)
+    second = with_lora(base, rank, alpha, layers)
+    pairs = list(zip(before.parameters(), base.parameters()))
+    with torch.no_grad():
+        return {
+            **found,
+            "structure": [*before.state_dict()] == [*base.state_dict()],
+            "weights": max((old - new).abs().max().item() for old, new in pairs),
+            "gradients": any(new.grad is not None for _, new in pairs),
+            "mode": all(one.training for one in base.modules()),
+            "moved": (first(tokens) - before(tokens)).abs().max().item(),
+            "second": (second(tokens) - before(tokens)).abs().max().item(),
+        }
+
+
+def judge_beside(output, **_):
+    if not output["structure"]:
+        return "the adapters were put into the model that came in: put them into one of its own, the base is needed as it was"
+    if output["weights"]:
+        return "the base's weights are others after the adapted model was trained: three other models stand on them"
+    if output["frozen"] or output["gradients"]:
+        return (
+            "parameters of the base have another requires_grad, or a gradient, afterwards: freeze those of the new model, which "
+            "may stand on the same memory but are parameters of its own"
+        )
+    if not output["mode"]:
+        return "the base was in training mode and is not any more: leave it as it came"
+    if output["moved"] < 1e-3:
+        return "after four steps of Adam the adapted model says what the base says: what is trained does not reach its logits"
+    if output["second"] <= NEAR:
+        return ""
+    return "a second adapted model of one base starts with the first one's steps: each has A and B of its own"
+
+
+def run_memory(with_lora, seed, rank, alpha, layers):
+    base = base_of(seed)
+    model = with_lora(base, rank, alpha, layers)
+
+    def parts(one):
+        return {part.untyped_storage().data_ptr(): part.numel() for part in (*one.parameters(), *one.buffers())}
+
+    own = {place: size for place, size in parts(model).items() if place not in parts(base)}
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    return {"own": sum(own.values()), "trained": trained, "base": sum(parts(base).values())}
+
+
+def judge_memory(output, **_):
+    if output["own"] <= output["trained"] + 0.01 * output["base"]:
+        return ""
+    return (
+        f"beside the base it keeps {output['own']} numbers of its own and trains {output['trained']}: frozen weights are copied. "
+        "Four models then cost four times the memory; let them stand on the base's (a parameter made of `weight.detach()`, or a "
+        "memo for copy.deepcopy)"
+    )
+
+
+def run_merged(with_lora, seed, rank, alpha, layers):
+    base = base_of(seed, llama=False)
+    before, tokens = copy.deepcopy(base), tokens_of(seed)
+    model = with_lora(base, rank, alpha, layers)
+    fill(model, seed)
+    with torch.no_grad():
+        said = model(tokens)
+        for _ in range(2):  # a second time the same
+            plain = {name: one.merged() for name, one in adapters(model).items()}
+        found = {
+            "kinds": sorted({type(one).__name__ for one in plain.values()}),
+            "unchanged": (model(tokens) - said).abs().max().item(),
+            "base": (base(tokens) - before(tokens)).abs().max().item(),
+        }
+        if found["kinds"] != ["Linear"]:
+            return found
+        for name, one in plain.items():
+            before.get_submodule(name.rpartition(".")[0])._modules[name.rpartition(".")[2]] = one
+        return {**found, "gap": ((before(tokens) - said).abs().max() / said.abs().max()).item()}
+
+
+def judge_merged(output, **_):
+    if output["kinds"] != ["Linear"]:
+        return f"merged() gives {' and '.join(output['kinds'])}; it should be a plain nn.Linear"
+    if not (output["unchanged"] <= NEAR and output["base"] <= NEAR):
+        return "merged() changes the base's weight, on which other models stand: add the step to a copy"
+    if output["gap"] <= NEAR:
+        return ""
+    return "with the merged layers in their place the model says something else: they are W + (alpha / r) B A, with the bias"
+
+
+def run_head(with_lora, seed, rank, alpha, layers):
+    base, tokens = base_of(seed, scalar=True), tokens_of(seed)
+    before = copy.deepcopy(base.score.weight)
+    model = with_lora(base, rank, alpha, layers)
+    start = model.score(model.hidden(tokens))
+    trained = [name for name, one in model.named_parameters() if one.requires_grad and name.startswith("score.")]
+    learn(model, tokens)
+    return {
+        "start": (start - base.score(base.hidden(tokens))).abs().max().item(),
+        "trained": trained,
+        "base": (base.score.weight - before).abs().max().item(),
+    }
+
+
+def judge_head(output, **_):
+    if output["trained"] != ["score.weight", "score.bias"]:
+        return (
+            "the scalar head `score` is frozen: what a reward model or a critic says then stays a random direction of the "
+            "hidden states. It is trained, whole (ethanyanjiali/minChatGPT freezes it: src/gpt.py, line 506)"
+        )
+    if output["base"]:
+        return "training the scalar head moves the base's own: copy `score`, since two models learn two of them"
+    return "" if output["start"] <= NEAR else "the scalar head starts with other weights than the base's: copy `score` as it is"
+
+
+def draw_task(generator):
+    return {**draw_shape(generator), "rank": 8, "alpha": 16.0, "layers": 2, "steps": 200}
+
+
+def run_task(with_lora, seed, rank, alpha, layers, steps):
+    """Adapters learn what a base of random weights does not do: to say the token that stood two places before."""
+    model = with_lora(base_of(seed), rank, alpha, layers)
+    optimizer = torch.optim.Adam([one for one in model.parameters() if one.requires_grad], lr=1e-2)
+    generator, losses = torch.Generator().manual_seed(seed), []
+    for _ in range(steps):
+        tokens = torch.randint(TOKENS, (32, 10), generator=generator)
+        loss = F.cross_entropy(model(tokens)[:, 2:].flatten(0, 1), tokens[:, 2:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def judge_task(output, **_):
+    first, last = output[0], sum(output[-20:]) / 20
+    if last < 0.5 * first:
+        return ""
+    return (
+        f"in 200 steps the loss falls from {first:.2f} to {last:.2f} only: do all adapters of a block get gradients of full size?"
+    )
+
+
+with_lora = Build("11.11", "with_lora", [
+    Probe("starts as the base", draw_shape, run_start, judge_start),
+    Probe("A and B learn, the base does not", draw_shape, run_trained, judge_trained),
+    Probe("the step is scaled by alpha / r", draw_shape, run_scale, judge_scale),
+    Probe("the base stays as it was", draw_shape, run_beside, judge_beside),
+    Probe("stands on the base's memory", draw_shape, run_memory, judge_memory),
+    Probe("merged says the same", draw_shape, run_merged, judge_merged),
+    Probe("a scalar head is never frozen", draw_shape, run_head, judge_head),
+    Probe("learns a task that the base does not do", draw_task, run_task, judge_task),
+])  # fmt: skip

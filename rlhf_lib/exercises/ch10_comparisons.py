@@ -1,0 +1,646 @@
+"""Chapter 10: ends of speeches, prompts and their halves, agreement, length, strengths, rankings, and what margins are worth."""
+
+import math
+import re
+
+import torch
+from torch.nn import functional as F
+
+from rlhf_lib.exercises.declare import Exercise, Investigation
+
+Investigation("10.A", "Absolute or compared?")
+Investigation("10.B", "What length does")
+Investigation("10.C", "A model that has read before")
+
+
+# ----------------------------------------------------------------------------------------- 10.1
+
+
+def draw_speeches(generator):
+    yield {"tokens": torch.tensor([[5, 9, 9, 4]]), "line_break": 9}
+    yield {"tokens": torch.tensor([[9, 5, 9, 4], [9, 9, 5, 3], [4, 4, 9, 9], [9, 6, 6, 9]]), "line_break": 9}
+    yield {"tokens": torch.tensor([[9, 9, 9, 2, 3], [1, 9, 9, 9, 9], [0, 9, 9, 7, 0]]), "line_break": 9}
+    for rows, steps, line_break in ((4, 6, 0), (6, 9, 2), (7, 12, 3)):
+        tokens = torch.randint(1, 5, (rows, steps), generator=generator)
+        tokens[torch.rand(rows, steps, generator=generator) < 0.5] = line_break
+        tokens[0] = 1 + line_break  # a speech that was cut off
+        tokens[1, 1:5] = torch.tensor([line_break, line_break, 4, line_break])
+        yield {"tokens": tokens, "line_break": line_break}
+
+
+def speech_by_loop(tokens, line_break):
+    mask = []
+    for row in tokens.tolist():
+        ends = [place + 1 for place in range(1, len(row)) if row[place - 1] == row[place] == line_break]
+        mask.append([place < min(ends, default=len(row)) for place in range(len(row))])
+    return torch.tensor(mask)
+
+
+def pairs_of_breaks(broken):
+    return F.pad(broken[:, 1:] & broken[:, :-1], (1, 0))  # True on the second of two
+
+
+def speech(tokens, line_break, *, ends=pairs_of_breaks, kept=lambda ends: ends.int().cumsum(1) - ends.int() == 0):
+    """`ends` says where a speech ends, (B, T); `kept` makes the mask of it."""
+    return kept(ends(tokens == line_break))
+
+
+def up_to_last(ends):
+    return torch.where(ends.any(1, keepdim=True), ends.flip(1).int().cumsum(1).flip(1) > 0, True)
+
+
+speech_mask = Exercise(
+    "10.1", "speech_mask",
+    draw=draw_speeches,
+    right=speech_by_loop,
+    formula=speech,
+    mistakes={
+        "a single line break ends nothing here: verses have one at the end of each line. Look for two in a row":
+            {"ends": lambda broken: broken},
+        "two line breaks anywhere are taken for the end; a blank line is two of them in a row":
+            {"ends": lambda broken: broken & (broken.int().cumsum(1) >= 2)},
+        "the second line break is left out: the policy chose to end there, and must be paid for it":
+            {"kept": lambda ends: ends.int().cumsum(1) == 0},
+        "both line breaks are left out: the policy chose to end there, and must be paid for it":
+            {"ends": lambda broken: F.pad(broken[:, 1:] & broken[:, :-1], (0, 1)), "kept": lambda ends: ends.cumsum(1) == 0},
+        "the mask goes on for one token after the blank line":
+            {"kept": lambda ends: F.pad((ends.int().cumsum(1) - ends.int() == 0)[:, :-1], (1, 0), value=True)},
+        "this goes up to the last blank line; what stands behind the first one belongs to another speech": {"kept": up_to_last},
+        "only the blank line itself is left out; everything behind it is another speech": {"kept": lambda ends: ~ends},
+        "a completion without a blank line was cut off while it went on: all of it counts":
+            {"kept": lambda ends: (ends.int().cumsum(1) - ends.int() == 0) & ends.any(1, keepdim=True)},
+        "True and False are exchanged: True up to and including the end":
+            {"kept": lambda ends: ends.int().cumsum(1) - ends.int() > 0},
+        "torch.roll brings the last token to the front: the first one has no token before it here":
+            {"ends": lambda broken: broken & broken.roll(1, 1)},
+        "the first row's end is used for all rows":
+            {"kept": lambda ends: (ends.int().cumsum(1) - ends.int() == 0)[:1].expand(ends.shape)},
+        "the line break is taken to be 199; use the one that was given": lambda tokens, line_break: speech(tokens, 199),
+    },
+)  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 10.2
+
+
+def draw_counts(generator):
+    for count, size, rollouts in ((3, 2, 3), (4, 4, 3), (5, 3, 1), (3, 7, 2), (1, 2, 2), (10, 4, 6)):
+        seed = int(torch.randint(10**6, (1,), generator=generator))
+        yield {"count": count, "size": size, "rollouts": rollouts, "seed": seed}
+
+
+def with_generator(function, seed, **given):
+    """What comes out with a generator of this seed, and what the generator gives next: a call may not draw more, or less."""
+    generator = torch.Generator().manual_seed(seed)
+    return {"result": function(**given, generator=generator), "drawn next": torch.rand(1, generator=generator)}
+
+
+def prompts_by_list(count, size, rollouts, generator):
+    hat, rows = [], []
+    for _ in range(rollouts):
+        rows.append([])
+        while len(rows[-1]) < size:
+            hat = hat or torch.randperm(count, generator=generator).tolist()
+            rows[-1].append(hat.pop(0))
+    return torch.tensor(rows)
+
+
+def drawn_prompts(count, size, rollouts, generator, *, epochs=lambda need, count: -(-need // count), one=None, each=None):
+    """`one` makes the order of an epoch (count,), `each` the prompts of one rollout (size,), `epochs` is how many are drawn."""
+    one = one or (lambda: torch.randperm(count, generator=generator))
+    if each:
+        return torch.stack([each(count, size, generator) for _ in range(rollouts)])
+    stream = torch.cat([one() for _ in range(epochs(size * rollouts, count))])
+    return stream[: size * rollouts].view(rollouts, size)
+
+
+def around(order, size):
+    return order.repeat(-(-size // len(order)))[:size]
+
+
+def without_rests(count, size, rollouts, generator):
+    rows, hat = [], torch.zeros(0, dtype=torch.long)
+    for _ in range(rollouts):
+        if len(hat) < size:  # what is left of the last epoch is lost
+            hat = torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-size // count))])
+        rows.append(hat[:size])
+        hat = hat[size:]
+    return torch.stack(rows)
+
+
+rollout_prompts = Exercise(
+    "10.2", "rollout_prompts",
+    draw=draw_counts,
+    right=prompts_by_list,
+    call=with_generator,
+    formula=drawn_prompts,
+    mistakes={
+        "each place draws a prompt by itself, so some come twice and others never; go through an order of all of them":
+            {"each": lambda count, size, g: torch.randint(count, (size,), generator=g)},
+        "every rollout begins a new order, and prompts come again before all have been there; go on where the last one stopped":
+            ({"each": lambda count, size, g: around(torch.randperm(count, generator=g), size)},
+             {"each": lambda count, size, g: drawn_prompts(count, size, 1, g)[0]}),
+        "the prompts come in their own order; draw one with torch.randperm":
+            lambda count, size, rollouts, generator: (torch.arange(size * rollouts) % count).view(rollouts, size),
+        "every epoch has the same order: draw a new one each time that all prompts have been there":
+            lambda count, size, rollouts, generator:
+                around(torch.randperm(count, generator=generator), size * rollouts).view(rollouts, size),
+        "the rest of an epoch is thrown away when it does not fill a rollout, and those prompts are left out":
+            without_rests,
+        "every rollout has the same prompts":
+            lambda count, size, rollouts, generator:
+                drawn_prompts(count, size, 1, generator).expand(rollouts, size),
+        "the order is drawn from the global generator; use the one that was given": lambda count, size, rollouts, generator:
+            drawn_prompts(count, size, rollouts, None),
+        "one epoch too many is drawn: draw a new order only when the last one is used up":
+            ({"epochs": lambda need, count: need // count + 1}, {"epochs": lambda need, count: -(-need // count) + 1}),
+        "the numbers of the prompts begin at 1; they are 0 to count - 1":
+            lambda count, size, rollouts, generator: 1 + drawn_prompts(count, size, rollouts, generator),
+        "rows and columns are exchanged: a row is a rollout": lambda count, size, rollouts, generator:
+            drawn_prompts(count, size, rollouts, generator).flatten().view(size, rollouts).T.contiguous(),
+    },
+)  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 10.3
+
+
+def draw_prompted(generator):
+    numbers = [[4, 4, 4, 7], [9, 2, 2, 9, 5, 5, 5], [0, 1, 0, 1, 2, 0], [30, 10, 20, 10, 30, 30, 50, 40, 40]]
+    for prompts, share in zip(numbers, (0.5, 0.34, 0.01, 0.6)):
+        yield {"prompts": torch.tensor(prompts), "share": share, "seed": int(torch.randint(10**6, (1,), generator=generator))}
+    for size, most, share in ((40, 12, 0.23), (60, 30, 0.15), (12, 5, 0.97)):
+        prompts = 3 * torch.randint(most, (size,), generator=generator) + 1
+        yield {"prompts": prompts, "share": share, "seed": int(torch.randint(10**6, (1,), generator=generator))}
+
+
+def halves_by_sets(prompts, share, generator):
+    different = sorted(set(prompts.tolist()))
+    count = min(max(1, round(share * len(different))), len(different) - 1)
+    out = {different[place] for place in torch.randperm(len(different), generator=generator).tolist()[:count]}
+    return torch.tensor([prompt in out for prompt in prompts.tolist()])
+
+
+def halves(prompts, share, generator, *, order=lambda P, g: torch.randperm(P, generator=g), number=round, least=1, most=1,
+           of=lambda different, places: different[places], end=lambda out: out):  # fmt: skip
+    different = prompts.unique()
+    P = len(different)
+    count = min(max(least, number(share * P)), P - most)
+    return end(torch.isin(prompts, of(different, order(P, generator)[:count])))
+
+
+def comparisons_drawn(prompts, share, generator):
+    N = len(prompts)
+    places = torch.randperm(N, generator=generator)[: min(max(1, round(share * N)), N - 1)]
+    return torch.zeros(N, dtype=torch.bool).index_fill(0, places, True)
+
+
+def until_share(prompts, share, generator):
+    """Prompts are held out until their comparisons are the share."""
+    different, out = prompts.unique(), torch.zeros(len(prompts), dtype=torch.bool)
+    for place in torch.randperm(len(different), generator=generator).tolist()[:-1]:
+        out |= prompts == different[place]
+        if out.sum() >= share * len(prompts):
+            break
+    return out
+
+
+held_out_prompts = Exercise(
+    "10.3", "held_out_prompts",
+    draw=draw_prompted,
+    right=halves_by_sets,
+    call=with_generator,
+    formula=halves,
+    mistakes={
+        "comparisons are drawn, not prompts: a prompt in both halves has been read before it is tested": comparisons_drawn,
+        "each comparison is drawn by itself: a prompt in both halves has been read before it is tested":
+            lambda prompts, share, generator: torch.rand(len(prompts), generator=generator) < share,
+        "the share is one of comparisons; it is a share of the different prompts": until_share,
+        "this is the half to learn from; True marks what is held out": {"end": lambda out: ~out},
+        "the prompts are not drawn: the same ones are held out whatever the generator says":
+            ({"order": lambda P, g: torch.arange(P)}, {"order": lambda P, g: torch.arange(P).flip(0)}),
+        "the order is drawn from the global generator; use the one that was given": {"order": lambda P, g: torch.randperm(P)},
+        "torch.randperm gives places among the different prompts, not their numbers":
+            {"of": lambda different, places: places},
+        "the number of held-out prompts is rounded down (or up); round it to the nearest":
+            ({"number": int}, {"number": math.ceil}),
+        "no prompt is held out where the share is small; at least one is": {"least": 0},
+        "all prompts are held out where the share is large; at least one is left to learn from": {"most": 0},
+        "the last ones of the order are held out; take the first":
+            {"order": lambda P, g: torch.randperm(P, generator=g).flip(0)},
+    },
+)  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 10.4
+
+
+def draw_readings(generator):
+    yield {
+        "first": torch.tensor([1, -1, 0, 1]),
+        "second": torch.tensor([1, 1, 0, 0]),
+        "swapped": torch.tensor([False, True, True, False]),
+    }
+    yield {"first": torch.tensor([1, 0, -1]), "second": torch.tensor([-1, 1, -1]), "swapped": torch.tensor([True, False, True])}
+    for size in (7, 20, 41):
+        first = torch.randint(-1, 2, (size,), generator=generator)
+        swapped = torch.rand(size, generator=generator) < 0.4
+        second = torch.where(torch.rand(size, generator=generator) < 0.6, first * (1 - 2 * swapped.int()),
+                             torch.randint(-1, 2, (size,), generator=generator))  # fmt: skip
+        first[:2], second[:2], swapped[0] = 1, torch.tensor([-1, 1]), True
+        yield {"first": first, "second": second, "swapped": swapped}
+
+
+def floats(function, **given):
+    return [float(one) for one in function(**given)]
+
+
+def agreement_by_words(first, second, swapped):
+    words = {(1, False): "A", (-1, False): "B", (1, True): "B", (-1, True): "A", (0, True): "tie", (0, False): "tie"}
+    pairs = [(words[a, False], words[b, swap]) for a, b, swap in zip(first.tolist(), second.tolist(), swapped.tolist())]
+    decided = [a == b for a, b in pairs if "tie" not in (a, b)]
+    return sum(a == b for a, b in pairs) / len(pairs), sum(decided) / len(decided)
+
+
+def same_verdicts(first, second, swapped, *, turn=lambda v, swap: torch.where(swap, -v, v), same=torch.eq,
+                  use=lambda a, b: (a != 0) & (b != 0), end=lambda all, decided: (all, decided), over=torch.mean):  # fmt: skip
+    second = turn(second, swapped)
+    same = same(first, second).float()
+    return end(over(same), over(same[use(first, second)]))
+
+
+same_verdict = Exercise(
+    "10.4", "same_verdict",
+    draw=draw_readings,
+    right=agreement_by_words,
+    call=floats,
+    formula=same_verdicts,
+    mistakes={
+        "the sides are not looked at: where the second reader saw them exchanged, 1 and -1 change places":
+            {"turn": lambda v, swap: v},
+        "every verdict of the second reader is turned; only where the sides were exchanged": {"turn": lambda v, swap: -v},
+        "the verdicts are turned where the sides were not exchanged": {"turn": lambda v, swap: torch.where(swap, v, -v)},
+        "1 - verdict turns 0 and 1; here a tie is 0, and the sides are 1 and -1":
+            {"turn": lambda v, swap: torch.where(swap, 1 - v, v)},
+        "a tie counts as a verdict of the second share; leave out what either of them called a tie": {"use": lambda a, b: a == a},
+        "only the first reader's ties are left out of the second share; leave out those of both": {"use": lambda a, b: a != 0},
+        "only the second reader's ties are left out of the second share; leave out those of both": {"use": lambda a, b: b != 0},
+        "only what both called a tie is left out of the second share; one of them is enough":
+            {"use": lambda a, b: (a != 0) | (b != 0)},
+        "ties are left out of the first share too; it is of all pairs": {"end": lambda all, decided: (decided, decided)},
+        "the product is positive only where both decided alike: two ties are the same verdict too":
+            {"same": lambda a, b: a * b > 0},
+        "a tie beside a decision counts as half the same; it is another verdict": {"same": lambda a, b: 1 - (a - b).abs() / 2},
+        "these are the shares of different verdicts": {"end": lambda all, decided: (1 - all, 1 - decided)},
+        "these are numbers of pairs; return shares": {"over": torch.sum},
+        "the two shares are exchanged: first that of all pairs": {"end": lambda all, decided: (decided, all)},
+    },
+)  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 10.5
+
+WORDS = ["O", "joy", "my", "lord", "I", "thank", "you", "for", "love", "and", "all", "this", "day", "death", "extraordinarily"]
+
+
+def draw_answers(generator):
+    yield {"pairs": [("one two three", "one two")]}
+    yield {"pairs": [("O joy", "I am"), ("no", "yes, my lord"), ("a b c", "extraordinarily long")]}
+    yield {"pairs": [("Go,\nmy lord", "Go  to,  sir ,"), ("a  b", "a b c"), ("ay\nme\nnow", "ay me")]}  # breaks, double spaces
+    for size in (5, 12, 25):
+        pairs = []
+        for _ in range(size):
+            lengths = torch.randint(1, 6, (2,), generator=generator).tolist()
+            pick = lambda n: [WORDS[place] for place in torch.randint(len(WORDS), (n,), generator=generator).tolist()]  # noqa: E731
+            pairs.append(tuple("\n".join(pick(n)) if n % 2 else " ".join(pick(n)) for n in lengths))
+        yield {"pairs": [*pairs, ("O my", "my lord")]}
+
+
+def as_number(function, **given):
+    return float(function(**given))
+
+
+def longer_by_loop(pairs):
+    points = 0.0
+    for pair in pairs:
+        chosen, rejected = (len(re.findall(r"\S+", text)) for text in pair)
+        points += 1.0 if chosen > rejected else 0.5 if chosen == rejected else 0.0
+    return points / len(pairs)
+
+
+def longer(pairs, *, length=lambda text: len(text.split()), point=lambda a, b: (a > b) + 0.5 * (a == b), over=None):
+    points = [point(length(chosen), length(rejected)) for chosen, rejected in pairs]
+    return over(points, pairs) if over else sum(points) / len(points)
+
+
+longer_accuracy = Exercise(
+    "10.5", "longer_accuracy",
+    draw=draw_answers,
+    right=longer_by_loop,
+    call=as_number,
+    formula=longer,
+    mistakes={
+        "equal lengths count as wrong; without a longer one the guess is a coin's: half": {"point": lambda a, b: a > b},
+        "equal lengths count as right; without a longer one the guess is a coin's: half": {"point": lambda a, b: a >= b},
+        "pairs of equal length are left out; they count half":
+            {"over": lambda points, pairs: sum(p for p in points if p != 0.5) / max(1, sum(p != 0.5 for p in points))},
+        "this counts characters; count words": {"length": len},
+        "text.split(' ') does not cut at line breaks, and finds empty words between two spaces; text.split() does it right":
+            {"length": lambda text: len(text.split(" "))},
+        "this counts line breaks, not words":
+            {"length": lambda text: text.count("\n")},
+        "this is how often the shorter one is chosen": {"point": lambda a, b: (a < b) + 0.5 * (a == b)},
+        "this is a number of pairs; return a share": {"over": lambda points, pairs: sum(points)},
+        "the lengths are added up before they are compared: one long answer outweighs many; compare pair by pair":
+            lambda pairs: (lambda a, b: (a > b) + 0.5 * (a == b))(*(sum(len(t.split()) for t in side) for side in zip(*pairs))),
+        "this is the mean share of words that the chosen answer has; ask of each pair which one is longer":
+            {"point": lambda a, b: a / (a + b)},
+    },
+)  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 10.6
+
+
+def draw_wins(generator):
+    yield {"wins": torch.tensor([[0, 3], [1, 0]])}
+    yield {"wins": torch.tensor([[0, 4, 1], [2, 0, 9], [1, 3, 0]])}
+    yield {"wins": torch.tensor([[0, 10, 0, 1], [5, 0, 2, 0], [0, 3, 0, 2], [2, 0, 1, 0]])}  # not everyone has met everyone
+    for size in (3, 5, 7):
+        strength = torch.randn(size, generator=generator)
+        games = torch.randint(3, 30, (size, size), generator=generator).triu(1)
+        share = torch.rand(size, size, generator=generator) * 0.3 + 0.7 * (strength[:, None] - strength).sigmoid()
+        won = (games * share).round().clamp(min=1).long().triu(1).minimum(games - 1)
+        yield {"wins": won + (games - won).triu(1).T}
+
+
+def strengths_by_newton(wins):
+    wins = wins.double()
+    games, s = wins + wins.T, torch.zeros(len(wins), dtype=torch.float64)
+    for _ in range(20):
+        p = (s[:, None] - s).sigmoid()
+        weight = games * p * (1 - p)
+        gradient = wins.sum(1) - (games * p).sum(1)
+        s = s + torch.linalg.pinv(weight.sum(1).diag() - weight) @ gradient
+        s = s - s.mean()
+    return s
+
+
+def zermelo(wins, *, steps=600, end=lambda s: s - s.mean(), turn=lambda wins: wins, of=lambda wins: wins.sum(1),
+            games=lambda wins: wins + wins.T):  # fmt: skip
+    """Zermelo's iteration on p = exp(strength): p_i = (wins of i) / sum over j of (games of i and j) / (p_i + p_j)."""
+    wins = turn(wins.double())
+    played, p = games(wins), torch.ones(len(wins), dtype=torch.float64)
+    for _ in range(steps):
+        p = of(wins) / (played / (p[:, None] + p)).sum(1)
+        p = p / p.log().mean().exp()
+    return end(p.log())
+
+
+def of_shares(make):
+    """Made of wins and losses (K,) of each, without asking against whom."""
+    return lambda wins: (lambda s: s - s.mean())(make(wins.double().sum(1), wins.double().sum(0)))
+
+
+def mean_odds(wins):
+    """The mean over the opponents of the log-odds against each, a half win added where there is none."""
+    odds = torch.where(wins + wins.T > 0, ((wins + 0.5) / (wins.T + 0.5)).double().log(), 0)
+    return odds.mean(1) - odds.mean()
+
+
+strengths = Exercise(
+    "10.6", "strengths",
+    tolerance=1e-4,
+    draw=draw_wins,
+    right=strengths_by_newton,
+    formula=zermelo,
+    mistakes={
+        "this is the log-odds of winning at all; a win against a strong one is worth more":
+            of_shares(lambda won, lost: (won / lost).log()),
+        "this is the share of games won, not a strength: it does not ask against whom":
+            of_shares(lambda won, lost: won / (won + lost)),
+        "this is the number of games won, not a strength": of_shares(lambda won, lost: won),
+        "the log-odds of the pairs are averaged, whether they met once or thirty times; maximise the likelihood of all games":
+            mean_odds,
+        "this is exp(strength); return its logarithm, in which differences are log-odds":
+            ({"end": torch.exp}, {"end": lambda s: s.softmax(0)}),
+        "the first one's strength is set to 0; take the mean away": {"end": lambda s: s - s[0]},
+        "these are log-strengths of which exp adds up to 1; take the mean away": {"end": lambda s: s.log_softmax(0)},
+        "wins and losses are exchanged: wins[i, j] is how often i has beaten j": {"turn": lambda wins: wins.T},
+        "this is one step of the iteration; go on until nothing changes": {"steps": 1},
+        "the iteration stops too early: go on until nothing changes": tuple({"steps": steps} for steps in (2, 3, 5, 10)),
+        "only whether two have met is counted, not how often": {"games": lambda wins: ((wins + wins.T) > 0).double()},
+        "these are points of the Elo scale, 400 for a factor of ten; return natural log-odds":
+            {"end": lambda s: (s - s.mean()) * 400 / math.log(10)},
+    },
+)  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 10.7
+
+
+def draw_ranks(generator):
+    yield {"ranks": [2, 1]}
+    yield {"ranks": [1, 1]}
+    yield {"ranks": [3, 1, 2]}
+    yield {"ranks": [1, 2, 2, 3]}
+    yield {"ranks": [4]}
+    for size in (4, 5, 6):
+        yield {"ranks": torch.randint(1, size, (size,), generator=generator).tolist()}
+
+
+def in_order(function, ranks):
+    return sorted([int(one) for one in pair] for pair in function(ranks=list(ranks)))
+
+
+def pairs_by_sorting(ranks):
+    order = sorted(range(len(ranks)), key=lambda place: ranks[place])
+    found = [(a, b) for at, a in enumerate(order) for b in order[at + 1 :]]
+    return [pair for pair in found if ranks[pair[0]] != ranks[pair[1]]]
+
+
+def all_pairs(ranks, *, use=lambda a, b: a < b, those=lambda i, j, ranks: True, end=lambda i, j: (i, j)):
+    K = range(len(ranks))
+    return [end(i, j) for i in K for j in K if i != j and use(ranks[i], ranks[j]) and those(i, j, ranks)]
+
+
+def neighbours(i, j, ranks):
+    order = sorted(range(len(ranks)), key=lambda place: ranks[place])
+    return order.index(j) == order.index(i) + 1
+
+
+ranked_pairs = Exercise(
+    "10.7", "ranked_pairs",
+    draw=draw_ranks,
+    right=pairs_by_sorting,
+    call=in_order,
+    formula=all_pairs,
+    mistakes={
+        "rank 1 is the best: the better answer has the smaller rank": {"use": lambda a, b: a > b},
+        "a tie is no pair: of two answers of one rank neither is better": ({"use": lambda a, b: a <= b},
+            lambda ranks: [(i, j) for i in range(len(ranks)) for j in range(i + 1, len(ranks))
+                           for i, j in [(i, j) if ranks[i] <= ranks[j] else (j, i)]]),
+        "both directions of each pair are in it: only (better, worse)": {"use": lambda a, b: a != b},
+        "the answers are taken to stand in their order already, best first; ask the ranks":
+            lambda ranks: [(i, j) for i in range(len(ranks)) for j in range(i + 1, len(ranks))],
+        "pairs in which the better answer stands behind the worse are left out": {"those": lambda i, j, ranks: i < j},
+        "only neighbours are compared; every better answer is compared with every worse one": {"those": neighbours},
+        "only ranks that follow each other are compared; every better answer is compared with every worse one":
+            {"use": lambda a, b: a + 1 == b},
+        "only the best is compared with the others; these are ranked among themselves too":
+            {"those": lambda i, j, ranks: ranks[i] == min(ranks)},
+        "only the best and the worst are compared; all pairs are":
+            {"those": lambda i, j, ranks: ranks[i] == min(ranks) and ranks[j] == max(ranks)},
+        "these are pairs of ranks; return the answers' places": lambda ranks: [(ranks[i], ranks[j]) for i, j in all_pairs(ranks)],
+        "the places count from 1; they count from 0": {"end": lambda i, j: (i + 1, j + 1)},
+        "every answer is paired with itself too": lambda ranks: [*all_pairs(ranks), *((i, i) for i in range(len(ranks)))],
+    },
+)  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 10.8
+
+
+def draw_margins(generator):
+    yield {"margins": torch.tensor([1.0, -1.0, 1.0]), "bins": 1}
+    yield {"margins": torch.tensor([0.0, 0.1, -3.0, 5.0, 200.0, -0.2]), "bins": 5}
+    yield {"margins": torch.tensor([60.0, -60.0, 0.0, 2.0]), "bins": 2}  # a sigmoid of exactly 1
+    for size, bins in ((20, 4), (60, 5), (100, 7)):
+        yield {"margins": 0.4 + 1.5 * torch.randn(size, generator=generator), "bins": bins}
+
+
+def reliability_by_loop(margins, bins):
+    rows = [[0, 0.0, 0.0] for _ in range(bins)]
+    for m in margins.double().tolist():
+        c = 1 / (1 + math.exp(-abs(m)))
+        row = rows[min(int((c - 0.5) * 2 * bins), bins - 1)]
+        row[0], row[1], row[2] = row[0] + 1, row[1] + c, row[2] + (1.0 if m > 0 else 0.5 if m == 0 else 0.0)
+    return torch.tensor([[n, c / max(n, 1), r / max(n, 1)] for n, c, r in rows])
+
+
+def binned(
+    margins, bins, *, confidence=lambda m: m.abs().sigmoid(), right=lambda m: (m > 0) + 0.5 * (m == 0), middle=None,
+    place=lambda c, bins: ((c - 0.5) * 2 * bins).long().clamp(0, bins - 1), empty=lambda sums, n: sums / n.clamp(min=1),
+    end=lambda n, c, r: torch.stack([n, c, r], 1),
+):  # fmt: skip
+    """`middle` takes the place of a mean confidence, `empty` divides sums by numbers, `end` puts the columns together."""
+    c = confidence(margins)
+    inside = F.one_hot(place(c, bins), bins + 1)[:, :bins].float()  # (N, bins)
+    n = inside.sum(0)
+    means = empty((c[:, None] * inside).sum(0), n) if middle is None else middle(margins, inside, n)
+    return end(n, means, empty((right(margins).float()[:, None] * inside).sum(0), n))
+
+
+def of_mean_margin(margins, inside, n):
+    return torch.where(n > 0, ((margins.abs()[:, None] * inside).sum(0) / n.clamp(min=1)).sigmoid(), 0)
+
+
+def of_bin(margins, inside, n):
+    bins = inside.shape[1]
+    return torch.where(n > 0, 0.5 + (torch.arange(bins) + 0.5) / (2 * bins), 0)
+
+
+reliability = Exercise(
+    "10.8", "reliability",
+    draw=draw_margins,
+    right=reliability_by_loop,
+    formula=binned,
+    mistakes={
+        "the confidence is that of the side chosen, sigmoid(|margin|), never below a half; this is sigmoid(margin)":
+            {"confidence": torch.sigmoid},
+        "the bins have equal width in [0, 1]; divide the range from 0.5 to 1":
+            {"place": lambda c, bins: (c * bins).long().clamp(max=bins - 1)},
+        "the bins' numbers are rounded to the nearest; round down":
+            {"place": lambda c, bins: ((c - 0.5) * 2 * bins).round().long().clamp(0, bins - 1)},
+        "a confidence of exactly 1 falls out of the last bin: clamp the bin's number to bins - 1":
+            {"place": lambda c, bins: ((c - 0.5) * 2 * bins).long()},
+        "a margin of exactly 0 counts as wrong; it is a coin's toss: half": {"right": lambda m: m > 0},
+        "a margin of exactly 0 counts as right; it is a coin's toss: half": {"right": lambda m: m >= 0},
+        "this is the share of wrong ones": {"right": lambda m: (m < 0) + 0.5 * (m == 0)},
+        "every pair counts as right: |margin| is always above 0; ask the margin itself": {"right": lambda m: m.abs() > 0},
+        "this is the mean margin of a bin; take the mean of the sigmoids":
+            {"middle": lambda m, inside, n: (m.abs()[:, None] * inside).sum(0) / n.clamp(min=1)},
+        "this is the sigmoid of the mean margin; take the mean of the sigmoids": {"middle": of_mean_margin},
+        "this is the middle of the bin; take the mean of the confidences in it": {"middle": of_bin},
+        "an empty bin is 0 divided by 0: give it zeros": {"empty": lambda sums, n: sums / n},
+        "these are sums; divide each by the number of pairs in its bin": {"empty": lambda sums, n: sums},
+        "these are divided by the number of all pairs; divide by that of the bin": {"empty": lambda sums, n: sums / n.sum()},
+        "these are shares of all pairs in the first column; it is the number of pairs":
+            {"end": lambda n, c, r: torch.stack([n / n.sum(), c, r], 1)},
+        "confidence and accuracy are exchanged: number, confidence, share right":
+            {"end": lambda n, c, r: torch.stack([n, r, c], 1)},
+        "rows and columns are exchanged: a row is a bin": {"end": lambda n, c, r: torch.stack([n, c, r])},
+    },
+)  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 10.9
+
+
+def draw_agreements(generator):
+    yield {"agreement": 0.82, "accuracy": 0.74}
+    yield {"agreement": 1.0, "accuracy": 0.6}
+    yield {"agreement": 0.5, "accuracy": 0.5}
+    yield {"agreement": 0.3, "accuracy": 0.7}
+    for _ in range(4):
+        a, m = torch.rand(2, generator=generator).tolist()
+        yield {"agreement": 0.55 + 0.4 * a, "accuracy": 0.5 + 0.4 * m}
+
+
+def ceiling_by_search(agreement, accuracy):
+    if agreement <= 0.5:
+        raise ValueError
+    low, high = 0.5, 1.0
+    for _ in range(60):  # two readers agree where both are right and where both are wrong
+        p = (low + high) / 2
+        low, high = (p, high) if p * p + (1 - p) * (1 - p) < agreement else (low, p)
+    hits, misses = p, 1 - p  # of a model that is right, and of one that is wrong
+    return p, (accuracy - misses) / (hits - misses)
+
+
+def reached(agreement, accuracy, *, best=lambda a: (1 + math.sqrt(2 * a - 1)) / 2, true=lambda m, p: (m - (1 - p)) / (2 * p - 1),
+            least=lambda a: a > 0.5, end=lambda p, q: (p, q)):  # fmt: skip
+    if not least(agreement):
+        raise ValueError("readers who agree on half of the pairs say nothing")
+    p = best(agreement)
+    return end(p, true(accuracy, p))
+
+
+def pair(function, **given):
+    try:
+        found = function(**given)
+    except ValueError:
+        return "a ValueError"
+    return [float(one) for one in found]
+
+
+ceiling = Exercise(
+    "10.9", "ceiling",
+    draw=draw_agreements,
+    right=ceiling_by_search,
+    call=pair,
+    formula=reached,
+    mistakes={
+        "the agreement is taken for the ceiling; a perfect model is wrong only where one reader is, not where either is":
+            {"best": lambda a: a},
+        "this is the root of the agreement: it forgets that two readers also agree where both are wrong": {"best": math.sqrt},
+        "the mistakes are shared out evenly, 1 - (1 - a) / 2: it forgets that two readers also agree where both are wrong":
+            {"best": lambda a: 1 - (1 - a) / 2},
+        "this is the other root, the chance that a reader is wrong": {"best": lambda a: (1 - math.sqrt(2 * a - 1)) / 2},
+        "a half is missing: p = (1 + sqrt(2 a - 1)) / 2": {"best": lambda a: 1 + math.sqrt(2 * a - 1)},
+        "this is kappa for two equal sides, 2 a - 1, or its root; ask how often one reader is right":
+            ({"best": lambda a: 2 * a - 1}, {"best": lambda a: math.sqrt(2 * a - 1)}),
+        "the accuracy is divided by the ceiling; a model that is wrong also gets points, where the reader is wrong too":
+            {"true": lambda m, p: m / p},
+        "the distance to the ceiling is added; solve accuracy = q p + (1 - q) (1 - p) for q": {"true": lambda m, p: m + 1 - p},
+        "this is how often a model of this accuracy would be seen right; turn it round: the accuracy is what was seen":
+            {"true": lambda m, p: m * p + (1 - m) * (1 - p)},
+        "this is the share of the way from a coin to the ceiling; return how often the model is right":
+            {"true": lambda m, p: (m - 0.5) / (p - 0.5)},
+        "readers who agree on half of the pairs, or fewer, say nothing: raise ValueError":
+            ({"least": lambda a: True, "best": lambda a: (1 + math.sqrt(max(0, 2 * a - 1))) / 2,
+              "true": lambda m, p: (m - (1 - p)) / (2 * p - 1) if p > 0.5 else m},
+             {"least": lambda a: a >= 0.5, "true": lambda m, p: (m - (1 - p)) / (2 * p - 1) if p > 0.5 else m}),
+        "the two are exchanged: first the ceiling, then the model": {"end": lambda p, q: (q, p)},
+    },
+)  # fmt: skip

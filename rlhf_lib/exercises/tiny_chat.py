@@ -1,0 +1,80 @@
+"""What the probes of 11.12 stand on: tiny models, and conversations laid out as ChatML in a language of thirty tokens."""
+
+import torch
+
+from rlhf_lib.models.gpt import GPT, GPTConfig
+from rlhf_lib.models.llama import Llama, LlamaConfig
+
+BEGIN, USER, ASSISTANT, END, NEWLINE = range(5)  # <|im_start|>, the roles, <|im_end|>, and what stands behind it
+WORDS = range(5, 30)
+TOKENS = 30
+
+
+def tiny(seed, dropout=0.0, width=32, spread=0.2):
+    """A Llama, or, where there is dropout, a GPT; both take numbers of texts in the place of a mask."""
+    shape = dict(vocab_size=TOKENS, context=96, layers=2, heads=2, width=width)
+    model = GPT(GPTConfig(**shape, dropout=dropout)) if dropout else Llama(LlamaConfig(**shape, kv_heads=1, hidden=2 * width))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data.normal_(std=spread, generator=generator)
+    return model.eval()
+
+
+def turns(*messages):
+    """(tokens, spoken) of messages (role, words), laid out as ChatML."""
+    tokens, spoken = [], []
+    for role, words in messages:
+        said = role == ASSISTANT
+        tokens += [BEGIN, role, *words, END, NEWLINE]
+        spoken += [False, False, *[said] * len(words), said, False]
+    return tokens, spoken
+
+
+def whole(generator, low, high):
+    return int(torch.randint(low, high, (), generator=generator))
+
+
+def words(generator, low, high):
+    return [whole(generator, WORDS[0], TOKENS) for _ in range(whole(generator, low, high))]
+
+
+def conversations(generator, count):
+    """`count` conversations of one or two exchanges, of different lengths; long answers go with short questions."""
+    made = []
+    for place in range(count):
+        short = place % 2
+        asked, answered = (1, 3 + 5 * short), (1 + 4 * (1 - short), 9 - 6 * short)  # from, to
+        pairs = [(words(generator, *asked), words(generator, *answered)) for _ in range(1 + short)]
+        made.append(turns(*((role, one) for pair in pairs for role, one in zip((USER, ASSISTANT), pair))))
+    return made
+
+
+def drawn(count=12, **others):
+    def draw(generator):
+        made = {"learn": conversations(generator, count), "held_out": conversations(generator, 7)}
+        return {**made, "weights": whole(generator, 0, 10**6), **others}
+
+    return draw
+
+
+@torch.no_grad()
+def losses(model, some):
+    """For each conversation by itself the negative log-probability of every token but the first, (T - 1,) in nats."""
+    model.eval()
+    found = []
+    for tokens, _ in some:
+        row = torch.tensor([tokens])
+        logprobs = model(row, torch.ones_like(row, dtype=torch.bool))[0, :-1].log_softmax(-1)
+        found.append(-logprobs.gather(1, row[0, 1:, None])[:, 0])
+    return found
+
+
+def flags(some):
+    return [torch.tensor(spoken) for _, spoken in some]
+
+
+def truth(model, some):
+    """The mean negative log-probability of the assistant's tokens."""
+    parts = [loss[spoken[1:]] for loss, spoken in zip(losses(model, some), flags(some))]
+    return torch.cat(parts).mean().item()

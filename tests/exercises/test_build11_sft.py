@@ -1,0 +1,162 @@
+"""Build it 11.12: right programs pass its probes, and each wrong one is found at the probe that looks for its mistake."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rlhf_lib.exercises.build import try_out
+from rlhf_lib.exercises.declare import BUILDS, load
+from rlhf_lib.trainers import sft
+
+load()
+BUILD = BUILDS["train_sft"]
+NOTEBOOK = Path(__file__).resolve().parents[2] / "solutions" / "11_a_small_assistant.ipynb"
+SOURCE = next(cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.id == "train_sft")
+
+
+def program(*changes):
+    """The worked answer, with pieces of its text replaced."""
+    source = SOURCE
+    for old, new in changes:
+        assert source.count(old) == 1, old
+        source = source.replace(old, new)
+    names = {"torch": torch, "nn": nn, "F": F}
+    exec(source, names)
+    return names["train_sft"]
+
+
+def train_by_kernels(model, learn, held_out, *, epochs, row, batch, lr, seed):
+    """Written differently: of the library's kernels, with conversations shared out to the steps first, as its trainer does, a
+    constant rate and Adam."""
+    torch.manual_seed(seed + 1)
+
+    def loss(some):
+        return -sft.spoken_logprobs(model, *sft.pack(some, row))
+
+    def held():
+        model.eval()
+        with torch.no_grad():
+            return loss(held_out).mean().item()
+
+    steps = max(1, -(-sum(len(tokens) for tokens, _ in learn) // (row * batch)))
+    optimizer, found = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr), [held()]
+    for _ in range(epochs):
+        order = torch.randperm(len(learn)).tolist()
+        model.train()
+        todo = [[learn[place] for place in order[step::steps]] for step in range(steps)]
+        while todo:
+            some = todo.pop(0)
+            if len(sft.pack(some, row)[0]) > batch:
+                todo[:0] = [some[::2], some[1::2]]
+                continue
+            optimizer.zero_grad()
+            loss(some).mean().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        found.append(held())
+    return found
+
+
+@pytest.mark.parametrize("seed", (0, 7))
+def test_the_worked_answer_passes_the_cheap_probes(seed):
+    assert try_out(BUILD, program(), seed, most=100) == ("", "")
+
+
+def test_an_answer_written_differently_passes_the_cheap_probes():
+    assert try_out(BUILD, train_by_kernels, 3, most=100) == ("", "")
+
+
+SAYS, HABITS, ROWS, VISITS, FROZEN, SEEDS, ANSWERS = BUILD.probes
+TARGET = "torch.tensor(spoken[1:])"
+MODEL = "logits = model(tokens, texts)[:, :-1]"
+MEASURED = "return torch.cat(parts).mean().item()"
+MEAN = "losses(*some).mean().backward()"
+OPTIMIZED = "[one for one in model.parameters() if one.requires_grad]"
+ROW_MEANS = "torch.stack([losses(*(part[None] for part in one)).mean() for one in zip(*some)]).mean().backward()"
+WRONG = {
+    "every token counts": (SAYS, "the user's words and the layout", [(TARGET, "1")]),
+    "targets are one place late": (SAYS, "is predicted from t - 1", [(TARGET, "torch.tensor(spoken[:-1])")]),
+    "the end of turn is left out": (
+        SAYS, "end of the turn", [(TARGET, "torch.tensor(spoken[1:]) & torch.tensor([*spoken[2:], False])")],
+    ),
+    "the user's words count instead": (SAYS, "does not say", [(TARGET, "~torch.tensor(spoken[1:])")]),
+    "a sum for the held-out loss": (SAYS, "this is a sum", [(MEASURED, MEASURED.replace("mean", "sum"))]),
+    "a mean of conversations' means": (
+        SAYS, "counts the same",
+        [("for some in packed(held_out).split(batch, 1)]", "for some in (packed([one])[:, :1] for one in held_out)]"),
+         (MEASURED, "return sum(part.mean() for part in parts).item() / len(parts)")],
+    ),
+    "dropout is on where it measures": (SAYS, "dropout", [("model.eval()", "model.train()")]),
+    "measures before the epoch": (
+        SAYS, "last loss",
+        [("        found.append(measured())\n    return found", "    model.eval()\n    return found"),
+         ("    for parts in plan:", "    for parts in plan:\n        found.append(measured())")],
+    ),
+    "no loss from before training": (SAYS, "held-out losses; one before", [("found = [measured()]", "found = []")]),
+    "returns tensors": (SAYS, "list of floats", [(MEASURED, MEASURED.replace(".item()", ""))]),
+    "stays in training mode": (
+        SAYS, "training mode", [("return found\n    ### END", "model.train()\n    return found\n    ### END")],
+    ),
+    "learns from the user too": (
+        HABITS, "their words too",
+        [(MEAN, "F.cross_entropy(model(*some[:2])[:, :-1].transpose(1, 2), some[0][:, 1:]).backward()")],
+    ),
+    "learns one place late": (HABITS, "one place off", [(TARGET, "torch.tensor(spoken[:-1])")]),
+    "does not learn to end": (
+        HABITS, "talk on for ever", [(TARGET, "torch.tensor(spoken[1:]) & torch.tensor([*spoken[2:], False])")],
+    ),
+    "a mask of what is padding": (ROWS, "see each other", [(MODEL, MODEL.replace("texts", "texts > 0"))]),
+    "no mask at all": (ROWS, "see each other", [(MODEL, "logits = model(tokens)[:, :-1]")]),
+    "a mean of rows' means": (ROWS, "rows count the same", [(MEAN, ROW_MEANS)]),
+    "never steps": (ROWS, "nothing is learned", [("optimizer.step()", "pass")]),
+    "a row for each conversation": (VISITS, "is padding", [("<= row)", "< 0)")]),
+    "the last rows are left out": (
+        VISITS, "every conversation once", [("for some in parts:", "for some in parts[:-1]:")],
+    ),
+    "one order for all epochs": (
+        VISITS, "in one order", [("generator=drawn).tolist()", "generator=drawn.manual_seed(seed)).tolist()")],
+    ),
+    "draws with repetition": (
+        VISITS, "every conversation once", [("torch.randperm(len(learn), gen", "torch.randint(len(learn), (len(learn),), gen")],
+    ),
+    "the whole epoch is a step": (VISITS, "`batch` is 3 rows", [("order]).split(batch, 1)", "order]).split(1000, 1)")]),
+    "trains what is frozen": (FROZEN, "was frozen", [(OPTIMIZED, "model.requires_grad_(True).parameters()")]),
+    "trains the head alone": (FROZEN, "did not move", [(OPTIMIZED, "[model.head.weight]")]),
+    "the order from the global generator": (
+        SEEDS, "global generator",
+        [("torch.manual_seed(seed)  # for dropout", ""), (", generator=drawn).tolist()", ").tolist()")],
+    ),
+    "dropout from the global generator": (SEEDS, "for dropout", [("torch.manual_seed(seed)  # for dropout", "")]),
+    "a seed of its own": (
+        SEEDS, "other seed",
+        [("torch.manual_seed(seed)  # for dropout", "torch.manual_seed(1)"),
+         ("torch.Generator().manual_seed(seed)", "torch.Generator().manual_seed(1)")],
+    ),
+    "a rate of its own": (SEEDS, "other rate", [('group["lr"] = lr *', 'group["lr"] = 1e-3 *')]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_program_is_found_at_its_own_probe(name):
+    probe, word, changes = WRONG[name]
+    inputs = next(one for one in BUILD.draw() if one["probe"] == probe)
+    fault = BUILD.fault(inputs, BUILD.answer(program(*changes), inputs))
+    assert word in fault, fault or "nothing was found"
+
+
+def test_losses_of_a_model_that_has_not_learned_the_task_do_not_pass():
+    inputs = next(one for one in BUILD.draw() if one["probe"] == ANSWERS)
+    assert "2.00 nats a token only" in BUILD.fault(inputs, {"found": [3.0] * 9, "after": 2.0})
+    assert BUILD.fault(inputs, {"found": [3.0] * 9, "after": 0.5}) == ""
+    assert "one before training" in BUILD.fault(inputs, {"found": [3.0] * 8, "after": 0.5})
+
+
+def test_the_stub_is_not_written_yet():
+    def train_sft(model, learn, held_out, **settings):
+        raise NotImplementedError()
+
+    assert try_out(BUILD, train_sft)[1].startswith("not written yet")

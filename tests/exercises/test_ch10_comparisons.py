@@ -1,0 +1,179 @@
+"""Chapter 10's checks: answers written another way pass, named mistakes get their own names, and what is special about each."""
+
+import math
+import re
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rlhf_lib import comparisons, exercises
+from rlhf_lib.exercises import answer, verdict
+from rlhf_lib.trainers import preference
+
+exercises.load()
+
+
+def speech_mask(tokens, line_break):
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    for row, keep in zip(tokens.tolist(), mask):
+        for place in range(len(row) - 1):
+            if row[place] == row[place + 1] == line_break:
+                keep[place + 2 :] = False
+                break
+    return mask
+
+
+def rollout_prompts(count, size, rollouts, generator):
+    found = torch.zeros(0, dtype=torch.long)
+    while len(found) < rollouts * size:
+        found = torch.hstack([found, torch.randperm(count, generator=generator)])
+    return found[: rollouts * size].reshape(rollouts, -1)
+
+
+def held_out_prompts(prompts, share, generator):
+    names, inverse = torch.unique(prompts, return_inverse=True)
+    rank = torch.randperm(len(names), generator=generator).argsort()  # the place of each prompt in the order
+    return rank[inverse] < min(max(round(share * len(names)), 1), len(names) - 1)
+
+
+def same_verdict(first, second, swapped):
+    second = second * (1 - 2 * swapped.long())
+    both = first.abs() * second.abs()
+    return ((first - second) == 0).double().mean(), ((first == second) * both).sum() / both.sum()
+
+
+def longer_accuracy(pairs):
+    counts = torch.tensor([[len(re.findall(r"\S+", text)) for text in pair] for pair in pairs])
+    return (0.5 + 0.5 * (counts[:, 0] - counts[:, 1]).sign()).mean().item()
+
+
+def strengths(wins):
+    wins = wins.double()
+    s = torch.zeros(len(wins), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([s], max_iter=300, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = -(wins * F.logsigmoid(s[:, None] - s)).sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return (s - s.mean()).detach()
+
+
+def ranked_pairs(ranks):
+    order = sorted(range(len(ranks)), key=ranks.__getitem__)
+    found = []
+    while order:
+        best = order.pop(0)
+        found += [[best, other] for other in order if ranks[other] > ranks[best]]
+    return found
+
+
+def reliability(margins, bins):
+    confidence, right = margins.abs().sigmoid(), 0.5 + 0.5 * margins.sign()
+    rows = []
+    for b in range(bins):
+        low, high = 0.5 + b / (2 * bins), 0.5 + (b + 1) / (2 * bins)
+        inside = (confidence >= low) & ((confidence < high) | (b == bins - 1))
+        n = int(inside.sum())
+        rows.append([n, confidence[inside].mean().item(), right[inside].mean().item()] if n else [0, 0, 0])
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def ceiling(agreement, accuracy):
+    if not agreement > 0.5:
+        raise ValueError("they say nothing")
+    spread = math.sqrt(2 * agreement - 1)  # 2 p - 1
+    return [0.5 + spread / 2, 0.5 + (accuracy - 0.5) / spread]
+
+
+ALTERNATIVES = {
+    one.__name__: one
+    for one in (
+        speech_mask, rollout_prompts, held_out_prompts, same_verdict, longer_accuracy, strengths, ranked_pairs, reliability,
+        ceiling,
+    )
+}  # fmt: skip
+HERE = [name for name, one in exercises.EXERCISES.items() if one.number.startswith("10.")]
+
+
+def test_every_exercise_of_the_chapter_has_another_answer_and_five_named_mistakes():
+    assert list(ALTERNATIVES) == HERE
+    assert all(len(exercises.EXERCISES[name].mistakes) >= 5 for name in HERE)
+
+
+@pytest.mark.parametrize("name", ALTERNATIVES)
+@pytest.mark.parametrize("seed", [0, 5])
+def test_every_correct_answer_passes(name, seed):
+    found = verdict(name, ALTERNATIVES[name], seed)
+    assert found.passed, found.message
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_every_named_mistake_fails_with_its_own_name(name):
+    exercise = exercises.EXERCISES[name]
+    for sentence, functions in exercise.mistakes.items():
+        for mistake in functions:
+            assert verdict(name, mistake).mistake == sentence
+
+
+def test_the_cards_examples_by_hand():
+    """The numbers that stand on the cards."""
+    wanted = {
+        "speech_mask": torch.tensor([[True, True, True, False]]),
+        "same_verdict": [0.75, 1.0],
+        "longer_accuracy": 1.0,
+        "strengths": torch.tensor([math.log(3) / 2, -math.log(3) / 2]),
+        "ranked_pairs": [[1, 0]],
+        "reliability": torch.tensor([[3, 1 / (1 + math.exp(-1)), 2 / 3]]),
+        "ceiling": [0.9, 0.8],
+    }
+    for name, right in wanted.items():
+        (output,) = answer(name, ALTERNATIVES[name], exercises.draw(name)[:1])
+        assert exercises.equal(output, right, 1e-5), name
+
+
+def test_the_library_agrees_on_length_and_on_agreement():
+    pairs = [("p", "a b c", "d"), ("p", "a", "b\nc"), ("p", "x y", "z  w")]
+    assert exercises.find("longer_accuracy").right([pair[1:] for pair in pairs]) == comparisons.longer_accuracy(pairs)
+    sides = [("first", "second"), ("second", "first"), ("tie", "tie"), ("first", "tie"), ("first", "first")]
+    swaps = [True, True, False, True, False]
+    rows = [
+        [comparisons.Comparison("p", f"a{n}", f"b{n}", one, "r1", {"prompt": "p"}) for n, (one, _) in enumerate(sides)],
+        [
+            comparisons.Comparison("p", *((f"b{n}", f"a{n}") if swap else (f"a{n}", f"b{n}")), other, "r2", {"prompt": "p"})
+            for n, ((_, other), swap) in enumerate(zip(sides, swaps))
+        ],
+    ]
+    said = comparisons.agreement(*rows)
+    number = {"first": 1, "second": -1, "tie": 0}
+    first, second = (torch.tensor([number[pair[side]] for pair in sides]) for side in (0, 1))
+    mine = exercises.find("same_verdict").right(first, second, torch.tensor(swaps))
+    assert mine == (said["agreement"], said["decided_agreement"]) == (0.8, 1.0)
+
+
+def test_reliability_of_the_oracle_gives_the_library_s_calibration_error(monkeypatch):
+    margins = torch.randn(200, generator=torch.Generator().manual_seed(1))
+    rankings = [preference.Ranking([1], [[2], [3]]) for _ in margins]
+    scores = torch.stack([margins, torch.zeros(200)], 1).flatten()
+    monkeypatch.setattr(preference, "score", lambda model, rows: scores)
+    n, confidence, right = exercises.find("reliability").right(margins, 5).T  # five bins of [0.5, 1] are ten of [0, 1]
+    mine = (n * (right - confidence).abs()).sum() / 200
+    assert abs(mine.item() - preference.evaluate(None, rankings)["calibration_error"]) < 1e-5
+
+
+def test_a_strength_does_not_depend_on_who_was_met():
+    """Three players in a chain of unequal numbers of games: the odds of neighbours are the pairs' own."""
+    wins = torch.tensor([[0, 30, 0], [10, 0, 2], [0, 1, 0]])
+    s = exercises.find("strengths").right(wins)
+    assert abs((s[0] - s[1]).item() - math.log(3)) < 1e-6 and abs((s[1] - s[2]).item() - math.log(2)) < 1e-6
+
+
+def test_an_end_that_is_searched_for_as_one_break_gets_its_name():
+    found = verdict(
+        "speech_mask", lambda tokens, line_break: (tokens == line_break).int().cumsum(1) - (tokens == line_break).int() < 1
+    )
+    assert "a single line break ends nothing" in found.message

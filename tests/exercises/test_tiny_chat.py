@@ -1,0 +1,47 @@
+"""What the probes of 11.12 stand on: conversations as ChatML lays them out, and losses that the library's kernels confirm."""
+
+import torch
+from torch.nn import functional as F
+
+from rlhf_lib.exercises import tiny_chat as kit
+from rlhf_lib.trainers import sft
+
+
+def some(count=9, seed=0):
+    return kit.conversations(torch.Generator().manual_seed(seed), count)
+
+
+def test_turns_say_whose_every_token_is():
+    tokens, spoken = kit.turns((kit.USER, [7]), (kit.ASSISTANT, [8, 9]))
+    assert tokens == [kit.BEGIN, kit.USER, 7, kit.END, kit.NEWLINE, kit.BEGIN, kit.ASSISTANT, 8, 9, kit.END, kit.NEWLINE]
+    assert spoken == [False] * 7 + [True] * 3 + [False]
+
+
+def test_conversations_are_their_seed_alone_and_differ_in_length():
+    assert some() == some() != some(seed=1)
+    lengths = {len(tokens) for tokens, _ in some()}
+    assert len(lengths) > 4 and max(lengths) <= 40  # the rows of the probes have 40 tokens
+    assert all(len(tokens) == len(spoken) and max(tokens) < kit.TOKENS for tokens, spoken in some())
+    assert all(
+        token in kit.WORDS for tokens, spoken in some() for token, said in zip(tokens, spoken) if said and token != kit.END
+    )
+
+
+def test_a_tiny_model_is_its_seed_alone_and_takes_numbers_of_texts():
+    for dropout in (0.0, 0.3):
+        one, again = kit.tiny(3, dropout), kit.tiny(3, dropout)
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters())) and not one.training
+        row, alone = torch.tensor([[7, 8, 9, 10]]), torch.tensor([[9, 10]])
+        packed, mask = one(row, torch.tensor([[1, 1, 2, 2]])), torch.ones(1, 2, dtype=torch.bool)
+        assert torch.allclose(packed[:, 2:], one(alone, mask), atol=1e-5)
+
+
+def test_losses_of_conversations_by_themselves_are_those_of_packed_rows():
+    model = kit.tiny(5).train()
+    tokens, texts, targets = sft.pack(some(), 60)
+    with torch.no_grad():
+        logits = model(tokens, texts)[:, :-1]
+    right = F.cross_entropy(logits[targets[:, 1:]], tokens[:, 1:][targets[:, 1:]]).item()
+    assert abs(kit.truth(model, some()) - right) < 1e-5
+    assert not model.training  # measured without dropout
+    assert [len(loss) for loss in kit.losses(model, some())] == [len(tokens) - 1 for tokens, _ in some()]
