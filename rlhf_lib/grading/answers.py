@@ -231,6 +231,8 @@ def is_stub(node):
     if isinstance(node, ast.ClassDef):
         parts = [one for one in body if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef))]
         return bool(parts) and all(is_stub(one) for one in parts)
+    if node.name == "__init__" and ast.unparse(body[0]) == "super().__init__()":
+        body = body[1:] or body
     return "NotImplementedError" in ast.unparse(body[0]) if isinstance(body[0], ast.Raise) else False
 
 
@@ -244,7 +246,9 @@ def taken_with_yours(node):
 
 
 def taken_from_library(node, name):
-    """What an import statement takes from the course's library as `name`."""
+    """What an import statement takes from the course's library as `name`; `yours` and `tick` are there for answers."""
+    if isinstance(node, ast.ImportFrom) and node.module == "rlhf_lib.exercises" and name in ("yours", "tick"):
+        return set()
     if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rlhf_lib":
         return {f"{node.module}.{alias.name}" for alias in node.names if (alias.asname or alias.name) == name}
     if isinstance(node, ast.Import):

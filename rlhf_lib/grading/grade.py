@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from rlhf_lib.exercises.build import load_optimizers
 from rlhf_lib.exercises.progress import number_of
 from rlhf_lib.files import RunError, read_json, write_json
 from rlhf_lib.grading import gradebook, pages, similar, submissions, verdicts
@@ -212,6 +213,8 @@ def run(job, found, jobs, bar, say, dry_run):
         first = worked_first(job, tasks)
         tasks.update(first)
         queue = [*first, *queue]
+    if queue:
+        load_optimizers()  # here once, else in each slot's process
     slots = []
     try:
         while queue or any(one.task is not None for one in slots):

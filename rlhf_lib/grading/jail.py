@@ -94,12 +94,9 @@ def confine(limits, uid, folder, shared):
     for number in range(3):
         os.dup2(null, number)
     os.chdir(folder)
-    own = {
-        resource.RLIMIT_CPU: int(limits.seconds) + 5,
-        resource.RLIMIT_FSIZE: limits.files,
-        resource.RLIMIT_NOFILE: 256,
-        resource.RLIMIT_CORE: 0,
-    }
+    own = {resource.RLIMIT_FSIZE: limits.files, resource.RLIMIT_NOFILE: 256, resource.RLIMIT_CORE: 0}
+    if shared:  # else all that it starts ends with it; and the limit makes clocks of the processor coarse, which probes read
+        own[resource.RLIMIT_CPU] = int(limits.seconds) + 5
     if sys.platform == "linux":
         own[resource.RLIMIT_AS] = pages()[0] + limits.memory
         own[resource.RLIMIT_NPROC] = limits.processes + (threads_of(os.getuid()) if shared and os.geteuid() else 0)

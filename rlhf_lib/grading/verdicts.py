@@ -7,6 +7,7 @@ import functools
 from typing import NamedTuple
 
 from rlhf_lib import exercises
+from rlhf_lib.exercises.build import load_optimizers
 from rlhf_lib.exercises.progress import number_of
 from rlhf_lib.exercises.surroundings import LIMIT
 from rlhf_lib.exercises.verdicts import told
@@ -107,19 +108,35 @@ def grade(found, box, seed, timeout=90.0, known=(), names=None):
         names: the exercises, in order; those of the survey unless given.
     """
     there = {result.exercise: result for result in known}
-    for name in found.exercises if names is None else names:
+    names = found.exercises if names is None else names
+    answers = answers_of(found.cells, [name for name in names if name not in there])
+    for name in names:
         if name not in there:
-            there[name] = one_result(found.cells, name, box, seed, timeout, there)
+            there[name] = one_result(found.cells, name, answers[name], box, seed, timeout, there)
         yield there[name]
 
 
-def one_result(cells, name, box, seed, timeout, there):
-    number = exercises.find(name).number
+def answers_of(cells, names, ours=()):
+    """{name: [an Answer, its shape]}, read in a process aside; in the place of one that cannot be read, a sentence."""
+
+    def read():
+        code = Code(cells)
+        return {name: with_shape(code.answer(name, ours)) for name in names}
+
     try:
-        answer, form = aside(lambda: with_shape(Code(cells).answer(name)))
+        return {name: [Answer(*answer), form] for name, (answer, form) in aside(read).items()}
     except AsideError as error:
-        return Result(name, number, SYNTAX, message=f"the cells cannot be read ({error})", tried=tried(name))
-    answer = Answer(*answer)
+        if len(names) == 1:
+            return {names[0]: f"the cells cannot be read ({error})"}
+        return {name: answers_of(cells, [name], ours)[name] for name in names}
+
+
+def one_result(cells, name, answer, box, seed, timeout, there):
+    """The Result of one exercise; `answer` is of `answers_of`."""
+    number = exercises.find(name).number
+    if isinstance(answer, str):
+        return Result(name, number, SYNTAX, message=answer, tried=tried(name))
+    answer, form = answer
     if answer.fault:
         verdict, sentence = answer.fault
         return Result(name, number, verdict, sentence if verdict == SYNTAX else "", sentence, tried=tried(name))
@@ -127,7 +144,8 @@ def one_result(cells, name, box, seed, timeout, there):
     result = tried_out(name, answer, box, seed, timeout)
     wrong = [other for other in answer.own if other in there and there[other].verdict != RIGHT]
     if result.verdict != RIGHT and wrong:
-        again = tried_out(name, Code(cells).answer(name, wrong), box, seed, timeout)
+        other = answers_of(cells, [name], wrong)[name]
+        again = result if isinstance(other, str) else tried_out(name, other[0], box, seed, timeout)
         if again.verdict == RIGHT:
             result = again
             note = "; ".join(filter(None, [note, f"right with the course's {', '.join(wrong)} in the place of theirs"]))
@@ -150,10 +168,10 @@ def tried_out(name, answer, box, seed, timeout):
         fault = attempt(name, answer, box, drawn(name, seed), timeout)
     else:
         for place, inputs in enumerate(drawn(name, seed)):
-            seconds = probes[inputs["probe"]].seconds
-            fault = attempt(name, answer, box, [inputs], seconds + STARTING)
-            if fault and seconds > LIMIT:  # it may be timed, and this machine was busy
-                fault = attempt(name, answer, box, [inputs], seconds + STARTING)
+            probe = probes[inputs["probe"]]
+            fault = attempt(name, answer, box, [inputs], probe.patience + STARTING)
+            if fault and probe.seconds > LIMIT:  # it may be timed, and this machine was busy
+                fault = attempt(name, answer, box, [inputs], probe.patience + STARTING)
             if fault:
                 break
             passed = place + 1
@@ -187,6 +205,7 @@ def attempt(name, answer, box, inputs, seconds):
         sentence = ENDS.get(kind, ENDS["died"]).format(seconds=limits.seconds, memory=limits.memory >> 20)
         detail = how.removeprefix(f"{kind}: ") if ": " in how else ""  # the signal's name
         return {"verdict": STOPPED, "mistake": sentence, "message": sentence + (f" ({detail})" if detail else "")}
+    load_optimizers()  # which some oracles need: here once, else in each process aside
     try:
         return aside(lambda: judged(name, inputs, content))
     except AsideError as error:

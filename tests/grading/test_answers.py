@@ -91,6 +91,9 @@ def test_there_may_be_nothing_to_run():
     assert (
         of("class GPT:\n    def __init__(self):\n        raise NotImplementedError()", exercise="GPT").fault[0] == "not written"
     )
+    head = "class GPT:\n    def __init__(self):\n        super().__init__()\n        "
+    assert of(head + "raise NotImplementedError()", exercise="GPT").fault[0] == "not written"
+    assert of(head + "self.n = 1", exercise="GPT").fault == () == of(head.rstrip(), exercise="GPT").fault
     assert of("x = 1").fault[0] == "missing"
     assert of("from rlhf_lib.ppo import gae", exercise="gae").fault[0] == "missing"
     assert of('gae = yours("gae")', exercise="gae").fault[0] == "missing"

@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
+import types
 import zipfile
 
 import pytest
@@ -24,7 +26,6 @@ CLASS = {
     "emil_my_rlhf.py": "import torch\n" + SHARE,
     "Zoë/00 (1).ipynb": chapter00(SHARE.replace("return", "import os; os._exit(0)\n    return")),
 }
-FEW = {name: CLASS[name] for name in ("anna/00.ipynb", "ben/00.ipynb", "dora/00.ipynb")}
 EXPECTED = {"anna": "right", "ben": "not written", "cleo": "wrong", "dora": "not gradable", "emil": "right", "Zoë": "stopped"}
 
 
@@ -56,25 +57,50 @@ class Box:
         pass
 
 
-@pytest.fixture
-def quick(monkeypatch, box):
+@pytest.fixture(scope="module")
+def quick(box):
     """Slots take the sandbox of the session, and one at a time."""
-    monkeypatch.setattr(module, "Sandbox", Box)
-    monkeypatch.setattr(Box, "shared", box)
-    monkeypatch.setattr(box.process, "poll", lambda: None)  # in a slot it is nobody's child
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "Sandbox", Box)
+        patched.setattr(Box, "shared", box)
+        patched.setattr(box.process, "poll", lambda: None)  # in a slot it is nobody's child
+        yield
 
 
-def test_a_class_is_graded_and_graded_again_only_where_something_changed(tmp_path, quick, monkeypatch):
-    submissions, out, said = made(tmp_path / "in"), tmp_path / "out", []
-    entries = grade(submissions, out, seed=5, jobs=1, say=said.append)
+@pytest.fixture(scope="module")
+def first(quick, tmp_path_factory):
+    """A class that was graded: folder, entries, and what was said."""
+    folder, said = tmp_path_factory.mktemp("class"), []
+    entries = grade(made(folder / "in"), folder / "out", seed=5, jobs=1, say=said.append)
+    return types.SimpleNamespace(folder=folder, entries=entries, said=said)
+
+
+@pytest.fixture
+def graded(first, tmp_path):
+    """A copy of that class for a test of its own: (submissions, out)."""
+    shutil.copytree(first.folder, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "in", tmp_path / "out"
+
+
+def test_a_class_is_graded(first):
+    out = first.folder / "out"
     assert {row["student"]: row["verdict"] for row in rows(out)} == EXPECTED
-    assert {entry.student: entry.status for entry in entries} == {**dict.fromkeys(EXPECTED, "graded"), "dora": "not gradable"}
-    assert said == ["warning: not contained"]
-    first = (out / "grades.csv").read_bytes()
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "Slot", lambda *_: pytest.fail("nothing has changed"))
-        grade(submissions, out, jobs=1, say=said.append)
-    assert (out / "grades.csv").read_bytes() == first
+    status = {entry.student: entry.status for entry in first.entries}
+    assert status == {**dict.fromkeys(EXPECTED, "graded"), "dora": "not gradable"}
+    assert first.said == ["warning: not contained"]
+    assert len(list((out / "feedback").glob("*.html"))) == 6 and (out / "class_report.html").exists()
+
+
+def test_what_has_not_changed_is_not_graded_again(graded, monkeypatch):
+    submissions, out = graded
+    tables = {path.name: path.read_bytes() for path in out.glob("*.csv")}
+    monkeypatch.setattr(module, "Slot", lambda *_: pytest.fail("nothing has changed"))
+    grade(submissions, out, jobs=1, say=lambda _: None)
+    assert {path.name: path.read_bytes() for path in out.glob("*.csv")} == tables and "grades.csv" in tables
+
+
+def test_what_has_changed_is_graded_again(graded, monkeypatch):
+    submissions, out = graded
     made(submissions, {"ben/00.ipynb": chapter00()})
     real = module.grade_one
 
@@ -84,25 +110,28 @@ def test_a_class_is_graded_and_graded_again_only_where_something_changed(tmp_pat
         return real(job, one, box)
 
     monkeypatch.setattr(module, "grade_one", noted)
-    grade(submissions, out, jobs=1, say=said.append)
+    grade(submissions, out, jobs=1, say=lambda _: None)
     assert {row["student"]: row["verdict"] for row in rows(out)} == {**EXPECTED, "ben": "right"}
     assert (out / "log").read_text() == "ben"
-    assert len(list((out / "feedback").glob("*.html"))) == 6 and (out / "class_report.html").exists()
 
 
-def test_stopped_in_the_middle_it_goes_on(tmp_path, quick):
-    submissions, whole, half = made(tmp_path / "in", FEW), tmp_path / "whole", tmp_path / "half"
-    grade(submissions, whole, seed=5, jobs=1, say=lambda _: None)
+def test_stopped_in_the_middle_it_goes_on(graded, first, tmp_path):
+    submissions, whole = graded
+    half = tmp_path / "half"
     job = Job(half, settled_seed(half, 5), 90.0, None, gradebook.read_points())
-    (anna, *_), _ = find(submissions)
-    path = job.path(anna)
-    gradebook.save(path, job.fingerprint(anna), gradebook.Entry(anna.student, "", "", "begun", [], []))
+    found = {one.student: one for one in find(submissions)[0]}
+    for student, one in found.items():
+        if student in ("emil", "Zoë"):  # done
+            (half / "results").mkdir(exist_ok=True)
+            shutil.copy(Job(whole, 5, 90.0, None, job.names).path(one), job.path(one))
+        elif student == "anna":  # begun
+            gradebook.save(job.path(one), job.fingerprint(one), gradebook.Entry(student, "", "", "begun", [], []))
     (half / ".grades.csv.1.tmp").write_text("half")
     grade(submissions, half, jobs=1, say=lambda _: None)
-    assert (half / "grades.csv").read_bytes() == (whole / "grades.csv").read_bytes()
+    assert (half / "grades.csv").read_bytes() == (first.folder / "out" / "grades.csv").read_bytes()
 
 
-def test_a_grader_s_process_that_dies_costs_one_submission(tmp_path, quick, monkeypatch):
+def test_a_grader_s_process_that_dies_costs_one_submission(graded, monkeypatch):
     real = verdicts.survey
 
     def deadly(submission, names=None):
@@ -113,10 +142,12 @@ def test_a_grader_s_process_that_dies_costs_one_submission(tmp_path, quick, monk
 
     main = os.getpid()
     monkeypatch.setattr(module.verdicts, "survey", deadly)
-    entries = grade(made(tmp_path / "in", FEW), tmp_path / "out", seed=5, jobs=1, say=lambda _: None)
-    found = {entry.student: entry for entry in entries}
+    submissions, out = graded
+    made(submissions, {"anna/00.ipynb": chapter00() + " ", "ben/00.ipynb": chapter00(), "Zoë/00 (1).ipynb": chapter00(STUB)})
+    found = {entry.student: entry for entry in grade(submissions, out, jobs=1, say=lambda _: None)}
     assert found["ben"].status == "not gradable" and "by hand" in found["ben"].reasons[0]
     assert found["anna"].results[0].verdict == "right" and found["dora"].status == "not gradable"
+    assert found["Zoë"].results[0].verdict == "not written"
 
 
 def test_worked_answers_that_do_not_pass_stop_it(tmp_path, quick, monkeypatch):
@@ -128,14 +159,9 @@ def test_worked_answers_that_do_not_pass_stop_it(tmp_path, quick, monkeypatch):
     assert not (tmp_path / "out" / "grades.csv").exists()
 
 
-def test_a_student_called_like_the_worked_answers_is_a_student(tmp_path, quick):
-    entries = grade(
-        made(tmp_path / "in", {f"{module.WORKED}/00.ipynb": chapter00(STUB)}),
-        tmp_path / "out",
-        seed=5,
-        jobs=1,
-        say=lambda _: None,
-    )
+def test_a_student_called_like_the_worked_answers_is_a_student(graded, tmp_path):
+    submissions = made(tmp_path / "other", {f"{module.WORKED}/00.ipynb": chapter00(STUB)})
+    entries = grade(submissions, graded[1], jobs=1, say=lambda _: None)
     assert [(one.student, one.results[0].verdict) for one in entries] == [(module.WORKED, "not written")]
 
 
@@ -146,7 +172,8 @@ def test_a_zip_points_and_lateness(tmp_path, quick):
         archive.writestr("roeben_12_23_00.ipynb", chapter00())
     (tmp_path / "points.csv").write_text("exercise,points\nshare_positive,4\n")
     (tmp_path / "late.csv").write_text("student,share\n(late),0.5\n")
-    grade(path, tmp_path / "out", tmp_path / "points.csv", 5, 1, late=tmp_path / "late.csv", say=lambda _: None)
+    late = tmp_path / "late.csv"
+    grade(path, tmp_path / "out", tmp_path / "points.csv", 5, 1, late=late, say=lambda _: None, dry_run=False)
     assert [(row["student"], row["points"], row["of"]) for row in rows(tmp_path / "out")] == [
         ("leeanna", "2", "4"),
         ("roeben", "4", "4"),

@@ -51,6 +51,12 @@ def test_an_answer_of_no_bytes_is_an_answer(base):
     assert run_apart(lambda: b"x" * 3_000_000, Limits(20.0), base, 9) == ("answered", b"x" * 3_000_000)
 
 
+def test_an_answer_may_be_too_large(base, monkeypatch):
+    monkeypatch.setattr(jail, "MOST", 1_000_000)
+    assert run_apart(lambda: bytes(1_000_000), Limits(20.0), base, 9)[0] == "answered"
+    assert run_apart(lambda: bytes(1_000_001), Limits(20.0), base, 9) == ("large", b"")
+
+
 def test_as_root_it_runs_as_nobody(base):
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")

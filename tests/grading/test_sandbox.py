@@ -1,6 +1,7 @@
 import contextlib
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -52,6 +53,25 @@ def test_a_fresh_process_and_folder_for_every_question(box):
     write = "open('note', 'w').write('x'); sys.modules['note'] = os; os.environ['NOTE'] = '1'"
     assert inside(box, "os.listdir('.')", write) == ["note"]
     assert inside(box, "[os.listdir('.'), 'note' in sys.modules, 'NOTE' in os.environ]") == [[], False, False]
+
+
+def test_nothing_of_the_graders_modules_is_in_it(box):
+    found = inside(box, "sorted(name for name in sys.modules if name.startswith('rlhf_lib.grading.'))")
+    assert found == ["rlhf_lib.grading.jail", "rlhf_lib.grading.wire"]  # no gradebook, no other submission
+
+
+def test_clocks_of_the_processor_are_true(box):
+    if not warnings_without(box, "other processes"):
+        pytest.skip("this system has no process namespaces: there the processor's time is limited, and told coarsely")
+    lines = (
+        "import time\n"
+        "    found = []\n"
+        "    for _ in range(10):\n"
+        "        one, all = time.thread_time(), time.process_time()\n"
+        "        sum(range(20_000))\n"
+        "        found.append((time.thread_time() - one, time.process_time() - all))"
+    )
+    assert all(one > 0 and all > 0.2 * one for one, all in inside(box, "found", lines))
 
 
 def test_the_graders_environment_is_not_seen(box):
@@ -143,10 +163,9 @@ def test_limits_of_time(box):
     source = (
         "import signal\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)\ndef share_positive(scores, limit):\n    while True: pass"
     )
-    assert outputs(box, source, seconds=2.0)[0] == "late"
-    assert (
-        outputs(box, "while True:\n    try:\n        while True: pass\n    except BaseException: pass", seconds=2.0)[0] == "late"
-    )
+    assert outputs(box, source, seconds=1.0)[0] == "late"
+    source = "while True:\n    try:\n        while True: pass\n    except BaseException: pass"
+    assert outputs(box, source, seconds=1.0)[0] == "late"
     assert time.monotonic() - start < 60
 
 
@@ -156,11 +175,11 @@ def test_limits_of_memory(box):
     many = (
         "import os, time\n"
         "def share_positive(scores, limit):\n"
-        "    for _ in range(4): os.fork()\n"
+        "    for _ in range(2): os.fork()\n"
         "    x = b'x' * (60 * 2**20)\n"
-        "    time.sleep(9)"
+        "    time.sleep(60)"
     )
-    assert outputs(box, many, memory=400 * 2**20)[0] == "memory"
+    assert outputs(box, many, memory=200 * 2**20, seconds=60.0)[0] == "memory"  # each of them has no more than 60 MB
 
 
 def test_a_fork_bomb_is_limited_and_leaves_nothing(box):
@@ -168,7 +187,7 @@ def test_a_fork_bomb_is_limited_and_leaves_nothing(box):
     source = (
         "import os\ndef share_positive(scores, limit):\n    while True:\n        try: os.fork()\n        except OSError: pass"
     )
-    assert outputs(box, source, seconds=2.0, processes=12)[0] == "late"
+    assert outputs(box, source, seconds=1.0, processes=12)[0] == "late"
     time.sleep(0.2)
     assert len(os.listdir("/proc")) < before + 10
     assert inside(box, "7") == 7
@@ -198,14 +217,12 @@ def test_a_process_that_goes_to_the_background_is_ended(box):
     assert name not in names
 
 
-def test_limits_of_files_and_of_what_comes_back(box):
+def test_limits_of_files_and_of_what_is_printed(box):
     assert (
         outputs(box, "def share_positive(scores, limit):\n    open('x', 'wb').write(bytes(10**7))", files=10**6)[1]["kind"]
         == "OSError"
     )
     assert inside(box, "1", "sys.stdout.write('x' * 10**8); os.write(1, b'x' * 10**7)") == 1
-    how, found = outputs(box, "def share_positive(scores, limit):\n    return 'x' * (70 * 2**20)", seconds=60.0)
-    assert how in ("large", "late"), found
 
 
 def test_what_it_writes_to_its_descriptors_is_an_answer_and_no_more(box):
@@ -226,6 +243,47 @@ def test_a_sandbox_that_does_not_start_says_why(monkeypatch):
     monkeypatch.setattr(sandbox.sys, "executable", "/bin/false")
     with pytest.raises(RunError, match="the sandbox does not start"):
         Sandbox(program=None).start()
+
+
+STAND_IN = """#!{python} -IS
+import os, struct, sys, time
+out = sys.stdout.buffer
+out.write(b'{{"apart": true, "root": true}}\\n')
+out.flush()
+while header := sys.stdin.buffer.read({header}):
+    request = sys.stdin.buffer.read(struct.unpack_from(">Q", header)[0])
+    if request == b"exit":
+        os._exit(0)
+    if request == b"sleep":
+        time.sleep(60)
+    length = {{b"long": {most} + 1, b"half": 9}}.get(request, len(request))
+    out.write(struct.pack(">Q64s", length, b"answered") + request)
+    out.flush()
+"""
+
+
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    """A Sandbox whose worker gives back what it is sent, or does what that says."""
+    program = tmp_path / "worker"
+    program.write_text(STAND_IN.format(python=os.path.realpath(sys.executable), header=sandbox.HEADER.size, most=sandbox.MOST))
+    program.chmod(0o755)
+    monkeypatch.setattr(sandbox.sys, "executable", str(program))
+    monkeypatch.setattr(sandbox, "GRACE", 1.0)
+    box = Sandbox(program=None)
+    yield box
+    box.close()
+
+
+def test_whatever_becomes_of_the_sandbox_the_next_question_finds_one(stand_in):
+    assert stand_in.ask(b"anything") == ("answered", b"anything")
+    for request in (b"exit", b"sleep", b"long", b"half"):
+        assert stand_in.ask(request, Limits(0.2)) == ("died: the sandbox was ended", b"")
+        assert stand_in.process is None and stand_in.folder is None
+        assert stand_in.ask(b"again", Limits(60.0)) == ("answered", b"again")
+    os.kill(stand_in.process.pid, signal.SIGKILL)
+    stand_in.process.wait()
+    assert stand_in.ask(b"again", Limits(60.0)) == ("answered", b"again")
 
 
 def test_what_is_not_contained_is_said():
@@ -259,9 +317,3 @@ def test_in_bubblewrap_a_function_is_asked_and_the_machine_is_not_seen(wrapped_b
     )
     assert tried in ([], ["/tmp/x"])  # its own, which is emptied
     assert inside(wrapped_box, "os.listdir('/tmp')") == [] or len(inside(wrapped_box, "os.listdir('/tmp')")) == 1
-
-
-def test_after_the_sandbox_was_ended_the_next_question_finds_a_new_one(box):
-    os.kill(box.process.pid, signal.SIGKILL)
-    assert box.ask(request(SHARE), Limits(20.0))[0] in ("died: the sandbox was ended", "answered")
-    assert inside(box, "7") == 7

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import time
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 import torch
 
 from rlhf_lib import exercises
+from rlhf_lib.exercises.plain import late
+from rlhf_lib.exercises.surroundings import LIMIT
 from rlhf_lib.grading import verdicts
+from rlhf_lib.grading.grade import worked
 from rlhf_lib.grading.submissions import find
 from rlhf_lib.grading.verdicts import grade, survey
 from rlhf_lib.grading.wire import LENGTH, pack
@@ -250,8 +254,8 @@ def test_every_made_submission_gets_its_verdict(label, box, tmp_path, untouched)
 )
 def test_what_has_no_end_is_stopped(lines, box, tmp_path):
     start = time.monotonic()
-    (result,), _ = graded(body(lines), box, tmp_path, timeout=2.0)
-    assert result.verdict == "stopped" and "stopped after 2 seconds" in result.mistake and time.monotonic() - start < 60
+    (result,), _ = graded(body(lines), box, tmp_path, timeout=1.0)
+    assert result.verdict == "stopped" and "stopped after 1 seconds" in result.mistake and time.monotonic() - start < 60
     (tmp_path / "again").mkdir()
     assert graded(body("RIGHT"), box, tmp_path / "again")[0][0].verdict == "right"
 
@@ -343,7 +347,7 @@ def test_a_build_is_tried_probe_by_probe(box, tmp_path, monkeypatch):
         answer = verdicts.Answer("doubled", [["c", "x"]])
 
         def ask(name, answer, box, inputs, seconds):
-            asked.append(inputs[0]["probe"])
+            asked.append((inputs[0]["probe"], seconds))
             return verdicts.judged(name, inputs, pack({"outputs": [6 if inputs[0]["probe"] == "doubles" else [2]]}))
 
         monkeypatch.setattr(verdicts, "attempt", ask)
@@ -351,7 +355,93 @@ def test_a_build_is_tried_probe_by_probe(box, tmp_path, monkeypatch):
     finally:
         del exercises.BUILDS["doubled"]
     assert (result.verdict, result.mistake, result.passed, result.tried) == ("wrong", "no list", 1, 2)
-    assert asked == ["doubles", "of a list", "of a list"]  # and the failing one once more, at the published seed
+    # A cheap probe has 30 seconds, and what stands before it another 30; the failing one comes once more, at the published seed.
+    assert asked == [("doubles", 60.0), ("of a list", 60.0), ("of a list", 60.0)]
+
+
+# ----------------------------------------------------------------------------------------- the whole course
+
+CHAPTERS = range(12)
+FEW = 3  # inputs of each exercise, and probes of each build, on which it is tried here; all of them before a class is graded
+
+
+def few(name, seed):
+    """The smallest and the largest of an exercise's inputs; the first and last of a build's cheap probes."""
+    found = exercises.draw(name, seed)
+    if name in exercises.BUILDS:
+        found = [one for one in found if exercises.BUILDS[name].probes[one["probe"]].seconds == LIMIT]
+    return found if len(found) <= FEW else [*found[: FEW - 1], found[-1]]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_the_worked_answers_of_every_exercise_and_build_are_right(chapter, box, monkeypatch):
+    monkeypatch.setattr(verdicts, "drawn", few)
+    found = survey(worked({chapter}))
+    assert found.faults == [] and len(found.exercises) >= (1 if chapter == 0 else 9)
+    results = list(grade(found, box, 77))
+    assert [one for one in results if one.verdict != "right" or one.passed < one.tried] == []
+    assert [one.note for one in results if one.note] == []
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_notebooks_as_they_are_handed_out_are_not_written(chapter, tmp_path):
+    name = next(path.name for path in (ROOT / "notebooks").glob(f"{chapter:02}_*.ipynb") if "report" not in path.name)
+    results, found = graded({name: (ROOT / "notebooks" / name).read_bytes()}, None, tmp_path)  # no sandbox: nothing of it is run
+    assert found.faults == [] and found.exercises == survey(worked({chapter})).exercises
+    for one in results:
+        assert (one.verdict, one.mistake, one.message, one.passed) == ("not written", "", "it is not written yet", 0)
+        assert one.tried == (len(exercises.BUILDS[one.exercise].probes) if one.exercise in exercises.BUILDS else 1)
+
+
+def test_every_exercise_and_build_belongs_to_one_of_these_chapters():
+    exercises.load()
+    known = {*exercises.EXERCISES, *exercises.BUILDS}
+    assert {name for chapter in CHAPTERS for name in survey(worked({chapter})).exercises} == known
+
+
+BUILDS = {
+    "a stub that does something first": ("train_preference", "n = 1\n    raise NotImplementedError()", "not written", ""),
+    "returns nothing": ("train_preference", "return None", "wrong", "cannot be judged|it returns|raises"),
+    "raises": ("train_sft", "return 1 / 0", "wrong", "it raises ZeroDivisionError: division by zero"),
+    "changes nothing": ("with_lora", "return model", "wrong", "."),
+    "ends its process": ("train_assistant", "import os; os._exit(3)", "stopped", "ended before it returned"),
+}
+
+
+@pytest.mark.parametrize("label", BUILDS)
+def test_builds_of_the_assistant_that_fail_say_why(label, box, tmp_path):
+    name, lines, verdict, said = BUILDS[label]
+    notebooks = {"train_preference": "10_prompts_and_comparisons.ipynb"}
+    notebook = notebooks.get(name, "11_a_small_assistant.ipynb")
+    source = stub_of(notebook, name).replace("raise NotImplementedError()", lines)
+    (result,), _ = graded({notebook: handed(notebook, {name: source})}, box, tmp_path, names=[name])
+    assert (result.verdict, result.passed) == (verdict, 0) and re.search(said, result.message), result
+    assert result.tried == len(exercises.BUILDS[name].probes)
+
+
+def stub_of(notebook, name):
+    cells = json.loads((ROOT / "notebooks" / notebook).read_text(encoding="utf-8"))["cells"]
+    (one,) = [one for one in cells if one["metadata"].get("nbgrader", {}).get("grade_id") == name]
+    return "".join(one["source"])
+
+
+def test_a_probe_without_an_end_is_stopped():
+    inputs = few("with_lora", 5)[:1]
+    found = verdicts.judged("with_lora", inputs, pack({"outputs": [late(30.0)]}))
+    assert found["verdict"] == "stopped" and found["message"] == "it was stopped after 30 seconds, without an end in sight"
+
+
+TAKEN = {
+    "the course's own": 'from rlhf_lib.exercises import yours\ndef gae(*given, **named): return yours("gae")(*given, **named)',
+    "renamed": 'from rlhf_lib.exercises import yours\nc = yours("gae")\ndef gae(*given, **named): return c(*given, **named)',
+}
+
+
+@pytest.mark.parametrize("label", TAKEN)
+def test_an_answer_that_hands_on_the_courses_is_wrong(label, box, tmp_path):
+    notebook = "07_policy_gradients_and_ppo.ipynb"
+    (result,), _ = graded({notebook: handed(notebook, {"gae": TAKEN[label]})}, box, tmp_path, names=["gae"])
+    assert result.verdict == "wrong" and "gae is what is asked for here" in result.message
 
 
 @pytest.mark.parametrize(
