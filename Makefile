@@ -2,8 +2,9 @@
 # make test   everything that CI runs
 # make lab    JupyterLab on your own copy of the notebooks, in my_course/; nothing in it is ever overwritten
 # make bench  the benchmarks, into benchmarks/results; ROWS="decode ppo" for some of them, CORPUS=FILE for a text of your own
+# make student-release  what a class gets, without solutions: release/ and release.zip; HINTS=no leaves the hints out
 # make gpu    on a machine with a CUDA card: its tests, the gpu preset, chapters 03, 06, 08 and 09, and the benchmarks, in about an hour
-.PHONY: run test lab notebooks bench gpu setup
+.PHONY: run test lab notebooks bench gpu setup student-release
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -33,6 +34,9 @@ lab: $(READY)
 
 notebooks: $(READY)
 	@$(BIN)/python -m rlhf_lib.notebooks
+
+student-release: $(READY)
+	@$(BIN)/python -m rlhf_lib release --out release $(if $(filter no,$(HINTS)),--without-hints)
 
 bench: .venv/bench
 	@echo "Measuring against the peers; leave the machine alone until it is done (about an hour on two cores)."

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from rlhf_lib.files import RunError, read_json
+from rlhf_lib.instructors import add_commands
 
 STAGES = {
     "run": ("every stage, from the plays to the report", "run"),
@@ -67,19 +68,10 @@ def parser():
     )
     labels.add_argument("file", metavar="FILE", help="CSV or TSV with headings, JSON lines, or a list in JSON")
     labels.add_argument("--out", required=True, metavar="FILE", help="the label file, for --labels; one that is there stays")
-    grade = commands.add_parser("grade", help="grade a class: notebooks by student, each run in a sandbox and judged outside")
-    grade.add_argument("submissions", metavar="SUBMISSIONS", help="a folder or zip, as Canvas, Moodle or Gradescope export it")
-    grade.add_argument("--out", required=True, metavar="DIR", help="where the gradebook goes; a second run grades what changed")
-    grade.add_argument("--points", metavar="FILE", help="CSV with exercise, points and perhaps partial; only these are graded")
-    grade.add_argument("--seed", type=int, metavar="N", help="of the inputs (drawn once, and kept in DIR)")
-    grade.add_argument("--jobs", type=int, metavar="N", help="how many submissions at a time (as many as there are cores)")
-    grade.add_argument(
-        "--timeout", type=float, default=90.0, metavar="S", help="seconds of one question (90; a build has its own)"
-    )
-    grade.add_argument("--late", metavar="FILE", help="CSV with student and share, what lateness leaves of the points")
     publish = commands.add_parser("publish", help="copy a finished run's checkpoints in half precision")
     publish.add_argument("--run", required=True, metavar="DIR", help="the run's folder")
     publish.add_argument("--to", required=True, metavar="DIR", help="where the checkpoints go")
+    main.set_defaults(others=add_commands(commands))
     return main
 
 
@@ -255,12 +247,6 @@ def report(options):
     (write_assistant_report if of_assistant(options.out) else write_report)(options.out)
 
 
-def grade(options):
-    from rlhf_lib.grading.grade import main
-
-    main(options)
-
-
 def assist(options):
     from rlhf_lib.pipelines.assistant import Assistant
 
@@ -318,7 +304,7 @@ def main(arguments=None):
             "labels": labels,
             "assistant": assist,
             "report": report,
-            "grade": grade,
+            **options.others,
         }
         others.get(options.command, stage)(options)
     except KeyboardInterrupt:

@@ -1,10 +1,9 @@
 """Pairs of answers that people read without knowing which model wrote them: the rows to read, the verdicts that come back."""
 
-import json
 import random
 from collections import Counter
-from pathlib import Path
 
+from rlhf_lib.files import json_rows
 from rlhf_lib.pairwise import FOR_FIRST, Record
 
 
@@ -137,20 +136,13 @@ def read_votes(path):
     Raises:
         ValueError: there is no such file, or a line is not such a vote or is there twice; the message names file and line.
     """
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f"no file of verdicts at {path}: give the path of one")
     votes, seen = [], {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
+    for number, vote in json_rows(path, ValueError):
         here = f"{path}, line {number}"
-        try:
-            vote = json.loads(line.decode("utf-8"))
-            texts = [vote[field] for field in ("id", "first", "second", "verdict", "reader")]
-            texts += [vote[field] for field in ("prompt", "reason") if field in vote]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{here}: not a vote ({type(error).__name__}: {error}); correct the line or delete it") from None
+        needed = ("id", "first", "second", "verdict", "reader")
+        if missing := [field for field in needed if field not in vote]:
+            raise ValueError(f"{here}: a vote has {missing[0]!r}, this line has not; correct the line or delete it")
+        texts = [vote[field] for field in (*needed, "prompt", "reason") if field in vote]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{here}: every field must be a text; correct the line or delete it")
         if vote["verdict"] not in FOR_FIRST:

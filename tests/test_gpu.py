@@ -75,7 +75,7 @@ def test_the_tiny_pipeline_runs_resumes_and_says_what_memory_it_took(tiny_settin
         assert devices.precision(CARD) == torch.float16
     Shakespeare(tiny_settings(), tmp_path / "run", CARD).pretrain()
     summary = Shakespeare(tiny_settings(), tmp_path / "run", CARD).run()
-    assert summary["peak_card_bytes"] > 0 and summary["device"] == "cuda:0"
+    assert summary["peak_card_bytes"] > 0 and summary["device"] == "cuda:0" and summary["card"] == torch.cuda.get_device_name()
     ratios = [record["first_ratio"] for record in runs.Metrics(tmp_path / "run").read("policy") if "first_ratio" in record]
     assert ratios and all(abs(ratio - 1) < 0.01 for ratio in ratios)
 

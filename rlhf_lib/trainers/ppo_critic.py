@@ -165,7 +165,7 @@ def train(policy, critic, reference, tokenizer, prompts, reward, config, folder,
             values = values_of(critic, rollout.trunk, start, mask)
         rollout.logprobs = logprobs
         kl = completion_kl(logprobs, ref_logprobs, mask)  # (B,)
-        stage.check(kl.mean().item(), limit=100 * config.max_kl)
+        stage.check(kl.mean().item(), limit=100 * config.max_kl, what="KL to the reference")
         if kl.mean() > config.max_kl:
             break
         scores = reward(rollout).to(kl.device)  # (B,)

@@ -1,10 +1,15 @@
+import contextlib
+import os
 import re
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from rlhf_lib.models import gguf
@@ -237,3 +242,34 @@ def test_a_file_that_does_not_fit_its_own_description_is_named(tmp_path, change,
     path = write(tmp_path / "small.gguf", tensors, says={**SAYS, **says})
     with pytest.raises(GGUFError, match=rf"^{path} does not fit its own description \(.*({said}).*\): fetch another file$"):
         gguf.load(path)
+
+
+# ----------------------------------------------------------------------------------------- whatever a file holds
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz")
+    return folder, write(folder / "right.gguf", plain_tensors()).read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(st.data())
+@settings(deadline=None, max_examples=int(os.environ.get("RLHF_FUZZ", 50)), suppress_health_check=[HealthCheck.too_slow])
+def test_a_file_with_changed_bytes_is_read_or_refused_in_a_sentence_and_in_little_memory(small_file, data):
+    folder, content = small_file
+    head = content.index(b"blk.0") + 2000  # what says what is there; behind it stand weights
+    changed = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place, width = data.draw(st.integers(0, head)), data.draw(st.sampled_from([1, 2, 4, 8]))
+        changed[place : place + width] = data.draw(st.binary(min_size=width, max_size=width) | st.just(b"\xff" * width))
+    path = folder / "changed.gguf"
+    path.write_bytes(bytes(changed[: data.draw(st.just(len(changed)) | st.integers(0, len(changed)))]))
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(GGUFError):
+            gguf.load(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * len(content) + 100e6

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from transformers import LlamaConfig as TheirConfig
 
-from rlhf_lib import wheels
+from rlhf_lib import corpus, wheels
 from rlhf_lib.models import published
 from rlhf_lib.models.gpt import GPT
 from rlhf_lib.models.llama import Llama
@@ -129,7 +129,7 @@ def test_the_shipped_model_is_smollm2_and_answers(shipped):
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    monkeypatch.setattr(published, "DATA", tmp_path / "data")
+    monkeypatch.setattr(corpus, "DATA", tmp_path / "data")
     return tmp_path / "data"
 
 

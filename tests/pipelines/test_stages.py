@@ -283,6 +283,7 @@ def test_the_summary_has_all_stats_the_seconds_by_stage_and_the_largest_peaks(st
 def test_the_memory_of_a_card_is_noted_where_there_is_one(stages, monkeypatch):
     for name, peak in (("a", 7), ("b", 12), ("c", 9)):
         monkeypatch.setattr(devices, "peak_card_bytes", lambda peak=peak: peak)
+        monkeypatch.setattr(devices, "card_name", lambda: "Tesla T4")
         stages.finish(name, stages.begin())
     assert stages.done()["a"]["peak_card_bytes"] == 7
-    assert stages.summary()["peak_card_bytes"] == 12
+    assert stages.summary()["peak_card_bytes"] == 12 and stages.summary()["card"] == "Tesla T4"

@@ -683,7 +683,7 @@ def test_a_reward_that_turns_nan_stops_the_run_and_the_last_policy_is_kept(tmp_p
 
 def test_a_kl_that_explodes_stops_the_run_with_a_sentence(tmp_path):
     models = four()
-    with pytest.raises(RunError, match=r"policy: .* at step 1; the last good weights are kept"):
+    with pytest.raises(RunError, match=r"policy: the KL to the reference is .* at step 1; the last good weights are kept"):
         train(tmp_path, models, config=small(iterations=6, lr=1.0, max_kl=1e-3))
     assert checkpoints.read_metadata(tmp_path / "policy")["iteration"] == 0
     assert same(weights(checkpoints.load(tmp_path / "policy", base=models.base)[0]), weights(four().policy))

@@ -1,0 +1,48 @@
+"""The commands of those who teach: what a class gets, its grades, and its curves in one picture."""
+
+from pathlib import Path
+
+
+def add_commands(commands):
+    """Add them to the command line; returns the function behind each, by its name."""
+    figures = commands.add_parser("figures", help="the curves of a run, or of a whole class's runs, in one picture")
+    figures.add_argument("runs", nargs="+", metavar="DIR", help="runs' folders, or folders of such folders")
+    figures.add_argument("--out", required=True, metavar="FILE", help="a PNG, SVG or PDF file")
+    release = commands.add_parser("release", help="write what a class gets, everything but solutions, as a folder and a zip")
+    release.add_argument("--out", required=True, metavar="DIR", help="a folder that is not there yet; the zip lies beside it")
+    release.add_argument("--without-hints", action="store_true", help="leave the cards' hints out too")
+    grade = commands.add_parser("grade", help="grade a class: notebooks by student, each run in a sandbox and judged outside")
+    grade.add_argument("submissions", metavar="SUBMISSIONS", help="a folder or zip, as Canvas, Moodle or Gradescope export it")
+    grade.add_argument("--out", required=True, metavar="DIR", help="where the gradebook goes; a second run grades what changed")
+    grade.add_argument("--points", metavar="FILE", help="CSV with exercise, points and perhaps partial; only these are graded")
+    grade.add_argument("--seed", type=int, metavar="N", help="of the inputs (drawn once, and kept in DIR)")
+    grade.add_argument("--jobs", type=int, metavar="N", help="how many submissions at a time (as many as there are cores)")
+    grade.add_argument(
+        "--timeout", type=float, default=90.0, metavar="S", help="seconds of one question (90; a build has its own)"
+    )
+    grade.add_argument("--late", metavar="FILE", help="CSV with student and share, what lateness leaves of the points")
+    return {"figures": draw_figures, "release": write_release, "grade": grade}
+
+
+def draw_figures(options):
+    from rlhf_lib.plots_runs import curves, find_runs
+
+    out = Path(options.out)
+    if out.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--out must end in .png, .svg or .pdf, got {options.out}")
+    runs = find_runs(options.runs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    curves(runs).savefig(out, dpi=150)
+    print(f"{len(runs)} runs in {out}")
+
+
+def write_release(options):
+    from rlhf_lib.release import student_release
+
+    print(*student_release(options.out, hints=not options.without_hints), sep="\n")
+
+
+def grade(options):
+    from rlhf_lib.grading.grade import main
+
+    main(options)

@@ -1,0 +1,89 @@
+"""What a class gets: everything that a learner needs, and nothing that gives answers away beyond what the checks need.
+
+python -m rlhf_lib release --out DIR [--without-hints]   (make student-release)
+"""
+
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import nbformat
+
+from rlhf_lib.files import RunError, write_atomic
+from rlhf_lib.notebooks import ROOT
+
+FILES = (
+    "README.md",
+    "LICENSE",
+    "SECURITY.md",
+    "Makefile",
+    "pyproject.toml",
+    "constraints.txt",
+    "environment.yml",
+    "tests/colab.txt",
+)
+FOLDERS = ("rlhf_lib", "data")
+LEFT_OUT = {"__pycache__", "cache", "grading", "release.py", ".ipynb_checkpoints"}  # two of them the instructor's alone
+WITHHELD = "The worked notebooks are with your instructor.\n"
+
+# A fold is closed where the line says so; folds stand in one another, the worked answer in the last hint.
+OPEN, CLOSE = "<details><summary>", "</details>"
+
+
+def without_folds(text, title):
+    """`text` without the folds whose summary fits the pattern `title`, and without what stands in them."""
+    kept, rest = "", text
+    while found := re.search(rf"\n*{OPEN}{title}</summary>", rest):
+        depth, end = 0, found.start()
+        for mark in re.finditer(f"{OPEN}|{CLOSE}", rest[found.start() :]):
+            depth += 1 if mark.group() == OPEN else -1
+            if depth == 0:
+                end = found.start() + mark.end()
+                break
+        else:
+            raise ValueError(f"a fold {found.group().strip()!r} is not closed")
+        kept, rest = kept + rest[: found.start()], rest[end:]
+    return kept + rest
+
+
+def student_edition(notebook, hints=True):
+    """A learner's notebook without its worked answers and without what investigations found; without hints too, if so wanted."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = without_folds(cell.source, "(?:The worked answer|What we found)")
+            if not hints:
+                cell.source = without_folds(cell.source, r"Hint \d+")
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "markdown" or cell.source.strip()]
+    return notebook
+
+
+def student_release(target, hints=True, root=ROOT):
+    """Write the folder `target` and beside it `target`.zip; returns the paths of the two.
+
+    Args:
+        target: a folder that is not there yet.
+        hints: whether the cards keep their hints. Worked answers and what investigations found are left out always.
+
+    Raises:
+        RunError: the folder or the zip is there already.
+    """
+    target, root = Path(target), Path(root)
+    archive = target.with_name(target.name + ".zip")
+    for there in (target, archive):
+        if there.exists():
+            raise RunError(f"{there} is there already: choose another --out, or delete it")
+    for name in FILES:
+        if (root / name).exists():
+            write_atomic(target / name, (root / name).read_bytes())
+    for name in FOLDERS:
+        shutil.copytree(root / name, target / name, ignore=lambda folder, names: LEFT_OUT & set(names))
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        notebook = student_edition(nbformat.read(path, as_version=4), hints)
+        write_atomic(target / "notebooks" / path.name, (nbformat.writes(notebook) + "\n").encode())
+    write_atomic(target / "solutions" / "README.md", WITHHELD.encode())
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for path in sorted(target.rglob("*")):
+            if path.is_file():
+                packed.write(path, Path(target.name) / path.relative_to(target))
+    return target, archive

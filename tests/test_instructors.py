@@ -1,0 +1,26 @@
+import argparse
+
+from rlhf_lib import instructors
+from rlhf_lib.__main__ import parser
+
+
+def test_every_command_has_its_function_and_its_help(capsys):
+    commands = argparse.ArgumentParser().add_subparsers()
+    assert instructors.add_commands(commands).keys() == commands.choices.keys()
+    assert all(commands.choices[name].format_help().count("DIR") for name in commands.choices)
+
+
+def test_the_command_line_has_them_too():
+    others = parser().parse_args(["release", "--out", "x"]).others
+    assert others["release"] is instructors.write_release and others["figures"] is instructors.draw_figures
+
+
+def test_hints_are_left_out_when_asked(tmp_path, monkeypatch, capsys):
+    from rlhf_lib import release
+
+    asked = []
+    monkeypatch.setattr(release, "student_release", lambda out, hints: asked.append((out, hints)) or ("folder", "zip"))
+    for more in ([], ["--without-hints"]):
+        options = parser().parse_args(["release", "--out", "class", *more])
+        options.others["release"](options)
+    assert asked == [("class", True), ("class", False)] and capsys.readouterr().out == "folder\nzip\n" * 2
