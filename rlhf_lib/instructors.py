@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from rlhf_lib.files import RunError
+
 
 def add_commands(commands):
     """Add them to the command line; returns the function behind each, by its name."""
@@ -24,6 +26,12 @@ def add_commands(commands):
     return {"figures": draw_figures, "release": write_release, "grade": grade}
 
 
+def must_have(name):
+    """Raises RunError in a class's copy of the course, which has no modules that are the instructor's alone."""
+    if not Path(__file__).with_name(name).exists():
+        raise RunError("this is a class's copy of the course: grades and releases are made in the instructor's")
+
+
 def draw_figures(options):
     from rlhf_lib.plots_runs import curves, find_runs
 
@@ -37,12 +45,14 @@ def draw_figures(options):
 
 
 def write_release(options):
+    must_have("release.py")
     from rlhf_lib.release import student_release
 
     print(*student_release(options.out, hints=not options.without_hints), sep="\n")
 
 
 def grade(options):
+    must_have("grading")
     from rlhf_lib.grading.grade import main
 
     main(options)
