@@ -69,8 +69,9 @@ def can_be_apart():
 def pages(pid="self"):
     """(bytes of address space, bytes of its own in memory) of a process; zeros where that is not known."""
     try:
-        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        size, *own = (int(lines[name].split()[0]) * 1024 for name in ("VmSize", "RssAnon", "RssShmem"))
+        status = Path(f"/proc/{pid}/status").read_bytes()  # with the process's name, which may have any byte but a line's end
+        lines = dict(line.split(b":", 1) for line in status.strip().split(b"\n"))
+        size, *own = (int(lines[name].split()[0]) * 1024 for name in (b"VmSize", b"RssAnon", b"RssShmem"))
     except (OSError, ValueError, KeyError):  # no /proc here, or the process has ended
         return 0, 0
     return size, sum(own)
@@ -82,7 +83,7 @@ def family(pid):
     for one in found:
         with contextlib.suppress(OSError, ValueError):
             for task in os.listdir(f"/proc/{one}/task"):
-                found += [int(child) for child in Path(f"/proc/{one}/task/{task}/children").read_text().split()]
+                found += [int(child) for child in Path(f"/proc/{one}/task/{task}/children").read_bytes().split()]
         if len(found) > 1000:
             break
     return found

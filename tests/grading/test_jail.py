@@ -86,6 +86,7 @@ def test_the_family_of_a_process_and_its_pages():
     pid = os.fork()
     if pid == 0:
         if os.fork() == 0:
+            jail.system("prctl", 15, b"a\x1c:\r\x85\n\xffb", 0, 0, 0)  # a name that is no text, and more than one line
             os.write(into, b"x")
         __import__("time").sleep(60)
     os.read(out, 1)
