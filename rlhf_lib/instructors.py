@@ -13,16 +13,16 @@ def add_commands(commands):
     release = commands.add_parser("release", help="write what a class gets, everything but solutions, as a folder and a zip")
     release.add_argument("--out", required=True, metavar="DIR", help="a folder that is not there yet; the zip lies beside it")
     release.add_argument("--without-hints", action="store_true", help="leave the cards' hints out too")
-    grade = commands.add_parser("grade", help="grade a class: notebooks by student, each run in a sandbox and judged outside")
-    grade.add_argument("submissions", metavar="SUBMISSIONS", help="a folder or zip, as Canvas, Moodle or Gradescope export it")
-    grade.add_argument("--out", required=True, metavar="DIR", help="where the gradebook goes; a second run grades what changed")
-    grade.add_argument("--points", metavar="FILE", help="CSV with exercise, points and perhaps partial; only these are graded")
-    grade.add_argument("--seed", type=int, metavar="N", help="of the inputs (drawn once, and kept in DIR)")
-    grade.add_argument("--jobs", type=int, metavar="N", help="how many submissions at a time (as many as there are cores)")
-    grade.add_argument(
+    marks = commands.add_parser("grade", help="grade a class: notebooks by student, each run in a sandbox and judged outside")
+    marks.add_argument("submissions", metavar="SUBMISSIONS", help="a folder or zip, as Canvas, Moodle or Gradescope export it")
+    marks.add_argument("--out", required=True, metavar="DIR", help="where the gradebook goes; a second run grades what changed")
+    marks.add_argument("--points", metavar="FILE", help="CSV with exercise, points and perhaps partial; only these are graded")
+    marks.add_argument("--seed", type=int, metavar="N", help="of the inputs (drawn once, and kept in DIR)")
+    marks.add_argument("--jobs", type=int, metavar="N", help="how many submissions at a time (as many as there are cores)")
+    marks.add_argument(
         "--timeout", type=float, default=90.0, metavar="S", help="seconds of one question (90; a build has its own)"
     )
-    grade.add_argument("--late", metavar="FILE", help="CSV with student and share, what lateness leaves of the points")
+    marks.add_argument("--late", metavar="FILE", help="CSV with student and share, what lateness leaves of the points")
     return {"figures": draw_figures, "release": write_release, "grade": grade}
 
 
