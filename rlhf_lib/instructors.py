@@ -1,6 +1,8 @@
-"""The commands of those who teach: what a class gets, and its curves in one picture."""
+"""The commands of those who teach: what a class gets, its grades, and its curves in one picture."""
 
 from pathlib import Path
+
+from rlhf_lib.files import RunError
 
 
 def add_commands(commands):
@@ -11,7 +13,23 @@ def add_commands(commands):
     release = commands.add_parser("release", help="write what a class gets, everything but solutions, as a folder and a zip")
     release.add_argument("--out", required=True, metavar="DIR", help="a folder that is not there yet; the zip lies beside it")
     release.add_argument("--without-hints", action="store_true", help="leave the cards' hints out too")
-    return {"figures": draw_figures, "release": write_release}
+    marks = commands.add_parser("grade", help="grade a class: notebooks by student, each run in a sandbox and judged outside")
+    marks.add_argument("submissions", metavar="SUBMISSIONS", help="a folder or zip, as Canvas, Moodle or Gradescope export it")
+    marks.add_argument("--out", required=True, metavar="DIR", help="where the gradebook goes; a second run grades what changed")
+    marks.add_argument("--points", metavar="FILE", help="CSV with exercise, points and perhaps partial; only these are graded")
+    marks.add_argument("--seed", type=int, metavar="N", help="of the inputs (drawn once, and kept in DIR)")
+    marks.add_argument("--jobs", type=int, metavar="N", help="how many submissions at a time (as many as there are cores)")
+    marks.add_argument(
+        "--timeout", type=float, default=90.0, metavar="S", help="seconds of one question (90; a build has its own)"
+    )
+    marks.add_argument("--late", metavar="FILE", help="CSV with student and share, what lateness leaves of the points")
+    return {"figures": draw_figures, "release": write_release, "grade": grade}
+
+
+def must_have(name):
+    """Raises RunError in a class's copy of the course, which has no modules that are the instructor's alone."""
+    if not Path(__file__).with_name(name).exists():
+        raise RunError("this is a class's copy of the course: grades and releases are made in the instructor's")
 
 
 def draw_figures(options):
@@ -27,6 +45,14 @@ def draw_figures(options):
 
 
 def write_release(options):
+    must_have("release.py")
     from rlhf_lib.release import student_release
 
     print(*student_release(options.out, hints=not options.without_hints), sep="\n")
+
+
+def grade(options):
+    must_have("grading")
+    from rlhf_lib.grading.grade import main
+
+    main(options)

@@ -22,7 +22,7 @@ from rlhf_lib.pipelines.shakespeare import PRESETS
 from rlhf_lib.tokenization import CharTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = [*command_line.STAGES, "assistant", "sample", "score", "chat", "labels", "publish"]
+COMMANDS = [*command_line.STAGES, "assistant", "sample", "score", "chat", "labels", "publish", "grade", "release", "figures"]
 PIPELINES = {"run": PRESETS, "assistant": ASSISTANT_PRESETS}
 LETTERS = CharTokenizer(list("\nabcdefghij"))
 

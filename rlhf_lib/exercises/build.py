@@ -42,6 +42,11 @@ class Probe(NamedTuple):
     judge: object
     seconds: float = LIMIT
 
+    @property
+    def patience(self):
+        """The seconds after which `run` is stopped."""
+        return PATIENCE if self.seconds == LIMIT else self.seconds
+
 
 class Build:
     """A large exercise: its number, the name of what the learner writes, and its probes in the order in which they are tried.
@@ -73,10 +78,9 @@ class Build:
         probe = self.probes[given.pop("probe")]
         with settled(), bar(f"{self.number} {probe.name}", probe.seconds):
             load_optimizers()
-            seconds = PATIENCE if probe.seconds == LIMIT else probe.seconds
-            output, error = limited(lambda: plain(probe.run(built, **given)), seconds)
+            output, error = limited(lambda: plain(probe.run(built, **given)), probe.patience)
         if isinstance(error, TimeUp):
-            return late(seconds)
+            return late(probe.patience)
         if error is not None:
             return unwritten() if is_stub(built, error) else raised(type(error).__name__, message(error))
         return output

@@ -1,0 +1,110 @@
+import os
+import shutil
+import tempfile
+
+import pytest
+
+from rlhf_lib.grading import jail
+from rlhf_lib.grading.jail import Limits, run_apart
+
+# The rest of what a jail keeps is tried in test_sandbox.py, from inside a submission.
+
+
+def no_child_is_left():
+    """Nothing but the sandbox of the session, which is alive."""
+    try:
+        return os.waitpid(-1, os.WNOHANG) == (0, 0)
+    except ChildProcessError:
+        return True
+
+
+@pytest.fixture
+def base():
+    folder = tempfile.mkdtemp()
+    os.chmod(folder, 0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_bytes_come_back_and_the_folder_is_emptied(base):
+    def work():
+        open("left", "w").close()
+        return os.getcwd().encode()
+
+    how, content = run_apart(work, Limits(20.0), base, 9)
+    assert how == "answered" and content.decode().startswith(base)
+    assert os.listdir(base) == []
+    assert no_child_is_left()
+
+
+def test_how_it_ended(base):
+    def fail():
+        raise ValueError
+
+    assert run_apart(fail, Limits(20.0), base, 9) == ("died", b"")
+    assert run_apart(lambda: os._exit(7), Limits(20.0), base, 9) == ("died", b"")
+    assert run_apart(lambda: __import__("time").sleep(60), Limits(0.5), base, 9) == ("late", b"")
+
+
+def test_an_answer_of_no_bytes_is_an_answer(base):
+    assert run_apart(lambda: b"", Limits(20.0), base, 9) == ("answered", b"")
+    assert run_apart(lambda: b"x" * 3_000_000, Limits(20.0), base, 9) == ("answered", b"x" * 3_000_000)
+
+
+def test_an_answer_may_be_too_large(base, monkeypatch):
+    monkeypatch.setattr(jail, "MOST", 1_000_000)
+    assert run_apart(lambda: bytes(1_000_000), Limits(20.0), base, 9)[0] == "answered"
+    assert run_apart(lambda: bytes(1_000_001), Limits(20.0), base, 9) == ("large", b"")
+
+
+def test_as_root_it_runs_as_nobody(base):
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    assert run_apart(lambda: repr(os.getresuid()).encode(), Limits(20.0), base, 9)[1] == b"(65009, 65009, 65009)"
+    assert run_apart(lambda: repr(os.getgroups()).encode(), Limits(20.0), base, 9)[1] == b"[]"
+
+
+def test_no_file_of_the_grader_stays_open(base, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("s")
+    with open(secret) as file:
+        number = file.fileno()
+
+        def work():
+            try:
+                return os.read(number, 10)
+            except OSError:
+                return b"closed"
+
+        assert run_apart(work, Limits(20.0), base, 9)[1] in (b"closed", b"")
+
+
+def test_the_family_of_a_process_and_its_pages():
+    if not os.path.exists("/proc/self/task"):
+        pytest.skip("no /proc here")
+    out, into = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        if os.fork() == 0:
+            jail.system("prctl", 15, b"a\x1c:\r\x85\n\xffb", 0, 0, 0)  # a name that is no text, and more than one line
+            os.write(into, b"x")
+        __import__("time").sleep(60)
+    os.read(out, 1)
+    found = jail.family(pid)
+    assert found[0] == pid and len(found) == 2 and jail.pages(found[1])[1] > 2**20
+    for one in found:
+        os.kill(one, 9)
+    os.waitpid(pid, 0)
+    assert jail.pages(2**30) == (0, 0)
+
+
+def test_signals_have_names():
+    assert jail.signal_name(9) == "SIGKILL" and jail.signal_name(99) == "signal 99"
+
+
+def test_emptying_a_folder_follows_no_link(base, tmp_path):
+    (tmp_path / "kept").write_text("kept")
+    os.symlink(tmp_path, os.path.join(base, "link"))
+    os.mkdir(os.path.join(base, "folder"))
+    jail.empty(base)
+    assert os.listdir(base) == [] and (tmp_path / "kept").exists()
