@@ -212,7 +212,7 @@ GIVEN = {
     "11/blind-read": "16 16",
     "11/mistakes-read": "28 386 501",  # lines of minChatGPT's
     "11/next": "11.7",  # an exercise
-    "11/found-11-A": "0.03",
+    "11/found-11-A": "0.03 32",
     "11/question-read": "16 16",
     "README/The-assistant": "0.1 30 95% 16 12 24",  # the version of a package, SmolLM2's blocks
 }
@@ -387,9 +387,10 @@ def on_card():
     found = read_json(RESULTS / "gpu.json")
     run, small = found["run"], found["assistant"]
     yield " ".join(f"{run['seconds'][stage] / 60:.4f}" for stage in ("total", "pretrain", "policy"))
-    yield f"{run['peak_card_bytes'] / 1e9:.4f} GB, {small['peak_card_megabytes'] / 1000:.4f} GB"
+    yield f"{run['peak_card_bytes'] / 1e9:.4f} GB"
     yield " ".join(f"{run[key]:.4f}" for key in ("val_bits_per_char", "reward_accuracy", "gold_win_rate", "kl_nats"))
-    yield f"{found['busy']['pretrain']} {found['busy']['policy']} {small['busy']} {' '.join(map(str, small['seconds'].values()))}"
+    yield f"{found['busy']['pretrain']} {found['busy']['policy']} {small['busy']}"
+    yield f"{' '.join(map(str, small['seconds'].values()))} seconds, {small['peak_card_megabytes'] / 1000:.4f} GB"
     yield from (f"{row['work']}: {row['median']:.4f} {row['gain']:.4f}" for row in found["decode"]["rows"])
 
 
