@@ -307,6 +307,16 @@ def test_the_policy_starts_as_the_fine_tuned_model(assistant_run):
 # ----------------------------------------------------------------------------------------- stopped and gone on with
 
 
+def ends_as(expected, folder):
+    """The run in `folder` has the figures, answers and weights of the run in `expected`, to the last bit."""
+    assert stats_of(folder) == stats_of(expected)
+    for name in ("metrics.jsonl", "gold/metrics.jsonl", "answers.jsonl", "verdicts.jsonl"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+    for name in LEFT:
+        ours, theirs = (checkpoints.read_tensors(where / name) for where in (folder, expected))
+        assert all(torch.equal(ours[part], theirs[part]) for part in theirs), name
+
+
 def test_a_run_killed_in_every_stage_ends_with_the_same_figures(
     assistant_run, assistant_settings, interrupted, monkeypatch, tmp_path, capsys
 ):
@@ -340,12 +350,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_figures(
         begun().run()
     monkeypatch.undo()
     begun().run()
-    assert stats_of(folder) == stats_of(assistant_run)
-    for name in ("metrics.jsonl", "gold/metrics.jsonl", "answers.jsonl", "verdicts.jsonl"):
-        assert (folder / name).read_bytes() == (assistant_run / name).read_bytes(), name
-    for name in LEFT:
-        tensors, expected = (checkpoints.read_tensors(where / name) for where in (folder, assistant_run))
-        assert all(torch.equal(tensors[part], expected[part]) for part in expected), name
+    ends_as(assistant_run, folder)
     assert files(folder) == files(assistant_run)
 
 
@@ -355,12 +360,7 @@ def test_a_run_killed_at_drawn_moments_ends_with_the_same_figures(assistant_run,
     flags = [part for name, value in tiny_assistant.items() for part in (f"--{name}", str(value))]
     command = ["-m", "rlhf_lib", "assistant", "--preset", "smoke", "--out", str(folder), *flags]
     assert killed_at_drawn_moments(command, folder, work) >= 1
-    assert stats_of(folder) == stats_of(assistant_run)
-    for name in ("metrics.jsonl", "gold/metrics.jsonl", "answers.jsonl", "verdicts.jsonl"):
-        assert (folder / name).read_bytes() == (assistant_run / name).read_bytes(), name
-    for name in LEFT:
-        tensors, expected = (checkpoints.read_tensors(where / name) for where in (folder, assistant_run))
-        assert all(torch.equal(tensors[part], expected[part]) for part in expected), name
+    ends_as(assistant_run, folder)
 
 
 def test_a_finished_run_is_not_done_again(assistant_run, assistant_settings, monkeypatch, capsys):
