@@ -40,6 +40,7 @@ WHOLE = {
     "gpu",
     "house",
     "learner",
+    "nbgrader",
     "pretend_card",
     "speed",
 }  # of no single module

@@ -40,7 +40,9 @@ def test_the_accuracy_is_counted_with_equal_rewards_as_half():
 
 def test_what_is_no_model_and_accuracy_is_refused():
     model = Sum()
-    assert probes.both((model, 0.5)) == (model, 0.5) and probes.both([model, torch.tensor(0.25)]) == (model, 0.25)
+    assert probes.both((model, 0.5)) == (model, 0.5) == probes.both([model, 0.5])
+    with pytest.raises(TypeError, match="must be a float, and is a Tensor"):
+        probes.both((model, torch.tensor(0.25)))
     for result in (model, (model,), None):
         with pytest.raises(TypeError, match="must return two things"):
             probes.both(result)

@@ -57,7 +57,7 @@ def built(policy, critic, reference, reward, prompts, *, generate, report, seed,
 
 def test_a_run_is_taken_down_as_plain_data():
     found = kit.go(built, 2, frozen=["head"])
-    assert found["reported"] == [0] and found["frozen"] == ["head.weight"]
+    assert [one["iteration"] for one in found["reported"]] == [0] and found["frozen"] == ["head.weight"]
     assert found["asked"] == [{"prompts": kit.PROMPTS, "left": True}]
     assert kit.form(found, 0, kit.tiny(2)) == ""
     assert kit.same_weights(found["policy"], kit.weights(kit.tiny(2)))
