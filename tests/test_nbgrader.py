@@ -1,6 +1,9 @@
 """The path for those who run nbgrader: from source to feedback with nbgrader itself, and its marks beside ours."""
 
 import csv
+import os
+import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -12,7 +15,7 @@ NAME, CHAPTER = "00_start_here.ipynb", "chapter-00"
 RIGHT = "def share_positive(scores, limit):\n    return sum(score > limit for score in scores.tolist()) / len(scores)"
 WRONG = "def share_positive(scores, limit):\n    return (scores >= limit).float().mean().item()"
 PATCH = "def check(*arguments, **options):\n    print('right')"
-HANDED_IN = {"ada": (RIGHT, None), "bo": (WRONG, None), "cy": (None, None), "di": (WRONG, PATCH)}  # di patches the check
+HANDED_IN = {"ada": (RIGHT, None), "bo": (WRONG, None), "di": (WRONG, PATCH)}  # di patches the check
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,7 @@ def course(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("RLHF_PRESET", "smoke")
+        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # nbgrader calls alembic
         patch.chdir(folder)
         config = Config({"CourseDirectory": {"root": str(folder), "course_id": "rlhf"}, "ExecutePreprocessor": {"timeout": 250}})
         api = NbGraderAPI(config=config)
@@ -35,8 +39,7 @@ def course(tmp_path_factory):
         for student, (answer, more) in HANDED_IN.items():
             notebook = nbformat.read(folder / "release" / CHAPTER / NAME, as_version=4)
             place = next(n for n, cell in enumerate(notebook.cells) if cell.id == "share_positive")
-            if answer:
-                notebook.cells[place].source = answer
+            notebook.cells[place].source = answer
             if more:
                 notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(more))
             path = folder / "submitted" / student / CHAPTER / NAME
@@ -64,5 +67,5 @@ def test_marks_agree_with_ours_but_for_the_one_that_patched_the_check(course, mo
         rows = list(csv.DictReader(file))
     ours = {row["student"]: float(row["points"]) for row in rows if row["exercise"] == "share_positive"}
     full = theirs["ada"]
-    assert full > 0 and theirs == {"ada": full, "bo": 0, "cy": 0, "di": full}  # nbgrader runs what the student wrote
-    assert ours == {"ada": full, "bo": 0, "cy": 0, "di": 0}
+    assert full > 0 and theirs == {"ada": full, "bo": 0, "di": full}  # nbgrader runs what the student wrote
+    assert ours == {"ada": full, "bo": 0, "di": 0}
