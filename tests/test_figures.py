@@ -611,3 +611,13 @@ def test_arithmetic_that_does_not_hold_is_refused(entry, monkeypatch):
     monkeypatch.setitem(DERIVED, "a text", entry)
     with pytest.raises(AssertionError, match="a text"):
         list(derived("a text", [figures("2.145 and 2.110")]))
+
+
+def test_the_report_says_by_how_much_the_gold_judge_flattered_the_three_runs():
+    report = (ROOT / "rlhf_lib" / "pipelines" / "assistant_report.html.j2").read_text(encoding="utf-8")
+    gold = [run["win_rate_policy"] for run in read_json(RESULTS / "assistant.json")["runs"].values()]
+    read = comparisons.read_comparisons(comparisons.BLIND, comparisons.read_prompts())
+    runs = ([one for one in read if one.round == number] for number in (0, 1, 2))
+    people = [of_pairs(blind.records(some, "policy", "start"))["win_rate"].rate for some in runs]
+    for rates in (gold, people):
+        assert f"{100 * min(rates):.0f} to {100 * max(rates):.0f} %" in report
