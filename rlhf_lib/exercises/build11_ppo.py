@@ -57,7 +57,7 @@ def run_training(built, seed, **settings):
 
 def judge_training(output, seed, **settings):
     base, tokenizer, prompts, reward = published()
-    fault = form(output, settings["iterations"], base)
+    fault = form(output, base, settings["iterations"])
     if fault:
         return fault
     policy, records = loaded(base, output["policy"]), output["records"]

@@ -12,7 +12,7 @@ from torch import nn
 from rlhf_lib import sampling
 from rlhf_lib.exercises import tiny_rlhf
 from rlhf_lib.exercises.plain import is_record
-from rlhf_lib.exercises.tiny_rlhf import count, number, pairs, same_weights, weights
+from rlhf_lib.exercises.tiny_rlhf import count, number, pairs, same_weights, teller, weights
 
 END, LENGTH, VOCABULARY = 3, 8, 20
 KEYS = ("iteration", "reward", "kl", "ended", "ratio", "clip_fraction", "explained_variance")
@@ -97,7 +97,7 @@ def go(built, seed, reward=count, ends=0.0, frozen=(), noise=0.0, own=None, base
     }
 
 
-def form(found, iterations, start):
+def form(found, start, iterations):
     """What is wrong with the form of what a run returned, or with what it left of the reference; "" if nothing is."""
     records = found["records"]
     if not isinstance(records, list) or not records or not all(isinstance(one, dict) and not is_record(one) for one in records):
@@ -116,18 +116,7 @@ def form(found, iterations, start):
     return ""
 
 
-def told(judge):
-    """A judge that looks at the form of every run first; it is given the runs, a list, and the model that they started from."""
-
-    def judged(output, seed, iterations, ends=0.0, **others):
-        base = tiny(seed, ends)
-        for found in output["runs"]:
-            fault = form(found, iterations, base)
-            if fault:
-                return fault
-        return judge(output["runs"], base, **{key: value for key, value in output.items() if key != "runs"})
-
-    return judged
+told = teller(tiny, form)
 
 
 # ----------------------------------------------------------------------------------------- what is measured

@@ -118,18 +118,29 @@ def form(found, base, iterations):
     return ""
 
 
-def told(judge):
-    """A judge that looks at the form of every run first. It is given the runs, a list, and the base."""
+def teller(tiny, form):
+    """The decorator of a judge that looks at the form of every run first; the judge is given the runs, a list, and the base.
 
-    def judged(output, seed, iterations, ends=0.0, **others):
-        base = tiny(seed, ends)
-        for found in output["runs"]:
-            fault = form(found, base, iterations)
-            if fault:
-                return fault
-        return judge(output["runs"], base, **{key: value for key, value in output.items() if key != "runs"})
+    Args:
+        tiny: makes the base, tiny(seed, ends).
+        form: says what is wrong with the form of a run, form(found, base, iterations).
+    """
 
-    return judged
+    def told(judge):
+        def judged(output, seed, iterations, ends=0.0, **others):
+            base = tiny(seed, ends)
+            for found in output["runs"]:
+                fault = form(found, base, iterations)
+                if fault:
+                    return fault
+            return judge(output["runs"], base, **{key: value for key, value in output.items() if key != "runs"})
+
+        return judged
+
+    return told
+
+
+told = teller(tiny, form)
 
 
 def drawn(**fixed):

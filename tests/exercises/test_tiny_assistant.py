@@ -59,7 +59,7 @@ def test_a_run_is_taken_down_as_plain_data():
     found = kit.go(built, 2, frozen=["head"])
     assert [one["iteration"] for one in found["reported"]] == [0] and found["frozen"] == ["head.weight"]
     assert found["asked"] == [{"prompts": kit.PROMPTS, "left": True}]
-    assert kit.form(found, 0, kit.tiny(2)) == ""
+    assert kit.form(found, kit.tiny(2), 0) == ""
     assert kit.same_weights(found["policy"], kit.weights(kit.tiny(2)))
 
 
@@ -79,7 +79,7 @@ def test_a_run_is_taken_down_as_plain_data():
 )
 def test_a_run_of_another_form_is_told_so(change, word):
     found = {**kit.go(built, 2), **change}
-    assert word in kit.form(found, 1, kit.tiny(2))
+    assert word in kit.form(found, kit.tiny(2), 1)
 
 
 def test_the_exact_kl_is_0_for_one_model_and_the_mean_of_log_ratios_for_two():
