@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import time
+import weakref
 from pathlib import Path
 
-HELD = {}  # the locks of this process, by path
+HELD = set()  # the folders that this process changes at the moment
+LOCKS = weakref.WeakValueDictionary()  # the open files of its locks, by path
 PATIENCE = 10.0  # seconds
 REPLACE_TRIES = 10  # a virus scanner or an indexer of Windows holds a file for a moment
 
@@ -84,10 +86,10 @@ def one_at_a_time(folder):
         return
     try:
         wait_for(lambda: fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB))
-        HELD[folder] = number
+        HELD.add(folder)
         yield
     finally:
-        HELD.pop(folder, None)
+        HELD.discard(folder)
         os.close(number)  # which gives the lock back
 
 
@@ -109,8 +111,9 @@ def lock(path):
         RunError: another process holds it.
     """
     path = Path(path).absolute()
-    if path in HELD and not HELD[path].closed:
-        return HELD[path]
+    there = LOCKS.get(path)
+    if there is not None and not there.closed:
+        return there
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "ab")  # noqa: SIM115
@@ -129,7 +132,7 @@ def lock(path):
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
             file.close()
             raise RunError(f"another run is at work in {path.parent}: wait for it, or choose another --out") from None
-    HELD[path] = file
+    LOCKS[path] = file
     return file
 
 

@@ -1070,7 +1070,7 @@ def ranked_loss(rewards):
     return -F.logsigmoid(rewards[:, better] - rewards[:, worse]).mean()
 
 
-# ---- 6.10 train_reward_model [b9344847]
+# ---- 6.10 train_reward_model [1bb87208]
 
 def train_reward_model(gpt, rows, targets, *, epochs, batch, lr, seed):
     """A reward model with the body of a GPT, trained on labelled rows.
@@ -1100,6 +1100,7 @@ def train_reward_model(gpt, rows, targets, *, epochs, batch, lr, seed):
             return last_token(z, mask)  # (B,)
 
     device = gpt.embedding.weight.device
+    torch.manual_seed(seed)  # dropout, which takes no generator
     model = Scorer().to(device).train()
     wanted = torch.tensor(targets, device=device)  # (N,)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95))
@@ -1950,7 +1951,7 @@ def ceiling(agreement, accuracy):
     return p, (accuracy - (1 - p)) / (2 * p - 1)
 
 
-# ---- 10.10 train_preference [1f3f6212]
+# ---- 10.10 train_preference [83ab6f4c]
 
 def train_preference(gpt, learn, held_out, *, epochs, batch, lr, seed):
     """A reward model with the body of a GPT, trained on comparisons (Ouyang et al. 2022, section 3.5).
@@ -1988,6 +1989,7 @@ def train_preference(gpt, learn, held_out, *, epochs, batch, lr, seed):
         return chosen - rejected
 
     device = gpt.embedding.weight.device
+    torch.manual_seed(seed)  # dropout, which takes no generator
     model = Rewarder().to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95))
     generator = torch.Generator().manual_seed(seed)

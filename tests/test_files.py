@@ -216,7 +216,18 @@ def test_a_file_that_cannot_be_read_is_kept_when_something_is_added(tmp_path):
 def test_one_process_may_change_a_folder_within_a_change(tmp_path):
     with files.one_at_a_time(tmp_path), files.one_at_a_time(f"{tmp_path}"):
         files.append_json(tmp_path / "x.jsonl", {})
-    assert files.HELD == {}
+    assert not files.HELD
+
+
+def test_a_lock_is_this_process_s_as_long_as_somebody_has_it(tmp_path):
+    held = files.lock(tmp_path / ".lock")
+    assert files.lock(tmp_path / ".lock") is held  # the same process may go on
+    said = "import sys; from rlhf_lib import files; files.lock(sys.argv[1])"
+    there = subprocess.run([sys.executable, "-c", said, f"{tmp_path / '.lock'}"], capture_output=True, text=True)
+    assert "another run is at work in" in there.stderr
+    held.close()
+    assert files.lock(tmp_path / ".lock") is not held
+    assert tmp_path / ".lock" not in files.LOCKS  # nobody kept the second
 
 
 def test_one_that_hangs_stops_the_others_for_a_while_alone(tmp_path, monkeypatch):

@@ -203,8 +203,8 @@ def train_beside(built, rows, targets, weights):
 
 
 def beside(weights, train, rows, given):
-    """What `train(gpt)`, which gives a model, does to the GPT and to the lists `given`; the scores of `rows` before and after the
-    GPT is changed."""
+    """What `train(gpt)`, which gives a model, does to a GPT in training mode, to one in evaluation mode and to the lists `given`;
+    the scores of `rows` before and after the first GPT is changed."""
     gpt = small_gpt(weights).train()
     gpt.head.requires_grad_(False)
     before, lists = copy.deepcopy(gpt), copy.deepcopy(given)
@@ -220,7 +220,9 @@ def beside(weights, train, rows, given):
     }
     for parameter in gpt.parameters():
         parameter.data += 1
-    return {**found, "later": scores(model, rows)}
+    found["later"], asleep = scores(model, rows), small_gpt(weights)
+    train(asleep)
+    return {**found, "woken": any(one.training for one in asleep.modules())}
 
 
 def judge_beside(output, **_):
@@ -241,6 +243,7 @@ def beside_fault(output, what, lists):
         ("frozen", "parameters of the GPT that came in have another requires_grad: freeze, or free, a copy"),
         ("gradients", "the GPT that came in has gradients after the training: train a copy"),
         ("mode", "the GPT that came in was in training mode and is not any more: call eval() on the copy"),
+        ("woken", "the GPT that came in was in evaluation mode and is not any more: call train() on the copy"),
         ("lists", lists),
     ):
         if output[name]:

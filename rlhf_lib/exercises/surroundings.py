@@ -135,6 +135,15 @@ def limited(function, seconds):
     In the main thread an alarm stops whatever Python can interrupt, also `time.sleep`; in another thread, and on Windows, it is
     an exception that is thrown into the thread, which a long call of one C function delays until it returns.
     """
+    return next(stopped(function, seconds))
+
+
+def stopped(function, seconds):
+    """Yields what `limited` returns.
+
+    A generator, because a TimeUp that comes in the last lines of an `except:` or of a `with` stays what Python believes is being
+    handled: in here until the generator ends, elsewhere for good, and each later error would be shown as if it came from it.
+    """
     by_alarm = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
     outside = []  # what came from outside, if anything
     try:
@@ -149,7 +158,7 @@ def limited(function, seconds):
         result = None, error
     if outside:
         raise outside[0]
-    return result
+    yield result
 
 
 @contextlib.contextmanager
@@ -199,7 +208,7 @@ def alarm(seconds, outside):
 
 def importing(frame):
     """Whether a module is being imported: half of one would be left behind. PyTorch imports much when it is first needed."""
-    while frame is not None and frame.f_code is not limited.__code__:
+    while frame is not None and frame.f_code is not stopped.__code__:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
         frame = frame.f_back
@@ -214,7 +223,7 @@ def stop_at_the_next_line(frame):
             raise TimeUp
         return stop
 
-    while frame is not None and frame.f_code is not limited.__code__:
+    while frame is not None and frame.f_code is not stopped.__code__:
         frame.f_trace = stop
         frame = frame.f_back
     sys.settrace(lambda *_: None)  # frames are traced only while there is such a function

@@ -264,10 +264,11 @@ def leave_gradients(gpt, rows, targets):
     (lambda gpt, *_: gpt.requires_grad_(True), "requires_grad"),
     (leave_gradients, "has gradients"),
     (lambda gpt, *_: gpt.blocks[0].eval(), "was in training mode"),
+    (lambda gpt, *_: gpt.blocks[0].train(), "was in evaluation mode"),
     (lambda gpt, rows, targets: rows.reverse(), "`rows` or `targets`"),
     (lambda gpt, rows, targets: rows[0].append(0), "`rows` or `targets`"),
     (lambda gpt, rows, targets: targets.pop(), "`rows` or `targets`"),
-], ids=["nothing", "weights", "frozen", "freed", "gradients", "mode", "order", "a row", "targets"])  # fmt: skip
+], ids=["nothing", "weights", "frozen", "freed", "gradients", "mode", "woken", "order", "a row", "targets"])  # fmt: skip
 def test_whatever_is_done_to_the_gpt_or_the_lists_is_found(spoil, word):
     given = probes.labelled(generator(), 8)
     found = probes.judge_beside(probes.train_beside(builder(spoil), **given), **given)
@@ -281,11 +282,12 @@ def test_a_body_that_is_shared_is_found_though_nothing_has_changed_it():
 
 
 def test_the_worst_mistake_is_said_first():
-    fine = {"weights": 0.0, "frozen": False, "gradients": False, "mode": False, "lists": False}
+    fine = {"weights": 0.0, "frozen": False, "gradients": False, "mode": False, "woken": False, "lists": False}
     output = {**fine, "scores": floats(1, 2), "later": floats(1, 2)}
     assert probes.judge_beside(output, rows=None) == ""
     for name, value, word in (
-        ("lists", True, "the lists"), ("mode", True, "mode"), ("gradients", True, "has gradients"), ("frozen", True, "freeze"),
+        ("lists", True, "the lists"), ("woken", True, "in evaluation mode and"),
+        ("mode", True, "mode"), ("gradients", True, "has gradients"), ("frozen", True, "freeze"),
         ("later", floats(1, 1.5), "by 0.50"), ("weights", 0.1, "others after the training"),
     ):  # fmt: skip
         output[name] = value

@@ -43,10 +43,12 @@ def made(
     gpt, rows, targets, *, epochs, batch, lr, seed, read=at_last, end=lambda z: z[:, 0], share=False, dropout=0.0, start=0,
     loss=F.binary_cross_entropy_with_logits, modes=(True, False), own=lambda model: model.parameters(), rate=lambda lr: lr,
     order=lambda n, g, epoch: torch.randperm(n, generator=g), keep=lambda parts: parts, fill=lambda rows: pad(rows, "right"),
-    clear=True, fewer=0, want=lambda targets, places: targets[places],
+    clear=True, fewer=0, seeded=True, want=lambda targets, places: targets[places],
 ):  # fmt: skip
     """The loop with options: without any it is right, and written another way than the course's."""
     model = Built(gpt, read, end, share, dropout, start)
+    if seeded:
+        torch.manual_seed(seed)  # dropout
     optimizer = torch.optim.Adam(own(model), lr=rate(lr))
     generator, wanted = torch.Generator().manual_seed(seed), torch.tensor(targets)
     model.train(modes[0])
@@ -75,6 +77,10 @@ def in_place(gpt, rows, targets, **named):
 
 def put_to_sleep(gpt, rows, targets, **named):
     return made(gpt.eval(), rows, targets, **named)
+
+
+def woken(gpt, rows, targets, **named):
+    return made(gpt.train(), rows, targets, **named)
 
 
 def untrained(gpt, rows, targets, **named):
@@ -139,6 +145,7 @@ WRONG = [
     ("the GPT stays as it was", "Train a copy", by(share=True)),
     ("the GPT stays as it was", "share weights", by(share=True, own=head)),
     ("the GPT stays as it was", "was in training mode", put_to_sleep),
+    ("the GPT stays as it was", "was in evaluation mode", woken),
     ("the GPT stays as it was", "`rows`", in_place),
     ("every row in every epoch", "smaller batch is left out", by(keep=lambda parts: [one for one in parts if len(one) == 5])),
     ("every row in every epoch", "torch.randperm", by(order=lambda n, g, epoch: torch.randint(n, (n,), generator=g))),
@@ -146,9 +153,9 @@ WRONG = [
     ("every row in every epoch", "69", by(fewer=1)),
     ("every row in every epoch", "evaluation mode", by(modes=(False, False))),
     ("every row in every epoch", "`batch` is 5", by(keep=lambda parts: [torch.cat(parts)])),
-    ("the seed alone decides", "global generator", by(start=None)),
-    ("the seed alone decides", "global generator", by(order=lambda n, g, epoch: torch.randperm(n))),
-    ("the seed alone decides", "global generator", by(dropout=0.2)),
+    ("the seed alone decides", "global generator", by(start=None, seeded=False)),
+    ("the seed alone decides", "global generator", by(order=lambda n, g, epoch: torch.randperm(n), seeded=False)),
+    ("the seed alone decides", "global generator", by(seeded=False)),
     ("the seed alone decides", "another seed",
      by(order=lambda n, g, epoch: torch.randperm(n, generator=torch.Generator().manual_seed(epoch)))),
     ("the seed alone decides", "another `lr`", by(rate=lambda lr: 1e-3)),

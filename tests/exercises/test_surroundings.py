@@ -1,5 +1,6 @@
 """A call of a learner's function ends in time, and what was around it goes on as before."""
 
+import contextlib
 import signal
 import sys
 import threading
@@ -41,6 +42,28 @@ def test_an_endless_call_is_stopped_and_said(impatient, learner):
     found = verdict(NAME, learner)
     assert "it was stopped after 0.3 seconds: is there a loop that never ends?" in found.message
     assert time.monotonic() - started < 5
+
+
+def in_a_with(rewards, gamma):
+    with contextlib.nullcontext():
+        spin(rewards, gamma)
+
+
+def in_a_finally(rewards, gamma):
+    try:
+        spin(rewards, gamma)
+    finally:
+        gamma += 1
+        rewards += 1
+
+
+@pytest.mark.parametrize("learner", [spin, swallow, in_a_with, in_a_finally])
+def test_no_later_error_is_told_as_if_it_came_from_the_stop(impatient, learner):
+    verdict(NAME, learner)
+    assert sys.exc_info() == (None, None, None)
+    with pytest.raises(ZeroDivisionError) as error:
+        1 / 0  # noqa: B018
+    assert error.value.__context__ is None
 
 
 def test_it_is_stopped_in_another_thread_too(impatient):
