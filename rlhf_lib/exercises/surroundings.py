@@ -168,7 +168,7 @@ def alarm(seconds, outside):
     handler, ctrl_c = signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGINT)
     delay, interval = signal.setitimer(signal.ITIMER_REAL, 0)
     trace = sys.gettrace()
-    theirs = start + delay if delay else None
+    theirs, seen = start + delay if delay else None, None
 
     def call(old, number, frame):
         try:
@@ -178,12 +178,15 @@ def alarm(seconds, outside):
             raise
 
     def on_alarm(number, frame):
-        nonlocal theirs
+        nonlocal theirs, seen
         if theirs is not None and callable(handler) and time.monotonic() >= theirs - 1e-3:
             theirs = theirs + interval if interval else None
             call(handler, number, frame)
-        if time.monotonic() >= start + seconds and not importing(frame):
-            stop_at_the_next_line(frame)
+        at_work = theirs_in(frame)
+        goes_on = seen is None or any(one in seen for one in at_work)  # and does not only clean up behind the first stop
+        if time.monotonic() >= start + seconds and not importing(frame) and goes_on:
+            seen = at_work if seen is None else seen
+            stop_at_the_next_line(at_work)
             raise TimeUp
 
     def stop():
@@ -208,24 +211,31 @@ def alarm(seconds, outside):
 
 def importing(frame):
     """Whether a module is being imported: half of one would be left behind. PyTorch imports much when it is first needed."""
+    return any(one.f_code.co_filename.startswith("<frozen importlib") for one in called(frame))
+
+
+def called(frame):
+    """The frames from `frame` up to what `stopped` called, the innermost first."""
     while frame is not None and frame.f_code is not stopped.__code__:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
+        yield frame
         frame = frame.f_back
-    return False
 
 
-def stop_at_the_next_line(frame):
-    """Raise TimeUp before the next line of `frame` or of what called it is run: a bare `except:` may stand round this one."""
+def theirs_in(frame):
+    """Those frames that may go on after a TimeUp: all but the course's, which have no bare `except:`, and clean up behind it."""
+    return [one for one in called(frame) if not str(one.f_globals.get("__name__")).startswith(("rlhf_lib.", "contextlib"))]
+
+
+def stop_at_the_next_line(frames):
+    """Raise TimeUp before the next line of one of `frames`: a bare `except:` may stand round this one."""
 
     def stop(frame, event, arg):
         if event == "line":  # not "exception", which is still inside the `try:`
             raise TimeUp
         return stop
 
-    while frame is not None and frame.f_code is not stopped.__code__:
-        frame.f_trace = stop
-        frame = frame.f_back
+    for one in frames:
+        one.f_trace = stop
     sys.settrace(lambda *_: None)  # frames are traced only while there is such a function
 
 

@@ -1,6 +1,7 @@
 """A call of a learner's function ends in time, and what was around it goes on as before."""
 
 import contextlib
+import functools
 import signal
 import sys
 import threading
@@ -64,6 +65,34 @@ def test_no_later_error_is_told_as_if_it_came_from_the_stop(impatient, learner):
     with pytest.raises(ZeroDivisionError) as error:
         1 / 0  # noqa: B018
     assert error.value.__context__ is None
+
+
+OURS = """
+import contextlib
+import time
+
+@contextlib.contextmanager
+def changed(done):
+    try:
+        yield
+    finally:
+        for step in range(15):
+            time.sleep(0.01)
+            done.append(step)
+
+def run(learner, done):
+    with changed(done):
+        return learner(1, 1)
+"""
+
+
+@pytest.mark.parametrize("learner", [spin, swallow, in_a_with])
+def test_the_course_cleans_up_behind_what_was_stopped(learner):
+    """Also where that takes longer than until the next stop; and at once, not when somebody collects what was left over."""
+    space, done = {"__name__": "rlhf_lib.exercises.made"}, []
+    exec(OURS, space)
+    assert isinstance(limited(functools.partial(space["run"], learner, done), 0.1)[1], TimeUp)
+    assert done == [*range(15)]
 
 
 def test_it_is_stopped_in_another_thread_too(impatient):
