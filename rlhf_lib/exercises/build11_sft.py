@@ -18,6 +18,7 @@ from rlhf_lib.exercises.tiny_chat import (
     tiny,
     truth,
     turns,
+    unshifted,
     whole,
     words,
 )  # fmt: skip
@@ -48,6 +49,8 @@ def run_losses(train_sft, learn, held_out, weights):
     guesses = {name: torch.cat([pick(*pair) for pair in pairs]).mean().item() for name, pick in names.items()}
     guesses["mean of means"] = sum(loss[spoken[1:]].mean().item() for loss, spoken in pairs) / len(pairs)
     guesses["sum"] = sum(loss[spoken[1:]].sum().item() for loss, spoken in pairs)
+    guesses["unshifted"] = torch.cat([loss[torch.tensor(said)] for loss, (_, said) in zip(unshifted(model, held_out), held_out)])
+    guesses["unshifted"] = guesses["unshifted"].mean().item()
     found = train_sft(model.train(), learn, held_out, **USUAL)
     training = model.training
     return {"found": found, "guesses": guesses, "after": truth(model, held_out), "training": training}
@@ -60,6 +63,8 @@ MEANS = {
     "no end": "the end of the turn is left out: the assistant says it, and has to learn it",
     "user": "the tokens that count are those that the assistant does not say",
     "mean of means": "each conversation (or row) counts the same, however long its answers are: take the mean over all tokens",
+    "unshifted": "the logits at t are asked for token t itself, which they have read: they predict token t + 1. Training on that "
+                 "teaches it to repeat what it has just read",
     "sum": "this is a sum; the mean over the tokens does not depend on how many there are",
 }  # fmt: skip
 

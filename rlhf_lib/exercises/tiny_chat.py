@@ -58,16 +58,23 @@ def drawn(count=12, **others):
     return draw
 
 
-@torch.no_grad()
 def losses(model, some):
     """For each conversation by itself the negative log-probability of every token but the first, (T - 1,) in nats."""
+    return [-logprobs[:-1].gather(1, row[1:, None])[:, 0] for logprobs, row in read(model, some)]
+
+
+def unshifted(model, some):
+    """For each conversation what the logits at every place say of the token at that very place, (T,) in nats: a mistake."""
+    return [-logprobs.gather(1, row[:, None])[:, 0] for logprobs, row in read(model, some)]
+
+
+@torch.no_grad()
+def read(model, some):
+    """For each conversation by itself the log-probabilities (T, V) and its tokens (T,)."""
     model.eval()
-    found = []
     for tokens, _ in some:
-        row = torch.tensor([tokens])
-        logprobs = model(row, torch.ones_like(row, dtype=torch.bool))[0, :-1].log_softmax(-1)
-        found.append(-logprobs.gather(1, row[0, 1:, None])[:, 0])
-    return found
+        row = torch.tensor(tokens)
+        yield model(row[None], torch.ones_like(row[None], dtype=torch.bool))[0].log_softmax(-1), row
 
 
 def flags(some):

@@ -80,6 +80,11 @@ ROW_MEANS = "torch.stack([losses(*(part[None] for part in one)).mean() for one i
 WRONG = {
     "every token counts": (SAYS, "the user's words and the layout", [(TARGET, "1")]),
     "targets are one place late": (SAYS, "is predicted from t - 1", [(TARGET, "torch.tensor(spoken[:-1])")]),
+    "a token is predicted where it stands": (
+        SAYS, "repeat what it has just read",
+        [(MODEL, "logits = model(tokens, texts)"), ("wanted = targets[:, 1:] > 0", "wanted = targets > 0"),
+         ("logits[wanted], tokens[:, 1:][wanted]", "logits[wanted], tokens[wanted]")],
+    ),
     "the end of turn is left out": (
         SAYS, "end of the turn", [(TARGET, "torch.tensor(spoken[1:]) & torch.tensor([*spoken[2:], False])")],
     ),

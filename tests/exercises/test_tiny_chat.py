@@ -45,3 +45,12 @@ def test_losses_of_conversations_by_themselves_are_those_of_packed_rows():
     assert abs(kit.truth(model, some()) - right) < 1e-5
     assert not model.training  # measured without dropout
     assert [len(loss) for loss in kit.losses(model, some())] == [len(tokens) - 1 for tokens, _ in some()]
+    assert [len(loss) for loss in kit.unshifted(model, some())] == [len(tokens) for tokens, _ in some()]
+
+
+def test_unshifted_is_what_the_logits_say_of_the_token_that_they_have_read():
+    model, (tokens, _) = kit.tiny(5), some(1)[0]
+    row = torch.tensor([tokens])
+    with torch.no_grad():
+        right = F.cross_entropy(model(row, torch.ones_like(row))[0], row[0], reduction="none")
+    assert torch.allclose(kit.unshifted(model, [(tokens, None)])[0], right, atol=1e-5)
