@@ -8,7 +8,9 @@ from rlhf_lib.grading.sandbox import Sandbox, bubblewrap
 
 
 def started(program):
-    box = Sandbox(place=9, program=program)
+    """A Sandbox that has begun; tests that run side by side have users of their own."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    box = Sandbox(place=9 + int(worker), program=program)
     box.start()
     return box
 
