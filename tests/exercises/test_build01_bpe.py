@@ -127,14 +127,14 @@ class Otherwise:
         return b"".join(self.texts[token] for token in ids).decode("utf-8", "replace")
 
 
-@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
 def test_the_worked_answer_passes_every_probe(seed):
     said = []
     assert try_out(build, worked, seed, say=said.append) == ("", "")
     assert len(said) == len(build.probes) == 11
 
 
-@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
 def test_another_right_answer_passes_the_probes(seed):
     assert try_out(build, Otherwise, seed, most=30) == ("", "")
 

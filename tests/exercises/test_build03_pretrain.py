@@ -43,12 +43,12 @@ def fault(built, probe, seed=0):
 # ----------------------------------------------------------------------------------------- right builds
 
 
-@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
 def test_the_worked_loop_passes_the_cheap_probes(seed):
     assert try_out(find("pretrain"), loop(), seed, most=10) == ("", "")
 
 
-@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
 def test_the_worked_loop_reads_shakespeare(seed):
     assert fault(loop(), "reads Shakespeare", seed) == ""
 
@@ -109,7 +109,7 @@ def by_epochs(model, tokens, held_out, *, steps, batch, context, lr, warmup, see
 ALTERNATIVES = {"pretrain": by_epochs}
 
 
-@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
 def test_a_loop_of_another_make_passes_the_cheap_probes(seed):
     assert try_out(find("pretrain"), by_epochs, seed, most=10) == ("", "")
 

@@ -102,12 +102,12 @@ def with_options(**options):
     return lambda *given, **named: built(*given, **named, **options)
 
 
-@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
 def test_the_worked_answer_passes_every_probe(seed):
     assert first_fault(the_course("generate"), BUILD.probes, seed) == ("", "")
 
 
-@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
 def test_a_generate_written_another_way_passes_the_cheap_probes(seed):
     assert first_fault(built, CHEAP, seed) == ("", "")
 

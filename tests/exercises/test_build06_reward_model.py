@@ -176,7 +176,7 @@ def inputs_of(probe, seed):
     return next(one for one in BUILD.draw(seed) if one["probe"] == probe)
 
 
-@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
 @pytest.mark.parametrize("right", ["course", made], ids=["the course's", "another"])
 def test_right_builds_pass_the_cheap_probes(right, seed):
     built = the_course("train_reward_model") if right == "course" else right

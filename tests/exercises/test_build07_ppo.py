@@ -53,7 +53,7 @@ def built(**changed):
 # ----------------------------------------------------------------------------------------- right builds
 
 
-@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
 def test_the_worked_answer_passes_every_probe(seed):
     """The pole with one of its three seeds, which takes as long as all the others together."""
     train = built()

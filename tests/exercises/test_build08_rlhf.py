@@ -111,7 +111,7 @@ def rlhf_by_hand(
     return policy, records
 
 
-@pytest.mark.parametrize("seed", (0, 7))
+@pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
 def test_the_worked_answer_passes_the_cheap_probes(seed):
     assert try_out(BUILD, program(), seed, most=100) == ("", "")
 

@@ -39,7 +39,7 @@ def drawn():
     return {one["probe"]: one for one in BUILDS["journey"].draw(0)}
 
 
-@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
 def test_the_worked_journey_arrives(seed):
     assert fault(the_course("journey"), seed) == ""
 

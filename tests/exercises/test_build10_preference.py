@@ -195,7 +195,7 @@ def inputs_of(probe, seed):
     return next(one for one in BUILD.draw(seed) if one["probe"] == probe)
 
 
-@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
 @pytest.mark.parametrize(
     "right",
     ["course", made, by(step=in_halves, measure=halves), by(measure=functools.partial(halves, parted=3))],

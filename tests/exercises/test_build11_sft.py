@@ -61,7 +61,7 @@ def train_by_kernels(model, learn, held_out, *, epochs, row, batch, lr, seed):
     return found
 
 
-@pytest.mark.parametrize("seed", (0, 7))
+@pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
 def test_the_worked_answer_passes_the_cheap_probes(seed):
     assert try_out(BUILD, program(), seed, most=100) == ("", "")
 
