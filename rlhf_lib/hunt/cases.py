@@ -23,7 +23,7 @@ PPO = {
 }
 CASES = {
     "01": Case("Stained pages", texts.program_01, {
-        "loss": "cross-entropy, nats a letter", "gradient_norm": "norm of the gradient", "moved": "how far a step moved the weights",
+        "loss": "cross-entropy, nats a letter", "gradient_norm": "norm of the gradient", "moved": "length of a step",
     }),
     "02": Case("The candidate wins", readers.program_02, {
         "win_rate": "share of wins so far", "interval": "half of its 95 % interval",
@@ -46,12 +46,13 @@ CASES = {
         "train_loss": "nats a text", "train_accuracy": "share of texts", "test_accuracy": "share of texts",
     }),
     "11": Case("Long and short", readers.program_11, {
-        "loss": "Bradley-Terry loss, nats", "accuracy_short": "share, better text shorter", "accuracy_long": "share, better text longer",
+        "loss": "Bradley-Terry loss, nats", "accuracy_short": "share, the better is shorter",
+        "accuracy_long": "share, the better is longer",
     }),
     "12": Case("Twenty passes", writers.program_12, {
         "reward": "mean reward of a rollout", "approx_kl": "KL where the passes stopped, nats", "passes": "passes over a rollout",
     }),
-    "13": Case("What people chose", texts.program_13, {"loss": "DPO loss, nats", "accuracy": "share of pairs with a positive margin"}),
+    "13": Case("What people chose", texts.program_13, {"loss": "DPO loss, nats", "accuracy": "share of pairs in order"}),
     "14": Case("Texts that end", writers.program_14, {
         "score": "mean score of a rollout", "kl": "KL, nats a text", "beta": "coefficient of the KL", "length": "letters a text",
     }),
@@ -66,10 +67,11 @@ CASES = {
         "clip_fraction": "share of clipped ratios",
     }),
     "18": Case("Endless texts", readers.program_18, {
-        "loss": "Bradley-Terry loss, nats", "gradient_norm": "norm of the gradient", "accuracy": "share of held-out pairs in order",
+        "loss": "Bradley-Terry loss, nats", "gradient_norm": "norm of the gradient", "accuracy": "share of held-out pairs",
     }),
     "19": Case("What is still to come", writers.program_19, {
-        "reward": "mean score of a rollout", "value": "mean value", "value_error": "squared error of the values", "length": "letters a text",
+        "reward": "mean score of a rollout", "value": "mean value", "value_error": "squared error of the values",
+        "length": "letters a text",
     }),
 }  # fmt: skip
 

@@ -33,7 +33,7 @@ def program_02(seed=0, prompts=400, better=-0.4):
     return {"curves": curves, "samples": said}
 
 
-def program_04(seed=0, steps=300):
+def program_04(seed=0, steps=200):
     """A reward model with LoRA learns from pairs of texts which one people took."""
     torch.manual_seed(seed)
     model = nn.ModuleDict({
@@ -56,7 +56,7 @@ def program_04(seed=0, steps=300):
         text = torch.randint(8, (count, 2, 12))
         return text.gather(1, (text < 4).sum(-1).argsort(1, descending=True)[..., None].expand_as(text))
 
-    held_out, curves = pairs(400), {"loss": [], "accuracy": [], "margin": []}
+    held_out, curves = pairs(200), {"loss": [], "accuracy": [], "margin": []}
     for _ in range(steps):
         better, worse = pairs(32).unbind(1)
         margin = score(better) - score(worse)
