@@ -42,7 +42,7 @@ def program_01(seed=0, steps=300):
     return {"curves": curves, "language": language.tolist()}
 
 
-def program_07(seed=0, steps=300):
+def program_07(seed=0, steps=500):
     """A transformer of three attention layers learns texts that repeat themselves, and goes on with some."""
     torch.manual_seed(seed)
     letters, places, out = nn.Embedding(8, 48), nn.Embedding(24, 48), nn.Linear(48, 8)

@@ -38,9 +38,9 @@ def program_03(seed=0, rollouts=15):
 def program_05(seed=0, rollouts=150):
     """REINFORCE: a reward model likes the letter "b"; the KL divergence from the reference is paid for."""
     torch.manual_seed(seed)
-    reference = torch.randn(8, 8)  # logits of the next letter, by the letter before
+    reference = 0.2 * torch.randn(8, 8)  # logits of the next letter, by the letter before
     policy = nn.Parameter(reference.clone())
-    optimizer = torch.optim.Adam([policy], lr=0.03)
+    optimizer = torch.optim.Adam([policy], lr=0.05)
     curves = {"reward": [], "kl": []}
     for _ in range(rollouts):
         text = torch.zeros(64, 1, dtype=torch.long)  # every text begins with "a"
@@ -134,6 +134,7 @@ def program_14(seed=0, rollouts=200):
     """PPO: texts that end are paid for their share of "b"; the coefficient of the KL divergence is set by a controller."""
     torch.manual_seed(seed)
     reference = torch.randn(8, 8)  # logits of the next letter, by the letter before; "." is the end
+    reference[:, 0] = -1.0  # texts are long
     policy, beta = nn.Parameter(reference.clone()), 0.2
     optimizer = torch.optim.Adam([policy], lr=0.02)
     curves = {"score": [], "kl": [], "beta": [], "length": []}
