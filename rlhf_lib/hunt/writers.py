@@ -64,7 +64,7 @@ def program_05(seed=0, rollouts=150):
     return {"curves": curves, "samples": ["".join("abcdefgh"[i] for i in row) for row in text[:5].tolist()]}
 
 
-def program_08(seed=0, rollouts=150):
+def program_08(seed=0, rollouts=80):
     """REINFORCE: a writer is paid for a letter that is rare, and pays for the KL divergence from the reference."""
     torch.manual_seed(seed)
     reference = torch.randn(8, 8)  # logits of the next letter, by the letter before

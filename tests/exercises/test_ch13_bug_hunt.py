@@ -16,6 +16,14 @@ for one in MENDED:
 BUILDS = dict(zip(CASES, MENDED))
 SOUND = ("06", "17")
 HALVES = [(case, cause) for case, causes in REPAIRS.items() if len(causes) > 1 for cause in causes]
+MENDED_HALF = {
+    ("no-end", "09"): "texts end",
+    ("padding-learnt", "09"): "the loss is one that can be",
+    ("kl-of-another", "14"): "the KL is held where it should be",
+    ("score-misplaced", "14"): "texts that end are worth it again",
+    ("log-of-sigmoid", "18"): "the loss stays a number",
+    ("clip-before-backward", "18"): "the steps have a limit",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -51,10 +59,8 @@ def test_a_sound_program_passes_as_it_was_given(case):
 
 @pytest.mark.parametrize("case, cause", HALVES)
 def test_half_of_a_repair_gets_a_sentence_of_its_own(case, cause):
-    found = fault(case, mended(case, cause))
-    other = next(one for one in REPAIRS[case] if one != cause)
-    assert found.startswith("one of the two is mended: ")
-    assert found.split(". But ")[0] != fault(case, mended(case, other)).split(". But ")[0]
+    said, still = fault(case, mended(case, cause)).split(". But ")
+    assert said == f"one of the two is mended: {MENDED_HALF[cause, case]}" and still
 
 
 @pytest.mark.parametrize("case, name", [(case, name) for case, some in WRONG.items() for name in some])
