@@ -413,4 +413,4 @@ PROBES = {
     "18": [probe("18", "the loss is a number, and the steps have a limit", judge_18, steps=300)],
     "19": [probe("19", "no value above the highest reward", judge_19, steps=120)],
 }  # fmt: skip
-MENDED = [Build(f"13.{int(case)}", f"mend_{case}", probes) for case, probes in PROBES.items()]
+MENDED = [Build(f"13.{int(case)}", f"mend_{case}", probes, kept=False) for case, probes in PROBES.items()]

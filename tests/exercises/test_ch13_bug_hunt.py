@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from rlhf_lib.exercises import build, ch13_bug_hunt, check, declare
+from rlhf_lib.exercises import FILE, build, ch13_bug_hunt, check, declare, solved
 from rlhf_lib.exercises.ch13_bug_hunt import MENDED, chain_entropy, chain_kl, ended_entropy, form, pair
 from rlhf_lib.hunt import CASES
 from tests.hunt.repairs import REPAIRS, WRONG, made, mended
@@ -92,7 +92,9 @@ def test_check_says_what_the_curves_show_and_notes_what_passes(tmp_path, monkeyp
     with pytest.raises(AssertionError, match=r"13\.15 mend_15, a pair costs ln 2: with 4 answers"):
         check("mend_15", made("15"))
     check("mend_15", mended("15"))
-    assert "✓ 13.15 mend_15: does what it must" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "✓ 13.15 mend_15: does what it must" in said and "not kept" not in said
+    assert not (tmp_path / FILE).exists() and "mend_15" in solved()  # a mended program is none of what the learner built
 
 
 # ----------------------------------------------------------------------------------------- oracles
