@@ -184,7 +184,7 @@ def judge_07(record):
     loss = tail(record["curves"]["loss"])
     if not loss < 0.15:
         return f"the loss is {loss:.2f} nats a letter at the end, and comes under 0.15 where the training is left as it was"
-    if total == 0 or right / total < 0.91:
+    if total == 0 or right / total < 0.89:
         return (
             f"of the letters that it writes {right / max(total, 1):.0%} go on as the text began, and a loss of {loss:.3f} nats "
             f"a letter promises {math.exp(-loss):.0%}: what writes is not what was trained"
@@ -399,7 +399,7 @@ PROBES = {
     "04": [probe("04", "the loss leaves ln 2", judge_04, steps=200)],
     "05": [probe("05", "the reward rises", judge_05, steps=150)],
     "06": [unchanged("06", epochs=30)],
-    "07": [probe("07", "it writes as it was taught", judge_07, steps=500)],
+    "07": [probe("07", "it writes as it was taught", judge_07, steps=400)],
     "08": [probe("08", "the KL is the KL", judge_08, steps=80)],
     "09": [probe("09", "texts end, and their loss is possible", judge_09, steps=400)],
     "10": [probe("10", "the test is one", judge_10, steps=40)],

@@ -42,11 +42,11 @@ def program_01(seed=0, steps=300):
     return {"curves": curves, "language": language.tolist()}
 
 
-def program_07(seed=0, steps=500):
-    """A transformer of three attention layers learns texts that repeat themselves, and goes on with some."""
+def program_07(seed=0, steps=400):
+    """A transformer of four attention layers learns texts that repeat themselves, and goes on with some."""
     torch.manual_seed(seed)
     letters, places, out = nn.Embedding(8, 48), nn.Embedding(24, 48), nn.Linear(48, 8)
-    layers = nn.ModuleList(nn.Linear(48, 3 * 48) for _ in range(3))
+    layers = nn.ModuleList(nn.Linear(48, 3 * 48) for _ in range(4))
     optimizer = torch.optim.Adam([*letters.parameters(), *places.parameters(), *layers.parameters(), *out.parameters()], lr=3e-3)
     causal = torch.ones(24, 24).triu(1).bool()  # True: not to be looked at
 
