@@ -96,11 +96,12 @@ def guess(case, *causes):
     hits = sum(fingerprint(case, cause) in right for cause in causes)
     worth = UNREAD if when == "unread" else READ
     points = worth * hits / len(right) if len(causes) <= len(right) else 0
+    worded = f"{points:g} point{'s' * (points != 1)}"
     note(case, **{when: list(causes), "points": points})
     if hits == len(right) == len(causes):
-        print(f"✓ case {case}: that is it, {points:g} points. Now mend it")
+        print(f"✓ case {case}: that is it, {worded}. Now mend it")
     elif points:
-        print(f"case {case}: one of two things, and it is right: {points:g} points. Look for the other while you mend it")
+        print(f"case {case}: one of two things, and it is right: {worded}. Look for the other while you mend it")
     elif when == "unread":
         print(f"✗ case {case}: not that. Read the program, print(hunt.source({case!r})), and guess once more")
     else:

@@ -35,7 +35,7 @@ def test_all_guessed_unread_are_38_points(capsys):
 def test_after_reading_a_case_counts_one_point(capsys):
     assert hunt.source(3).startswith("def mend_03(seed=0, rollouts=15):")
     hunt.guess("03", "one-step")
-    assert "1 points" in capsys.readouterr().out and total() == 1
+    assert "that is it, 1 point. Now mend it" in capsys.readouterr().out and total() == 1
 
 
 def test_a_wrong_guess_waits_for_the_program_and_there_is_one_more(capsys):
