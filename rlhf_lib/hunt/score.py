@@ -86,11 +86,11 @@ def guess(case, *causes):
         raise ValueError(f"case {case}: name one cause or two different ones, such as guess({case!r}, 'leak')")
     before = noted().get(case, {})
     when = "with" if before.get("read") else "unread"
-    if before.get("points") or when in before:
-        print(f"case {case}: " + (
-            "this one is settled" if before.get("points") or when == "with"
-            else f"that guess was made. Read the program, print(hunt.source({case!r})), and guess once more"
-        ))  # fmt: skip
+    if before.get("points") or "with" in before:
+        print(f"case {case}: this one is settled")
+        return
+    if when in before:
+        print(f"case {case}: that guess was made. Read the program, print(hunt.source({case!r})), and guess once more")
         return
     right = ANSWERS[case]
     hits = sum(fingerprint(case, cause) in right for cause in causes)
@@ -118,6 +118,7 @@ def score():
         points = here.get("points", 0)
         points = points if isinstance(points, (int, float)) and not isinstance(points, bool) else 0
         total += points
-        guesses = [", ".join(map(str, here.get(when, []))) or "-" for when in ("unread", "with")]
+        guesses = [here.get(when) for when in ("unread", "with")]
+        guesses = [", ".join(map(str, some)) if isinstance(some, list) and some else "-" for some in guesses]
         rows.append(f"| {case} | {one.title} | {' | '.join(guesses)} | {points:g} |")
     return "\n".join([*rows, f"| | | | of {UNREAD * len(CASES)} | **{total:g}** |"])

@@ -82,7 +82,7 @@ def test_what_cannot_be_guessed_is_refused_and_not_noted(causes, error, words, f
     assert not (folder / FILE).exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", '{"03": 1}', '{"03": {"points": "many", "unread": []}}', "\xff"])
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"03": 1}', '{"03": {"points": "many", "unread": 3}}', "\xff"])
 def test_a_damaged_note_is_none(text, folder):
     (folder / FILE).write_text(text, encoding="latin-1")
     assert total() == 0
