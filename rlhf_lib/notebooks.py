@@ -137,6 +137,8 @@ def worked_file(source=ROOT / "solutions"):
             scene = types.ModuleType(path.stem)  # what the learner's notebook knows: its imports, and the answers so far
             for cell in read(path).cells:
                 name = cell.metadata.get("nbgrader", {}).get("grade_id", "")
+                if name in exercises.BUILDS and not exercises.BUILDS[name].kept:
+                    continue
                 answer = name in exercises.EXERCISES or name in exercises.BUILDS
                 if cell.cell_type != "code" or not (answer or cell.id == "imports"):
                     continue

@@ -46,6 +46,8 @@ def check(name, function, seed=0):
         raise NotYet(found.message) from None
     noted = "" if remember(name) else f" (this could not be noted: {PROGRESS} cannot be written here)"
     print(f"✓ {found.message}{noted}")
+    if not getattr(find(name), "kept", True):
+        return
     fault = keep(name, function)
     (UNKEPT.add if fault else UNKEPT.discard)(name)
     if fault:

@@ -51,14 +51,16 @@ class Probe(NamedTuple):
 class Build:
     """A large exercise: its number, the name of what the learner writes, and its probes in the order in which they are tried.
 
+    kept: whether what passes belongs into the learner's file, `my_rlhf.py`.
+
     Raises:
         ValueError: two exercises of one name, or two probes of one name.
     """
 
-    def __init__(self, number, name, probes):
+    def __init__(self, number, name, probes, kept=True):
         if name in EXERCISES or name in BUILDS:
             raise ValueError(f"two exercises are called {name}")
-        self.number, self.name = number, name
+        self.number, self.name, self.kept = number, name, kept
         self.probes = {probe.name: probe for probe in probes}
         if len(self.probes) < len(probes):
             raise ValueError(f"{number} {name} has two probes of one name")

@@ -1,0 +1,124 @@
+"""The score of the bug hunt: a cause that is named before the program was read counts two points, after it one.
+
+The right causes stand here as fingerprints, so that nobody reads them by accident.
+"""
+
+import contextlib
+import hashlib
+import json
+
+from rlhf_lib.files import RunError, add_json, home
+from rlhf_lib.hunt.cases import CASES, number, text_of
+from rlhf_lib.hunt.symptoms import CAUSES
+
+FILE = "hunt.json"  # in the learner's folder
+UNREAD, READ = 2, 1  # points for a case
+ANSWERS = {
+    "01": {"34070359"},
+    "02": {"b378665a"},
+    "03": {"b87daf6d"},
+    "04": {"bfbcb5de"},
+    "05": {"176495b7"},
+    "06": {"d58b0f02"},
+    "07": {"0bd4be50"},
+    "08": {"ae3377f0"},
+    "09": {"41acc2e4", "a3d72fb4"},
+    "10": {"7e886c83"},
+    "11": {"9206a63c"},
+    "12": {"76d79ee8"},
+    "13": {"55918cc6"},
+    "14": {"b0c7e6d3", "b719091a"},
+    "15": {"7011dc2b"},
+    "16": {"90b09662"},
+    "17": {"4f2e5c10"},
+    "18": {"e14aebd6", "0b634b09"},
+    "19": {"21159b97"},
+}
+
+
+def fingerprint(case, cause):
+    return hashlib.sha256(f"{case} {cause}".encode()).hexdigest()[:8]
+
+
+def noted():
+    """What was guessed here: {case: {"read": bool, "unread": [causes], "with": [causes], "points": number}}."""
+    try:
+        found = json.loads((home() / FILE).read_text(encoding="utf-8-sig"))
+        return {case: note for case, note in found.items() if case in CASES and isinstance(note, dict)}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}  # no file yet, or one that cannot be read
+
+
+def note(case, **fields):
+    """Keep some fields of a case; where the folder cannot be written, the hunt goes on without."""
+    with contextlib.suppress(OSError, RunError):
+        add_json(home() / FILE, {case: {**noted().get(case, {}), **fields}})
+
+
+def source(case, name=None):
+    """The text of a program, its function called `name` (mend_07 for case 07). From now on the case counts one point.
+
+    The text needs `import torch`, `from torch import nn` and `from torch.nn import functional as F`, and some of the standard
+    library's copy and math.
+
+    Raises:
+        KeyError: there is no such case.
+    """
+    case = number(case)
+    note(case, read=True)
+    return text_of(case, name or f"mend_{case}")
+
+
+def guess(case, *causes):
+    """Say what is wrong with a program: the names of one cause or two of `CAUSES`, or "nothing". Prints what it counts.
+
+    There is one guess before the program is read, and one after.
+
+    Raises:
+        KeyError: there is no such case, or no such cause.
+        ValueError: no cause, or the same one twice, or more than two.
+    """
+    case = number(case)
+    for cause in causes:
+        if cause not in CAUSES:
+            raise KeyError(f"there is no cause {cause!r}; there are {', '.join(CAUSES)}")
+    if len(set(causes)) != len(causes) or not 1 <= len(causes) <= 2:
+        raise ValueError(f"case {case}: name one cause or two different ones, such as guess({case!r}, 'leak')")
+    before = noted().get(case, {})
+    when = "with" if before.get("read") else "unread"
+    if before.get("points") or "with" in before:
+        print(f"case {case}: this one is settled")
+        return
+    if when in before:
+        print(f"case {case}: that guess was made. Read the program, print(hunt.source({case!r})), and guess once more")
+        return
+    right = ANSWERS[case]
+    hits = sum(fingerprint(case, cause) in right for cause in causes)
+    worth = UNREAD if when == "unread" else READ
+    points = worth * hits / len(right) if len(causes) <= len(right) else 0
+    worded = f"{points:g} point{'s' * (points != 1)}"
+    note(case, **{when: list(causes), "points": points})
+    if hits == len(right) == len(causes):
+        print(f"✓ case {case}: that is it, {worded}. Now mend it")
+    elif points:
+        print(f"case {case}: one of two things, and it is right: {worded}. Look for the other while you mend it")
+    elif when == "unread":
+        print(f"✗ case {case}: not that. Read the program, print(hunt.source({case!r})), and guess once more")
+    else:
+        print(f"✗ case {case}: not that. Mend it: the check says what the curves still show")
+
+
+def score():
+    """A table of the cases and their points, as Markdown text."""
+    notes = noted()
+    rows = ["| case | | guessed unread | guessed with the program | points |", "|---|---|---|---|---|"]
+    total = 0.0
+    for case, one in CASES.items():
+        here = notes.get(case, {})
+        points = here.get("points", 0)
+        points = points if isinstance(points, (int, float)) and not isinstance(points, bool) else 0
+        total += points
+        guesses = [here.get(when) for when in ("unread", "with")]
+        guesses = [", ".join(map(str, some)) if isinstance(some, list) and some else "-" for some in guesses]
+        rows.append(f"| {case} | {one.title} | {' | '.join(guesses)} | {points:g} |")
+    return "\n".join([*rows, f"| | | | of {UNREAD * len(CASES)} | **{total:g}** |"])

@@ -1,0 +1,147 @@
+"""The bug hunt: a program as it was given fails at its own check, a repair passes, half of one gets a sentence of its own."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from rlhf_lib.exercises import FILE, build, ch13_bug_hunt, check, declare, solved
+from rlhf_lib.exercises.ch13_bug_hunt import MENDED, chain_entropy, chain_kl, ended_entropy, form, pair
+from rlhf_lib.hunt import CASES
+from tests.hunt.repairs import REPAIRS, WRONG, made, mended
+
+for one in MENDED:
+    declare.BUILDS.pop(one.name, None)  # no chapter of the course has them
+BUILDS = dict(zip(CASES, MENDED))
+SOUND = ("06", "17")
+HALVES = [(case, cause) for case, causes in REPAIRS.items() if len(causes) > 1 for cause in causes]
+MENDED_HALF = {
+    ("no-end", "09"): "texts end",
+    ("padding-learnt", "09"): "the loss is one that can be",
+    ("kl-of-another", "14"): "the KL is held where it should be",
+    ("score-misplaced", "14"): "texts that end are worth it again",
+    ("log-of-sigmoid", "18"): "the loss stays a number",
+    ("clip-before-backward", "18"): "the steps have a limit",
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def fault(case, program, seed=0):
+    return build.try_out(BUILDS[case], program, seed)[1]
+
+
+@pytest.mark.parametrize("case", sorted(REPAIRS))
+def test_a_program_as_it_was_given_fails_and_its_line_is_not_named(case):
+    found = fault(case, made(case))
+    assert found and not found.startswith("it raises") and "should be a list" not in found
+    assert not re.search(r"\bline \d|detach|backward|eval\(\)|requires_grad|logsigmoid|ignore_index", found)
+    assert ("two things are wrong" in found) == (len(REPAIRS[case]) == 2)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("case", sorted(REPAIRS))
+def test_a_repaired_program_passes(case, seed):
+    assert fault(case, mended(case), seed) == ""
+
+
+@pytest.mark.parametrize("case", SOUND)
+def test_a_sound_program_passes_as_it_was_given(case):
+    assert fault(case, made(case), seed=3) == ""
+
+
+@pytest.mark.parametrize("case, cause", HALVES)
+def test_half_of_a_repair_gets_a_sentence_of_its_own(case, cause):
+    said, still = fault(case, mended(case, cause)).split(". But ")
+    assert said == f"one of the two is mended: {MENDED_HALF[cause, case]}" and still
+
+
+@pytest.mark.parametrize("case, name", [(case, name) for case, some in WRONG.items() for name in some])
+def test_what_mends_nothing_is_refused(case, name):
+    edits, words = WRONG[case][name]
+    assert words in fault(case, made(case, *edits))
+
+
+def test_every_case_has_its_build_and_a_wrong_repair():
+    assert list(WRONG) == list(CASES) and sorted([*REPAIRS, *SOUND]) == sorted(CASES)
+    assert [(one.number, one.name) for one in MENDED] == [(f"13.{int(case)}", f"mend_{case}") for case in CASES]
+    assert sum(len(causes) == 2 for causes in REPAIRS.values()) == 3
+
+
+def test_a_stub_and_what_has_no_form_are_told_so():
+    def mend_15(seed=0, steps=150, answers=4):
+        raise NotImplementedError()
+
+    assert "not written yet" in fault("15", mend_15)
+    assert "a dict with `curves`" in fault("15", lambda seed, **_: None)
+    assert "should be a list of numbers" in fault("15", lambda seed, **_: {"curves": {"loss": [0.69] * 150, "accuracy": "0.9"}})
+    assert "150" in fault("15", made("15", ("steps=150", "steps=20")))
+    assert form("15", {"curves": {"loss": [math.nan], "accuracy": [1]}}) == ""
+
+
+def test_check_says_what_the_curves_show_and_notes_what_passes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path))
+    monkeypatch.setitem(declare.BUILDS, "mend_15", BUILDS["15"])
+    with pytest.raises(AssertionError, match=r"13\.15 mend_15, a pair costs ln 2: with 4 answers"):
+        check("mend_15", made("15"))
+    check("mend_15", mended("15"))
+    said = capsys.readouterr().out
+    assert "✓ 13.15 mend_15: does what it must" in said and "not kept" not in said
+    assert not (tmp_path / FILE).exists() and "mend_15" in solved()  # a mended program is none of what the learner built
+
+
+# ----------------------------------------------------------------------------------------- oracles
+
+
+def test_the_entropy_of_a_chain_by_hand():
+    """One row is certain, the other a coin toss: the second letter costs (0 + ln 2) / 2, the third ln 2 / 4."""
+    table = [[1.0 - 1e-12, 1e-12], [0.5, 0.5]]
+    assert chain_entropy(table, 1) == pytest.approx(math.log(2) / 2)
+    assert chain_entropy(table, 2) == pytest.approx((math.log(2) / 2 + math.log(2) / 4) / 2)
+
+
+def test_the_kl_of_two_writers_by_hand():
+    policy, reference = (torch.tensor(one).log().expand(3, 3).tolist() for one in ([0.7, 0.2, 0.1], [0.4, 0.3, 0.3]))
+    assert chain_kl(policy, reference, 5) == pytest.approx(0.20078, abs=1e-5)
+    assert chain_kl(policy, policy, 5) == 0
+
+
+def test_the_entropy_of_texts_that_end_by_sampling():
+    """Against the bigram counts of 200,000 texts."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.softmax(2 * torch.randn(8, 6, generator=generator), -1)
+    text = torch.randint(6, (200_000, 1), generator=generator)
+    for _ in range(9):
+        text = torch.cat([text, table[2 + text[:, -1]].multinomial(1, generator=generator)], 1)
+    lengths = torch.randint(3, 11, (200_000, 1), generator=generator)
+    counts = torch.zeros(6, 7)
+    for place in range(10):
+        ends = lengths[:, 0] == place + 1
+        counts[:, 6] += torch.bincount(text[ends, place], minlength=6)
+        if place < 9:
+            goes = lengths[:, 0] > place + 1
+            counts += torch.bincount(7 * text[goes, place] + text[goes, place + 1], minlength=42).view(6, 7)
+    for ends in (True, False):
+        some = counts if ends else counts[:, :6]
+        found = -(some * (some / some.sum(1, keepdim=True)).log()).sum() / some.sum()
+        assert ended_entropy(table.tolist(), ends) == pytest.approx(found.item(), rel=3e-3)
+
+
+def test_two_mistakes_have_four_sentences():
+    names = ("the first is right", "the second is right")
+    found = [pair(first, second, names) for first in ("", "a") for second in ("", "b")]
+    assert found == [
+        "", "one of the two is mended: the first is right. But b", "one of the two is mended: the second is right. But a",
+        "two things are wrong. a; and b",
+    ]  # fmt: skip
+
+
+def test_nothing_of_the_checks_is_left_among_the_courses_builds():
+    assert not [name for name in declare.BUILDS if name.startswith("mend_")] and ch13_bug_hunt.MENDED
