@@ -10,6 +10,7 @@ from collections import Counter
 import torch
 
 from rlhf_lib.exercises.build import Build, Probe
+from rlhf_lib.exercises.declare import Investigation
 from rlhf_lib.hunt.cases import CASES
 
 LN2 = math.log(2)
@@ -413,4 +414,6 @@ PROBES = {
     "18": [probe("18", "the loss is a number, and the steps have a limit", judge_18, steps=300)],
     "19": [probe("19", "no value above the highest reward", judge_19, steps=120)],
 }  # fmt: skip
+Investigation("13.A", "The number of the first minute")
+Investigation("13.B", "What a mistake costs")
 MENDED = [Build(f"13.{int(case)}", f"mend_{case}", probes, kept=False) for case, probes in PROBES.items()]

@@ -118,10 +118,11 @@ def number_in(path, line, row, field, least=0.0, most=1e6):
 
 def read_points(path=None):
     """{exercise: Mark}: of the file at `path` (columns exercise, points and perhaps partial, yes or no), else what the notebooks
-    say: 1 for an exercise, 5 for a build. Raises RunError."""
+    say: 1 for an exercise, 5 for a build, 1 for a program that is only mended. Raises RunError."""
     exercises.load()
     if path is None:
-        return {**{name: Mark(1.0) for name in exercises.EXERCISES}, **{name: Mark(BUILD_POINTS) for name in exercises.BUILDS}}
+        builds = {name: Mark(BUILD_POINTS if one.kept else 1.0) for name, one in exercises.BUILDS.items()}
+        return {**{name: Mark(1.0) for name in exercises.EXERCISES}, **builds}
     marks = {}
     for line, row in rows_of(path, ("exercise", "points")):
         name = row["exercise"]

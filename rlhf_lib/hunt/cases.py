@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections import Counter
 from typing import NamedTuple
 
 from rlhf_lib import plots
@@ -102,6 +103,23 @@ def text_of(case, name):
     """The text of a program, its function called `name`."""
     program = CASES[number(case)].program
     return re.sub(rf"\b{program.__name__}\b", name, inspect.getsource(program))
+
+
+def tell(case, record):
+    """Print where each curve of a record begins, how far it goes and where it ends; other numbers; and the commonest samples."""
+    print(f"{'':18}{'first':>10}{'smallest':>10}{'largest':>10}{'last':>10}")
+    for name in CASES[number(case)].curves:
+        curve = record["curves"][name]
+        there = [one for one in curve if one == one]  # without what is no number
+        row = (curve[0], min(there, default=curve[0]), max(there, default=curve[0]), curve[-1])
+        print(f"{name:18}" + "".join(f"{value:z10.3f}" for value in row))
+    for name, value in record.items():
+        if isinstance(value, (int, float)):
+            print(f"{name:18}{value:40.3f}")
+    if record.get("samples"):
+        counts = Counter(map(str, record["samples"]))
+        said = [sample if count == 1 else f"{sample} ({count} times)" for sample, count in counts.most_common(5)]
+        print(f"samples, {len(counts)} of {counts.total()} different: " + ", ".join(said))
 
 
 def figure(case, *records, labels=()):

@@ -13,6 +13,7 @@ from rlhf_lib.hunt.symptoms import CAUSES
 
 FILE = "hunt.json"  # in the learner's folder
 UNREAD, READ = 2, 1  # points for a case
+GUESSED = set()  # in this session, wherever notes cannot be kept
 ANSWERS = {
     "01": {"34070359"},
     "02": {"b378665a"},
@@ -69,16 +70,29 @@ def source(case, name=None):
     return text_of(case, name or f"mend_{case}")
 
 
+def read(case):
+    """Print the text of a program, once it was guessed what is wrong with it; before that, what to do."""
+    case = number(case)
+    before = noted().get(case, {})
+    if before.get("unread") or before.get("read") or case in GUESSED:
+        print(source(case).rstrip())
+    else:
+        print(f"First a guess, in the cell above. (Without one: print(hunt.source({case!r})), and the case counts {READ} point.)")
+
+
 def guess(case, *causes):
     """Say what is wrong with a program: the names of one cause or two of `CAUSES`, or "nothing". Prints what it counts.
 
-    There is one guess before the program is read, and one after.
+    There is one guess before the program is read, and one after. A "?" is none yet.
 
     Raises:
         KeyError: there is no such case, or no such cause.
         ValueError: no cause, or the same one twice, or more than two.
     """
     case = number(case)
+    if causes == ("?",):
+        print(f"case {case}: not guessed yet. Write a name of hunt.causes() in the place of the ?")
+        return
     for cause in causes:
         if cause not in CAUSES:
             raise KeyError(f"there is no cause {cause!r}; there are {', '.join(CAUSES)}")
@@ -98,6 +112,7 @@ def guess(case, *causes):
     points = worth * hits / len(right) if len(causes) <= len(right) else 0
     worded = f"{points:g} point{'s' * (points != 1)}"
     note(case, **{when: list(causes), "points": points})
+    GUESSED.add(case)
     if hits == len(right) == len(causes):
         print(f"✓ case {case}: that is it, {worded}. Now mend it")
     elif points:
