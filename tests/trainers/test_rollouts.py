@@ -433,7 +433,5 @@ def test_prompts_that_cannot_be_answered_are_refused(prompts, sentence):
     with pytest.raises(ValueError, match=sentence):
         rollouts.check_prompts(gpt(), prompts, 4, "grpo")
     rollouts.check_prompts(gpt(), [[1] * 20], 4, "grpo")
-    with pytest.raises(
-        ValueError, match=r"the longest prompt and grpo\.max_new_tokens are 25 tokens, more than .* 24"
-    ):
+    with pytest.raises(ValueError, match=r"the longest prompt and grpo\.max_new_tokens are 25 tokens, more than .* 24"):
         rollouts.check_prompts(gpt(), [[1] * 20, [1] * 21], 4, "grpo")
