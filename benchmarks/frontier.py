@@ -3,9 +3,10 @@
     python -m benchmarks frontier                      every method with seeds 0 to 3; goes on where it was stopped
     python -m benchmarks frontier --methods rloo dpo --seeds 0 --iterations 4
 
-All start from the published base and are paid by the published reward model, without a price on blank lines, so that every completion
-has a reward of its own. Each run draws as many completions: those of its rollouts, or, for DPO, those that its comparisons are made of.
-What is drawn only to measure a policy is not counted. Each run is a process of its own, so that its peak of memory is its own.
+All start from the published base and are paid by the published reward model, without a price on blank lines, so that every
+completion has a reward of its own. Each run draws as many completions: those of its rollouts, or, for DPO, those that its
+comparisons are made of. What is drawn only to measure a policy is not counted. Each run is a process of its own, so that its peak
+of memory is its own.
 
     runs/frontier/METHOD-SEED/             a run's folder, and `done.json`, what is taken from it
     benchmarks/results/frontier.json       all of them, best-of-n, and the settings
@@ -42,7 +43,7 @@ POINTS = ("step", "kl", "kl_error", "reward", "gold", "distinct_2", "separators"
 
 
 def start(seed):
-    """The base, its tokenizer, the prompt and the reward; the constants of the reward come from 1,024 samples, drawn with `seed`."""
+    """The base, its tokenizer, the prompt and the reward, whose constants come from 1,024 samples, drawn with `seed`."""
     base, tokenizer = checkpoints.load(course.PUBLISHED / "base")
     reward_model, _ = checkpoints.load(course.PUBLISHED / "reward", kind="reward")
     prompt = tokenizer.encode(corpus.SEPARATOR)

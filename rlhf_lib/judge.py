@@ -136,7 +136,7 @@ def best_of_n_kl(n):
 
 
 def best_of_n_mean(proxy, gold, n):
-    """The mean gold score of best-of-n chosen by the proxy, over all ways to take n of N samples (Nakano et al. 2021, appendix I).
+    """The mean gold of best-of-n chosen by the proxy, over all ways to take n of N samples (Nakano et al. 2021, appendix I).
 
     The sample with the i-th lowest proxy is the best of its n in C(i - 1, n - 1) of the C(N, n) ways.
 
