@@ -14,13 +14,14 @@ of memory is its own.
 
 import argparse
 import multiprocessing
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks import table
 from rlhf_lib import checkpoints, corpus, course, devices, judge, runs
-from rlhf_lib.files import read_json, write_json
+from rlhf_lib.files import RunError, read_json, write_json
 from rlhf_lib.pipelines.shakespeare import watch_rollouts
 from rlhf_lib.trainers import dpo, grpo, ppo, rejection, rewards, rollouts
 from rlhf_lib.trainers.dpo import DPOConfig
@@ -29,6 +30,7 @@ from rlhf_lib.trainers.ppo import PPOConfig
 from rlhf_lib.trainers.rejection import RejectionConfig
 
 ROLLOUT, ITERATIONS = 512, 12  # completions in a rollout, and rollouts
+ORIGINALS = 1024  # samples of the base that the constants of the reward come from
 METHODS = {
     "ppo": PPOConfig(rollout_size=ROLLOUT, max_rollout_size=ROLLOUT, minibatch=128),
     "rloo": GRPOConfig("rloo", rollout_size=ROLLOUT, minibatch=128),
@@ -43,16 +45,16 @@ POINTS = ("step", "kl", "kl_error", "reward", "gold", "distinct_2", "separators"
 
 
 def start(seed):
-    """The base, its tokenizer, the prompt and the reward, whose constants come from 1,024 samples, drawn with `seed`."""
+    """The base, its tokenizer, the prompt and the reward, whose constants come from samples drawn with `seed`."""
     base, tokenizer = checkpoints.load(course.PUBLISHED / "base")
     reward_model, _ = checkpoints.load(course.PUBLISHED / "reward", kind="reward")
     prompt = tokenizer.encode(corpus.SEPARATOR)
-    originals = rollouts.sample(base, tokenizer, [prompt] * 1024, 48, devices.generator(seed, "normaliser"))
+    originals = rollouts.sample(base, tokenizer, [prompt] * ORIGINALS, 48, devices.generator(seed, "normaliser"))
     return base, tokenizer, prompt, rewards.fit_reward(reward_model, originals, coef=0.0)
 
 
-def train(method, config, budget, seed, folder):
-    """One run. Returns its record: completions, seconds, peak memory, and a point for every measurement of its policy."""
+def train(config, budget, seed, folder):
+    """One run. Returns its seconds, its peak of memory, and a point for every measurement of its policy."""
     base, tokenizer, prompt, pays = start(seed)
     watch, drawing = watch_rollouts(pays), 0.0
     if isinstance(config, DPOConfig):
@@ -69,16 +71,18 @@ def train(method, config, budget, seed, folder):
     rows = [row for row in runs.Metrics(folder).read("policy") if "kl" in row]
     points = [{"completions": round(budget * row["step"] / steps), **{name: row[name] for name in POINTS}} for row in rows]
     seconds = drawing + runs.seconds_spent(folder / "policy" / "state.pt")
-    record = {"method": method, "seed": seed, "completions": budget, "config": asdict(config)}
-    return {**record, "seconds": round(seconds, 1), "peak_memory_bytes": devices.peak_memory_bytes(), "points": points}
+    return {"seconds": round(seconds, 1), "peak_memory_bytes": devices.peak_memory_bytes(), "points": points}
 
 
 def run(method, config, budget, seed, folder):
-    """`train`, once: a record that is there, of the same settings, is taken."""
-    done = folder / "done.json"
-    wanted = {"config": asdict(config), "completions": budget}
-    if not done.exists() or {name: read_json(done)[name] for name in wanted} != wanted:
-        write_json(done, train(method, config, budget, seed, folder))
+    """`train`, once: the record that a finished run has left is taken. Raises RunError where the folder has other settings."""
+    settings, done = folder / "settings.json", folder / "done.json"
+    wanted = {"method": method, "seed": seed, "completions": budget, "config": asdict(config)}
+    if settings.exists() and read_json(settings) != wanted:
+        raise RunError(f"{folder} holds a run with other settings: delete it, or give another --runs")
+    write_json(settings, wanted)
+    if not done.exists():
+        write_json(done, {**wanted, **train(config, budget, seed, folder)})
     return read_json(done)
 
 
@@ -103,20 +107,22 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR", help="where the figures go")
     options = parser.parse_args(arguments)
     budget, records = options.iterations * options.rollout, []
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as processes:  # a process for each run
-        for seed in options.seeds:
-            for method in options.methods:
-                config = METHODS[method]
-                if isinstance(config, DPOConfig):
-                    config = replace(config, samples=options.rollout)
-                else:
-                    config = replace(config, iterations=options.iterations, rollout_size=options.rollout)
-                records.append(processes.apply(run, (method, config, budget, seed, options.runs / f"{method}-{seed}")))
-                last = records[-1]["points"][-1]
-                print(
-                    f"{method} {seed}: gold {last['gold']:.3f} at {last['kl']:.2f} nats, {records[-1]['seconds']} s", flush=True
-                )
-        picked = processes.starmap(best_of_n, [(budget, seed) for seed in options.seeds])
+    try:
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as processes:  # a process for each run
+            for seed in options.seeds:
+                for method in options.methods:
+                    config = METHODS[method]
+                    if isinstance(config, DPOConfig):
+                        config = replace(config, samples=options.rollout)
+                    else:
+                        config = replace(config, iterations=options.iterations, rollout_size=options.rollout)
+                    records.append(processes.apply(run, (method, config, budget, seed, options.runs / f"{method}-{seed}")))
+                    last, spent = records[-1]["points"][-1], records[-1]["seconds"]
+                    print(f"{method} {seed}: gold {last['gold']:.3f} at {last['kl']:.2f} nats, {spent} s", flush=True)
+            picked = processes.starmap(best_of_n, [(budget, seed) for seed in options.seeds])
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     write_json(options.out / "frontier.json", {"machine": table.machine("cpu"), "best_of_n": picked, "runs": records})
     print(options.out / "frontier.json")
     return 0
