@@ -1,4 +1,5 @@
 import copy
+import functools
 import math
 
 import pytest
@@ -27,16 +28,22 @@ def small(**changes):
     return DPOConfig(**{**shape, **changes})
 
 
-def comparisons(model, pairs, seed=0, prompts=PROMPTS):
-    """Pairs of the model's own completions, the one with more of the letter a first."""
-    some = [prompts[place // 2 % len(prompts)] for place in range(2 * pairs)]
+def comparisons(model, pairs, seed=0, prompts=PROMPTS, tries=12):
+    """Pairs of the model's own completions, the one with more of the letter a first, out of `tries` for each."""
+    some = [prompts[place // 2 % len(prompts)] for place in range(tries * pairs)]  # without an a there is no comparison
     rollout = rollouts.sample(model, TOKENIZER, some, 8, torch.Generator().manual_seed(seed))
-    return compared(rollout, likes(rollout))
+    return compared(rollout, likes(rollout))[:pairs]
+
+
+@functools.cache
+def usual(seed):
+    """Comparisons of `language_model("modern")`."""
+    return comparisons(language_model("modern"), 24, seed)
 
 
 def train(folder, base=None, learn=None, held_out=None, config=None, reward=None, prompts=PROMPTS, **options):
     base = base or language_model("modern")
-    learn, held_out = (some or comparisons(base, 40, seed) for seed, some in enumerate((learn, held_out)))
+    learn, held_out = (some or usual(seed) for seed, some in enumerate((learn, held_out)))
     return dpo.train(base, TOKENIZER, learn, held_out, prompts, reward or likes, config or small(), folder, **options)
 
 
@@ -173,7 +180,7 @@ def test_the_statistics_of_held_out_pairs_are_those_of_the_policy(tmp_path):
 def test_it_writes_more_of_what_was_preferred(tmp_path, loss):
     base = even()
     before = weights(base)
-    learn, held_out = comparisons(base, 300, 0, PROMPTS[:1]), comparisons(base, 60, 1, PROMPTS[:1])
+    learn, held_out = comparisons(base, 240, 0, PROMPTS[:1], 4), comparisons(base, 60, 1, PROMPTS[:1], 4)
     config = small(loss=loss, batch=16, epochs=3, lr=5e-3, samples=64, beta=0.3)
     policy = train(tmp_path, base, learn, held_out, config, prompts=PROMPTS[:1])
     measured = [row for row in records(tmp_path) if "kl" in row]
@@ -202,7 +209,7 @@ def test_a_branch_learns_from_prompts_of_many_lengths_and_its_base_stays(tmp_pat
     base = branch(language_model("llama", spread=0.1), layers=1, seed=1, spread=0.05)
     before, under = weights(base), weights(base.base)
     config = small(loss="kto", batch=16, epochs=3, lr=2e-2, samples=48, beta=0.3)
-    policy = train(tmp_path, base, comparisons(base, 150), comparisons(base, 40, 1), config)
+    policy = train(tmp_path, base, comparisons(base, 120, tries=4), comparisons(base, 40, 1, tries=4), config)
     measured = [row for row in records(tmp_path) if "kl" in row]
     assert measured[-1]["held_out_accuracy"] > 0.65 and measured[-1]["reward"] > measured[0]["reward"]
     assert same(weights(base), before) and same(weights(base.base), under) and not same(weights(policy), before)

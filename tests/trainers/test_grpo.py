@@ -1,5 +1,9 @@
 import copy
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from rlhf_lib.policy_gradient import METHODS
 from rlhf_lib.trainers import grpo, ppo, rollouts
 from rlhf_lib.trainers.grpo import GRPOConfig
 
+from . import methods
 from .helpers import END, PROMPTS, TOKENIZER, V, branch, even, language_model, likes, records, same, share_of_a, weights
 
 
@@ -339,3 +344,26 @@ def test_completions_that_end_early_are_sampled_so(tmp_path):
     train(tmp_path, config=small(iterations=1))
     row = runs.Metrics(tmp_path).read("policy")[0]
     assert 1 < row["tokens"] < 8 and END == 0
+
+
+# ----------------------------------------------------------------------------------------- two processes
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="the processes would talk through the Apple GPU")
+def test_two_processes_take_the_steps_of_one_in_every_trainer_of_this_family(tmp_path):
+    tests = Path(__file__).resolve().parents[1]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", methods.__name__, str(tmp_path / "two")]
+    path = os.pathsep.join(map(str, (tests.parent, tests)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, *launch], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    methods.trained(tmp_path / "one")
+    for name in ("rloo", "grpo", "ppo", "rejection", "dpo"):
+        ours, theirs = (records(tmp_path / number / name) for number in ("two", "one"))
+        assert len(ours) == len(theirs) > 2
+        for mine, other in zip(ours, theirs):
+            for key in other.keys() - {"stage", "clip_fraction"}:
+                assert mine[key] == pytest.approx(other[key], rel=1e-2, abs=2e-3), (name, other["step"], key)
+        one, two = (checkpoints.load(tmp_path / number / name / "policy")[0] for number in ("one", "two"))
+        for key, weight in weights(one).items():
+            torch.testing.assert_close(weights(two)[key], weight, rtol=1e-2, atol=1e-3)
