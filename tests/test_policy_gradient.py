@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trainers.helpers import mutant
 
-from rlhf_lib import ppo
+from rlhf_lib import policy_gradient, ppo
 from rlhf_lib.policy_gradient import METHODS, Method, advantages, importance_weights, policy_gradient_loss
 
 CLIPS, DENOMINATORS = ("none", "token", "sequence"), ("completion", "batch", "constant")
@@ -359,3 +360,39 @@ def test_weights_give_the_gradient_of_the_model_that_did_not_sample(cap, exact):
         gradients.append((total - true_gradient(lambda mean: mean, paid)).abs().max().item())
     assert (gradients[0] < 1e-12) == exact
     assert gradients[1] > 0.05
+
+
+# ----------------------------------------------------------------------------------------- mistakes that are really made
+
+MUTANTS = {
+    "the mean with itself, not without": ("(G * mean - rewards) / (G - 1)", "mean"),
+    "divided by G where one was left out": ("(G * mean - rewards) / (G - 1)", "(G * mean - rewards) / G"),
+    "the deviation of the whole batch": (".square().mean(1, keepdim=True) + 1e-8", ".square().mean() + 1e-8"),
+    "the variance for the deviation": ("torch.rsqrt((rewards", "torch.reciprocal((rewards"),
+    "the sign of the loss": ("each = -advantages * logprobs", "each = advantages * logprobs"),
+    "clipped on one side": (".clamp(1 - epsilon, 1 + epsilon)", ".clamp(max=1 + epsilon)"),
+    "the smaller loss": ("each = torch.maximum(", "each = torch.minimum("),
+    "the ratio upside down": ("torch.where(mask, logprobs - old_logprobs, 0)", "torch.where(mask, old_logprobs - logprobs, 0)"),
+    "a sequence's ratio without its length": ("ppo.masked_mean(log_ratio, mask, 1)", "log_ratio.sum(1)"),
+    "padding counts in a completion's mean": ("loss = ppo.masked_mean(each, mask, 1).mean()", "loss = each.mean()"),
+    "padding counts in the batch's mean": ("loss = ppo.masked_mean(each, mask)\n", "loss = each.mean()\n"),
+    "the longest completion for the constant": (".mean() / mask.shape[1]", ".mean() / mask.sum(1).max()"),
+    "masked tokens are not left out": (
+        "torch.where(mask, each if weights is None",
+        "torch.where(mask | True, each if weights is None",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mistake_breaks_a_row(name):
+    module = mutant(policy_gradient, MUTANTS[name])
+    broken = []
+    for row, (baseline, normaliser, clip, denominator) in METHODS.items():
+        for seed in range(6):
+            rewards, old, new, mask = drawn(3, 4, 6, seed, spread=0.6)
+            A = module.advantages(rewards, baseline, normaliser, 0.25, 2.0).flatten()
+            found = module.policy_gradient_loss(new, old, A, mask, clip, denominator).loss.item()
+            expected = by_the_paper(row, rewards.tolist(), old.tolist(), new.tolist(), mask.tolist())
+            broken += [row] * (abs(found - expected) > 1e-4)
+    assert broken
