@@ -13,6 +13,7 @@ from rlhf_lib import checkpoints, devices, runs, sampling
 from rlhf_lib.labels import Label
 from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.models.heads import RewardModel
+from rlhf_lib.models.lora import Branch
 from rlhf_lib.pipelines.assistant import Assistant
 from rlhf_lib.pipelines.shakespeare import Shakespeare
 from rlhf_lib.tokenization import CharTokenizer
@@ -86,6 +87,18 @@ def method_training(folder, device, method="rloo", **changes):
     return grpo.train(base, TOKENIZER, PROMPTS, pays, config, folder)
 
 
+def branch_training(folder, device, **changes):
+    torch.manual_seed(5)
+    policy = Branch(gpt("cpu"), layers=1, rank=2, alpha=4)
+    for weight in policy.parameters():
+        nn.init.normal_(weight, std=0.2)
+    tensors = {name: tensor.to(device) for name, tensor in policy.state_dict().items()}
+    policy = checkpoints.load_tensors(Branch(gpt(device), layers=1, rank=2, alpha=4), tensors, folder)
+    size = {"iterations": 3, "rollout_size": 16, "group": 4, "max_new_tokens": 8, "minibatch": 8}
+    config = grpo.GRPOConfig("grpo", **{**size, "lr": 1e-2, "keep_every": 2, "max_kl": 100.0, **changes})
+    return grpo.train(policy, TOKENIZER, PROMPTS, lambda rollout: rollout.mask.sum(1).float(), config, folder)
+
+
 def rejection_training(folder, device, **changes):
     base, pays, _ = paid_for(device)
     size = {"iterations": 3, "rollout_size": 16, "best_of": 2, "max_new_tokens": 8, "epochs": 2, "minibatch": 4}
@@ -106,6 +119,7 @@ TRAINERS = {
     "reward": (reward_training, "reward"),
     "policy": (policy_training, "policy"),
     **{name: (functools.partial(method_training, method=name), "policy") for name in ("rloo", "grpo", "gspo", "ppo")},
+    "branch": (branch_training, "policy"),
     "rejection": (rejection_training, "policy"),
     **{loss: (functools.partial(comparison_training, loss=loss), "policy") for loss in ("dpo", "kto")},
 }
