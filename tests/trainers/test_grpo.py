@@ -252,7 +252,7 @@ def test_with_a_cap_the_loss_is_weighted_by_how_far_off_the_copy_was(tmp_path, c
 def test_every_method_writes_more_of_what_the_reward_likes_and_stays_within_max_kl(tmp_path, name):
     base = even()
     before = weights(base)
-    config = small(method=name, iterations=8, rollout_size=64, minibatch=16, lr=6e-3, max_kl=4.0, kl_coef=0.02)
+    config = small(method=name, iterations=6, rollout_size=48, minibatch=12, lr=8e-3, max_kl=4.0, kl_coef=0.02)
     policy = train(tmp_path, base, positive, config, PROMPTS[:1])
     rows = records(tmp_path)
     assert share_of_a(policy) > 2 / V
