@@ -11,7 +11,22 @@ from rlhf_lib.trainers import dpo, rollouts
 from rlhf_lib.trainers.dpo import LOSSES, DPOConfig, compared, pairs_of
 from rlhf_lib.trainers.preference import Ranking
 
-from .helpers import END, PROMPTS, TOKENIZER, A, V, branch, even, language_model, likes, records, same, share_of_a, weights
+from .helpers import (
+    END,
+    PROMPTS,
+    TOKENIZER,
+    A,
+    V,
+    branch,
+    even,
+    language_model,
+    likes,
+    mutant,
+    records,
+    same,
+    share_of_a,
+    weights,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,10 +56,10 @@ def usual(seed):
     return comparisons(language_model("modern"), 24, seed)
 
 
-def train(folder, base=None, learn=None, held_out=None, config=None, reward=None, prompts=PROMPTS, **options):
+def train(folder, base=None, learn=None, held_out=None, config=None, reward=None, prompts=PROMPTS, module=dpo, **options):
     base = base or language_model("modern")
     learn, held_out = (some or usual(seed) for seed, some in enumerate((learn, held_out)))
-    return dpo.train(base, TOKENIZER, learn, held_out, prompts, reward or likes, config or small(), folder, **options)
+    return module.train(base, TOKENIZER, learn, held_out, prompts, reward or likes, config or small(), folder, **options)
 
 
 # ----------------------------------------------------------------------------------------- what is learned from
@@ -115,15 +130,13 @@ def by_definition(model, prompt, answer):
     return total
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("loss", LOSSES)
-def test_the_first_step_is_that_of_the_definition(tmp_path, monkeypatch, loss, family):
+def first_step_is_right(module, tmp_path, monkeypatch, loss, family):
     monkeypatch.setattr(torch.optim, "Adam", torch.optim.SGD)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
     base = language_model(family)
     learn = comparisons(base, 6)
     config = small(loss=loss, batch=len(learn), lr=0.05, beta=0.4, max_kl=1e4)
-    policy = train(tmp_path, base, learn, learn[:2], config)
+    policy = train(tmp_path, base, learn, learn[:2], config, module=module)
     expected, total = copy.deepcopy(base), 0.0
     for prompt, (better, worse) in learn:
         ours = [by_definition(expected, prompt, answer) for answer in (better, worse)]
@@ -142,6 +155,27 @@ def test_the_first_step_is_that_of_the_definition(tmp_path, monkeypatch, loss, f
         moved = base.state_dict()[key] - policy.state_dict()[key]
         torch.testing.assert_close(moved, factor * weight.grad, rtol=5e-3, atol=5e-6)
     assert max(weight.grad.abs().max() for weight in expected.parameters()) > 0.01
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_first_step_is_that_of_the_definition(tmp_path, monkeypatch, loss, family):
+    first_step_is_right(dpo, tmp_path, monkeypatch, loss, family)
+
+
+MUTANTS = {
+    "the mean over an answer's tokens": ("temperature).sum(1)", "temperature).mean(1)"),
+    "the rejected answer is preferred": ("asked * 2, chosen + rejected, t)", "asked * 2, rejected + chosen, t)"),
+    "the reference is left out": ("(column[rows] for column in ref_pairs)", "(0 * column[rows] for column in ref_pairs)"),
+    "answers to the next prompt": ("policy, asked * 2, chosen", "policy, (asked[1:] + asked[:1]) * 2, chosen"),
+    "the rate does not rise": ("(step + 1) / (0.1 * steps + 1)", "1"),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mistake_in_the_loop_breaks_the_first_step(tmp_path, monkeypatch, name):
+    with pytest.raises(AssertionError):
+        first_step_is_right(mutant(dpo, MUTANTS[name]), tmp_path, monkeypatch, "dpo", "llama")
 
 
 def test_it_begins_at_ln_2_with_no_margin_and_measures_before_during_and_after(tmp_path):

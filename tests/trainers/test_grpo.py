@@ -17,7 +17,7 @@ from rlhf_lib.trainers import grpo, ppo, rollouts
 from rlhf_lib.trainers.grpo import GRPOConfig
 
 from . import methods
-from .helpers import END, PROMPTS, TOKENIZER, V, branch, even, language_model, likes, records, same, share_of_a, weights
+from .helpers import END, PROMPTS, TOKENIZER, V, branch, even, language_model, likes, mutant, records, same, share_of_a, weights
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,9 +34,11 @@ def small(**changes):
     return GRPOConfig(**{**shape, **changes})
 
 
-def train(folder, base=None, reward=None, config=None, prompts=PROMPTS, **options):
+def train(folder, base=None, reward=None, config=None, prompts=PROMPTS, module=grpo, **options):
     prompts = [list(prompt) for prompt in prompts]
-    return grpo.train(base or language_model("modern"), TOKENIZER, prompts, reward or likes, config or small(), folder, **options)
+    return module.train(
+        base or language_model("modern"), TOKENIZER, prompts, reward or likes, config or small(), folder, **options
+    )
 
 
 def positive(rollout):
@@ -164,8 +166,7 @@ def test_ppos_row_is_the_ppo_of_chapter_08(tmp_path):
     assert not same(weights(ours), weights(base))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_first_step_is_the_policy_gradient_of_the_definition(tmp_path, monkeypatch, name):
+def first_step_is_right(module, tmp_path, monkeypatch, name):
     """One step of gradient descent, against log-probabilities of one row and one position at a time."""
     base, rolled = language_model("gpt2"), []
 
@@ -175,7 +176,7 @@ def test_the_first_step_is_the_policy_gradient_of_the_definition(tmp_path, monke
 
     monkeypatch.setattr(torch.optim, "Adam", torch.optim.SGD)
     config = small(method=name, iterations=1, rollout_size=12, minibatch=12, group=4, lr=0.1, max_kl=1e4, kl_coef=0.0)
-    policy = train(tmp_path, base, reward, config)
+    policy = train(tmp_path, base, reward, config, module=module)
     rollout, expected = rolled[0], copy.deepcopy(base)
     rows = []
     for prompt, tokens, mask in zip(rollout.prompts, rollout.tokens.tolist(), rollout.mask.tolist()):
@@ -200,6 +201,29 @@ def test_the_first_step_is_the_policy_gradient_of_the_definition(tmp_path, monke
         moved = base.state_dict()[key] - policy.state_dict()[key]
         torch.testing.assert_close(moved, 0.1 * weight.grad, rtol=2e-3, atol=2e-6)
     assert max(weight.grad.abs().max() for weight in expected.parameters()) > 0.01
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_first_step_is_the_policy_gradient_of_the_definition(tmp_path, monkeypatch, name):
+    first_step_is_right(grpo, tmp_path, monkeypatch, name)
+
+
+MUTANTS = {
+    "completions of different prompts are compared": ("x.view(count, config.group)", "x.view(config.group, count).T"),
+    "the advantages of other completions": ("worth[mine]", "worth[mine.flip(0)]"),
+    "the baseline is forgotten": ("advantages(rewards, baseline,", "advantages(rewards, 'none',"),
+    "up the wrong way": ("loss.backward()", "(-loss).backward()"),
+    "the ratio to the original model": (
+        "old_logprobs, mask = rollout.logprobs[mine],",
+        "old_logprobs, mask = 0 * rollout.logprobs[mine],",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mistake_in_the_loop_breaks_the_first_step(tmp_path, monkeypatch, name):
+    with pytest.raises(AssertionError):
+        first_step_is_right(mutant(grpo, MUTANTS[name]), tmp_path, monkeypatch, "grpo")
 
 
 def test_on_the_first_minibatch_the_ratio_is_1_nothing_is_clipped_and_the_kl_is_0(tmp_path):
