@@ -34,13 +34,14 @@ ORIGINALS = 1024  # samples of the base that the constants of the reward come fr
 # Learning rates were tried with seed 0 and 2,048 completions: 1.5e-4 and 3e-4 for rloo, 3e-4 for grpo and ppo, 1e-4 and 3e-4 for
 # the others. At 3e-4 the control of rejection sampling drifts 1.8 nats in 4 steps; dpo is past 4 nats after half of its
 # comparisons, and within 1 at 1e-4.
+FAR = {"max_kl": 30.0}  # nats, so that every run comes to its end
 METHODS = {
-    "ppo": PPOConfig(rollout_size=ROLLOUT, max_rollout_size=ROLLOUT, minibatch=128),
-    "rloo": GRPOConfig("rloo", rollout_size=ROLLOUT, minibatch=128),
-    "grpo": GRPOConfig("grpo", rollout_size=ROLLOUT, minibatch=128),
-    "rejection": RejectionConfig(rollout_size=ROLLOUT, minibatch=32, lr=1e-4),
-    "control": RejectionConfig(rollout_size=ROLLOUT, minibatch=32, lr=1e-4, control=True),
-    "dpo": DPOConfig(samples=ROLLOUT, lr=2e-4),
+    "ppo": PPOConfig(rollout_size=ROLLOUT, max_rollout_size=ROLLOUT, minibatch=128, **FAR),
+    "rloo": GRPOConfig("rloo", rollout_size=ROLLOUT, minibatch=128, **FAR),
+    "grpo": GRPOConfig("grpo", rollout_size=ROLLOUT, minibatch=128, **FAR),
+    "rejection": RejectionConfig(rollout_size=ROLLOUT, minibatch=32, lr=1e-4, **FAR),
+    "control": RejectionConfig(rollout_size=ROLLOUT, minibatch=32, lr=1e-4, control=True, **FAR),
+    "dpo": DPOConfig(samples=ROLLOUT, lr=2e-4, **FAR),
 }
 TRAINERS = {PPOConfig: ppo.train, GRPOConfig: grpo.train, RejectionConfig: rejection.train}
 BEST_OF = (1, 2, 4, 8, 16, 32, 64, 128, 256)
