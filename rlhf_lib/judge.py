@@ -133,3 +133,20 @@ def best_of_n_kl(n):
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     return math.log(n) - (n - 1) / n
+
+
+def best_of_n_mean(proxy, gold, n):
+    """The mean gold of best-of-n chosen by the proxy, over all ways to take n of N samples (Nakano et al. 2021, appendix I).
+
+    The sample with the i-th lowest proxy is the best of its n in C(i - 1, n - 1) of the C(N, n) ways.
+
+    Args:
+        proxy, gold: (N,) scores of the same samples, N at least n.
+    """
+    proxy, gold = torch.as_tensor(proxy, dtype=torch.float64), torch.as_tensor(gold, dtype=torch.float64)
+    N = len(proxy)
+    if not 1 <= n <= N:
+        raise ValueError(f"n must lie between 1 and the {N} samples, got {n}")
+    rank = torch.arange(n, N + 1, dtype=torch.float64)  # those below n are never the best
+    ways = torch.lgamma(rank) - torch.lgamma(rank - n + 1)  # log of (i - 1)! / (i - n)!
+    return ((ways - ways.logsumexp(0)).exp() @ gold[proxy.argsort()][n - 1 :]).item()

@@ -3,20 +3,25 @@
 import copy
 import json
 import math
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import decode, growth, measure, pipeline, ppo, pretrain, table
+from benchmarks import decode, frontier, growth, measure, pipeline, ppo, pretrain, table
 from benchmarks.__main__ import GROUPS, main
 from benchmarks.measure import BenchmarkError, Row
-from rlhf_lib import runs
+from rlhf_lib import checkpoints, runs
 from rlhf_lib.files import read_json
 from rlhf_lib.judge import GoldJudge
+from rlhf_lib.models.gpt import GPT, GPTConfig
+from rlhf_lib.models.heads import RewardModel
 from rlhf_lib.pipelines.shakespeare import PRESETS
+from rlhf_lib.tokenization import CharTokenizer
 from rlhf_lib.trainers.ppo import train
 from rlhf_lib.trainers.pretrain import evaluate
 
@@ -368,3 +373,101 @@ def test_a_group_of_rows_runs_alone_at_tiny_shapes(tmp_path, capsys):
     (first, second) = json.loads((tmp_path / "results.json").read_text())["cpu"]["groups"]["decode"]
     assert first["peer"] == "transformers generate, cache" and len(first["ours"]) == len(first["theirs"]) == 2
     assert "logits agree" in second["check"] and "log-probabilities of what is sampled agree" in second["check"]
+
+
+# ----------------------------------------------------------------------------------------- the frontier
+
+
+@pytest.fixture
+def tiny_frontier(tmp_path, monkeypatch):
+    """A base, a reward model and settings that take seconds, in this process: how it is called, and what was trained."""
+    torch.manual_seed(0)
+    tokenizer = CharTokenizer(list("\nabcdefgh gody!"))
+    base = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, context=64, layers=1, heads=2, width=16))
+    model = RewardModel(base)
+    torch.nn.init.normal_(model.score.weight)
+    for name, one in (("base", base), ("reward", model)):
+        checkpoints.save(tmp_path / "published" / name, one, tokenizer)
+    monkeypatch.setattr(frontier.course, "PUBLISHED", tmp_path / "published")
+    shape = {
+        "ppo": {"minibatch": 8},
+        "rloo": {"minibatch": 8, "group": 4},
+        "grpo": {"minibatch": 8, "group": 4},
+        "rejection": {"minibatch": 4},
+        "control": {"minibatch": 4},
+        "dpo": {"batch": 4, "evaluations": 2},
+    }
+    methods = {name: replace(config, max_new_tokens=8, max_kl=1e3, **shape[name]) for name, config in small_rollouts().items()}
+    monkeypatch.setattr(frontier, "METHODS", methods)
+    monkeypatch.setattr(frontier, "ORIGINALS", 32)
+    trained, real = [], frontier.train
+
+    def train(config, budget, seed, folder):
+        trained.append(folder.name)
+        return real(config, budget, seed, folder)
+
+    class Here:
+        """The pool of processes, without processes."""
+
+        def __init__(self, *_, **__):
+            pass
+
+        __enter__ = lambda self: self  # noqa: E731
+        __exit__ = lambda self, *_: None  # noqa: E731
+        apply = staticmethod(lambda function, arguments: function(*arguments))
+        starmap = staticmethod(lambda function, rows: [function(*row) for row in rows])
+
+    monkeypatch.setattr(frontier, "train", train)
+    monkeypatch.setattr(frontier.multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=Here))
+
+    def call(*more):
+        where = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
+        if main(["frontier", "--iterations", "2", "--rollout", "16", *where, *more]):
+            return None
+        return json.loads((tmp_path / "frontier.json").read_text())
+
+    return call, trained
+
+
+def small_rollouts():
+    """The methods of the frontier with rollouts of 16, so that a rollout is a multiple of everything."""
+    sizes = {"rollout_size": 16, "minibatch": 4}
+    made = {}
+    for name, config in frontier.METHODS.items():
+        own = {"samples": 16} if name == "dpo" else {**sizes, "max_rollout_size": 16} if name == "ppo" else sizes
+        made[name] = replace(config, **own)
+    return made
+
+
+def test_every_method_has_as_many_completions_and_a_point_for_every_measurement(tiny_frontier):
+    call, trained = tiny_frontier
+    found = call("--seeds", "3")
+    assert [run["method"] for run in found["runs"]] == list(frontier.METHODS) and len(trained) == 6
+    for run in found["runs"]:
+        assert (
+            run["completions"] == 32
+            and run["seed"] == 3
+            and (run["seconds"] >= 0 or run["method"] == "dpo")
+            and run["peak_memory_bytes"] > 0
+        )
+        spent = [point["completions"] for point in run["points"]]
+        assert spent[0] == 0 and spent[-1] == 32 and spent == sorted(set(spent))
+        assert run["points"][0]["kl"] == pytest.approx(0, abs=1e-2)
+        assert all(math.isfinite(value) for point in run["points"] for value in point.values())
+    (picked,) = found["best_of_n"]
+    assert [point["n"] for point in picked["points"]] == [1, 2, 4, 8, 16, 32]
+    rewards = [point["reward"] for point in picked["points"]]
+    assert rewards == sorted(rewards) and picked["points"][2]["kl"] == pytest.approx(0.6363, abs=1e-4)
+    assert found["machine"]["cores"] >= 1
+
+
+def test_a_run_that_is_done_is_not_made_again_nor_one_of_other_settings_in_its_place(tiny_frontier, capsys):
+    call, trained = tiny_frontier
+    first = call("--methods", "rloo", "--seeds", "0", "1")
+    assert call("--methods", "rloo", "--seeds", "0", "1", "2")["runs"][:2] == first["runs"]
+    assert trained == ["rloo-0", "rloo-1", "rloo-2"]
+    frontier.METHODS["rloo"] = replace(frontier.METHODS["rloo"], kl_coef=0.5)
+    assert call("--methods", "rloo", "--seeds", "0") is None
+    assert re.search(
+        r"error: .*rloo-0 holds a run with other settings: delete it, or give another --runs", capsys.readouterr().err
+    )

@@ -13,11 +13,11 @@ LIBRARY, TESTS = ROOT / "rlhf_lib", ROOT / "tests"
 # "exercises." is every module of that package, which may import one another, but not in a circle.
 FLOORS = [
     "files devices wheels",
-    "ppo preference corpus chat tokenization labels label_exports comparisons public_sets",
+    "ppo policy_gradient preference verse corpus chat tokenization labels label_exports comparisons public_sets",
     "models.layers models.gpt models.llama models.heads models.weights models.lora models.gguf models.published checkpoints runs",
     "sampling judge pairwise blind endpoint",
     "trainers.muon trainers.pretrain trainers.sft trainers.reward trainers.preference trainers.rollouts trainers.rewards "
-    "trainers.ppo trainers.ppo_critic",
+    "trainers.ppo trainers.ppo_critic trainers.grpo trainers.dpo trainers.rejection",
     "plots plots_assistant plots_runs pipelines.settings pipelines.stages pipelines.material pipelines.inputs pipelines.estimate "
     "pipelines.report pipelines.shakespeare pipelines.judging pipelines.referee pipelines.assistant_settings "
     "pipelines.assistant talk",

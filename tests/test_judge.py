@@ -1,5 +1,6 @@
 """The gold judge on lines that leave no doubt, and the statistics against brute force, scipy and simulations."""
 
+import itertools
 import math
 import random
 
@@ -366,3 +367,29 @@ def test_best_of_n_kl_agrees_with_a_simulation(n):
 def test_best_of_less_than_one_is_refused(n):
     with pytest.raises(ValueError, match=f"n must be at least 1, got {n}"):
         judge.best_of_n_kl(n)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 7), st.data())
+def test_the_mean_of_best_of_n_is_that_over_all_ways_to_take_n(N, data):
+    n = data.draw(st.integers(1, N))
+    proxy = data.draw(st.lists(st.floats(-5, 5), min_size=N, max_size=N, unique=True))
+    gold = data.draw(st.lists(st.floats(-1, 1), min_size=N, max_size=N))
+    ways = [max(way, key=lambda place: proxy[place]) for way in itertools.combinations(range(N), n)]
+    expected = sum(gold[place] for place in ways) / len(ways)
+    assert judge.best_of_n_mean(proxy, gold, n) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_mean_of_best_of_n_by_hand():
+    """Of the three pairs two have the second sample as their best, and one the first: gold 7, 7 and 3."""
+    proxy, gold = torch.tensor([2.0, 4.0, 1.0]), torch.tensor([3.0, 7.0, -9.0])
+    assert judge.best_of_n_mean(proxy, gold, 2) == pytest.approx(17 / 3)
+    assert judge.best_of_n_mean(proxy, gold, 1) == pytest.approx(1 / 3)
+    assert judge.best_of_n_mean(proxy, gold, 3) == pytest.approx(7)
+    assert math.isfinite(judge.best_of_n_mean(torch.arange(5000.0), torch.ones(5000), 2500))
+
+
+@pytest.mark.parametrize("n", [0, 4])
+def test_the_best_of_more_than_there_are_is_refused(n):
+    with pytest.raises(ValueError, match=f"n must lie between 1 and the 3 samples, got {n}"):
+        judge.best_of_n_mean(torch.zeros(3), torch.zeros(3), n)

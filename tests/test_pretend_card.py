@@ -1,5 +1,6 @@
 """Every trainer and the whole pipeline on the pretend card of `card.py`: the CPU's figures, and few waits for the card."""
 
+import functools
 import inspect
 import random
 
@@ -12,10 +13,11 @@ from rlhf_lib import checkpoints, devices, runs, sampling
 from rlhf_lib.labels import Label
 from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.models.heads import RewardModel
+from rlhf_lib.models.lora import Branch
 from rlhf_lib.pipelines.assistant import Assistant
 from rlhf_lib.pipelines.shakespeare import Shakespeare
 from rlhf_lib.tokenization import CharTokenizer
-from rlhf_lib.trainers import muon, ppo, pretrain, reward, rewards, rollouts
+from rlhf_lib.trainers import dpo, grpo, muon, ppo, pretrain, rejection, reward, rewards, rollouts
 from rlhf_lib.trainers.ppo import PPOConfig
 from rlhf_lib.trainers.pretrain import PretrainConfig
 from rlhf_lib.trainers.reward import RewardConfig
@@ -62,18 +64,65 @@ def reward_training(folder, device, **changes):
     return reward.train(gpt(device), TOKENIZER, LABELS, config, folder, 0, device)[0]
 
 
-def policy_training(folder, device, **changes):
+def paid_for(device):
+    """A base, a reward for what it writes, and a rollout of it."""
     base, judge = gpt(device), RewardModel(gpt(device, seed=1)).to(device)
     torch.manual_seed(2)
     judge.score.weight.data.copy_(torch.randn(1, 16))
     originals = rollouts.sample(base, TOKENIZER, PROMPTS * 32, 8, torch.Generator().manual_seed(3))
-    pays = rewards.fit_reward(judge, originals)
+    return base, rewards.fit_reward(judge, originals), originals
+
+
+def policy_training(folder, device, **changes):
+    base, pays, _ = paid_for(device)
     size = {"iterations": 3, "rollout_size": 16, "max_rollout_size": 16, "max_new_tokens": 8, "epochs": 2, "minibatch": 8}
     config = PPOConfig(**{**size, "lr": 3e-3, "keep_every": 2, "max_kl": 100.0, **changes})
     return ppo.train(base, TOKENIZER, PROMPTS, pays, config, folder)
 
 
-TRAINERS = {"pretrain": (pretraining, "base"), "reward": (reward_training, "reward"), "policy": (policy_training, "policy")}
+def method_training(folder, device, method="rloo", **changes):
+    base, pays, _ = paid_for(device)
+    size = {"iterations": 3, "rollout_size": 16, "group": 4, "max_new_tokens": 8, "minibatch": 8}
+    config = grpo.GRPOConfig(method, **{**size, "lr": 3e-3, "keep_every": 2, "max_kl": 100.0, "max_weight": 2.0, **changes})
+    return grpo.train(base, TOKENIZER, PROMPTS, pays, config, folder)
+
+
+def branch_training(folder, device, **changes):
+    torch.manual_seed(5)
+    policy = Branch(gpt("cpu"), layers=1, rank=2, alpha=4)
+    for weight in policy.parameters():
+        nn.init.normal_(weight, std=0.2)
+    tensors = {name: tensor.to(device) for name, tensor in policy.state_dict().items()}
+    policy = checkpoints.load_tensors(Branch(gpt(device), layers=1, rank=2, alpha=4), tensors, folder)
+    size = {"iterations": 3, "rollout_size": 16, "group": 4, "max_new_tokens": 8, "minibatch": 8}
+    config = grpo.GRPOConfig("grpo", **{**size, "lr": 1e-2, "keep_every": 2, "max_kl": 100.0, **changes})
+    return grpo.train(policy, TOKENIZER, PROMPTS, lambda rollout: rollout.mask.sum(1).float(), config, folder)
+
+
+def rejection_training(folder, device, **changes):
+    base, pays, _ = paid_for(device)
+    size = {"iterations": 3, "rollout_size": 16, "best_of": 2, "max_new_tokens": 8, "epochs": 2, "minibatch": 4}
+    config = rejection.RejectionConfig(**{**size, "lr": 3e-3, "keep_every": 2, "max_kl": 100.0, **changes})
+    return rejection.train(base, TOKENIZER, PROMPTS, pays, config, folder)
+
+
+def comparison_training(folder, device, loss="dpo", **changes):
+    base, pays, originals = paid_for(device)
+    pairs = dpo.compared(originals[slice(0, None, 2)], pays(originals)[::2])  # those of the first prompt
+    size = {"batch": 8, "evaluations": 2, "samples": 16, "max_new_tokens": 8, "max_kl": 100.0}
+    config = dpo.DPOConfig(loss, **{**size, "lr": 3e-3, **changes})
+    return dpo.train(base, TOKENIZER, pairs[4:], pairs[:4], PROMPTS, pays, config, folder)
+
+
+TRAINERS = {
+    "pretrain": (pretraining, "base"),
+    "reward": (reward_training, "reward"),
+    "policy": (policy_training, "policy"),
+    **{name: (functools.partial(method_training, method=name), "policy") for name in ("rloo", "grpo", "gspo", "ppo")},
+    "branch": (branch_training, "policy"),
+    "rejection": (rejection_training, "policy"),
+    **{loss: (functools.partial(comparison_training, loss=loss), "policy") for loss in ("dpo", "kto")},
+}
 
 
 def figures(folder):
@@ -165,10 +214,11 @@ def waits(act, *left_out):
     return sum(n for line, n in counts.lines["to_host"].items() if line not in aside), counts
 
 
-def test_a_minibatch_of_ppo_waits_at_most_3_times_and_an_iteration_at_most_40(tmp_path):
+@pytest.mark.parametrize("train", [policy_training, method_training])
+def test_a_minibatch_of_ppo_waits_at_most_3_times_and_an_iteration_at_most_40(tmp_path, train):
     def run(**changes):
         folder = tmp_path / "_".join(map(str, changes.values()))
-        return waits(lambda: policy_training(folder, "card", **changes), DRAWING)
+        return waits(lambda: train(folder, "card", **changes), DRAWING)
 
     short, _ = run(iterations=2, epochs=1)
     longer, counts = run(iterations=2, epochs=4)

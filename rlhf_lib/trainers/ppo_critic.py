@@ -16,9 +16,9 @@ from torch import nn
 from rlhf_lib import checkpoints, ppo, runs
 from rlhf_lib.devices import autocast, generator, has_bf16
 from rlhf_lib.models.heads import head_logprobs
-from rlhf_lib.models.layers import evaluating, pad
+from rlhf_lib.models.layers import evaluating
 from rlhf_lib.models.lora import trunk_rows
-from rlhf_lib.trainers.rollouts import completion_kl, draw, minibatches
+from rlhf_lib.trainers.rollouts import completion_kl, draw, minibatches, trunk_of
 
 
 @dataclass
@@ -76,18 +76,6 @@ class PPOCriticConfig:
             )
         if self.kl_target and not self.kl_coef:
             raise ValueError("ppo.kl_target adapts ppo.kl_coef by factors, so it needs one above 0 to begin with, got 0")
-
-
-@torch.no_grad()
-def trunk_of(branch, rollout, batch=32):
-    """The trunk's states of prompts and completions, and S - T, where completions begin."""
-    prompts, prompt_mask = pad(rollout.prompts, "left", rollout.tokens.device)
-    tokens, mask = torch.cat([prompts, rollout.tokens], 1), torch.cat([prompt_mask, rollout.mask], 1)  # (B, S)
-    with evaluating(branch), autocast(tokens.device, branch.config.width, exact=True):
-        parts = [branch.trunk(*part) for part in zip(tokens.split(batch), mask.split(batch))]
-    xs, tables, masks = zip(*parts)
-    table = tables[0] and tuple(torch.cat(halves) for halves in zip(*tables))
-    return (torch.cat(xs), table, torch.cat(masks)), prompts.shape[1]
 
 
 def logprobs_of(policy, trunk, start, tokens, mask, temperature=1.0):

@@ -4,14 +4,16 @@ B: completions    T: tokens in each
 """
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
 
 from rlhf_lib import ppo
-from rlhf_lib.devices import autocast, gather, has_bf16, precision, shard, shared_out
-from rlhf_lib.models.layers import evaluating
-from rlhf_lib.models.lora import Branch
+from rlhf_lib.devices import agreed, autocast, gather, has_bf16, precision, shard, shared_out
+from rlhf_lib.models.heads import head_logprobs
+from rlhf_lib.models.layers import evaluating, pad
+from rlhf_lib.models.lora import Branch, trunk_rows
 from rlhf_lib.sampling import generate, token_logprobs
 
 
@@ -25,7 +27,8 @@ class Rollout:
         logprobs: (B, T), nats, under the model that sampled; 0 behind the end token.
         mask: (B, T) bool, True up to and including the end token.
         texts: a list of B, the completions as text.
-        trunk: where several models share one, what it says of prompts and completions; a part of the rollout has none.
+        trunk: where several models share one, what it says of prompts and completions.
+        sampler_logprobs: (B, T), as `logprobs`, under the copy that tokens were drawn from.
     """
 
     prompts: list
@@ -34,6 +37,7 @@ class Rollout:
     mask: torch.Tensor
     texts: list
     trunk: tuple | None = None
+    sampler_logprobs: torch.Tensor | None = None
 
     def __len__(self):
         return len(self.tokens)
@@ -42,7 +46,9 @@ class Rollout:
         """The rollout of `rows`, a (b,) tensor of row numbers or a slice."""
         places = torch.arange(len(self))[rows].tolist()
         prompts, texts = ([whole[place] for place in places] for whole in (self.prompts, self.texts))
-        return Rollout(prompts, self.tokens[rows], self.logprobs[rows], self.mask[rows], texts)
+        trunk = None if self.trunk is None else trunk_rows(self.trunk, rows)
+        drawn = None if self.sampler_logprobs is None else self.sampler_logprobs[rows]
+        return Rollout(prompts, self.tokens[rows], self.logprobs[rows], self.mask[rows], texts, trunk, drawn)
 
 
 def quick_copy(model):
@@ -58,7 +64,7 @@ def quick_copy(model):
 
 
 def draw(model, tokenizer, prompts, max_new_tokens, generator, temperature=1.0, batch=256):
-    """A Rollout of `model`, one completion for each of `prompts`, without log-probabilities: they are 0.
+    """A Rollout of `model`, one completion for each of `prompts`, without log-probabilities of the model's: they are 0.
 
     Args:
         prompts: a list of B lists of tokens.
@@ -74,24 +80,45 @@ def draw(model, tokenizer, prompts, max_new_tokens, generator, temperature=1.0, 
         drawn.append(generate(
             quick, some, max_new_tokens, temperature=temperature, uniforms=uniforms[rows], end_token=tokenizer.end_token
         ))  # fmt: skip
-    tokens, _, mask = (gather(torch.cat(columns)) for columns in zip(*drawn))
+    tokens, logprobs, mask = (gather(torch.cat(columns)) for columns in zip(*drawn))
     texts = [tokenizer.decode(row[kept]) for row, kept in zip(tokens.cpu(), mask.cpu())]
-    return Rollout(prompts, tokens, torch.zeros(tokens.shape, device=tokens.device), mask, texts)
+    return Rollout(prompts, tokens, torch.zeros_like(logprobs), mask, texts, sampler_logprobs=logprobs)
 
 
 def sample(model, tokenizer, prompts, max_new_tokens, generator, temperature=1.0, batch=256):
-    """A Rollout of `model`, with the log-probabilities that `score` gives; arguments as for `draw`."""
+    """A Rollout of `model`, with the log-probabilities that `score` gives, and a Branch's trunk; arguments as for `draw`."""
     rollout = draw(model, tokenizer, prompts, max_new_tokens, generator, temperature, batch)
+    if isinstance(model, Branch):
+        rollout.trunk, _ = trunk_of(model, rollout)
     rollout.logprobs = score(model, rollout, temperature)
     return rollout
 
 
+@torch.no_grad()
+def trunk_of(branch, rollout, batch=32):
+    """The trunk's states of prompts and completions, and S - T, where completions begin."""
+    prompts, prompt_mask = pad(rollout.prompts, "left", rollout.tokens.device)
+    tokens, mask = torch.cat([prompts, rollout.tokens], 1), torch.cat([prompt_mask, rollout.mask], 1)  # (B, S)
+    with evaluating(branch), autocast(tokens.device, branch.config.width, exact=True):
+        parts = [branch.trunk(*part) for part in zip(tokens.split(batch), mask.split(batch))]
+    xs, tables, masks = zip(*parts)
+    table = tables[0] and tuple(torch.cat(halves) for halves in zip(*tables))
+    return (torch.cat(xs), table, torch.cat(masks)), prompts.shape[1]
+
+
 def logprobs_of(model, rollout, temperature=1.0):
-    """`model`'s log-probabilities of a rollout's tokens, (B, T) in nats, with a gradient: the way all scoring goes."""
-    device = rollout.tokens.device
-    dtype = torch.bfloat16 if has_bf16(device) else torch.float32  # of the head, where most of the work is
-    with autocast(device, model.config.width, exact=True):
-        return token_logprobs(model, rollout.prompts, rollout.tokens, rollout.mask, temperature=temperature, dtype=dtype)
+    """`model`'s log-probabilities of a rollout's tokens, (B, T) in nats, with a gradient: the way all scoring goes.
+
+    Where the rollout has a trunk, `model` is a Branch that shares it, and goes on from there.
+    """
+    tokens, mask = rollout.tokens, rollout.mask
+    dtype = torch.bfloat16 if has_bf16(tokens.device) else torch.float32  # of the head, where most of the work is
+    with autocast(tokens.device, model.config.width, exact=True):
+        if rollout.trunk is None:
+            return token_logprobs(model, rollout.prompts, tokens, mask, temperature=temperature, dtype=dtype)
+        hidden = model.top(*rollout.trunk)[:, -tokens.shape[1] - 1 : -1]  # (B, T, C): predicted from the place before it
+        found = head_logprobs(hidden[mask], model.head.weight, tokens[mask], temperature, dtype)
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, found)
 
 
 @torch.no_grad()
@@ -132,3 +159,52 @@ def minibatches(count, size, epochs, generator):
     """The rows of each optimiser step: `epochs` times all of `count` in a drawn order, `size` at a time."""
     for _ in range(epochs):
         yield from torch.randperm(count, generator=generator).split(size)
+
+
+def measure(stage, rollout, ref_logprobs, reward, max_kl, step, watch=None):
+    """Log how far the policy that wrote `rollout` has moved and what it earns, and keep it: the head of a step on fresh samples.
+
+    Args:
+        stage: the runs.stage of the policy; its checkpoint gets `step` as `iteration`.
+        ref_logprobs: (B, T), the original model's.
+        reward: a function of a Rollout that gives one number a completion, (B,).
+        max_kl: nats; from there on nothing is kept.
+        watch: a function of a Rollout and its rewards that gives a dict of numbers to log.
+
+    Returns:
+        rewards (B,) and KL (B,) of the completions, without a gradient; None where the mean KL has passed `max_kl`.
+
+    Raises:
+        RunError: the KL is not finite, or a hundred times `max_kl`.
+    """
+    mask = rollout.mask
+    kl = completion_kl(rollout.logprobs, ref_logprobs, mask)
+    stage.check(kl.mean().item(), limit=100 * max_kl, what="KL to the original model")
+    if agreed(kl.mean() > max_kl):
+        return None
+    rewards = reward(rollout).to(kl.device).detach()
+    stats = {
+        "kl": kl.mean().item(),
+        "kl_error": (kl.std() / math.sqrt(len(kl))).item(),
+        "kl_k3": completion_kl(rollout.logprobs, ref_logprobs, mask, "k3").mean().item(),
+        "reward": rewards.mean().item(),
+        "entropy": -ppo.masked_mean(rollout.logprobs, mask).item(),  # nats per token
+        "tokens": mask.sum(1).float().mean().item(),
+        **(watch(rollout, rewards) if watch else {}),
+    }
+    stage.log(**stats)
+    stage.keep(iteration=step, **stats)
+    return rewards, kl
+
+
+def check_prompts(model, prompts, max_new_tokens, name):
+    """Refuse, before the first step, prompts that leave no room for a completion; `name` is that of the settings.
+
+    Raises:
+        ValueError: there are none, one is empty, or one is too long.
+    """
+    if not prompts or not all(prompts):
+        raise ValueError("there are no prompts, or an empty one: give at least one list of at least one token")
+    longest, context = max(map(len, prompts)) + max_new_tokens, model.config.context
+    if longest > context:
+        raise ValueError(f"the longest prompt and {name}.max_new_tokens are {longest} tokens, more than the context of {context}")

@@ -6,9 +6,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from rlhf_lib import runs
 from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.models.llama import Llama, LlamaConfig
 from rlhf_lib.models.lora import Branch
+from rlhf_lib.tokenization import CharTokenizer
+from rlhf_lib.trainers import rollouts
 
 FAMILIES = ("llama", "modern", "gpt2")
 
@@ -55,3 +58,32 @@ def mutant(module, *changes, **names):
     exec(compile(source, f"a mutant of {module.__file__}", "exec"), made.__dict__)
     made.__dict__.update(names)
     return made
+
+
+# ----------------------------------------------------------------------------------------- policies that learn from a toy reward
+
+TOKENIZER = CharTokenizer(list("\nabcdefgh"))  # END, UNKNOWN, the line break, and eight letters: 11 tokens
+V, A, END = TOKENIZER.vocab_size, TOKENIZER.encode("a")[0], TOKENIZER.end_token
+PROMPTS = [[2, 2], [3, 4, 5, 6, 7], [8]]
+
+
+def likes(rollout):
+    """A reward that grows with the share of the letter a; about 0 and 1 are its mean and deviation under even choices."""
+    share = ((rollout.tokens == A) & rollout.mask).sum(1) / rollout.mask.sum(1)
+    return 8 * (share - 1 / V)
+
+
+def even(context=24):
+    """A GPT that chooses evenly among all tokens, with dropout and in training mode, which no policy may have."""
+    torch.manual_seed(0)
+    return GPT(GPTConfig(vocab_size=V, context=context, layers=2, heads=2, width=16, dropout=0.3)).train()
+
+
+def records(folder):
+    return runs.Metrics(folder).read("policy")
+
+
+def share_of_a(model, length=8):
+    """The share of the letter a among the tokens of 600 completions."""
+    rollout = rollouts.sample(model, TOKENIZER, [PROMPTS[0]] * 600, length, torch.Generator().manual_seed(9))
+    return ((rollout.tokens == A) & rollout.mask).sum().item() / rollout.mask.sum().item()

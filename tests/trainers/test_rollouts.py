@@ -262,7 +262,7 @@ def test_rows_of_a_rollout_keep_what_belongs_together(rows):
     rollout = Rollout(prompts, tokens, -tokens.float(), tokens % 2 == 0, [str(place) for place in range(6)])
     rollout.trunk = (tokens, None, None)
     part, places = rollout[rows], torch.arange(6)[rows].tolist()
-    assert part.trunk is None
+    assert torch.equal(part.trunk[0], tokens[rows]) and part.trunk[1:] == (None, None)
     assert part.prompts == [[place] for place in places] and part.texts == [str(place) for place in places]
     assert len(part) == len(places)
     for found, whole in ((part.tokens, tokens), (part.logprobs, -tokens.float()), (part.mask, tokens % 2 == 0)):
@@ -353,3 +353,85 @@ def test_advantages_equal_a_scalar_loop(seed, rows, length, coefficient):
                 behind = range(place, int(ends[row]))
                 expected = rewards[row] - coefficient * sum(logprobs[row, t] - reference[row, t] for t in behind)
             assert shaped[row, place].item() == pytest.approx(float(expected), abs=1e-4)
+
+
+# ----------------------------------------------------------------------------------------- a trunk, and a copy that sampled
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_branchs_rollout_has_its_trunk_and_is_scored_from_there_as_without_it(family):
+    base = language_model(family)
+    model, other = branch(base, seed=1), branch(base, seed=2)
+    rollout = sample(model, 9, 6, prompts=([3], [4, 5, 6], PROMPT), temperature=0.8)
+    rows = torch.tensor([7, 0, 3])
+    for one in (model, other):
+        found = rollouts.score(one, rollout, 0.8, batch=4)
+        bare = Rollout(rollout.prompts, rollout.tokens, rollout.logprobs, rollout.mask, rollout.texts)
+        assert rollout.trunk is not None and bare.trunk is None
+        torch.testing.assert_close(found, rollouts.score(one, bare, 0.8), rtol=0, atol=1e-4)
+        torch.testing.assert_close(rollouts.logprobs_of(one, rollout[rows], 0.8), found[rows], rtol=0, atol=1e-5)
+        assert (found[~rollout.mask] == 0).all()
+    logprobs = rollouts.logprobs_of(model, rollout[rows])
+    gradients = torch.autograd.grad(logprobs.sum(), list(model.parameters()))
+    whole = bare[rows]
+    for one, other in zip(gradients, torch.autograd.grad(rollouts.logprobs_of(model, whole).sum(), list(model.parameters()))):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_rollout_knows_the_probabilities_that_it_was_sampled_with(monkeypatch):
+    prompts = ([3], [4, 5, 6])
+    rollout = sample(gpt(), 40, 6, prompts=prompts, temperature=0.8)
+    torch.testing.assert_close(rollout.sampler_logprobs, rollout.logprobs, rtol=0, atol=1e-4)
+    assert torch.equal(rollout[2:5].sampler_logprobs, rollout.sampler_logprobs[2:5])
+    monkeypatch.setattr(rollouts, "precision", lambda device, width: torch.bfloat16)
+    copied = sample(gpt(), 40, 6, prompts=prompts, temperature=0.8)
+    off = (copied.sampler_logprobs - copied.logprobs).abs()
+    assert 1e-3 < off.max() < 0.3 and (off[~copied.mask] == 0).all()
+
+
+# ----------------------------------------------------------------------------------------- what is measured of fresh samples
+
+
+class Stage:
+    """Takes down what a runs.stage is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def __getattr__(self, name):
+        return lambda *arguments, **named: self.told.append((name, *arguments, named))
+
+
+def test_what_is_logged_of_a_rollout_is_what_is_kept_with_it():
+    base, policy = gpt(), gpt(seed=1)
+    rollout, stage = sample(policy, 50, 6), Stage()
+    reference = rollouts.score(base, rollout)
+    rewards, kl = rollouts.measure(
+        stage, rollout, reference, lambda r: r.mask.sum(1).float(), 1e3, 7, lambda r, pay: {"gold": pay.max().item()}
+    )
+    (checked, value, named), (logged, stats), (kept, metadata) = stage.told
+    assert (checked, logged, kept) == ("check", "log", "keep") and metadata == {"iteration": 7, **stats}
+    assert named == {"limit": 1e5, "what": "KL to the original model"}
+    lengths = rollout.mask.sum(1).float()
+    each = (torch.where(rollout.mask, rollout.logprobs - reference, 0)).sum(1)
+    assert torch.equal(rewards, lengths) and torch.equal(kl, each)
+    assert value == stats["kl"] == pytest.approx(each.mean().item(), rel=1e-5)
+    assert stats["kl_error"] == pytest.approx(each.std().item() / math.sqrt(50), rel=1e-5)
+    assert stats["reward"] == stats["tokens"] == pytest.approx(lengths.mean().item(), rel=1e-6)
+    assert stats["entropy"] == pytest.approx(-rollout.logprobs[rollout.mask].mean().item(), rel=1e-5)
+    assert stats["gold"] == lengths.max().item() and stats["kl_k3"] > 0
+
+
+def test_where_the_kl_has_passed_its_bound_nothing_is_kept_and_no_reward_asked_for():
+    rollout, stage = sample(gpt(seed=1), 20, 6), Stage()
+    assert rollouts.measure(stage, rollout, rollout.logprobs - 1, None, 0.5, 0) is None
+    assert [told[0] for told in stage.told] == ["check"]
+
+
+@pytest.mark.parametrize(("prompts", "sentence"), [([], "there are no prompts"), ([[1], []], "an empty one")])
+def test_prompts_that_cannot_be_answered_are_refused(prompts, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        rollouts.check_prompts(gpt(), prompts, 4, "grpo")
+    rollouts.check_prompts(gpt(), [[1] * 20], 4, "grpo")
+    with pytest.raises(ValueError, match=r"the longest prompt and grpo\.max_new_tokens are 25 tokens, more than .* 24"):
+        rollouts.check_prompts(gpt(), [[1] * 20, [1] * 21], 4, "grpo")
