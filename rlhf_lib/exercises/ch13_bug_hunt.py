@@ -41,6 +41,7 @@ def probe(case, name, judge, *options, steps=None):
         return {"seed": int(torch.randint(1_000_000, (), generator=generator))}
 
     def run(built, seed):
+        torch.set_num_threads(1)  # enough for programs this small; beside other work two would wait for each other
         return [built(seed, **one) for one in options or ({},)]
 
     def judged(output, seed):
@@ -387,7 +388,11 @@ def unchanged(case, **options):
     def judged(output, seed):
         return form(case, output, next(iter(options.values()))) or judge(output, seed)
 
-    return Probe("it does what it did", draw, lambda built, seed: built(seed, **options), judged)
+    def run(built, seed):
+        torch.set_num_threads(1)
+        return built(seed, **options)
+
+    return Probe("it does what it did", draw, run, judged)
 
 
 # ----------------------------------------------------------------------------------------- the builds
