@@ -48,10 +48,11 @@ def without_folds(text, title):
 
 
 def student_edition(notebook, hints=True):
-    """A learner's notebook without its worked answers and without what investigations found; without hints too, if so wanted."""
+    """A learner's notebook without worked answers, what investigations found, and what was wrong with a program; without hints
+    too, if so wanted."""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = without_folds(cell.source, "(?:The worked answer|What we found)")
+            cell.source = without_folds(cell.source, "(?:The worked answer|What we found|What it was)[^<]*")
             if not hints:
                 cell.source = without_folds(cell.source, r"Hint \d+")
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "markdown" or cell.source.strip()]

@@ -214,6 +214,24 @@ GIVEN = {
     "11/next": "11.7",  # an exercise
     "11/found-11-A": "0.03 32",
     "11/question-read": "16 16",
+    # lines, pull requests and numbers of published programs, and of worked examples
+    "13/place-01": "386 390 480 484",
+    "13/place-02": "166 192 218 88 96%",
+    "13/place-03": "253 273",
+    "13/place-04": "497 504 506 451",
+    "13/place-05": "300 304",
+    "13/place-07": "19 83 275",
+    "13/place-08": "175 177 217 218",
+    "13/place-09": "819 154 264 273",
+    "13/place-10": "68 79 33 48",
+    "13/place-11": "501 417",
+    "13/place-12": "125 0.1 0.005",
+    "13/place-13": "639 156 157 315 327",
+    "13/place-14": "361 207 235 620 134 139",
+    "13/place-15": "82 84",
+    "13/place-16": "181 195 30 42 52",
+    "13/place-18": "0.0 501 102 103 80 480 484",
+    "13/place-19": "620 157 163 208 219 1000",
     "README/The-assistant": "0.1 30 95% 16 12 24",  # the version of a package, SmolLM2's blocks
 }
 

@@ -73,7 +73,9 @@ def test_the_search_above_finds_an_answer_in_a_learners_own_edition():
 
 
 def test_no_build_stands_in_the_library(released):
-    built = {text for name, text in answers() if name in exercises.BUILDS and text.count("\n") >= 8}
+    built = {
+        text for name, text in answers() if name in exercises.BUILDS and exercises.BUILDS[name].kept and text.count("\n") >= 8
+    }
     assert len(built) >= 9
     for path in (released[True][0] / "rlhf_lib").rglob("*.py"):
         assert not built & {*code_of(path.read_text(encoding="utf-8"))}, path
@@ -106,7 +108,7 @@ def test_hints_stay_or_go(released):
         )
     assert texts[True].count("<summary>Hint") > 20 and "<summary>Hint" not in texts[False]
     for text in texts.values():
-        assert "What we found" not in text and "<summary>The worked answer" not in text
+        assert not re.search("<summary>(What we found|The worked answer|What it was)", text)
         assert text.count("<details>") == text.count("</details>") > 10  # questions and readings keep theirs
 
 

@@ -1,11 +1,12 @@
 """The cases: every program runs, records what it says, and reads as one screen."""
 
 import ast
+import math
 
 import pytest
 from matplotlib.figure import Figure
 
-from rlhf_lib.hunt import CASES, figure, run
+from rlhf_lib.hunt import CASES, figure, run, tell
 from rlhf_lib.hunt.cases import number, text_of
 
 FAST = ("02", "03", "15", "18")
@@ -52,3 +53,12 @@ def test_a_figure_has_a_panel_for_each_curve_and_a_line_for_each_record():
     assert [len(ax.lines) for ax in fig.axes] == [2, 2]
     assert [text.get_text() for text in fig.axes[0].get_legend().get_texts()] == ["given", "mended"]
     assert fig.axes[0].lines[0].get_ydata()[0] == pytest.approx(run("15")["curves"]["loss"][0])
+
+
+def test_a_record_in_figures_leaves_out_what_is_no_number_and_counts_equal_samples(capsys):
+    curves = {"loss": [2.0, math.nan, 0.5, 3.0], "accuracy": [math.nan]}
+    tell("15", {"curves": curves, "test_accuracy": 0.75, "samples": ["ab", "cd", "ab"]})
+    head, loss, accuracy, test, samples = capsys.readouterr().out.splitlines()
+    assert head.split() == ["first", "smallest", "largest", "last"]
+    assert loss.split() == ["loss", "2.000", "0.500", "3.000", "3.000"] and accuracy.split() == ["accuracy", *["nan"] * 4]
+    assert test.split() == ["test_accuracy", "0.750"] and samples == "samples, 2 of 3 different: ab (2 times), cd"

@@ -1,11 +1,14 @@
 """The score: two points before the program is read, one after, and half of them for one of two."""
 
+import importlib
 import json
 
 import pytest
 
 from rlhf_lib import hunt
 from rlhf_lib.hunt.score import ANSWERS, FILE, fingerprint
+
+score = importlib.import_module("rlhf_lib.hunt.score")  # the package's own `score` is the function
 from tests.hunt.repairs import REPAIRS
 
 RIGHT = {case: tuple(REPAIRS.get(case, ("nothing",))) for case in hunt.CASES}
@@ -14,6 +17,7 @@ RIGHT = {case: tuple(REPAIRS.get(case, ("nothing",))) for case in hunt.CASES}
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("RLHF_HOME", str(tmp_path))
+    monkeypatch.setattr(score, "GUESSED", set())
     return tmp_path
 
 
@@ -99,3 +103,27 @@ def test_a_folder_that_cannot_be_written_stops_no_hunt(folder, monkeypatch, caps
 def test_what_is_noted_is_plain(folder):
     hunt.guess("03", "one-step")
     assert json.loads((folder / FILE).read_text(encoding="utf-8")) == {"03": {"unread": ["one-step"], "points": 2.0}}
+
+
+def test_a_question_mark_is_no_guess_yet(capsys):
+    hunt.guess("01", "?")
+    assert "case 01: not guessed yet" in capsys.readouterr().out
+    assert hunt.score().count("| - | - | 0 |") == 19
+
+
+def test_a_program_is_printed_when_a_guess_was_made(capsys):
+    hunt.read("3")
+    assert "First a guess" in capsys.readouterr().out and total() == 0
+    hunt.guess("03", "sign")
+    hunt.read("3")
+    assert "def mend_03(seed=0, rollouts=15):" in capsys.readouterr().out
+    hunt.guess("03", "one-step")
+    assert total() == 1
+
+
+def test_where_nothing_can_be_noted_a_guess_still_opens_the_program(folder, monkeypatch, capsys):
+    monkeypatch.setenv("RLHF_HOME", str(folder / "file"))
+    (folder / "file").write_text("")
+    hunt.guess("03", "one-step")
+    hunt.read("03")
+    assert "def mend_03" in capsys.readouterr().out
