@@ -138,5 +138,8 @@ def figure(case, *records, labels=()):
             label = labels[place] if place < len(labels) else None
             ax.plot(record["curves"][name], color=color, label=label, linewidth=1.4)
         ax.set(title=name, ylabel=unit, xlabel="step")
+        low, high = ax.get_ylim()
+        if high - low < 1e-3:  # a line, but for rounding
+            ax.set_ylim((low + high) / 2 - 0.05, (low + high) / 2 + 0.05)
     plots.legend(axes[0])
     return fig

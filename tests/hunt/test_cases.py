@@ -55,6 +55,12 @@ def test_a_figure_has_a_panel_for_each_curve_and_a_line_for_each_record():
     assert fig.axes[0].lines[0].get_ydata()[0] == pytest.approx(run("15")["curves"]["loss"][0])
 
 
+def test_rounding_is_drawn_as_a_line():
+    (ax, _) = figure("05", {"curves": {"reward": [1e-7, -2e-7, 3e-7], "kl": [0.0, 1.0, 2.0]}}).axes
+    low, high = ax.get_ylim()
+    assert high - low == pytest.approx(0.1)
+
+
 def test_a_record_in_figures_leaves_out_what_is_no_number_and_counts_equal_samples(capsys):
     curves = {"loss": [2.0, math.nan, 0.5, 3.0], "accuracy": [math.nan]}
     tell("15", {"curves": curves, "test_accuracy": 0.75, "samples": ["ab", "cd", "ab"]})

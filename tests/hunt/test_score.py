@@ -7,10 +7,9 @@ import pytest
 
 from rlhf_lib import hunt
 from rlhf_lib.hunt.score import ANSWERS, FILE, fingerprint
-
-score = importlib.import_module("rlhf_lib.hunt.score")  # the package's own `score` is the function
 from tests.hunt.repairs import REPAIRS
 
+score = importlib.import_module("rlhf_lib.hunt.score")  # the package's own `score` is the function
 RIGHT = {case: tuple(REPAIRS.get(case, ("nothing",))) for case in hunt.CASES}
 
 
