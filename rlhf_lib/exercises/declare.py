@@ -85,7 +85,7 @@ class Investigation:
 
 def load():
     """Import every chapter's modules, which fills EXERCISES and BUILDS."""
-    builds = sorted(path.stem for path in Path(__file__).parent.glob("build[0-9]*.py"))
+    builds = sorted(path.stem for chapter in CHAPTERS for path in Path(__file__).parent.glob(f"build{chapter}_*.py"))
     for module in (*CHAPTERS.values(), *builds):
         importlib.import_module(f"rlhf_lib.exercises.{module}")
 
