@@ -31,9 +31,9 @@ def run_records(learn, seed, iterations):
 @told
 def judge_records(runs, seed, reported):
     records = runs[0]["records"]
-    if len(records) != 4 or len(runs[0]["rollouts"]) != 4:
+    if len(records) != 3 or len(runs[0]["rollouts"]) != 3:
         return (
-            f"3 iterations that nothing stopped have {len(runs[0]['rollouts'])} rollouts and {len(records)} records: one before "
+            f"2 iterations that nothing stopped have {len(runs[0]['rollouts'])} rollouts and {len(records)} records: one before "
             "each update, and one more that measures the last policy"
         )
     if same_weights(runs[0]["policy"], weights(tiny(seed))):
@@ -257,12 +257,12 @@ def judge_learning(runs, seed):
 
 
 learn = Build("12.12", "learn", [
-    Probe("trains the policy, and says what it measured", drawn(iterations=3), run_records, judge_records),
+    Probe("trains the policy, and says what it measured", drawn(iterations=2), run_records, judge_records),
     Probe("a group is one prompt's", drawn(iterations=2), run_groups, judge_groups),
     Probe("starts each rollout at ratio 1", drawn(iterations=2), run_level_start, judge_level_start),
     Probe("each completion pays for its own distance", drawn(iterations=2), run_price, judge_price),
     Probe("measures what the records say", drawn(iterations=3), run_measured, judge_measured),
-    Probe("stops within max_kl", drawn(iterations=6), run_stop, judge_stop),
+    Probe("stops within max_kl", drawn(iterations=4), run_stop, judge_stop),
     Probe("depends on its seed alone", drawn(iterations=2), run_seeds, judge_seeds),
     Probe("learns by every row", drawn(iterations=24), run_learning, judge_learning, seconds=180),
 ])  # fmt: skip
