@@ -104,6 +104,8 @@ def judge_01(record):
             f"one step moves the weights by {max(moved):.1f}. Steps of at most 0.2, with what momentum 0.9 keeps of those "
             "before, cannot move them by more than 2"
         )
+    if max(moved) < 0.3:
+        return f"no step moves the weights by more than {max(moved):.2f}: has it still the rate and the limit that it was given?"
     clean = [one for place, one in enumerate(loss[-100:], len(loss) - 100) if place % 20 not in range(19, 24) and place % 20 > 3]
     best = chain_entropy(record["language"], 12)
     if not sum(clean) / len(clean) < best + 0.5:
@@ -133,7 +135,7 @@ def judge_02(equal, worse, far_better):
 
 def judge_03(record):
     curves = record["curves"]
-    if max(curves["clip_fraction"]) < 0.01 or max(curves["approx_kl"]) < 1e-4:
+    if max(curves["clip_fraction"]) < 0.01 and max(curves["approx_kl"]) < 1e-4:
         return (
             f"the clip fraction is never above {max(curves['clip_fraction']):.3f}, and the KL between the old and the new policy "
             f"never above {max(curves['approx_kl']):.5f}: what PPO has and REINFORCE has not is never made use of"
@@ -198,6 +200,9 @@ def judge_08(record):
     said = statistics.median(record["curves"]["kl"][-7:])
     true = chain_kl(record["policy"], record["reference"], 12)
     score = tail(record["curves"]["score"], 5)
+    if min(record["curves"]["kl"]) < -1e-4:
+        least = min(record["curves"]["kl"])
+        return f"the KL of a rollout is said to be {least:.3f}: it was estimated in a way that is never negative"
     if not 0.6 < said / true < 1.6:
         return (
             f"the KL is said to be {said:.2f} nats a letter at the end; summed up over all letters that the two could "
@@ -353,10 +358,15 @@ def judge_14(record):
 
 def judge_18(record):
     loss, norm, accuracy = (record["curves"][name] for name in ("loss", "gradient_norm", "accuracy"))
-    finite = all(math.isfinite(one) for one in loss)
+    finite, most = all(math.isfinite(one) for one in loss), max(loss)
     nan = (
         "" if finite else f"from step {next(i for i, one in enumerate(loss) if not math.isfinite(one))} on the loss is no number"
     )
+    if finite and most < 8:
+        nan = (
+            f"no batch costs more than {most:.1f} nats, though an endless text in the wrong order has a margin of a hundred: "
+            "where a loss is cut off it has no gradient either"
+        )
     wild = ""
     if norm[0] == 0:
         wild = "gradient_norm is 0.0 at the first step, of a model that has everything to learn"
