@@ -130,6 +130,11 @@ def judge_02(equal, worse, far_better):
             f"a candidate that is worse than the baseline wins {rates[1]:.0%}, and one that is far better {rates[2]:.0%}: "
             "under half, and three quarters or more, would be right"
         )
+    if rates[2] > 0.88:
+        return (
+            f"a candidate that is far better wins {rates[2]:.0%} of its comparisons; by this judge, asked without favour, it would "
+            "be 80 %. Does every verdict count?"
+        )
     return ""
 
 
@@ -247,6 +252,12 @@ def judge_12(record):
         return (
             "none of the first five rollouts is left before its 20 passes are over, with steps as large as these: what should "
             "stop them does not"
+        )
+    usual = statistics.median(passes[:8])
+    if not 2 <= usual <= 7:
+        return (
+            f"most of the first rollouts are used for {usual:g} passes; with steps as large as these the two policies are "
+            "0.02 nats apart after three to six"
         )
     if max(kl) > 0.2:
         return f"approx_kl is {max(kl):.2f} where the passes stopped: 0.02 was the limit, and the first pass beyond it the last"
