@@ -132,8 +132,8 @@ def judge_02(equal, worse, far_better):
         )
     if rates[2] > 0.88:
         return (
-            f"a candidate that is far better wins {rates[2]:.0%} of its comparisons; by this judge, asked without favour, it would "
-            "be 80 %. Does every verdict count?"
+            f"a candidate that is far better wins {rates[2]:.0%} of its comparisons; by this judge, asked without favour, it "
+            "would be 80 %. Does every verdict count?"
         )
     return ""
 
