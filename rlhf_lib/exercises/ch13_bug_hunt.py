@@ -3,6 +3,7 @@
 Each check runs the learner's program with a drawn seed. The sentences say what the curves still show.
 """
 
+import inspect
 import math
 import statistics
 from collections import Counter
@@ -14,6 +15,7 @@ from rlhf_lib.exercises.declare import Investigation
 from rlhf_lib.hunt.cases import CASES
 
 LN2 = math.log(2)
+SHORT = 20  # steps
 
 
 def tail(curve, count=10):
@@ -34,21 +36,39 @@ def form(case, record, steps=None):
     return ""
 
 
-def probe(case, name, judge, *options, steps=None):
-    """A probe that runs the program once for each of `options`, with one drawn seed; judge(*records) says what they show."""
+def draw_seed(generator):
+    return {"seed": int(torch.randint(1_000_000, (), generator=generator))}
 
-    def draw(generator):
-        return {"seed": int(torch.randint(1_000_000, (), generator=generator))}
+
+def runs_of(*options):
+    """A probe's `run`: the program's records with each of `options` and one drawn seed."""
 
     def run(built, seed):
         torch.set_num_threads(1)  # enough for programs this small; beside other work two would wait for each other
-        return [built(seed, **one) for one in options or ({},)]
+        return [built(seed, **one) for one in options]
+
+    return run
+
+
+def probe(case, name, judge, *options, steps=None):
+    """A probe that runs the program once for each of `options`, with one drawn seed; judge(*records) says what they show.
+
+    It is run for SHORT steps besides, with two seeds, whose records differ unless they are made up.
+    """
+    length = list(inspect.signature(CASES[case].program).parameters)[1]  # steps, rollouts, epochs or prompts
+    whole, short = runs_of(*(options or ({},))), runs_of({length: SHORT})
+
+    def run(built, seed):
+        return {"records": whole(built, seed), "short": [short(built, one)[0] for one in (seed, seed + 1)]}
 
     def judged(output, seed):
-        faults = [form(case, record, steps) for record in output]
-        return next(filter(None, faults), "") or judge(*output)
+        first, second = output["short"]
+        faults = [form(case, record, steps) for record in output["records"]]
+        if first == second:
+            faults.append("it records the very same with two seeds: these are no curves of a run")
+        return next(filter(None, faults), "") or judge(*output["records"])
 
-    return Probe(name, draw, run, judged)
+    return Probe(name, draw_seed, run, judged)
 
 
 # ----------------------------------------------------------------------------------------- what is true of a small language
@@ -205,8 +225,8 @@ def judge_08(record):
     said = statistics.median(record["curves"]["kl"][-7:])
     true = chain_kl(record["policy"], record["reference"], 12)
     score = tail(record["curves"]["score"], 5)
-    if min(record["curves"]["kl"]) < -1e-4:
-        least = min(record["curves"]["kl"])
+    least = min(record["curves"]["kl"])
+    if least < -1e-4:
         return f"the KL of a rollout is said to be {least:.3f}: it was estimated in a way that is never negative"
     if not 0.6 < said / true < 1.6:
         return (
@@ -391,9 +411,13 @@ def judge_18(record):
 
 def unchanged(case, **options):
     """A probe for a program that was right: the learner's does what it does."""
+    run = runs_of(options)
 
-    def judge(record, seed):
-        right = CASES[case].program(seed, **options)
+    def judged(output, seed):
+        (record,), (right,) = output, run(CASES[case].program, seed)
+        fault = form(case, record, next(iter(options.values())))
+        if fault:
+            return fault
         for name, curve in right["curves"].items():
             for step, (got, expected) in enumerate(zip(record["curves"][name], curve)):
                 if not abs(got - expected) <= 1e-3 + 1e-2 * abs(expected):
@@ -403,17 +427,7 @@ def unchanged(case, **options):
                     )
         return ""
 
-    def draw(generator):
-        return {"seed": int(torch.randint(1_000_000, (), generator=generator))}
-
-    def judged(output, seed):
-        return form(case, output, next(iter(options.values()))) or judge(output, seed)
-
-    def run(built, seed):
-        torch.set_num_threads(1)
-        return built(seed, **options)
-
-    return Probe("it does what it did", draw, run, judged)
+    return Probe("it does what it did", draw_seed, run, judged)
 
 
 # ----------------------------------------------------------------------------------------- the builds

@@ -138,7 +138,8 @@ def figure(case, *records, labels=()):
             label = labels[place] if place < len(labels) else None
             curve = record["curves"][name]
             ax.plot(curve, color=color, label=label, linewidth=1.4)
-            if len(bad := [step for step, one in enumerate(curve) if not math.isfinite(one)]):
+            bad = [step for step, one in enumerate(curve) if not math.isfinite(one)]
+            if bad:
                 ax.axvspan(bad[0], len(curve) - 1, color=color, alpha=0.12, linewidth=0)
                 ax.annotate("no number", (bad[0], 0.92), xycoords=("data", "axes fraction"), fontsize=8)
         ax.set(title=name, ylabel=unit, xlabel="step")

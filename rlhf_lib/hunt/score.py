@@ -45,9 +45,18 @@ def noted():
     """What was guessed here: {case: {"read": bool, "unread": [causes], "with": [causes], "points": number}}."""
     try:
         found = json.loads((home() / FILE).read_text(encoding="utf-8-sig"))
-        return {case: note for case, note in found.items() if case in CASES and isinstance(note, dict)}
+        return {case: whole(note) for case, note in found.items() if case in CASES and isinstance(note, dict)}
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}  # no file yet, or one that cannot be read
+
+
+def whole(note):
+    """A case's note without what is damaged in it."""
+    points = note.get("points", 0)
+    points = points if isinstance(points, (int, float)) and not isinstance(points, bool) else 0
+    named = {when: note[when] for when in ("unread", "with") if isinstance(note.get(when), list)}
+    named = {when: [one for one in causes if one in CAUSES] for when, causes in named.items() if {*map(type, causes)} <= {str}}
+    return {"read": note.get("read") is True, "points": points, **named}
 
 
 def note(case, **fields):
@@ -101,7 +110,6 @@ def guess(case, *causes):
         raise ValueError(f"case {case}: name one cause or two different ones, such as guess({case!r}, 'leak')")
     before, right = noted().get(case, {}), ANSWERS[case]
     earlier = before.get("unread", [])
-    earlier = earlier if isinstance(earlier, list) else []
     when, worth = ("with", READ) if before.get("read") else ("unread", UNREAD)
     known, hits = ({one for one in some if fingerprint(case, one) in right} for some in (earlier, causes))
     if "with" in before or len(known) == len(right):
@@ -141,9 +149,7 @@ def score():
     for case, one in CASES.items():
         here = notes.get(case, {})
         points = here.get("points", 0)
-        points = points if isinstance(points, (int, float)) and not isinstance(points, bool) else 0
         total += points
-        guesses = [here.get(when) for when in ("unread", "with")]
-        guesses = [", ".join(map(str, some)) if isinstance(some, list) and some else "-" for some in guesses]
+        guesses = [", ".join(here.get(when, [])) or "-" for when in ("unread", "with")]
         rows.append(f"| {case} | {one.title} | {' | '.join(guesses)} | {points:g} |")
     return "\n".join([*rows, f"| | | | of {UNREAD * len(CASES)} | **{total:g}** |"])

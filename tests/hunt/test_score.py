@@ -108,6 +108,9 @@ def test_what_cannot_be_guessed_is_refused_and_not_noted(causes, error, words, f
 def test_a_damaged_note_is_none(text, folder):
     (folder / FILE).write_text(text, encoding="latin-1")
     assert total() == 0
+    hunt.read("03")
+    hunt.guess("03", "one-step")  # and the hunt goes on
+    assert total() == 2
 
 
 def test_a_folder_that_cannot_be_written_stops_no_hunt(folder, monkeypatch, capsys):
