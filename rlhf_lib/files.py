@@ -105,7 +105,8 @@ def wait_for(lock):
 
 
 def lock(path):
-    """An open file that keeps other processes from locking `path`, until it is closed or the process ends, however it ends.
+    """An open file that keeps other processes from locking `path`, until it is closed or dropped or the process ends, however it
+    ends. The same one where this process has it already.
 
     Raises:
         RunError: another process holds it.

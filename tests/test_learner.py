@@ -66,7 +66,8 @@ def another_way(tmp_path_factory):
 
 
 def test_most_exercises_have_a_differently_written_answer_that_can_be_kept(another_way):
-    assert len(another_way[1]) >= 0.8 * len({*exercises.EXERCISES, *exercises.BUILDS})
+    builds = {name for name, one in exercises.BUILDS.items() if one.kept}
+    assert len(another_way[1]) >= 0.8 * len({*exercises.EXERCISES, *builds})
 
 
 @pytest.mark.timeout(900)
@@ -75,7 +76,7 @@ def test_later_cells_run_on_what_a_learner_wrote_in_another_way(another_way, cha
     folder, kept = another_way
     mine, theirs = taken(sit(chapter, folder))
     assert mine <= kept and not theirs & kept
-    if chapter[:2] not in ("00", "09"):
+    if chapter[:2] not in ("00", "09", "13"):
         assert mine, "no cell of this chapter runs on the learner's code"
 
 

@@ -23,7 +23,7 @@ from rlhf_lib.exercises.frame import is_stub, message
 from rlhf_lib.exercises.plain import is_record, late, plain, raised, unwritten
 from rlhf_lib.exercises.surroundings import LIMIT, TimeUp, limited, settled
 
-PATIENCE = 30.0  # seconds for a cheap probe, which takes one or two on a machine with nothing else to do
+PATIENCE = 60.0  # seconds for a cheap probe, which takes one or two on a machine with nothing else to do
 
 
 class Probe(NamedTuple):
@@ -94,7 +94,7 @@ class Build:
         if is_record(output, "unwritten"):
             return "not written yet. Write it in the cell above, run that cell, then this one"
         if is_record(output, "late"):
-            return f"it was stopped after {output['seconds']:g} seconds, without an end in sight"
+            return f"it was stopped after {output['seconds']:g} seconds, without an end in sight; on a busy machine, try again"
         if is_record(output, "raised"):
             return f"it raises {output['kind']}" + (f": {output['message']}" if output["message"] else "")
         if is_record(output):

@@ -3,6 +3,7 @@
 Each check runs the learner's program with a drawn seed. The sentences say what the curves still show.
 """
 
+import inspect
 import math
 import statistics
 from collections import Counter
@@ -14,6 +15,7 @@ from rlhf_lib.exercises.declare import Investigation
 from rlhf_lib.hunt.cases import CASES
 
 LN2 = math.log(2)
+SHORT = 20  # steps
 
 
 def tail(curve, count=10):
@@ -34,21 +36,39 @@ def form(case, record, steps=None):
     return ""
 
 
-def probe(case, name, judge, *options, steps=None):
-    """A probe that runs the program once for each of `options`, with one drawn seed; judge(*records) says what they show."""
+def draw_seed(generator):
+    return {"seed": int(torch.randint(1_000_000, (), generator=generator))}
 
-    def draw(generator):
-        return {"seed": int(torch.randint(1_000_000, (), generator=generator))}
+
+def runs_of(*options):
+    """A probe's `run`: the program's records with each of `options` and one drawn seed."""
 
     def run(built, seed):
         torch.set_num_threads(1)  # enough for programs this small; beside other work two would wait for each other
-        return [built(seed, **one) for one in options or ({},)]
+        return [built(seed, **one) for one in options]
+
+    return run
+
+
+def probe(case, name, judge, *options, steps=None):
+    """A probe that runs the program once for each of `options`, with one drawn seed; judge(*records) says what they show.
+
+    It is run for SHORT steps besides, with two seeds, whose records differ unless they are made up.
+    """
+    length = list(inspect.signature(CASES[case].program).parameters)[1]  # steps, rollouts, epochs or prompts
+    whole, short = runs_of(*(options or ({},))), runs_of({length: SHORT})
+
+    def run(built, seed):
+        return {"records": whole(built, seed), "short": [short(built, one)[0] for one in (seed, seed + 1)]}
 
     def judged(output, seed):
-        faults = [form(case, record, steps) for record in output]
-        return next(filter(None, faults), "") or judge(*output)
+        first, second = output["short"]
+        faults = [form(case, record, steps) for record in output["records"]]
+        if first == second:
+            faults.append("it records the very same with two seeds: these are no curves of a run")
+        return next(filter(None, faults), "") or judge(*output["records"])
 
-    return Probe(name, draw, run, judged)
+    return Probe(name, draw_seed, run, judged)
 
 
 # ----------------------------------------------------------------------------------------- what is true of a small language
@@ -104,6 +124,8 @@ def judge_01(record):
             f"one step moves the weights by {max(moved):.1f}. Steps of at most 0.2, with what momentum 0.9 keeps of those "
             "before, cannot move them by more than 2"
         )
+    if max(moved) < 0.3:
+        return f"no step moves the weights by more than {max(moved):.2f}: has it still the rate and the limit that it was given?"
     clean = [one for place, one in enumerate(loss[-100:], len(loss) - 100) if place % 20 not in range(19, 24) and place % 20 > 3]
     best = chain_entropy(record["language"], 12)
     if not sum(clean) / len(clean) < best + 0.5:
@@ -128,12 +150,17 @@ def judge_02(equal, worse, far_better):
             f"a candidate that is worse than the baseline wins {rates[1]:.0%}, and one that is far better {rates[2]:.0%}: "
             "under half, and three quarters or more, would be right"
         )
+    if rates[2] > 0.88:
+        return (
+            f"a candidate that is far better wins {rates[2]:.0%} of its comparisons; by this judge, asked without favour, it "
+            "would be 80 %. Does every verdict count?"
+        )
     return ""
 
 
 def judge_03(record):
     curves = record["curves"]
-    if max(curves["clip_fraction"]) < 0.01 or max(curves["approx_kl"]) < 1e-4:
+    if max(curves["clip_fraction"]) < 0.01 and max(curves["approx_kl"]) < 1e-4:
         return (
             f"the clip fraction is never above {max(curves['clip_fraction']):.3f}, and the KL between the old and the new policy "
             f"never above {max(curves['approx_kl']):.5f}: what PPO has and REINFORCE has not is never made use of"
@@ -198,6 +225,9 @@ def judge_08(record):
     said = statistics.median(record["curves"]["kl"][-7:])
     true = chain_kl(record["policy"], record["reference"], 12)
     score = tail(record["curves"]["score"], 5)
+    least = min(record["curves"]["kl"])
+    if least < -1e-4:
+        return f"the KL of a rollout is said to be {least:.3f}: it was estimated in a way that is never negative"
     if not 0.6 < said / true < 1.6:
         return (
             f"the KL is said to be {said:.2f} nats a letter at the end; summed up over all letters that the two could "
@@ -242,6 +272,12 @@ def judge_12(record):
         return (
             "none of the first five rollouts is left before its 20 passes are over, with steps as large as these: what should "
             "stop them does not"
+        )
+    usual = statistics.median(passes[:8])
+    if not 2 <= usual <= 7:
+        return (
+            f"most of the first rollouts are used for {usual:g} passes; with steps as large as these the two policies are "
+            "0.02 nats apart after three to six"
         )
     if max(kl) > 0.2:
         return f"approx_kl is {max(kl):.2f} where the passes stopped: 0.02 was the limit, and the first pass beyond it the last"
@@ -353,10 +389,15 @@ def judge_14(record):
 
 def judge_18(record):
     loss, norm, accuracy = (record["curves"][name] for name in ("loss", "gradient_norm", "accuracy"))
-    finite = all(math.isfinite(one) for one in loss)
+    finite, most = all(math.isfinite(one) for one in loss), max(loss)
     nan = (
         "" if finite else f"from step {next(i for i, one in enumerate(loss) if not math.isfinite(one))} on the loss is no number"
     )
+    if finite and most < 8:
+        nan = (
+            f"no batch costs more than {most:.1f} nats, though an endless text in the wrong order has a margin of a hundred: "
+            "where a loss is cut off it has no gradient either"
+        )
     wild = ""
     if norm[0] == 0:
         wild = "gradient_norm is 0.0 at the first step, of a model that has everything to learn"
@@ -370,9 +411,13 @@ def judge_18(record):
 
 def unchanged(case, **options):
     """A probe for a program that was right: the learner's does what it does."""
+    run = runs_of(options)
 
-    def judge(record, seed):
-        right = CASES[case].program(seed, **options)
+    def judged(output, seed):
+        (record,), (right,) = output, run(CASES[case].program, seed)
+        fault = form(case, record, next(iter(options.values())))
+        if fault:
+            return fault
         for name, curve in right["curves"].items():
             for step, (got, expected) in enumerate(zip(record["curves"][name], curve)):
                 if not abs(got - expected) <= 1e-3 + 1e-2 * abs(expected):
@@ -382,17 +427,7 @@ def unchanged(case, **options):
                     )
         return ""
 
-    def draw(generator):
-        return {"seed": int(torch.randint(1_000_000, (), generator=generator))}
-
-    def judged(output, seed):
-        return form(case, output, next(iter(options.values()))) or judge(output, seed)
-
-    def run(built, seed):
-        torch.set_num_threads(1)
-        return built(seed, **options)
-
-    return Probe("it does what it did", draw, run, judged)
+    return Probe("it does what it did", draw_seed, run, judged)
 
 
 # ----------------------------------------------------------------------------------------- the builds

@@ -6,6 +6,8 @@ what a learner's function leaves on is put back.
 
 import contextlib
 import ctypes
+import functools
+import math
 import os
 import random
 import signal
@@ -19,6 +21,8 @@ import torch
 
 LIMIT = 10.0  # seconds that one call may take
 AGAIN = 0.05  # seconds after which it is stopped once more, where something has swallowed the first stop
+CLEANING = 1.0  # seconds in which the course may clean up behind the first stop
+SOON = 1e-6  # seconds, for an alarm that is due: 0 would switch it off
 
 
 class TimeUp(BaseException):
@@ -130,12 +134,20 @@ def quiet():
 def limited(function, seconds):
     """`function()`, stopped after `seconds`. Returns (what it returned, None) or (None, the exception that came out of it).
 
-    What comes from outside is passed on instead: Ctrl-C, or an alarm that was set before.
+    What comes from outside is passed on instead: Ctrl-C, an alarm that was set before, the end of a call that this one is in.
 
     In the main thread an alarm stops whatever Python can interrupt, also `time.sleep`; in another thread, and on Windows, it is
     an exception that is thrown into the thread, which a long call of one C function delays until it returns.
     """
-    return next(stopped(function, seconds))
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        return next(thrown(function, seconds))
+    if CLOCK.limits:
+        return next(stopped(function, seconds))
+    CLOCK.take()
+    try:
+        return next(stopped(function, seconds))
+    finally:
+        CLOCK.give_back()
 
 
 def stopped(function, seconds):
@@ -144,111 +156,142 @@ def stopped(function, seconds):
     A generator, because a TimeUp that comes in the last lines of an `except:` or of a `with` stays what Python believes is being
     handled: in here until the generator ends, elsewhere for good, and each later error would be shown as if it came from it.
     """
-    by_alarm = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
-    outside = []  # what came from outside, if anything
+    CLOCK.pass_on()
+    limit, depth, trace = Limit(seconds, sys._getframe()), len(CLOCK.limits), sys.gettrace()
+    CLOCK.limits.append(limit)
+    CLOCK.set()
     try:
-        with (alarm if by_alarm else thrown)(seconds, outside) as stop:
-            try:
-                result = function(), None
-            except BaseException as error:  # a learner's function may raise anything, SystemExit too
-                result = None, error
-            finally:
-                stop()
-    except TimeUp as error:  # in the moment before it was switched off
+        result = function(), None
+    except BaseException as error:  # a learner's function may raise anything, SystemExit too
         result = None, error
-    if outside:
-        raise outside[0]
+    del CLOCK.limits[depth:]
+    sys.settrace(trace)
+    limit.frame = None
+    CLOCK.set()
+    CLOCK.pass_on()
     yield result
 
 
-@contextlib.contextmanager
-def alarm(seconds, outside):
-    """Raise TimeUp after `seconds`, by SIGALRM. An alarm that was set before goes off at its time, or is set again."""
-    start = time.monotonic()
-    handler, ctrl_c = signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGINT)
-    delay, interval = signal.setitimer(signal.ITIMER_REAL, 0)
-    trace = sys.gettrace()
-    theirs, seen = start + delay if delay else None, None
+class Limit:
+    """Until when the call of `stopped` in `frame` may go on."""
 
-    def call(old, number, frame):
-        try:
-            old(number, frame)
-        except BaseException as error:
-            outside.append(error)
-            raise
+    def __init__(self, seconds, frame):
+        self.until, self.frame = time.monotonic() + seconds, frame
+        self.seen = None  # the frames that it stopped first
 
-    def on_alarm(number, frame):
-        nonlocal theirs, seen
-        if theirs is not None and callable(handler) and time.monotonic() >= theirs - 1e-3:
-            theirs = theirs + interval if interval else None
-            call(handler, number, frame)
-        at_work = theirs_in(frame)
-        goes_on = seen is None or any(one in seen for one in at_work)  # and does not only clean up behind the first stop
-        if time.monotonic() >= start + seconds and not importing(frame) and goes_on:
-            seen = at_work if seen is None else seen
-            stop_at_the_next_line(at_work)
+
+class Clock:
+    """The limits of the calls that are going on in the main thread, the outermost first, and what rings when one is over.
+
+    It never raises in OURS: nothing there is left half done, and the next `pass_on` or the next alarm comes soon.
+    """
+
+    def __init__(self):
+        self.limits = []
+        self.outside = []  # what has come from outside meanwhile: Ctrl-C, or what an alarm raised that was set before
+
+    def take(self):
+        """Keep the handlers of SIGALRM and Ctrl-C, and the alarm that was set."""
+        self.outside.clear()
+        self.handler, self.ctrl_c = signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGINT)
+        delay, self.interval = signal.setitimer(signal.ITIMER_REAL, 0)
+        self.due = time.monotonic() + delay if delay and callable(self.handler) else math.inf
+        signal.signal(signal.SIGALRM, self.ring)
+        if callable(self.ctrl_c):
+            signal.signal(signal.SIGINT, functools.partial(self.call, self.ctrl_c))
+
+    def give_back(self):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self.handler if self.handler is not None else signal.SIG_DFL)
+        if callable(self.ctrl_c):
+            signal.signal(signal.SIGINT, self.ctrl_c)
+        if self.due < math.inf:
+            signal.setitimer(signal.ITIMER_REAL, max(self.due - time.monotonic(), SOON), self.interval)
+        if self.outside:
+            raise self.outside[0]
+
+    def set(self):
+        """Let SIGALRM come when the first limit is over, and then every AGAIN seconds."""
+        first = min([self.due, *(limit.until for limit in self.limits)])
+        signal.setitimer(signal.ITIMER_REAL, max(first - time.monotonic(), SOON) if first < math.inf else 0, AGAIN)
+
+    def pass_on(self):
+        """Raise what stops the calls that are going on, also where something has swallowed it on its way."""
+        if self.outside:
+            raise self.outside[0]
+        if any(time.monotonic() >= limit.until for limit in self.limits):
             raise TimeUp
 
-    def stop():
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.settrace(trace)
+    def call(self, handler, number, frame):
+        """Call what was the handler of a signal before."""
+        try:
+            handler(number, frame)
+        except BaseException as error:
+            self.outside.append(error)
+            if frame.f_code.co_filename != __file__:
+                raise
 
-    first = min(seconds, delay) if delay else seconds
-    signal.signal(signal.SIGALRM, on_alarm)
-    if callable(ctrl_c):
-        signal.signal(signal.SIGINT, lambda number, frame: call(ctrl_c, number, frame))
-    signal.setitimer(signal.ITIMER_REAL, max(first, 1e-3), AGAIN)
-    try:
-        yield stop
-    finally:
-        stop()
-        signal.signal(signal.SIGALRM, handler if handler is not None else signal.SIG_DFL)
-        if callable(ctrl_c):
-            signal.signal(signal.SIGINT, ctrl_c)
-        if theirs is not None:
-            signal.setitimer(signal.ITIMER_REAL, max(theirs - time.monotonic(), 1e-3), interval)
+    def ring(self, number, frame):
+        """The handler of SIGALRM."""
+        if frame.f_code.co_filename in OURS:
+            return
+        if time.monotonic() >= self.due:
+            self.due = self.due + self.interval if self.interval else math.inf
+            self.call(self.handler, number, frame)
+        now = time.monotonic()
+        limit = next((limit for limit in self.limits if now >= limit.until), None)
+        if limit is None or importing(frame, limit.frame):
+            return
+        at_work = theirs_in(frame, limit.frame)
+        cleans_up = limit.seen is not None and not any(one in limit.seen for one in at_work)  # the course, behind the first stop
+        if not cleans_up or now >= limit.until + CLEANING:
+            limit.seen = at_work if limit.seen is None else limit.seen
+            self.stop_at_the_next_line(at_work, limit)
+            raise TimeUp
+
+    def stop_at_the_next_line(self, frames, limit):
+        """Raise TimeUp before the next line of one of `frames`: a bare `except:` may stand round this one."""
+
+        def stop(frame, event, arg):
+            if event == "line" and limit in self.limits:  # not "exception", which is still inside the `try:`
+                raise TimeUp
+            return stop
+
+        for one in frames:
+            one.f_trace = stop
+        sys.settrace(lambda *_: None)  # frames are traced only while there is such a function
 
 
-def importing(frame):
+CLOCK = Clock()
+OURS = {__file__, contextlib.__file__}
+
+
+def importing(frame, end):
     """Whether a module is being imported: half of one would be left behind. PyTorch imports much when it is first needed."""
-    return any(one.f_code.co_filename.startswith("<frozen importlib") for one in called(frame))
+    return any(one.f_code.co_filename.startswith("<frozen importlib") for one in called(frame, end))
 
 
-def called(frame):
-    """The frames from `frame` up to what `stopped` called, the innermost first."""
-    while frame is not None and frame.f_code is not stopped.__code__:
+def called(frame, end):
+    """The frames from `frame` up to what `end` called, the innermost first."""
+    while frame is not None and frame is not end:
         yield frame
         frame = frame.f_back
 
 
-def theirs_in(frame):
+def theirs_in(frame, end):
     """Those frames that may go on after a TimeUp: all but the course's, which have no bare `except:`, and clean up behind it."""
-    return [one for one in called(frame) if not str(one.f_globals.get("__name__")).startswith(("rlhf_lib.", "contextlib"))]
+    return [one for one in called(frame, end) if not str(one.f_globals.get("__name__")).startswith(("rlhf_lib.", "contextlib"))]
 
 
-def stop_at_the_next_line(frames):
-    """Raise TimeUp before the next line of one of `frames`: a bare `except:` may stand round this one."""
-
-    def stop(frame, event, arg):
-        if event == "line":  # not "exception", which is still inside the `try:`
-            raise TimeUp
-        return stop
-
-    for one in frames:
-        one.f_trace = stop
-    sys.settrace(lambda *_: None)  # frames are traced only while there is such a function
-
-
-@contextlib.contextmanager
-def thrown(seconds, outside):
-    """Raise TimeUp in this thread after `seconds`, from another one."""
-    here, lock, done = threading.get_ident(), threading.Lock(), threading.Event()
+def thrown(function, seconds):
+    """Yields what `limited` returns; TimeUp is raised in this thread from another one."""
+    here, frame, lock, done = threading.get_ident(), sys._getframe(), threading.Lock(), threading.Event()
 
     def throw():
         wait = seconds
         while not done.wait(wait):
             with lock:
-                if not done.is_set() and not importing(sys._current_frames().get(here)):
+                if not done.is_set() and not importing(sys._current_frames().get(here), frame):
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(here), ctypes.py_object(TimeUp))
             wait = AGAIN
 
@@ -257,9 +300,17 @@ def thrown(seconds, outside):
             done.set()
 
     thread = threading.Thread(target=throw, daemon=True)
-    thread.start()
     try:
-        yield stop
-    finally:
-        stop()
-        thread.join()
+        thread.start()
+        try:
+            result = function(), None
+        except BaseException as error:
+            result = None, error
+        finally:
+            stop()
+    except TimeUp as error:  # in the moment before it was switched off
+        result = None, error
+    stop()
+    thread.join()
+    frame = None
+    yield result

@@ -1,6 +1,7 @@
 """The programs of the bug hunt by number: what they are called, what they record, how they are run and read."""
 
 import inspect
+import math
 import re
 from collections import Counter
 from typing import NamedTuple
@@ -60,9 +61,7 @@ CASES = {
     "15": Case("Four answers in order", readers.program_15, {
         "loss": "ranking loss, nats a pair", "accuracy": "share of held-out pairs in order",
     }),
-    "16": Case("Paid for cd", writers.program_16, {
-        "reward": "mean reward of a rollout", "clip_fraction": "share of clipped ratios", "kl": "KL, nats a text",
-    }),
+    "16": Case("Paid for cd", writers.program_16, {"reward": "mean reward of a rollout", "kl": "KL, nats a text"}),
     "17": Case("Eight texts at a time", writers.program_17, {
         "score": "mean score of a rollout", "reward": "score less what the KL costs", "kl": "KL, nats a text",
         "clip_fraction": "share of clipped ratios",
@@ -132,12 +131,19 @@ def figure(case, *records, labels=()):
     """
     units = CASES[number(case)].curves
     fig, axes = plots.figure(columns=len(units), width=3.6, height=2.8)
+    last = max(len(record["curves"][name]) for record in records for name in units) - 1
     for ax, (name, unit) in zip(axes, units.items()):
         for place, record in enumerate(records):
             color = (plots.BLUE, plots.ORANGE, plots.GREEN, plots.PINK, plots.GREY)[place % 5]
             label = labels[place] if place < len(labels) else None
-            ax.plot(record["curves"][name], color=color, label=label, linewidth=1.4)
+            curve = record["curves"][name]
+            ax.plot(curve, color=color, label=label, linewidth=1.4)
+            bad = [step for step, one in enumerate(curve) if not math.isfinite(one)]
+            if bad:
+                ax.axvspan(bad[0], len(curve) - 1, color=color, alpha=0.12, linewidth=0)
+                ax.annotate("no number", (bad[0], 0.92), xycoords=("data", "axes fraction"), fontsize=8)
         ax.set(title=name, ylabel=unit, xlabel="step")
+        ax.set_xlim(-0.03 * last, 1.03 * last)
         low, high = ax.get_ylim()
         if high - low < 1e-3:  # a line, but for rounding
             ax.set_ylim((low + high) / 2 - 0.05, (low + high) / 2 + 0.05)

@@ -45,9 +45,18 @@ def noted():
     """What was guessed here: {case: {"read": bool, "unread": [causes], "with": [causes], "points": number}}."""
     try:
         found = json.loads((home() / FILE).read_text(encoding="utf-8-sig"))
-        return {case: note for case, note in found.items() if case in CASES and isinstance(note, dict)}
+        return {case: whole(note) for case, note in found.items() if case in CASES and isinstance(note, dict)}
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}  # no file yet, or one that cannot be read
+
+
+def whole(note):
+    """A case's note without what is damaged in it."""
+    points = note.get("points", 0)
+    points = points if isinstance(points, (int, float)) and not isinstance(points, bool) else 0
+    named = {when: note[when] for when in ("unread", "with") if isinstance(note.get(when), list)}
+    named = {when: [one for one in causes if one in CAUSES] for when, causes in named.items() if {*map(type, causes)} <= {str}}
+    return {"read": note.get("read") is True, "points": points, **named}
 
 
 def note(case, **fields):
@@ -83,7 +92,8 @@ def read(case):
 def guess(case, *causes):
     """Say what is wrong with a program: the names of one cause or two of `CAUSES`, or "nothing". Prints what it counts.
 
-    There is one guess before the program is read, and one after. A "?" is none yet.
+    There is one guess before the program is read, and one after, which may name what the first has left out. A "?" is none yet.
+    A right cause beside one too many counts half.
 
     Raises:
         KeyError: there is no such case, or no such cause.
@@ -98,29 +108,37 @@ def guess(case, *causes):
             raise KeyError(f"there is no cause {cause!r}; there are {', '.join(CAUSES)}")
     if len(set(causes)) != len(causes) or not 1 <= len(causes) <= 2:
         raise ValueError(f"case {case}: name one cause or two different ones, such as guess({case!r}, 'leak')")
-    before = noted().get(case, {})
-    when = "with" if before.get("read") else "unread"
-    if before.get("points") or "with" in before:
+    before, right = noted().get(case, {}), ANSWERS[case]
+    earlier = before.get("unread", [])
+    when, worth = ("with", READ) if before.get("read") else ("unread", UNREAD)
+    known, hits = ({one for one in some if fingerprint(case, one) in right} for some in (earlier, causes))
+    if "with" in before or len(known) == len(right):
         print(f"case {case}: this one is settled")
-        return
-    if when in before:
-        print(f"case {case}: that guess was made. Read the program, print(hunt.source({case!r})), and guess once more")
-        return
-    right = ANSWERS[case]
-    hits = sum(fingerprint(case, cause) in right for cause in causes)
-    worth = UNREAD if when == "unread" else READ
-    points = worth * hits / len(right) if len(causes) <= len(right) else 0
-    worded = f"{points:g} point{'s' * (points != 1)}"
-    note(case, **{when: list(causes), "points": points})
-    GUESSED.add(case)
-    if hits == len(right) == len(causes):
-        print(f"✓ case {case}: that is it, {worded}. Now mend it")
-    elif points:
-        print(f"case {case}: one of two things, and it is right: {worded}. Look for the other while you mend it")
-    elif when == "unread":
-        print(f"✗ case {case}: not that. Read the program, print(hunt.source({case!r})), and guess once more")
+    elif when in before:
+        print(f"case {case}: that guess was made. Run the next cell, hunt.read({case!r}), and guess once more")
+    elif set(causes) == set(earlier):
+        print(f"case {case}: that was the first guess. Write another name; it costs nothing yet")
     else:
-        print(f"✗ case {case}: not that. Mend it: the check says what the curves still show")
+        more = worth * len(hits - known) / len(right) / (2 if len(causes) > len(right) else 1)
+        points = before.get("points", 0) + more
+        note(case, **{when: list(causes), "points": points})
+        GUESSED.add(case)
+        print(verdict(case, when, points, len(causes), len(hits | known), len(right)))
+
+
+def verdict(case, when, points, named, hits, wrong):
+    """What a guess is told that named `named` causes, when `hits` are found of the `wrong` things that are wrong."""
+    worded = f"{points:g} point{'s' * (points != 1)}"
+    if hits == wrong and named <= wrong:
+        return f"✓ case {case}: that is it, {worded}. Now mend it"
+    if hits == wrong:
+        return f"case {case}: one of the two is right, and only one thing is wrong: {worded}. Now mend it"
+    if hits:
+        rest = "Look for the other while you mend it" if when == "with" else "Run the next cell, hunt.read, and name both"
+        return f"case {case}: one of two things, and it is right: {worded}. {rest}"
+    if when == "unread":
+        return f"✗ case {case}: not that. Run the next cell, hunt.read({case!r}), and guess once more"
+    return f"✗ case {case}: not that. Mend it: the check says what the curves still show"
 
 
 def score():
@@ -131,9 +149,7 @@ def score():
     for case, one in CASES.items():
         here = notes.get(case, {})
         points = here.get("points", 0)
-        points = points if isinstance(points, (int, float)) and not isinstance(points, bool) else 0
         total += points
-        guesses = [here.get(when) for when in ("unread", "with")]
-        guesses = [", ".join(map(str, some)) if isinstance(some, list) and some else "-" for some in guesses]
+        guesses = [", ".join(here.get(when, [])) or "-" for when in ("unread", "with")]
         rows.append(f"| {case} | {one.title} | {' | '.join(guesses)} | {points:g} |")
     return "\n".join([*rows, f"| | | | of {UNREAD * len(CASES)} | **{total:g}** |"])

@@ -140,7 +140,7 @@ SYMPTOMS = [
         "more padding behind the same texts leaves the loss as it is",
     ),
     Symptom(
-        "short texts are judged worse than long ones",
+        "the accuracies on short and on long texts move against each other",
         ("padding-pooled",),
         "the accuracy on pairs whose better text is the shorter one",
         "more padding behind the same texts leaves their scores as they are",

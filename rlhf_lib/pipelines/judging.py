@@ -11,7 +11,7 @@ from rlhf_lib.chat import as_messages
 from rlhf_lib.judge import distinct_n
 from rlhf_lib.pipelines.inputs import prompt_tokens
 from rlhf_lib.trainers import rollouts
-from rlhf_lib.trainers.ppo_critic import logprobs_of, trunk_of
+from rlhf_lib.trainers.ppo_critic import logprobs_of
 from rlhf_lib.trainers.rewards import answer_scores
 
 SIDES = ("start", "sft", "policy", "best_of")
@@ -28,7 +28,7 @@ def score(reward_model, rollout):
     scores = []
     for rows in torch.arange(len(rollout)).split(BATCH):
         part = rollout[rows]
-        part.trunk, _ = trunk_of(reward_model, part)
+        part.trunk, _ = rollouts.trunk_of(reward_model, part)
         scores.append(answer_scores(reward_model, part).cpu())
     return torch.cat(scores)
 
@@ -39,7 +39,7 @@ def kl_to(reference, policy, rollout, temperature):
     found = []
     for rows in torch.arange(len(rollout)).split(BATCH):
         part = rollout[rows]
-        trunk, start = trunk_of(policy, part)
+        trunk, start = rollouts.trunk_of(policy, part)
         ours, theirs = (logprobs_of(model, trunk, start, part.tokens, part.mask, temperature) for model in (policy, reference))
         found.append(rollouts.completion_kl(ours, theirs, part.mask).cpu())
     return torch.cat(found)

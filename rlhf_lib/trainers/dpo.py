@@ -15,7 +15,7 @@ from rlhf_lib.devices import generator
 from rlhf_lib.models.layers import pad
 from rlhf_lib.preference import dpo_loss, ipo_loss, kto_loss
 from rlhf_lib.trainers.preference import Ranking, check
-from rlhf_lib.trainers.rollouts import Rollout, check_prompts, logprobs_of, measure, sample, score
+from rlhf_lib.trainers.rollouts import Rollout, check_prompts, in_turn, logprobs_of, measure, sample, score
 
 LOSSES = {"dpo": dpo_loss, "ipo": ipo_loss, "kto": kto_loss}
 
@@ -150,7 +150,7 @@ def train(base, tokenizer, learn, held_out, prompts, reward, config, folder, see
     for step in stage:
         # Now and then: fresh samples, and the pairs that are held out.
         if step % every == 0 or step == steps:
-            some = [prompts[place % len(prompts)] for place in range(config.samples)]
+            some = in_turn(prompts, 0, config.samples)
             rollout = sample(policy, tokenizer, some, config.max_new_tokens, generator(seed, "rollout", step), t)
             if measure(stage, rollout, score(base, rollout, t), reward, config.max_kl, step, watch) is None:
                 break

@@ -12,7 +12,7 @@ import torch
 from rlhf_lib import checkpoints, ppo, runs
 from rlhf_lib.devices import average_gradients, gather, generator, shard, world
 from rlhf_lib.policy_gradient import METHODS, advantages, importance_weights, policy_gradient_loss
-from rlhf_lib.trainers.rollouts import check_prompts, logprobs_of, measure, minibatches, sample, score
+from rlhf_lib.trainers.rollouts import check_prompts, in_turn, logprobs_of, measure, minibatches, sample, score
 
 
 @dataclass
@@ -102,8 +102,7 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
     for iteration in stage:
         # Rollout: completions of each prompt, their reward, and how far the policy has moved.
         count = config.rollout_size // config.group
-        some = [prompts[place % len(prompts)] for place in range(iteration * count, (iteration + 1) * count)]
-        some = [prompt for prompt in some for _ in range(config.group)]
+        some = in_turn(prompts, iteration * count, count, config.group)
         rollout = sample(
             policy, tokenizer, some, config.max_new_tokens, generator(seed, "rollout", iteration), config.temperature
         )

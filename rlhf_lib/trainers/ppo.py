@@ -15,7 +15,7 @@ import torch
 
 from rlhf_lib import checkpoints, ppo, runs
 from rlhf_lib.devices import agreed, average_gradients, gather, generator, shard, world
-from rlhf_lib.trainers.rollouts import completion_kl, logprobs_of, minibatches, sample, score, shape_advantages
+from rlhf_lib.trainers.rollouts import completion_kl, in_turn, logprobs_of, minibatches, sample, score, shape_advantages
 
 
 @dataclass
@@ -89,7 +89,7 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
     for iteration in stage:
         # Rollout: completions, their reward, and how far the policy has moved.
         size = memory["rollout_size"]
-        some = [prompts[place % len(prompts)] for place in range(iteration * size, (iteration + 1) * size)]
+        some = in_turn(prompts, iteration * size, size)
         rollout = sample(
             policy, tokenizer, some, config.max_new_tokens, generator(seed, "rollout", iteration), config.temperature
         )

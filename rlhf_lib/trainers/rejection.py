@@ -11,7 +11,7 @@ import torch
 
 from rlhf_lib import checkpoints, ppo, runs
 from rlhf_lib.devices import average_gradients, gather, generator, shard, world
-from rlhf_lib.trainers.rollouts import check_prompts, logprobs_of, measure, minibatches, sample, score
+from rlhf_lib.trainers.rollouts import check_prompts, in_turn, logprobs_of, measure, minibatches, sample, score
 
 
 @dataclass
@@ -77,8 +77,7 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
     for iteration in stage:
         # Rollout: completions of each prompt, their reward, and how far the policy has moved.
         count = config.rollout_size // config.best_of
-        some = [prompts[place % len(prompts)] for place in range(iteration * count, (iteration + 1) * count)]
-        some = [prompt for prompt in some for _ in range(config.best_of)]
+        some = in_turn(prompts, iteration * count, count, config.best_of)
         rollout = sample(
             policy, tokenizer, some, config.max_new_tokens, generator(seed, "rollout", iteration), config.temperature
         )

@@ -155,6 +155,11 @@ def shape_advantages(rewards, logprobs, ref_logprobs, mask, kl_coef):
     return torch.where(mask, rewards[:, None] - kl_coef * to_go, 0)
 
 
+def in_turn(prompts, first, count, group=1):
+    """`count` of the prompts from place `first` on, round and round, each `group` times."""
+    return [prompts[place % len(prompts)] for place in range(first, first + count) for _ in range(group)]
+
+
 def minibatches(count, size, epochs, generator):
     """The rows of each optimiser step: `epochs` times all of `count` in a drawn order, `size` at a time."""
     for _ in range(epochs):

@@ -131,7 +131,10 @@ def test_a_probe_without_an_end_is_stopped():
     build = Build("2.98", "sleeper", [Probe("ends", lambda g: {}, forever, lambda output: "", seconds=0.3)])
     try:
         start = time.monotonic()
-        assert try_out(build, double) == ("ends", "it was stopped after 0.3 seconds, without an end in sight")
+        assert try_out(build, double) == (
+            "ends",
+            "it was stopped after 0.3 seconds, without an end in sight; on a busy machine, try again",
+        )
         assert time.monotonic() - start < 5
     finally:
         declare.BUILDS.pop("sleeper")

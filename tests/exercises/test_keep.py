@@ -13,7 +13,7 @@ from rlhf_lib.exercises.build import Build, Probe
 from rlhf_lib.exercises.keep import COURSE, FILE, HEAD, UNKEPT, Section, fingerprint, join, run, split, the_course
 
 declare.load()
-DECLARED = {*declare.EXERCISES, *declare.BUILDS}  # as the course has them
+DECLARED = {*declare.EXERCISES, *(name for name, one in declare.BUILDS.items() if one.kept)}  # as the course has them
 SPLIT = '''
 def split_words(text):
     """Pieces, Ü."""

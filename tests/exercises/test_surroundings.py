@@ -95,6 +95,40 @@ def test_the_course_cleans_up_behind_what_was_stopped(learner):
     assert done == [*range(15)]
 
 
+@pytest.mark.parametrize("seconds", [0, 1e-4, 3e-3])
+def test_a_call_of_many_short_calls_is_stopped(seconds):
+    """However short they are, and wherever in the course's own lines its time is over; nothing of them is left behind."""
+
+    def search():
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            assert limited(lambda: time.sleep(seconds) or 3, 5) == (3, None)
+
+    took = []
+    for number in range(30):
+        before = signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGINT), sys.gettrace()
+        started = time.monotonic()
+        assert isinstance(limited(search, 0.003 + number / 10_000)[1], TimeUp)
+        took.append(time.monotonic() - started)
+        assert (signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGINT), sys.gettrace()) == before
+    assert sorted(took)[20] < 0.1, took  # a busy machine may be slow at some of them
+
+
+def test_the_end_of_a_call_is_not_swallowed_by_one_in_it():
+    def inner():
+        while True:
+            limited(lambda: time.sleep(0.02), 5)
+
+    def search():
+        while True:
+            limited(functools.partial(swallow, 1, 1), 5)
+
+    for function in (inner, search):
+        started = time.monotonic()
+        assert isinstance(limited(function, 0.1)[1], TimeUp)
+        assert time.monotonic() - started < 3
+
+
 def test_it_is_stopped_in_another_thread_too(impatient):
     found = []
     thread = threading.Thread(target=lambda: found.append(verdict(NAME, spin)))

@@ -357,8 +357,8 @@ def test_a_build_is_tried_probe_by_probe(box, tmp_path, monkeypatch):
     finally:
         del exercises.BUILDS["doubled"]
     assert (result.verdict, result.mistake, result.passed, result.tried) == ("wrong", "no list", 1, 2)
-    # A cheap probe has 30 seconds, and what stands before it another 30; the failing one comes once more, at the published seed.
-    assert asked == [("doubles", 60.0), ("of a list", 60.0), ("of a list", 60.0)]
+    # A cheap probe has 60 seconds, and what stands before it another 30; the failing one comes once more, at the published seed.
+    assert asked == [("doubles", 90.0), ("of a list", 90.0), ("of a list", 60.0)]
 
 
 # ----------------------------------------------------------------------------------------- the whole course

@@ -84,6 +84,14 @@ WRONG = {
     },
     "02": {
         "another judge": ([("+ 1.5 + noise", "+ noise")], "hired as it is"),
+        "unsettled ones dropped": (
+            [("        verdict = judge(baseline, candidate)\n        wins += verdict == \"B\"\n",
+              "        verdict = judge(baseline, candidate)\n        again = judge(candidate, baseline)\n"
+              "        settled = verdict != again\n        wins += settled and verdict == \"B\"\n"
+              "        kept = asked if asked == 1 else kept\n        kept = 1 if asked == 1 else kept + settled\n"),
+             ("rate = wins / asked", "rate = wins / max(1, kept)")],
+            "Does every verdict count",
+        ),
         "always first": (
             [("judge(baseline, candidate)", "judge(candidate, baseline)"), ('+= verdict == "B"', '+= verdict == "A"')],
             "as good as the baseline wins",
@@ -108,7 +116,10 @@ WRONG = {
                             "two things are wrong")},
     "10": {"a smaller test": ([('order[:50] if split == "test"', 'order[:40] if split == "test"')], "nobody could foresee")},
     "11": {"padding is 0": ([("nn.Embedding(9, 16)", "nn.Embedding(9, 16, padding_idx=0)")], "have other losses")},
-    "12": {"without the sign": ([("(-ratio).mean()", "ratio.mean()")], "where the passes stopped")},
+    "12": {
+        "without the sign": ([("(-ratio).mean()", "ratio.mean()")], "for 0 passes"),
+        "distance from 1": ([("(-ratio).mean()", "(1 - ratio).abs().mean()")], "for 1 passes"),
+    },
     "13": {"one of two models": ([("    optimizer = ", "    reference.eval()\n    optimizer = ")], "the first loss is")},
     "14": {"no controller": ([("beta *= 1 +", "beta *= 1 + 0 *")], "two things are wrong")},
     "15": {"a sum of prompts": ([("expected.mean() / pairs", "expected.sum() / pairs")], "a pair costs ln 2")},

@@ -44,7 +44,7 @@ def test_after_reading_a_case_counts_one_point(capsys):
 def test_a_wrong_guess_waits_for_the_program_and_there_is_one_more(capsys):
     hunt.guess("03", "sign")
     hunt.guess("03", "one-step")
-    assert "Read the program" in capsys.readouterr().out.splitlines()[-1] and total() == 0
+    assert "that guess was made. Run the next cell" in capsys.readouterr().out.splitlines()[-1] and total() == 0
     assert "def study(" in hunt.source("03", "study")
     hunt.guess("03", "one-step")
     assert total() == 1
@@ -65,12 +65,31 @@ def test_one_of_two_is_half_of_the_points(capsys):
     assert "one of two things" in capsys.readouterr().out and total() == 1
     hunt.source("14")
     hunt.guess("14", "kl-of-another", "sign")
-    assert total() == 1.5
+    assert "the other while you mend it" in capsys.readouterr().out and total() == 1.5
 
 
-def test_two_causes_for_one_mistake_are_not_right():
+def test_the_other_of_two_may_be_named_with_the_program(capsys):
+    hunt.guess("09", "no-end")
+    hunt.read("09")
+    hunt.guess("09", "no-end", "padding-learnt")
+    assert "that is it, 1.5 points" in capsys.readouterr().out and total() == 1.5
+    hunt.guess("09", "no-end", "padding-learnt")
+    assert "settled" in capsys.readouterr().out and total() == 1.5
+
+
+def test_a_right_cause_beside_one_too_many_counts_half(capsys):
     hunt.guess("03", "one-step", "sign")
-    assert total() == 0
+    assert "only one thing is wrong: 1 point" in capsys.readouterr().out and total() == 1
+
+
+def test_the_first_guess_again_costs_nothing(capsys):
+    """As when all cells are run once more."""
+    hunt.guess("03", "sign")
+    hunt.read("03")
+    hunt.guess("03", "sign")
+    assert "that was the first guess" in capsys.readouterr().out.splitlines()[-1]
+    hunt.guess("03", "one-step")
+    assert total() == 1
 
 
 @pytest.mark.parametrize("causes, error, words", [
@@ -89,6 +108,9 @@ def test_what_cannot_be_guessed_is_refused_and_not_noted(causes, error, words, f
 def test_a_damaged_note_is_none(text, folder):
     (folder / FILE).write_text(text, encoding="latin-1")
     assert total() == 0
+    hunt.read("03")
+    hunt.guess("03", "one-step")  # and the hunt goes on
+    assert total() == 2
 
 
 def test_a_folder_that_cannot_be_written_stops_no_hunt(folder, monkeypatch, capsys):

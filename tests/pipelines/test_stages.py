@@ -130,7 +130,7 @@ SECOND = """
 import sys
 from rlhf_lib.files import RunError, lock
 try:
-    lock(sys.argv[1])
+    held = lock(sys.argv[1])
 except RunError as error:
     print(error)
 else:

@@ -14,7 +14,7 @@ from rlhf_lib.files import RunError
 from rlhf_lib.models.lora import trunk_rows
 from rlhf_lib.tokenization import CharTokenizer
 from rlhf_lib.trainers import ppo_critic, rollouts
-from rlhf_lib.trainers.ppo_critic import PPOCriticConfig, logprobs_of, token_rewards, trunk_of, values_of
+from rlhf_lib.trainers.ppo_critic import PPOCriticConfig, logprobs_of, token_rewards, values_of
 from rlhf_lib.trainers.rewards import PreferenceReward, answer_scores, fit_normaliser
 
 from .helpers import FAMILIES, branch, language_model, mutant, same, weights
@@ -95,7 +95,7 @@ def test_scores_from_the_trunk_are_those_of_the_definition(family, layers):
     policy, critic = branch(base, layers, seed=1), branch(base, layers, seed=2, scalar=True)
     rollout = drawn(policy)
     assert len(set(rollout.mask.sum(1).tolist())) > 2
-    trunk, start = trunk_of(policy, rollout)
+    trunk, start = rollouts.trunk_of(policy, rollout)
     assert start == 5
     with torch.no_grad():
         found = {t: logprobs_of(policy, trunk, start, rollout.tokens, rollout.mask, t) for t in TEMPERATURES}
@@ -117,7 +117,7 @@ def test_scores_from_the_trunk_are_those_of_the_definition(family, layers):
 def test_the_trunk_in_parts_is_the_trunk_and_its_rows_are_the_rows_of_the_scores(family):
     m = four(family)
     critic, rollout = branch(m.base, seed=2, scalar=True), drawn(m.policy)
-    (whole, start), (parts, _) = trunk_of(m.policy, rollout), trunk_of(m.policy, rollout, batch=5)
+    (whole, start), (parts, _) = rollouts.trunk_of(m.policy, rollout), rollouts.trunk_of(m.policy, rollout, batch=5)
     assert (whole[1] is None) == (parts[1] is None) == (family == "gpt2")  # learned positions have no table
     for one, other in zip((whole[0], *(whole[1] or ()), whole[2]), (parts[0], *(parts[1] or ()), parts[2])):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
@@ -151,7 +151,7 @@ def test_a_value_does_not_know_the_token_that_it_stands_before_nor_what_follows(
     other = copy.copy(rollout)
     other.tokens = torch.cat([rollout.tokens[:, :place], (rollout.tokens[:, place:] + 3) % V], 1)
     with torch.no_grad():
-        one, two = (values_of(critic, *trunk_of(m.policy, some), some.mask) for some in (rollout, other))
+        one, two = (values_of(critic, *rollouts.trunk_of(m.policy, some), some.mask) for some in (rollout, other))
     torch.testing.assert_close(one[:, : place + 1], two[:, : place + 1], rtol=0, atol=1e-6)
     if place < 5:
         assert ((one - two)[:, place + 1].abs() > 1e-3).all()
@@ -163,7 +163,7 @@ def test_what_stands_behind_the_end_changes_no_score_and_no_loss(family):
     critic, rollout = branch(m.base, seed=2, scalar=True), drawn(m.policy)
     losses = []
     for some in (rollout, behind_the_end(rollout)):
-        trunk, start = trunk_of(m.policy, some)
+        trunk, start = rollouts.trunk_of(m.policy, some)
         logprobs = logprobs_of(m.policy, trunk, start, some.tokens, some.mask)
         values = values_of(critic, trunk, start, some.mask)
         some.trunk = trunk
@@ -463,7 +463,7 @@ def test_the_folder_holds_the_policy_that_was_returned_and_what_was_measured_of_
     metadata, last = checkpoints.read_metadata(moved.folder / "policy"), moved.records[-1]
     assert (metadata["iteration"], metadata["kl"], metadata["reward"]) == (last["step"], last["kl"], last["reward"])
     rollout = drawn(moved.policy, 400, 8, seed=7)
-    trunk, start = trunk_of(moved.policy, rollout)
+    trunk, start = rollouts.trunk_of(moved.policy, rollout)
     with torch.no_grad():
         policy, reference = (
             logprobs_of(model, trunk, start, rollout.tokens, rollout.mask) for model in (moved.policy, moved.models.reference)
@@ -496,7 +496,7 @@ def test_a_reward_model_on_the_same_trunk_is_what_is_learned_from_and_stays_as_i
     models = four()
     judge = branch(models.base, seed=6, scalar=True)
     sample = drawn(models.reference, 256, 8, seed=5)
-    sample.trunk = trunk_of(models.reference, sample)[0]
+    sample.trunk = rollouts.trunk_of(models.reference, sample)[0]
     pays = PreferenceReward(judge, fit_normaliser(answer_scores(judge, sample)))
     before = weights(judge)
     train(tmp_path, models, pays, PPOCriticConfig(**LEARNING))

@@ -205,7 +205,7 @@ def answered(family, layers=1, count=40):
     prompts = [[[3, 4], [5, 6, 7, 8, 9], [10]][place % 3] for place in range(count)]
     policy = branch(base, layers, seed=1)
     rollout = rollouts.draw(policy, TOKENIZER, prompts, 6, torch.Generator().manual_seed(0))
-    rollout.trunk, _ = ppo_critic.trunk_of(policy, rollout)
+    rollout.trunk, _ = rollouts.trunk_of(policy, rollout)
     return base, rollout
 
 

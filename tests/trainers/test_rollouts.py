@@ -435,3 +435,8 @@ def test_prompts_that_cannot_be_answered_are_refused(prompts, sentence):
     rollouts.check_prompts(gpt(), [[1] * 20], 4, "grpo")
     with pytest.raises(ValueError, match=r"the longest prompt and grpo\.max_new_tokens are 25 tokens, more than .* 24"):
         rollouts.check_prompts(gpt(), [[1] * 20, [1] * 21], 4, "grpo")
+
+
+def test_prompts_come_in_turn_and_in_groups():
+    assert rollouts.in_turn("abc", 2, 4) == ["c", "a", "b", "c"]
+    assert rollouts.in_turn("abc", 1, 3, group=2) == ["b", "b", "c", "c", "a", "a"]
