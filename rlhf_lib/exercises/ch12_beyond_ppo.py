@@ -7,7 +7,7 @@ import statistics
 import torch
 from torch.nn import functional as F
 
-from rlhf_lib.exercises.declare import Exercise
+from rlhf_lib.exercises.declare import Exercise, Investigation
 
 
 def ragged(generator, rows, steps):
@@ -622,3 +622,9 @@ importance_weights = Exercise(
         "the weights are scaled to mean 1; they stay as they are":
             {"end": lambda w, mask: torch.where(mask, w / w[mask].mean(), 1)},
     })  # fmt: skip
+
+Investigation("12.A", "How many completions is a method worth?")
+Investigation("12.B", "Is it the selection, or the fine-tuning?")
+Investigation("12.C", "Where does the probability go?")
+Investigation("12.D", "What the rule does not see")
+Investigation("12.E", "What is left of a batch?")
