@@ -20,7 +20,7 @@ from rlhf_lib import __main__ as command_line
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = README + (ROOT / "INSTRUCTORS.md").read_text(encoding="utf-8")
+PAGES = README + "".join((ROOT / name).read_text(encoding="utf-8") for name in ("INSTRUCTORS.md", "NEGATIVE_RESULTS.md"))
 PINS = {}
 for line in (ROOT / "constraints.txt").read_text().splitlines():
     if line.strip() and not line.startswith("#"):

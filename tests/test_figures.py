@@ -1,4 +1,4 @@
-"""Figures in prose: what a reading of the chapters or a table of README quotes, a stored output or summary has printed.
+"""Figures in prose: what a reading of the chapters or a table of a page quotes, a stored output or summary has printed.
 
 A figure is a number in the text of a worked notebook, outside of cards, code, formulas, headings and references. A bare digit
 is none, and outside of a reading (a text that folds) no whole number below a thousand or tenth, which are settings there.
@@ -32,6 +32,8 @@ ASSISTANT = ROOT / "data" / "checkpoints" / "assistant"
 RESULTS = ROOT / "benchmarks" / "results"
 PUBLISHED = ROOT / "data" / "checkpoints" / "laptop-0"
 CHAPTERS = {path.name[:2]: path for path in sorted((ROOT / "solutions").glob("[01]*.ipynb")) if "report" not in path.name}
+
+PAGES = ("README", "NEGATIVE_RESULTS")
 
 # Other lines that a text quotes: of a cell, or of what `stored` gathers.
 ALSO = {
@@ -91,6 +93,15 @@ ALSO = {
     "08/kl-read": "summary 09/frontier",
     "11/verdicts-read": "10/agreement",
     "README/The-assistant": "assistant 11/blind 11/kinds 11/question 11/ranks",
+    "NEGATIVE_RESULTS/The-language-model": "03/investigation-a 03/investigation-b 03/overfitting-run 02/investigation-2C "
+    "03/ladder-figure 03/investigation-c 10/read-before 10/investigation-10-C 06/test summary runs card",
+    "NEGATIVE_RESULTS/Labels-and-the-reward-model": "06/investigation-6A 06/test 06/frozen 06/curve 06/investigation-6B "
+    "05/investigation-5B-answer 05/active-figure 10/leak 10/compare 10/investigation-10-A 10/absolute 09/sense-judge",
+    "NEGATIVE_RESULTS/PPO-and-its-relatives": "08/investigation-8-A 08/investigation-8-B 08/investigation-8-C 08/read-samples "
+    "09/investigation-9-A 09/push-along 09/gao-fit 09/frontier 09/best-of-n-curve 09/strict-best-of-n 07/investigation-7-A",
+    "NEGATIVE_RESULTS/The-assistant": "11/investigation-11-A 11/investigation-11-B 11/investigation-11-C "
+    "11/blind 11/kinds 11/heads assistant",
+    "NEGATIVE_RESULTS/The-bug-hunt": "13/investigation-13-A 13/investigation-13-B",
 }
 
 # Arithmetic: every number in it, but for single digits and powers of ten, is itself printed or given.
@@ -142,6 +153,14 @@ DERIVED = {
     "10/found-10-C": "0.149=2.093-1.944 0.045=1.624-1.579",
     "11/one-order-read": "10=100-90",
     "README/The-assistant": "135=134,515,008/1000/1000 22=30-8",
+    "NEGATIVE_RESULTS/The-language-model": "0.04=5.54-5.50 0.04=5.54-5.50 58=184-126 "
+    "2.4=100*1.96*sqrt(84.4/100*(1-84.4/100)/867)",
+    "NEGATIVE_RESULTS/Labels-and-the-reward-model": "66.3%=575/867 6.6=100*(0.669-0.603) 3.0=100*1.96*sqrt(0.728*(1-0.728)/867) "
+    "2.9=100*1.96*sqrt(0.736*(1-0.736)/867) 3.1=100*1.96*sqrt(0.662*(1-0.662)/867) 7.4=100*(0.736-0.662) 0.005=0.013/sqrt(8) "
+    "0.075=(0.65-0.50)/2 0.03=1.96*sqrt(0.695*(1-0.695)/958) 0.59=2.66-2.07",
+    "NEGATIVE_RESULTS/PPO-and-its-relatives": "0.06=1/sqrt(3*96) 0.02=0.56-0.54",
+    "NEGATIVE_RESULTS/The-assistant": "0.18=1/sqrt(32) 0.18=1/sqrt(32) 4.3=100*1.96*sqrt(0.6966*(1-0.6966)/445)",
+    "NEGATIVE_RESULTS/The-bug-hunt": "0.009=0.649-0.640",
 }
 
 # What nothing prints: settings, made-up examples, other people's results, bounds that a text sets.
@@ -233,6 +252,13 @@ GIVEN = {
     "13/place-18": "0.0 501 102 103 80 480 484",
     "13/place-19": "620 157 163 208 219 1000",
     "README/The-assistant": "0.1 30 95% 16 12 24",  # the version of a package, SmolLM2's blocks
+    "NEGATIVE_RESULTS/The-language-model": "135 29 200 1.96",  # sizes of models, of pieces, of an interval
+    "NEGATIVE_RESULTS/Labels-and-the-reward-model": "2,593 1.96",
+    # from 0.54 on: runs of `python -m benchmarks frontier`, whose figures no file holds
+    "NEGATIVE_RESULTS/PPO-and-its-relatives": "96 150 500 0.06 2,048 0.54 5.3 0.56 5.7 0.56 5.7 0.57 5.8 0.11 2.7",
+    "NEGATIVE_RESULTS/The-assistant": "32 1.96",
+    "NEGATIVE_RESULTS/Measured-once,-not-repeatable-by-a-command": "70% 0.84 1e-4 55% 3e-4 63% 79% 83% 2,500 10,000 1.39 1.73 "
+    "1.37 1.49 74.8% 79.8% 1.07 1.27 1.49 0.96 0.42 0.49 69% 72% 2.2 1e-3 0.03 7e-4 69.4% 58.0% 76.2% 67.6% 4,096 8,192 20%",
 }
 
 
@@ -406,7 +432,8 @@ def on_card():
     run, small = found["run"], found["assistant"]
     yield " ".join(f"{run['seconds'][stage] / 60:.4f}" for stage in ("total", "pretrain", "policy"))
     yield f"{run['peak_card_bytes'] / 1e9:.4f} GB"
-    yield " ".join(f"{run[key]:.4f}" for key in ("val_bits_per_char", "reward_accuracy", "gold_win_rate", "kl_nats"))
+    rates = [run[key] for key in ("val_bits_per_char", "reward_accuracy", "gold_win_rate", "kl_nats")]
+    yield " ".join(f"{rate:.4f}" for rate in [*rates, *run["gold_win_rate_interval"]])
     yield f"{found['busy']['pretrain']} {found['busy']['policy']} {small['busy']}"
     yield f"{' '.join(map(str, small['seconds'].values()))} seconds, {small['peak_card_megabytes'] / 1000:.4f} GB"
     yield from (f"{row['work']}: {row['median']:.4f} {row['gain']:.4f}" for row in found["decode"]["rows"])
@@ -494,18 +521,21 @@ def readings(chapter):
             folded |= "<summary>What" in source
 
 
-def readme():
-    for section in re.split(r"^## ", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
-        name = "README/" + section.splitlines()[0].replace(" ", "-")
+def page(name_of_page):
+    whole = (ROOT / f"{name_of_page}.md").read_text(encoding="utf-8")
+    for section in re.split(r"^## ", whole, flags=re.MULTILINE)[1:]:
+        name = f"{name_of_page}/" + section.splitlines()[0].replace(" ", "-")
+        if name_of_page == "NEGATIVE_RESULTS":  # a row is a trial of its own, and its columns hold no like things
+            section = section.replace("|\n|", "|\n\n|")
         folds = "<details>" if name in ALSO else ""  # a section that reports is held to the rule of readings
         yield name, groups(section + folds), elsewhere(name)
 
 
 def texts(source):
-    return readme() if source == "README" else readings(source)
+    return page(source) if source in PAGES else readings(source)
 
 
-SOURCES = [*CHAPTERS, "README"]
+SOURCES = [*CHAPTERS, *PAGES]
 
 
 def known(name, lines):
@@ -545,6 +575,17 @@ def test_the_tables_name_texts_that_are_there():
     names = {name for name, _, _ in chain(*map(texts, SOURCES))}
     assert {*ALSO, *DERIVED, *GIVEN} <= names
     assert {also for some in ALSO.values() for also in some.split()} <= stored().keys()
+
+
+def test_a_negative_result_names_the_cells_that_its_figures_are_from():
+    for section in re.split(r"^## ", (ROOT / "NEGATIVE_RESULTS.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:-1]:
+        name = "NEGATIVE_RESULTS/" + section.splitlines()[0].replace(" ", "-")
+        rows = [row for row in section.splitlines() if row.startswith("|")][2:]
+        again = [row.strip("| ").split(" | ")[-1] for row in rows]
+        assert all("`" in cell for cell in again), name
+        named = {cell for row in again for cell in re.findall(r"`(\d\d/[\w-]+)`", row)}
+        tied = {also for also in ALSO[name].split() if "/" in also}
+        assert named <= stored().keys() and named <= tied, f"{name}: {named - tied}"
 
 
 def test_a_card_counts_the_lines_of_its_answer():
