@@ -37,6 +37,11 @@ def curve(ax, records, name, label=None, color=BLUE, x="step", marker=""):
     return points
 
 
+def band(ax, at, low, high, label="stored runs, widened", color=GREEN):
+    """Shade what is expected: from `low` to `high` at the points `at`, three lists of one length."""
+    ax.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0, label=label)
+
+
 def side_by_side(got, expected, title="", mask=None):
     """Two matrices as images in one colour scale: what came out, and what was expected; masked places are left white.
 

@@ -21,7 +21,7 @@ FLOORS = [
     "plots plots_assistant plots_runs pipelines.settings pipelines.stages pipelines.material pipelines.inputs pipelines.estimate "
     "pipelines.report pipelines.shakespeare pipelines.judging pipelines.referee pipelines.assistant_settings "
     "pipelines.assistant talk",
-    "course hunt. exercises. widgets. notebooks release grading. instructors __main__",
+    "course hunt. bands exercises. widgets. notebooks release grading. instructors __main__",
 ]
 ORDER = [name for floor in FLOORS for name in floor.split()]
 EMPTY = {

@@ -166,3 +166,10 @@ def test_side_by_side_shows_both_in_one_scale_and_leaves_masked_places_out():
 
 def test_side_by_side_draws_outputs_without_a_finite_number():
     plots.side_by_side(torch.full((2, 2), math.nan), torch.full((2, 2), math.inf)).canvas.draw()
+
+
+def test_a_band_is_shaded_from_low_to_high():
+    _, (ax,) = plots.figure(1)
+    plots.band(ax, [0, 1], [1.0, 2.0], [3.0, 3.0], label="expected")
+    (path,) = ax.collections[0].get_paths()
+    assert path.get_extents().extents.tolist() == [0.0, 1.0, 1.0, 3.0] and ax.collections[0].get_label() == "expected"

@@ -39,14 +39,22 @@ USUAL = {"epochs": 2, "row": 40, "batch": 2, "lr": 3e-3, "seed": 3}
 # ----------------------------------------------------------------------------------------- the loss that it says
 
 
+COUNTED = {  # which tokens; the first and the last of a conversation are nobody's words
+    "right": lambda spoken: spoken,
+    "all": torch.ones_like,
+    "late": lambda spoken: spoken.roll(1),
+    "no first": lambda spoken: spoken & spoken.roll(1),
+    "no end": lambda spoken: spoken & spoken.roll(-1),
+    "behind": lambda spoken: spoken | spoken.roll(1),
+    "before": lambda spoken: spoken | spoken.roll(-1),
+    "user": torch.logical_not,
+}
+
+
 def run_losses(train_sft, learn, held_out, weights):
     model = tiny(weights, dropout=0.3).train()
-    names = {"right": lambda loss, spoken: loss[spoken[1:]], "all": lambda loss, spoken: loss,
-             "late": lambda loss, spoken: loss[spoken[:-1]],
-             "no end": lambda loss, spoken: loss[spoken[1:] & torch.cat([spoken[2:], torch.zeros(1).bool()])],
-             "user": lambda loss, spoken: loss[~spoken[1:]]}  # fmt: skip
     pairs = list(zip(losses(model, held_out), flags(held_out)))
-    guesses = {name: torch.cat([pick(*pair) for pair in pairs]).mean().item() for name, pick in names.items()}
+    guesses = {name: torch.cat([loss[pick(said)[1:]] for loss, said in pairs]).mean().item() for name, pick in COUNTED.items()}
     guesses["mean of means"] = sum(loss[spoken[1:]].mean().item() for loss, spoken in pairs) / len(pairs)
     guesses["sum"] = sum(loss[spoken[1:]].sum().item() for loss, spoken in pairs)
     guesses["unshifted"] = torch.cat([loss[torch.tensor(said)] for loss, (_, said) in zip(unshifted(model, held_out), held_out)])
@@ -61,6 +69,11 @@ MEANS = {
     "late": "`spoken[t]` says whether token t is the assistant's, and token t is predicted from t - 1: the first word of an "
             "answer is left out, and what stands behind its end counts",
     "no end": "the end of the turn is left out: the assistant says it, and has to learn it",
+    "no first": "the first word of every answer is left out: the assistant says it too, and it is predicted from the last token "
+                "of the template before it",
+    "behind": "what stands behind the end of the turn counts too, the template's last token: the assistant's last is the end",
+    "before": "the template's token before an answer counts too: it asks the assistant to speak, and nobody in the conversation "
+              "says it",
     "user": "the tokens that count are those that the assistant does not say",
     "mean of means": "each conversation (or row) counts the same, however long its answers are: take the mean over all tokens",
     "unshifted": "the logits at t are asked for token t itself, which they have read: they predict token t + 1. Training on that "
@@ -127,10 +140,23 @@ def judge_habits(output, **_):
             "what users say has become likelier: the loss counts their words too. It is for the assistant's tokens alone, "
             "those with `spoken` True"
         )
-    if left["behind"] < 0.7 or left["first"] > 0.5:
+    behind, first = left["behind"] < 0.7, left["first"] > 0.5
+    if behind and first:
         return (
-            "what stands behind an answer is learned, or its first word is not: the targets are one place off. Token t is "
+            "what stands behind an answer is learned, and its first word is not: the targets are one place off. Token t is "
             "predicted by the logits at t - 1, and `spoken[t]` belongs to token t"
+        )
+    if first and left["end"] > 0.5:
+        return "neither the first word of an answer nor its end is learned: do the steps reach the model, with the rate given?"
+    if first:
+        return (
+            "the first word of an answer is not learned: `spoken` is True there too, and the logits that predict it are those at "
+            "the last token of the template before it"
+        )
+    if behind:
+        return (
+            "what stands behind the end of an answer is learned, the template's last token: the assistant's last is the end of "
+            "its turn, and `spoken` is False behind it"
         )
     if left["end"] > 0.5:
         return "the end of the assistant's turn is not learned: it would talk on for ever. `spoken` is True there too"

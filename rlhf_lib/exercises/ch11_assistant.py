@@ -1,4 +1,4 @@
-"""Chapter 11: what an assistant learns from, adapters and what they cost, the reward of a token, and judging in both orders."""
+"""Chapter 11: what an assistant learns from, adapters and what they cost, and the reward of a token."""
 
 import math
 import statistics
@@ -32,22 +32,50 @@ def targets_by_place(roles, lengths, opening, closing):
     return targets
 
 
+def every(count):
+    return [True] * count
+
+
+def none(count):
+    return [False] * count
+
+
+def first(count):
+    return [place == 0 for place in range(count)]
+
+
+def last(count):
+    return [place == count - 1 for place in range(count)]
+
+
 def targets_formula(
-    roles, lengths, opening, closing, *, who=lambda role: role == "assistant", ends=None, opens=False, said=True, more=1,
+    roles, lengths, opening, closing, *, who=lambda role: role == "assistant", ends=None, opens=none, said=every, closes=first,
     change=lambda targets: targets,
 ):  # fmt: skip
-    """`who` speaks, and whose end of turn counts (`ends`); `more` is how many closing tokens count, None for all of them."""
+    """`who` speaks, and whose end of turn counts (`ends`); which of the tokens of each part of a turn count."""
     targets = []
-    count = closing if more is None else more
     for role, length in zip(roles, lengths):
-        targets += [who(role) and opens] * opening + [who(role) and said] * length
-        targets += [(ends or who)(role)] * count + [False] * (closing - count)
+        words = [*opens(opening), *said(length)] if who(role) else none(opening + length)
+        targets += words + (closes(closing) if (ends or who)(role) else none(closing))
     return change(torch.tensor(targets))
 
 
-def last_answer_only(roles, lengths, opening, closing):
-    last = max(place for place, role in enumerate(roles) if role == "assistant")
-    return targets_formula([role if place == last else "user" for place, role in enumerate(roles)], lengths, opening, closing)
+def turns_alone(counts):
+    """Of the assistant's turns only those count of which counts(place, length, places of all its turns) is true."""
+
+    def answer(roles, lengths, opening, closing):
+        places = [place for place, role in enumerate(roles) if role == "assistant"]
+        kept = [place for place in places if counts(place, lengths[place], places)]
+        said = ["assistant" if place in kept else "user" for place in range(len(roles))]
+        return targets_formula(said, lengths, opening, closing)
+
+    return answer
+
+
+def last_end_alone(roles, lengths, opening, closing):
+    every_end = targets_formula(roles, lengths, opening, closing)
+    words = targets_formula(roles, lengths, opening, closing, closes=none)
+    return words | every_end & (torch.arange(len(words)) == every_end.nonzero()[-1])
 
 
 answer_targets = Exercise(
@@ -56,17 +84,38 @@ answer_targets = Exercise(
             {"who": lambda role: True},
         "the user's words count, and the assistant's do not: the roles are exchanged": {"who": lambda role: role == "user"},
         "the system's words count too; they are given, as the user's are": {"who": lambda role: role != "user"},
-        "the end of turn is left out: the assistant says it, and who never learns it never stops": {"more": 0},
-        "all tokens that close a turn count; the assistant says the first of them alone, the end of turn": {"more": None},
+        "every second turn is taken for the assistant's; behind a system message it is the user's. Look at the role":
+            lambda roles, lengths, opening, closing: targets_formula(
+                (["user", "assistant"] * len(roles))[: len(roles)], lengths, opening, closing),
+        "the first token that the assistant says is left out; it is predicted too, from the last of those that open its turn": [
+            {"change": lambda targets: targets & targets.roll(1)}, {"said": lambda length: [not one for one in first(length)]}],
+        "the last word before the end of turn is left out": {"said": lambda length: [not one for one in last(length)]},
+        "the end of turn is left out: the assistant says it, and who never learns it never stops": {"closes": none},
+        "all tokens that close a turn count; the assistant says the first of them alone, the end of turn": {"closes": every},
+        "the token behind the end of turn counts too; it is the template's":
+            {"closes": lambda closing: [place < 2 for place in range(closing)]},
+        "a turn's last token counts in place of its end; the end of turn is the first of those that close it": {"closes": last},
         "what opens the assistant's turn counts too; it is written for it, and asks it to speak":
-            [{"opens": True}, {"opens": True, "more": 0}],
-        "the end of everybody's turn counts; the assistant says only its own": {"ends": lambda role: True},
-        "only the ends of turn count; the words before them do too": {"said": False},
-        "only the last answer counts; every turn of the assistant's does": last_answer_only,
+            [{"opens": every}, {"opens": every, "closes": none}, {"opens": last}],
+        "the whole of the assistant's turn counts, with what opens and what closes it": {"opens": every, "closes": every},
+        "a turn without words has an end too, and the assistant says it": turns_alone(lambda place, length, places: length),
+        "the end of everybody's turn counts; the assistant says only its own":
+            [{"ends": lambda role: True}, {"ends": lambda role: role != "system"}],
+        "the end of turn counts behind the last answer alone; every answer has one": last_end_alone,
+        "only the ends of turn count; the words before them do too": {"said": none},
+        "only the last answer counts; every turn of the assistant's does":
+            turns_alone(lambda place, length, places: place == places[-1]),
+        "only the first answer counts; every turn of the assistant's does":
+            turns_alone(lambda place, length, places: place == places[0]),
         "every token counts; nothing tells the assistant from the others": {"change": torch.ones_like},
         "this is one position late: entry t belongs to token t": {"change": lambda targets: targets.roll(1)},
         "this is one position early: entry t is for token t itself, though the model says it at t - 1":
-            {"change": lambda targets: targets.roll(-1)},
+            [{"change": lambda targets: targets.roll(-1)}, {"opens": last, "closes": none},
+             {"change": lambda targets: F.pad(targets, (0, 1))[1:]}],
+        "an entry is cut off: every token has one, the first too":
+            [{"change": lambda targets: targets[1:]}, {"change": lambda targets: targets[:-1]}],
+        "opening and closing have changed places": lambda roles, lengths, opening, closing: targets_formula(
+            roles, lengths, closing, max(opening, 1)),
         "True and False have changed places": {"change": torch.logical_not},
     })  # fmt: skip
 
@@ -134,7 +183,12 @@ packed_mask = Exercise(
         "True and False have changed places: True is where a token may look": {"end": lambda a, p: (~a, p)},
         "the first token of a text still sees the text before it; its border is one place late":
             {"same": lambda texts: (texts[:, None] == texts) | (texts.roll(1)[:, None] == texts) & (texts[:, None] > 0)},
-        "padding sees nothing, and the softmax over nothing is not a number: let it look at itself": {"padding": "nothing"},
+        "padding sees nothing, and the softmax over nothing is not a number: let it look at itself": [
+            {"padding": "nothing"},
+            {"padding": "nothing", "numbers": lambda places, starts, real: torch.where(real, places - starts, -1)}],
+        "padding belongs to the last text; here it looks at itself alone":
+            lambda lengths, size: packed_formula([*lengths[:-1], lengths[-1] + size - sum(lengths)], size),
+        "the padding is missing: the row has `size` tokens": lambda lengths, size: packed_formula(lengths, sum(lengths)),
         "padding sees the padding before it too; here it looks at itself alone": [
             {"padding": "the padding before it"},
             {"padding": "the padding before it", "numbers": lambda places, starts, real: places - starts}],
@@ -200,6 +254,12 @@ lora_output = Exercise(
         "alpha / r is upside down": {"scale": lambda alpha, r: r / alpha},
         "the step is scaled by alpha over the root of the rank; LoRA's own scale is alpha / r":
             {"scale": lambda alpha, r: alpha / math.sqrt(r)},
+        "alpha is divided by the width of the layer; the rank is the number of rows of A, or of columns of B": [
+            lambda B, alpha, **rest: lora_formula(B=B, alpha=alpha * B.shape[1] / B.shape[0], **rest),
+            lambda A, alpha, **rest: lora_formula(A=A, alpha=alpha * A.shape[0] / A.shape[1], **rest)],
+        "alpha // r drops what is behind the point; divide with /": {"scale": lambda alpha, r: alpha // r},
+        "the bias comes in a second time, with the step": lambda bias, alpha, A, **rest: lora_formula(
+            bias=bias, alpha=alpha, A=A, end=lambda base, step: base + step + alpha / len(A) * bias.detach(), **rest),
         "alpha / r scales what the frozen layer says too; it belongs to the step alone": lambda x, weight, bias, A, B, alpha:
             alpha / len(A) * (F.linear(x, weight.detach(), bias.detach()) + x @ A.T @ B.T),
         "the frozen weight gets a gradient, and would be trained: detach weight and bias":
@@ -210,6 +270,10 @@ lora_output = Exercise(
             {"base": lambda x, w, b: F.linear(x, w, b).detach()},
         "A gets no gradient; both A and B are trained": {"step": lambda x, A, B: x @ A.detach().T @ B.T},
         "B gets no gradient; both A and B are trained": {"step": lambda x, A, B: x @ A.T @ B.detach().T},
+        "the step sends no gradient back to x, so the layers before it learn only half":
+            {"step": lambda x, A, B: x.detach() @ A.T @ B.T},
+        "the step gets no gradient at all; A and B are what is trained":
+            {"step": lambda x, A, B: 0 * (A.sum() + B.sum()) + (x @ A.T @ B.T).detach()},
         "the bias is left out": {"base": lambda x, w, b: x @ w.detach().T},
         "this is the step alone; it is added to what the frozen layer says": {"end": lambda base, step: step},
         "the step is subtracted; add it": {"end": lambda base, step: base - step},
@@ -253,10 +317,19 @@ merge = Exercise(
         "alpha / r is upside down": {"scale": lambda alpha, r, adapters: r / alpha},
         "every adapter is scaled by the first one's alpha / r; each has its own":
             {"scale": lambda alpha, r, adapters: adapters[0][2] / len(adapters[0][0])},
+        "every adapter is scaled by the last one's alpha / r; each has its own":
+            {"scale": lambda alpha, r, adapters: adapters[-1][2] / len(adapters[-1][0])},
+        "alpha is divided by the width of the layer; the rank is the number of rows of A, or of columns of B": [
+            lambda weight, adapters: merge_formula(weight, [(A, B, alpha * len(A) / len(B)) for A, B, alpha in adapters]),
+            lambda weight, adapters: merge_formula(weight, [(A, B, alpha * len(A) / A.shape[1]) for A, B, alpha in adapters])],
+        "alpha is divided by the root of the rank; LoRA's own scale is alpha / r":
+            {"scale": lambda alpha, r, adapters: alpha / math.sqrt(r)},
         "alpha is divided by the ranks of all adapters together; each by its own":
             {"scale": lambda alpha, r, adapters: alpha / sum(len(A) for A, _, _ in adapters)},
         "only the last adapter is merged; they add up": {"used": lambda adapters: adapters[-1:]},
-        "only the first adapter is merged; they add up": {"used": lambda adapters: adapters[:1]},
+        "only the first adapter is merged; they add up": [
+            {"used": lambda adapters: adapters[:1]},
+            lambda weight, adapters: merge_formula(weight, adapters[:1]) if adapters else None],
         "the adapters are averaged; they add up": {"end": lambda weight, steps, n: weight + steps / max(n, 1)},
         "these are the adapters alone; they are added to the weight": {"end": lambda weight, steps, n: steps},
         "this takes the adapters out; add them": {"end": lambda weight, steps, n: weight - steps},
@@ -305,20 +378,21 @@ def models_by_tensors(matrices, layers, others, width, branched, rank):
 
 def models_formula(
     matrices, layers, others, width, branched, rank, *, pair=lambda out, inputs, r: r * (out + inputs), head=lambda C: C + 1,
-    heads=(2, 1), bases=1, branches=(4, 2), trained=2, deep=lambda layers, branched: branched, rest=True, end=None,
+    heads=(2, 1), bases=(1, 0), branches=(4, 2), trained=2, deep=lambda layers, branched: branched, end=None,
+    rest=lambda others, layers: others,
 ):  # fmt: skip
-    """`heads`, `branches`: how many are kept, and trained; `bases`: how often the base is kept on a shared trunk."""
-    base = layers * sum(out * inputs for out, inputs in matrices) + (others if rest else 0)
+    """`heads`, `branches`: how many are kept, and trained; `bases`: the same of the base under a shared trunk."""
+    base = layers * sum(out * inputs for out, inputs in matrices) + rest(others, layers)
     adapters = deep(layers, branched) * sum(pair(out, inputs, rank) for out, inputs in matrices)
     apart = (4 * base + heads[0] * head(width), trained * base + heads[1] * head(width))
-    shared = [bases * base + branches[0] * adapters + heads[0] * head(width), branches[1] * adapters + heads[1] * head(width)]
+    shared = [bases[part] * base + branches[part] * adapters + heads[part] * head(width) for part in (0, 1)]
     return (end or (lambda apart, shared: {"apart": apart, "shared": tuple(shared)}))(apart, shared)
 
 
 four_models = Exercise(
     "11.5", "four_models", draw=draw_models, right=models_by_tensors, formula=models_formula, mistakes={
-        "the base is kept four times on a shared trunk; it is there once, that is the point": {"bases": 4},
-        "the base is missing: the branches stand on it, and it is kept too": {"bases": 0},
+        "the base is kept four times on a shared trunk; it is there once, that is the point": {"bases": (4, 0)},
+        "the base is missing: the branches stand on it, and it is kept too": {"bases": (0, 0)},
         "an adapter has the size of its matrix; its numbers are r (in + out)": [
             {"pair": lambda out, inputs, r: out * inputs}, {"pair": lambda out, inputs, r: r * out * inputs}],
         "only one of A and B is counted; an adapter has both": [
@@ -328,13 +402,25 @@ four_models = Exercise(
         "the blocks below the branches have the adapters; those above do": {"deep": lambda layers, branched: layers - branched},
         "one block has adapters; the last `branched` do": {"deep": lambda layers, branched: 1},
         "three branches are kept; the reference is one too": {"branches": (3, 2)},
+        "only those branches are kept that are trained; reference and reward model have one each too": {"branches": (2, 2)},
+        "one branch is kept; each of the four models has its own": [{"branches": (1, 2)}, {"branches": (1, 1)}],
+        "the base is counted among what is trained on a shared trunk; it is frozen": [{"bases": (1, 1)}, {"bases": (1, 2)}],
         "the scalar head's bias is left out": {"head": lambda C: C},
         "the scalar heads are left out: reward model and critic have one each": {"heads": (0, 0)},
+        "one scalar head is kept; reward model and critic have one each": [{"heads": (1, 1)}, {"heads": (1, 0)}],
+        "the critic's head is trained too": {"heads": (2, 0)},
+        "both scalar heads are trained; the reward model's only judges": {"heads": (2, 2)},
         "all four models have a scalar head; only reward model and critic do": [{"heads": (4, 2)}, {"heads": (4, 1)}],
         "the reward model is trained too; while PPO runs it only judges": {"trained": 3, "branches": (4, 3), "heads": (2, 2)},
         "only the policy is trained; the critic learns too": {"trained": 1, "branches": (4, 1), "heads": (2, 0)},
-        "all four models are trained; policy and critic are": {"trained": 4, "branches": (4, 4), "heads": (2, 2)},
-        "embedding, norms and head (`others`) are left out": {"rest": False},
+        "all four models are trained; policy and critic are": [
+            {"trained": 4, "branches": (4, 4), "heads": (2, 2)}, {"branches": (4, 4)}, {"branches": (4, 4), "heads": (2, 2)}],
+        "what is kept and what is trained have changed places":
+            {"end": lambda apart, shared: {"apart": apart[::-1], "shared": tuple(shared[::-1])}},
+        "this is the memory of training, four times what is trained; asked for are the numbers":
+            {"end": lambda apart, shared: {"apart": (apart[0], 4 * apart[1]), "shared": (shared[0], 4 * shared[1])}},
+        "embedding, norms and head (`others`) are left out": {"rest": lambda others, layers: 0},
+        "`others` is counted once for each block; it is there once": {"rest": lambda others, layers: layers * others},
     })  # fmt: skip
 
 
@@ -403,11 +489,25 @@ token_rewards = Exercise(
             {"place": lambda mask: mask}, {"place": torch.ones_like}],
         "the score is paid at the first token; it is known when the answer is complete":
             {"place": lambda mask: torch.arange(mask.shape[1]).expand(mask.shape) == 0},
+        "the score is paid one token too early; mask.sum(1) - 1 is the place of the last real one": [
+            {"place": lambda mask: torch.arange(mask.shape[1]) == (mask.sum(1, keepdim=True) - 2).clamp(min=0)},
+            {"place": lambda mask: torch.arange(mask.shape[1]) == (mask.sum(1, keepdim=True) - 2) % mask.shape[1]}],
+        "the score is shared out among the tokens; it comes whole, at the last real one":
+            {"place": lambda mask: mask / mask.sum(1, keepdim=True)},
         "the score takes the place of the last token's KL penalty; both are paid there":
             {"put": lambda kl, paid, last: torch.where(last, paid, kl)},
         "the whole KL is charged at the last token; each token pays for its own": {"spread": at_the_end},
         "the mean KL is charged once; each token pays for its own":
             {"spread": lambda kl, mask: at_the_end(kl, mask) / mask.sum(1, keepdim=True)},
+        "each token is charged for all the KL behind it too; it pays for its own":
+            {"spread": lambda kl, mask: kl.flip(1).cumsum(1).flip(1)},
+        "each token is charged for all the KL before it too; it pays for its own":
+            {"spread": lambda kl, mask: kl.cumsum(1) * mask},
+        "half the square of the log-ratio is charged (k2); asked for is the log-ratio itself": {"term": lambda x: x.square() / 2},
+        "the ratio less 1 is charged; asked for is its logarithm": {"term": lambda x: x.exp() - 1},
+        "the log-ratio is weighted by the probability; the tokens were drawn by it, so their mean weighs them already":
+            lambda logprobs, ref_logprobs, **rest: token_rewards_formula(
+                logprobs=(x := (logprobs.exp() * (logprobs - ref_logprobs)).detach()), ref_logprobs=0 * x.nan_to_num(), **rest),
         "the sign of the KL is wrong: it pays for running away": {"term": lambda x: -x},
         "k3 of each token is charged; asked for is the log-ratio itself, whose expectation is the KL": {"term": ch08.k3_term},
         "this is k3 with the ratio upside down; asked for is the log-ratio itself": {"term": lambda x: x.exp() - 1 - x},
@@ -424,6 +524,11 @@ token_rewards = Exercise(
         "every token loses the penalty; it is charged once, at the last one":
             {"fine": lambda penalty, last, mask: penalty * mask},
         "the coefficient scales the score too; it is the price of the KL alone": {"pay": lambda scores, coef: coef * scores},
+        "the coefficient scales the penalty for no end too; it is the price of the KL alone":
+            lambda kl_coef, end_penalty, **rest: token_rewards_formula(
+                kl_coef=kl_coef, end_penalty=kl_coef * end_penalty, **rest),
+        "an answer that does not end earns 0; it earns its score, less the penalty": lambda scores, ended, end_penalty, **rest:
+            token_rewards_formula(scores * ended, ended, end_penalty=0.0, **rest),
         "an answer that does not end earns the penalty in place of its score; it loses it from its score":
             lambda scores, ended, end_penalty, **others: token_rewards_formula(
                 torch.where(ended, scores, 0), ended, end_penalty=end_penalty, **others),
@@ -458,6 +563,11 @@ def coefficients_formula(
     return coefs[:-1] if start else coefs[1:]
 
 
+def doubled(kl_coef, kls, target, completions, horizon):
+    factors = [2 if kl > 1.5 * target else 0.5 if kl < target / 1.5 else 1 for kl in kls]
+    return [kl_coef * math.prod(factors[: place + 1]) for place in range(len(kls))]
+
+
 adaptive_kl = Exercise(
     "11.7", "adaptive_kl", draw=draw_coefficients, right=coefficients_by_median, formula=coefficients_formula, mistakes={
         "the error is not held within -0.2 to 0.2, so that one wild rollout moves the coefficient far":
@@ -466,213 +576,32 @@ adaptive_kl = Exercise(
         "the error is held above -0.2 and not below 0.2": {"high": math.inf},
         "the coefficient never falls: a KL below the target has to lower it": {"low": 0.0},
         "the coefficient never rises: a KL above the target has to raise it": {"high": 0.0},
+        "the step is held, with its share of the horizon in it; hold the error alone":
+            lambda kl_coef, kls, target, completions, horizon: coefficients_formula(
+                kl_coef, kls, target, 1, 1, error=lambda kl, target: (kl / target - 1) * completions / horizon),
+        "min and max have changed places, so that the error is the same always": [{"low": 0.2, "high": -0.2}, {"low": 0.2}],
         "it is held within other bounds than -0.2 to 0.2":
             [{"low": -bound, "high": bound} for bound in (0.02, 0.1, 0.25, 0.5, 1.0, 2.0)],
         "the sign is turned: a KL above the target has to raise the price": {"error": lambda kl, target: 1 - kl / target},
+        "the error loses its sign: a KL below the target has to lower the price":
+            {"error": lambda kl, target: abs(kl / target - 1)},
+        "the difference is divided by the KL; divide by the target":
+            [{"error": lambda kl, target: (kl - target) / kl}, {"error": lambda kl, target: (kl - target) / kl if kl else 0.0}],
         "the error is a difference in nats; divide by the target": {"error": lambda kl, target: kl - target},
         "target and KL have changed places in the error": {"error": lambda kl, target: target / kl - 1 if kl else 1e9},
         "1 is not subtracted: at the target the error is 0": {"error": lambda kl, target: kl / target},
         "the number of completions and the horizon are not used: a whole step each time": {"share": lambda n, horizon: 1},
         "completions over horizon is upside down": {"share": lambda n, horizon: horizon / n},
+        "completions // horizon is a whole number, mostly 0; divide with /": {"share": lambda n, horizon: n // horizon},
         "the horizon is not used": {"share": lambda n, horizon: n},
         "the number of completions is not used": {"share": lambda n, horizon: 1 / horizon},
         "the step is added; the coefficient is multiplied by 1 plus it": {"move": lambda coef, step: coef + step},
+        "this is the step alone; the coefficient is multiplied by 1 plus the step": {"move": lambda coef, step: coef * step},
+        "it doubles and halves, as the penalty of the PPO paper does (section 4); here it moves by the error": doubled,
         "the coefficient is divided where it is to be multiplied": {"move": lambda coef, step: coef / (1 + step)},
         "the exponential of the step is a little more than 1 plus it": {"move": lambda coef, step: coef * math.exp(step)},
         "every coefficient is made from the first; each goes on from the one before": {"compound": False},
         "this is one rollout late: each coefficient is the one after its rollout": {"start": True},
         "the coefficient to begin with stands in front; asked for is the one after each rollout":
             lambda kl_coef, kls, **others: [kl_coef, *coefficients_formula(kl_coef, kls, **others)],
-    })  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 11.8
-VERDICTS = ("first", "second", "tie")
-
-
-def draw_orders(generator):
-    yield {"ours_first": ["first", "first"], "ours_second": ["second", "first"]}
-    every = [(one, other) for one in VERDICTS for other in VERDICTS]
-    yield {"ours_first": [one for one, _ in every], "ours_second": [other for _, other in every]}
-    yield {"ours_first": [], "ours_second": []}
-    for count in (4, 9):
-        first, second = torch.randint(3, (2, count), generator=generator).tolist()
-        yield {"ours_first": [VERDICTS[one] for one in first], "ours_second": [VERDICTS[one] for one in second]}
-
-
-def orders_by_table(ours_first, ours_second):
-    table = {("first", "second"): "win", ("second", "first"): "loss"}
-    return [table.get(pair, "tie") for pair in zip(ours_first, ours_second)]
-
-
-def orders_formula(ours_first, ours_second, *, points=(1, 0, 0.5), turned=(0, 1, 0.5), say=None, keep=None):
-    """`points` of "first", "second" and "tie" for us in each order; `say` makes the outcome of both orders' points."""
-    say = say or (lambda one, other: one if one == other else 0.5)
-    gained = [(points[VERDICTS.index(a)], turned[VERDICTS.index(b)]) for a, b in zip(ours_first, ours_second)]
-    results = [say(one, other) for one, other in gained if keep is None or keep(one, other)]
-    return [{1: "win", 0: "loss"}.get(result, "tie") for result in results]
-
-
-def sided(one, other):
-    """A win where the mean of the points is above a half."""
-    return 1 if one + other > 1 else 0 if one + other < 1 else 0.5
-
-
-def contradiction(one, other, outcome):
-    """Both orders have to agree, but a contradiction is `outcome`."""
-    return outcome if {one, other} == {0, 1} else one if one == other else 0.5
-
-
-both_orders = Exercise(
-    "11.8", "both_orders", draw=draw_orders, right=orders_by_table, formula=orders_formula, mistakes={
-        "the second order is not turned round: there \"second\" is the verdict for our answer": {"turned": (1, 0, 0.5)},
-        "the first order is turned round too: there \"first\" is the verdict for our answer": {"points": (0, 1, 0.5)},
-        "win and loss have changed places": {"points": (0, 1, 0.5), "turned": (1, 0, 0.5)},
-        "only the order with our answer first is used: a judge that likes the first place makes us win":
-            {"say": lambda one, other: one},
-        "only the order with our answer second is used: a judge that likes that place makes us win":
-            {"say": lambda one, other: other},
-        "a win in one order and a tie in the other is called a win; only what both orders say counts": {"say": sided},
-        "one order in our favour is called a win; both have to say it": {"say": max},
-        "one order against us is called a loss; both have to say it": {"say": min},
-        "a contradiction is called a loss; it is a tie": {"say": lambda one, other: contradiction(one, other, 0)},
-        "a contradiction is called a win; it is a tie": {"say": lambda one, other: contradiction(one, other, 1)},
-        "pairs whose orders contradict each other are left out; they are ties":
-            [{"keep": lambda one, other: one == other}, {"keep": lambda one, other: {one, other} != {0, 1}}],
-        "two ties are not a loss": {"say": lambda one, other: int(one == other == 1) if one == other else 0.5},
-    })  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 11.9
-def draw_places(generator):
-    yield {"ours_first": ["first", "first"], "ours_second": ["first", "second"]}
-    yield {"ours_first": ["first"], "ours_second": ["second", "second", "tie"]}
-    yield {"ours_first": ["tie", "second", "first", "first"], "ours_second": ["second"]}
-    yield {"ours_first": ["second", "second", "second"], "ours_second": ["second", "second"]}
-    for one, other in ((7, 4), (3, 11)):
-        first, second = torch.randint(3, (one,), generator=generator), torch.randint(3, (other,), generator=generator)
-        yield {"ours_first": [VERDICTS[x] for x in first], "ours_second": [VERDICTS[x] for x in second]}
-
-
-def places_by_halves(ours_first, ours_second):
-    """What the first place wins in each order, by counting."""
-    rates = [(2 * one.count("first") + one.count("tie")) / (2 * len(one)) for one in (ours_first, ours_second)]
-    return 50 * (rates[0] + rates[1] - 1), 0.5 * (1 + rates[0] - rates[1])
-
-
-def places_formula(
-    ours_first, ours_second, *, tie=0.5, drop=False, pooled=(False, False), bias=lambda rate: 100 * (rate - 0.5),
-    swap=False, orders=(0, 1), win=lambda rate: rate, of=None, end=lambda bias, rate: (bias, rate),
-):  # fmt: skip
-    """`pooled`: whether bias, and win rate, are means over all verdicts; `orders`: those that the win rate comes from."""
-    both = [[v for v in one if not (drop and v == "tie")] for one in (ours_first, ours_second)]
-    marks = [[{"first": 1.0, "second": 0.0, "tie": tie}[v] for v in one] for one in both]
-    ours = [marks[0], [(1 - mark if verdict != "tie" else tie) for mark, verdict in zip(marks[1], both[1])]]
-
-    def mean(groups, together):
-        groups = [[x for group in groups for x in group]] if together else groups
-        means = [sum(group) / len(group) if group else 0.5 for group in groups]
-        return sum(means) / len(means)
-
-    place, rate = mean(marks, pooled[0]), mean([ours[order] for order in orders], pooled[1])
-    return end(bias(1 - place if swap else place), win(rate))
-
-
-place_and_win = Exercise(
-    "11.9", "place_and_win", draw=draw_places, right=places_by_halves, formula=places_formula, mistakes={
-        "all verdicts are thrown together; where one order was asked oftener, our own strength looks like a bias of the place. "
-        "Take each order's rate, then their mean":
-            [{"pooled": pooled} for pooled in ((True, True), (True, False), (False, True))],
-        "the win rate is that of the order with our answer first": {"orders": (0,)},
-        "the win rate is that of the order with our answer second": {"orders": (1,)},
-        "the win rate does not turn the second order round: it is how often the first place wins":
-            lambda ours_first, ours_second: (lambda bias: (bias, bias / 100 + 0.5))(places_formula(ours_first, ours_second)[0]),
-        "ties count as nothing; as half a win for each side": {"tie": 0.0},
-        "ties count as wins; as half a win for each side": {"tie": 1.0},
-        "ties are left out; they count as half": {"drop": True},
-        "this is how often the first place wins; the bias is how much oftener than half, in points":
-            [{"bias": lambda rate: 100 * rate}, {"bias": lambda rate: rate}],
-        "the bias is a share; in points it is 100 times that": {"bias": lambda rate: rate - 0.5},
-        "the bias is the difference between the two places, which is twice how much oftener than half the first one wins":
-            {"bias": lambda rate: 100 * (2 * rate - 1)},
-        "the sign of the bias is turned: above 0 is for the first place": {"swap": True},
-        "a bias against the first place has a minus": {"bias": lambda rate: 100 * abs(rate - 0.5)},
-        "the win rate is theirs; ours is what is left": {"win": lambda rate: 1 - rate},
-        "the win rate is in percent; asked for is a share": {"win": lambda rate: 100 * rate},
-        "the win rate comes first; the bias does": {"end": lambda bias, rate: (rate, bias)},
-    })  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 11.10
-def draw_lengths(generator):
-    yield {"outcomes": [1.0, 0.0, 1.0], "ours": [10, 8, 30], "theirs": [8, 10, 10]}
-    yield {"outcomes": [1.0, 1.0, 0.0, 0.5], "ours": [12, 11, 8, 10], "theirs": [10, 10, 10, 10]}
-    yield {"outcomes": [1.0, 0.5, 0.0], "ours": [100, 75, 126], "theirs": [80, 100, 100]}
-    yield {"outcomes": [1.0, 0.0], "ours": [11, 12], "theirs": [10, 10]}  # ours is always the longer
-    yield {"outcomes": [1.0, 1.0], "ours": [40, 5], "theirs": [10, 50]}  # none is alike
-    yield {"outcomes": [1.0, 0.0, 0.0], "ours": [4, 5, 0], "theirs": [4, 4, 0]}
-    yield {"outcomes": [1.0, 0.0, 0.5, 1.0], "ours": [9, 10, 12, 10], "theirs": [10, 10, 11, 11]}  # by one word
-    for count in (9, 16):
-        theirs = torch.randint(8, 40, (count,), generator=generator)
-        ours = (theirs * (0.7 + 0.7 * torch.rand(count, generator=generator))).long()
-        ours[2] = theirs[2]
-        outcomes = (torch.randint(3, (count,), generator=generator) / 2).tolist()
-        yield {"outcomes": outcomes, "ours": ours.tolist(), "theirs": theirs.tolist()}
-
-
-def at_length_by_sides(outcomes, ours, theirs):
-    alike = [4 * max(pair) <= 5 * min(pair) for pair in zip(ours, theirs)]
-    sides = [[], []]
-    for near, outcome, mine, other in zip(alike, outcomes, ours, theirs):
-        if near and mine >= other:
-            sides[0].append(outcome)
-        if near and mine <= other:
-            sides[1].append(outcome)
-    return sum(alike), statistics.fmean(map(statistics.fmean, sides)) if all(sides) else None
-
-
-def at_length_formula(
-    outcomes, ours, theirs, *, alike=lambda mine, other: max(mine, other) <= 1.25 * min(mine, other), pooled=False,
-    longer=lambda gap: gap >= 0, shorter=lambda gap: gap <= 0, empty=None, only=None, number=None, end=lambda rate: rate,
-):  # fmt: skip
-    near = [(value, mine - other) for value, mine, other in zip(outcomes, ours, theirs) if alike(mine, other)]
-    sides = [[value for value, gap in near if there(gap)] for there in (longer, shorter)]
-    sides = [[value for value, _ in near]] if pooled else sides if only is None else [sides[only]]
-    means = [sum(side) / len(side) for side in sides if side]
-    whole = len(means) == len(sides) or (empty == "other side" and means)
-    rate = end(sum(means) / len(means)) if whole else (None if empty == "other side" else empty)
-    return (len(near) if number is None else number(near, outcomes)), rate
-
-
-equal_length_win_rate = Exercise(
-    "11.10", "equal_length_win_rate", draw=draw_lengths, right=at_length_by_sides, formula=at_length_formula, mistakes={
-        "all pairs count, of whatever length": {"alike": lambda mine, other: True},
-        "a quarter more is measured from the longer answer; the shorter one is what it is a quarter more than":
-            {"alike": lambda mine, other: abs(mine - other) <= 0.25 * max(mine, other)},
-        "a pair counts only if the longer one is less than a quarter longer; just a quarter is within":
-            {"alike": lambda mine, other: max(mine, other) < 1.25 * min(mine, other)},
-        "only an answer of ours that is too long is left out; one that is too short is not alike either":
-            {"alike": lambda mine, other: mine <= 1.25 * other},
-        "the quarter is measured from theirs, whichever is the longer":
-            {"alike": lambda mine, other: abs(mine - other) <= 0.25 * other},
-        "only pairs of equal length count; up to a quarter longer is alike": {"alike": lambda mine, other: mine == other},
-        "these are the pairs of unlike length": {"alike": lambda mine, other: max(mine, other) > 1.25 * min(mine, other)},
-        "this is one mean over all pairs alike: where ours is mostly the longer, a judge of length alone still makes us win. "
-        "Take the mean of those where ours is longer and of those where it is shorter, then the mean of the two":
-            [{"pooled": True}, {"pooled": True, "empty": "other side"}],
-        "pairs of equal length are on neither side; they belong to both":
-            {"longer": lambda gap: gap > 0, "shorter": lambda gap: gap < 0},
-        "pairs of equal length are on one side only; they belong to both":
-            [{"longer": lambda gap: gap > 0}, {"shorter": lambda gap: gap < 0}],
-        "only those pairs count in which ours is the longer": {"only": 0},
-        "only those pairs count in which ours is the shorter": {"only": 1},
-        "where one side has no pair, this takes the other one; then nobody can tell, and the rate is None":
-            {"empty": "other side"},
-        "where one side has no pair this is a number; nobody can tell, and the rate is None":
-            [{"empty": 0.5}, {"empty": 0.0}, {"empty": math.nan}],
-        "the number is that of all pairs; asked for is how many the rate rests on": {"number": lambda near, all: len(all)},
-        "a pair of equal length is counted twice; it is one pair":
-            {"number": lambda near, all: len(near) + sum(gap == 0 for _, gap in near)},
-        "the rate is in percent; asked for is a share": {"end": lambda rate: 100 * rate},
-        "the rate is theirs; ours is what is left": {"end": lambda rate: 1 - rate},
     })  # fmt: skip

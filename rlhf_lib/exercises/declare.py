@@ -19,7 +19,7 @@ import functools
 import importlib
 from pathlib import Path
 
-CHAPTERS = {
+CHAPTERS = {  # the first module of each
     "00": "ch00_start_here",
     "01": "ch01_text", "02": "ch02_transformer", "03": "ch03_pretraining", "04": "ch04_sampling", "05": "ch05_labels",
     "06": "ch06_reward_model", "07": "ch07_policy_gradients", "08": "ch08_rlhf", "09": "ch09_over_optimisation",
@@ -86,9 +86,9 @@ class Investigation:
 
 def load():
     """Import every chapter's modules, which fills EXERCISES and BUILDS."""
-    builds = sorted(path.stem for chapter in CHAPTERS for path in Path(__file__).parent.glob(f"build{chapter}_*.py"))
-    for module in (*CHAPTERS.values(), *builds):
-        importlib.import_module(f"rlhf_lib.exercises.{module}")
+    for kind in ("ch", "build"):
+        for path in sorted(Path(__file__).parent.glob(f"{kind}[0-9]*.py")):
+            importlib.import_module(f"rlhf_lib.exercises.{path.stem}")
 
 
 def find(name):

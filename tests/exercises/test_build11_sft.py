@@ -88,6 +88,15 @@ WRONG = {
     "the end of turn is left out": (
         SAYS, "end of the turn", [(TARGET, "torch.tensor(spoken[1:]) & torch.tensor([*spoken[2:], False])")],
     ),
+    "the first word of an answer is left out": (
+        SAYS, "first word of every answer", [(TARGET, "torch.tensor(spoken[1:]) & torch.tensor(spoken[:-1])")],
+    ),
+    "the template's last token counts too": (
+        SAYS, "template's last token", [(TARGET, "torch.tensor(spoken[1:]) | torch.tensor(spoken[:-1])")],
+    ),
+    "the template's token before an answer counts too": (
+        SAYS, "token before an answer", [(TARGET, "torch.tensor(spoken[1:]) | torch.tensor([*spoken[2:], False])")],
+    ),
     "the user's words count instead": (SAYS, "does not say", [(TARGET, "~torch.tensor(spoken[1:])")]),
     "a sum for the held-out loss": (SAYS, "this is a sum", [(MEASURED, MEASURED.replace("mean", "sum"))]),
     "a mean of conversations' means": (
@@ -111,6 +120,13 @@ WRONG = {
         [(MEAN, "F.cross_entropy(model(*some[:2])[:, :-1].transpose(1, 2), some[0][:, 1:]).backward()")],
     ),
     "learns one place late": (HABITS, "one place off", [(TARGET, "torch.tensor(spoken[:-1])")]),
+    "does not learn the first word": (
+        HABITS, "first word of an answer is not learned", [(TARGET, "torch.tensor(spoken[1:]) & torch.tensor(spoken[:-1])")],
+    ),
+    "learns the template's last token": (
+        HABITS, "the template's last token", [(TARGET, "torch.tensor(spoken[1:]) | torch.tensor(spoken[:-1])")],
+    ),
+    "learns at a rate far too low": (HABITS, "do the steps reach", [('group["lr"] = lr *', 'group["lr"] = 1e-3 * lr *')]),
     "does not learn to end": (
         HABITS, "talk on for ever", [(TARGET, "torch.tensor(spoken[1:]) & torch.tensor([*spoken[2:], False])")],
     ),

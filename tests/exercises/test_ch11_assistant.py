@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rlhf_lib import exercises, pairwise, ppo
+from rlhf_lib import exercises, ppo
 from rlhf_lib.exercises import verdict
 from rlhf_lib.models.layers import causal_mask, places
 from rlhf_lib.models.llama import LlamaConfig
@@ -59,32 +59,6 @@ def adaptive_kl(kl_coef, kls, target, completions, horizon):
     return [controller.update(kl, completions) for kl in kls]
 
 
-def both_orders(ours_first, ours_second):
-    results = []
-    for one, other in zip(ours_first, ours_second):
-        record = pairwise.Record("", "", "", one, other)
-        results.append({1: "win", 0: "loss", 0.5: "tie"}[pairwise.outcome(record)])
-    return results
-
-
-def place_and_win(ours_first, ours_second):
-    def share(some):
-        return torch.tensor([{"first": 2, "tie": 1, "second": 0}[one] for one in some]).double().mean().item() / 2
-
-    return 50 * (share(ours_first) + share(ours_second)) - 50, 0.5 + (share(ours_first) - share(ours_second)) / 2
-
-
-def equal_length_win_rate(outcomes, ours, theirs):
-    records = [
-        pairwise.Record(str(place), "a " * mine, "a " * other, None, None)
-        for place, (mine, other) in enumerate(zip(ours, theirs))
-    ]
-    marks = {1.0: ("first", "second"), 0.5: ("tie", "tie"), 0.0: ("second", "first")}
-    records = [one._replace(ours_first=marks[won][0], ours_second=marks[won][1]) for one, won in zip(records, outcomes)]
-    number, rate = pairwise.length_controlled(records)
-    return number, rate and rate[0]
-
-
 ALTERNATIVES = {
     "answer_targets": answer_targets,
     "packed_mask": packed_mask,
@@ -93,9 +67,6 @@ ALTERNATIVES = {
     "four_models": four_models,
     "token_rewards": token_rewards,
     "adaptive_kl": adaptive_kl,
-    "both_orders": both_orders,
-    "place_and_win": place_and_win,
-    "equal_length_win_rate": equal_length_win_rate,
 }
 
 
@@ -140,6 +111,54 @@ def test_what_four_models_cost_is_what_branches_of_the_library_cost():
     assert said == (sum(one.numel() for one in base.parameters()) + sum(sizes), sizes[0] + sizes[3])
 
 
+def row_of(turn):
+    """An answer to 11.1 whose turns are `turn(whether the assistant speaks, length, opening, closing)`, lists of bool."""
+    return lambda roles, lengths, opening, closing: torch.tensor(
+        [one for role, length in zip(roles, lengths) for one in turn(role == "assistant", length, opening, closing)]
+    )
+
+
+def moved(place):
+    """An answer to 11.6 that pays the score at `place(mask)` of each row."""
+
+    def answer(scores, ended, logprobs, ref_logprobs, mask, kl_coef, end_penalty):
+        rewards = torch.where(mask, kl_coef * (ref_logprobs - logprobs).detach(), 0)
+        rewards[torch.arange(len(mask)), place(mask)] += scores - end_penalty * ~ended
+        return rewards
+
+    return answer
+
+
+def stepped(error=lambda kl, target: kl / target - 1, held=lambda error: max(-0.2, min(0.2, error))):
+    """An answer to 11.7 with another error, or held otherwise."""
+
+    def answer(kl_coef, kls, target, completions, horizon):
+        coefs = [kl_coef]
+        for kl in kls:
+            coefs.append(coefs[-1] * (1 + held(error(kl, target)) * completions / horizon))
+        return coefs[1:]
+
+    return answer
+
+
+def counted(base_trained=0, heads=1, times=1):
+    """An answer to 11.5 that counts other things among what is trained."""
+
+    def answer(matrices, layers, others, width, branched, rank):
+        base = layers * sum(out * inputs for out, inputs in matrices) + others
+        step = branched * rank * sum(map(sum, matrices))
+        apart, shared = 2 * base + heads * (width + 1), base_trained * base + 2 * step + heads * (width + 1)
+        kept = 4 * base + 2 * (width + 1), base + 4 * step + 2 * (width + 1)
+        return {"apart": (kept[0], times * apart), "shared": (kept[1], times * shared)}
+
+    return answer
+
+
+def first_adapter(weight, adapters):
+    for A, B, alpha in adapters:
+        return weight + alpha / len(A) * B @ A
+
+
 @pytest.mark.parametrize(
     ("name", "function", "words"),
     [
@@ -152,8 +171,31 @@ def test_what_four_models_cost_is_what_branches_of_the_library_cost():
             ),
             "upside down",
         ),
-        ("both_orders", lambda ours_first, ours_second: [{"second": "win", "first": "loss"}.get(x, "tie") for x in ours_second],
-         "our answer second is used"),
+        ("answer_targets", row_of(lambda says, n, before, behind: [False] * (before + 1) + [says] * n + [False] * (behind - 1)),
+         "the first token that the assistant says is left out"),
+        ("answer_targets", row_of(lambda says, n, before, behind: [False] * before + [says] * (n + behind)),
+         "all tokens that close"),
+        ("answer_targets", row_of(
+            lambda says, n, before, behind: [False] * before + [says] * n + [False] * (behind - 1) + [says]),
+         "in place of its end"),
+        ("answer_targets", row_of(lambda says, n, before, behind: [says] * (before + n + behind)), "the whole of"),
+        ("answer_targets", row_of(
+            lambda says, n, before, behind: [False] * before + [says and n > 0] * (n + 1) + [False] * (behind - 1)),
+         "a turn without words"),
+        ("answer_targets", row_of(lambda says, n, before, behind: [False] * behind + [says] * (n + 1) + [False] * (before - 1)),
+         "opening and closing have changed places"),
+        ("packed_mask", lambda lengths, size: packed_mask(lengths, sum(lengths)), "the padding is missing"),
+        ("packed_mask", lambda lengths, size: packed_mask([*lengths[:-1], size - sum(lengths[:-1])], size), "the last text"),
+        ("lora_output", lambda x, weight, bias, A, B, alpha: F.linear(x, weight.detach(), bias.detach())
+         + alpha / A.shape[1] * (x @ A.T @ B.T), "the width of the layer"),
+        ("merge", first_adapter, "only the first adapter"),
+        ("four_models", counted(base_trained=1), "the base is counted among"),
+        ("four_models", counted(heads=2), "both scalar heads are trained"),
+        ("four_models", counted(times=4), "the memory of training"),
+        ("token_rewards", moved(lambda mask: mask.sum(1) - 2), "one token too early"),
+        ("token_rewards", moved(lambda mask: -1), "in the last column"),
+        ("adaptive_kl", stepped(error=lambda kl, target: (kl - target) / kl), "divided by the KL"),
+        ("adaptive_kl", stepped(held=lambda error: min(-0.2, max(0.2, error))), "min and max"),
         ("answer_targets", lambda roles, lengths, opening, closing: torch.ones(
             sum(lengths) + len(roles) * (opening + closing), dtype=torch.bool), "every token counts"),
         ("merge", lambda weight, adapters: weight + sum(B @ A for A, B, _ in adapters), "not scaled"),
@@ -167,13 +209,6 @@ def test_well_known_mistakes_are_named(name, function, words):
     assert words in found.message
 
 
-def test_a_judge_of_the_place_alone_has_all_the_bias_and_wins_half():
-    for count in (1, 4, 9):
-        assert place_and_win(["first"] * count, ["first"] * (10 - count)) == (50.0, 0.5)
-        assert place_and_win(["second"] * count, ["second"] * (10 - count)) == (-50.0, 0.5)
-    assert both_orders(["first"] * 3, ["first"] * 3) == ["tie"] * 3
-
-
 def test_the_answers_by_hand_on_the_cards():
     by_hand = {
         "answer_targets": torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 0]).bool(),
@@ -182,9 +217,6 @@ def test_the_answers_by_hand_on_the_cards():
         "four_models": {"apart": (96, 48), "shared": (50, 14)},
         "token_rewards": torch.tensor([[-0.05, 0.0, 1.975]]),
         "adaptive_kl": [0.101],
-        "both_orders": ["win", "tie"],
-        "place_and_win": (25.0, 0.75),
-        "equal_length_win_rate": (2, 0.5),
     }
     for name, expected in by_hand.items():
         exercise, first = exercises.find(name), exercises.draw(name)[0]

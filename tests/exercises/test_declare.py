@@ -90,14 +90,6 @@ def test_every_chapters_module_is_loaded_with_exercises_of_its_own_number():
     assert len(set(numbers)) == len(numbers)
 
 
-def test_a_chapters_builds_are_loaded_with_it_and_those_of_no_chapter_are_not(monkeypatch):
-    loaded = []
-    monkeypatch.setattr(declare, "CHAPTERS", {"08": "ch08_rlhf"})
-    monkeypatch.setattr(declare.importlib, "import_module", loaded.append)
-    load()
-    assert loaded == ["rlhf_lib.exercises.ch08_rlhf", "rlhf_lib.exercises.build08_rlhf"]
-
-
 def test_to_find_an_exercise_nothing_has_to_be_loaded_before(empty, monkeypatch):
     monkeypatch.setattr(declare, "load", lambda: empty or made("99.1", "one"))
     assert find("one").number == "99.1"

@@ -98,7 +98,11 @@ WRONG = {
         ),
     },
     "03": {"larger steps": ([("lr=0.1", "lr=0.5")], "clip fraction is never above")},
-    "04": {"larger steps": ([("lr=0.01", "lr=0.05")], "not far from ln 2")},
+    "04": {
+        "larger steps": ([("lr=0.01", "lr=0.05")], "not far from ln 2"),
+        "a larger start": ([("std=0.02", "std=0.5")], "before anything was learnt"),
+        "larger scores": ([('return model["head"]', 'return 20 * model["head"]')], "before anything was learnt"),
+    },
     "05": {
         "another curve": (
             [("    for _ in range(rollouts):\n", "    mean = None\n    for _ in range(rollouts):\n"),
@@ -110,11 +114,29 @@ WRONG = {
         "as the model says": ([("(score - score.mean()) / score.std()", "score")], "should be worth 0 on average"),
     },
     "06": {"weight decay": ([("lr=0.01)", "lr=0.01, weight_decay=0.1)")], "in the program that was given")},
-    "07": {"likely letters": ([("forward(text)[:, -1]", "(forward(text)[:, -1] / 0.7)")], "go on as the text began")},
+    "07": {
+        "likely letters": ([("forward(text)[:, -1]", "(forward(text)[:, -1] / 0.7)")], "what writes is not what was trained"),
+        "the likeliest letter": (
+            [*REPAIRS["07"]["no-mask"], ("probabilities.multinomial(1)", "probabilities.argmax(1, keepdim=True)")],
+            "with the probability that it has",
+        ),
+    },
     "08": {"the logarithm": ([("(ratio - 1 - ratio.log())", "(-ratio.log())")], "is said to be")},
     "09": {"less padding": ([("F.pad(text, (0, 7))", "F.pad(text, (0, 1))"), ("torch.arange(17)", "torch.arange(11)")],
                             "two things are wrong")},
-    "10": {"a smaller test": ([('order[:50] if split == "test"', 'order[:40] if split == "test"')], "nobody could foresee")},
+    "10": {
+        "a smaller test": ([('order[:50] if split == "test"', 'order[:40] if split == "test"')], "nobody could foresee"),
+        "what is in both left out": (
+            [('    train, test = rows("train"), rows("test")\n',
+              '    train, test = rows("train"), rows("test")\n    train = train[~torch.isin(train, test)]\n')],
+            "there are 250",
+        ),
+        "a test of what is left": (
+            [('    train, test = rows("train"), rows("test")\n',
+              '    train, test = rows("train"), rows("test")\n    test = test[~torch.isin(test, train)]\n')],
+            "tested on",
+        ),
+    },
     "11": {"padding is 0": ([("nn.Embedding(9, 16)", "nn.Embedding(9, 16, padding_idx=0)")], "have other losses")},
     "12": {
         "without the sign": ([("(-ratio).mean()", "ratio.mean()")], "for 0 passes"),

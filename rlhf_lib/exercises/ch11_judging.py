@@ -1,0 +1,310 @@
+"""Chapter 11: judging in both orders, the place that wins, and answers of equal length."""
+
+import math
+import statistics
+
+import torch
+
+from rlhf_lib.exercises.declare import Exercise
+
+# ----------------------------------------------------------------------------------------- 11.8
+VERDICTS, OUTCOMES = ("first", "second", "tie"), ("win", "loss", "tie")
+
+
+def draw_orders(generator):
+    yield {"ours_first": ["first", "first"], "ours_second": ["second", "first"]}
+    every = [(one, other) for one in VERDICTS for other in VERDICTS]
+    yield {"ours_first": [one for one, _ in every], "ours_second": [other for _, other in every]}
+    yield {"ours_first": [], "ours_second": []}
+    for count in (4, 9):
+        first, second = torch.randint(3, (2, count), generator=generator).tolist()
+        yield {"ours_first": [VERDICTS[one] for one in first], "ours_second": [VERDICTS[one] for one in second]}
+
+
+def orders_by_table(ours_first, ours_second):
+    table = {("first", "second"): "win", ("second", "first"): "loss"}
+    return [table.get(pair, "tie") for pair in zip(ours_first, ours_second)]
+
+
+def orders_formula(ours_first, ours_second, *, points=(1, 0, 0.5), turned=(0, 1, 0.5), say=None, keep=None):
+    """`points` of "first", "second" and "tie" for us in each order; `say` makes the outcome of both orders' points."""
+    say = say or (lambda one, other: one if one == other else 0.5)
+    gained = [(points[VERDICTS.index(a)], turned[VERDICTS.index(b)]) for a, b in zip(ours_first, ours_second)]
+    results = [say(one, other) for one, other in gained if keep is None or keep(one, other)]
+    return [{1: "win", 0: "loss"}.get(result, "tie") for result in results]
+
+
+def sided(one, other):
+    """A win where the mean of the points is above a half."""
+    return 1 if one + other > 1 else 0 if one + other < 1 else 0.5
+
+
+def contradiction(one, other, outcome):
+    """Both orders have to agree, but a contradiction is `outcome`."""
+    return outcome if {one, other} == {0, 1} else one if one == other else 0.5
+
+
+def in_words(**words):
+    """The right outcomes, each as `words` has it."""
+    return lambda ours_first, ours_second: [words.get(one, one) for one in orders_by_table(ours_first, ours_second)]
+
+
+def one_behind_the_other(ours_first, ours_second):
+    first, second = {"first": "win", "second": "loss"}, {"first": "loss", "second": "win"}
+    return [first.get(one, "tie") for one in ours_first] + [second.get(one, "tie") for one in ours_second]
+
+
+both_orders = Exercise(
+    "11.8", "both_orders", draw=draw_orders, right=orders_by_table, formula=orders_formula, mistakes={
+        "the second order is not turned round: there \"second\" is the verdict for our answer": {"turned": (1, 0, 0.5)},
+        "the first order is turned round too: there \"first\" is the verdict for our answer": {"points": (0, 1, 0.5)},
+        "win and loss have changed places": {"points": (0, 1, 0.5), "turned": (1, 0, 0.5)},
+        "only the order with our answer first is used: a judge that likes the first place makes us win":
+            {"say": lambda one, other: one},
+        "only the order with our answer second is used: a judge that likes that place makes us win":
+            {"say": lambda one, other: other},
+        "a win in one order and a tie in the other is called a win; only what both orders say counts": {"say": sided},
+        "one order in our favour is called a win; both have to say it":
+            [{"say": max}, {"say": lambda one, other: 1 if 1 in (one, other) else 0 if 0 in (one, other) else 0.5}],
+        "one order against us is called a loss; both have to say it":
+            [{"say": min}, {"say": lambda one, other: 0 if 0 in (one, other) else 1 if 1 in (one, other) else 0.5}],
+        "what is no win is called a loss; a loss is what both orders say, and all the rest is a tie": [
+            {"say": lambda one, other: int(one == other == 1)},
+            {"say": lambda one, other: 0.5 if one == other == 0.5 else int(one == other == 1)},
+            {"say": lambda one, other: 0.5 if one + other == 1 else int(one == other == 1)}],
+        "what is no loss is called a win; a win is what both orders say, and all the rest is a tie": [
+            {"say": lambda one, other: int(one + other > 0)},
+            {"say": lambda one, other: 0.5 if one == other == 0.5 else int(one + other > 0)},
+            {"say": lambda one, other: 0.5 if one + other == 1 else int(one + other > 0)}],
+        "nothing is a tie here: where the two orders balance, neither has won":
+            [{"say": lambda one, other: int(one + other >= 1)}, {"say": lambda one, other: int(one + other > 1)}],
+        "where the two orders say different words the first one decides, even against a tie; only what both say counts":
+            [{"say": lambda one, other: 0.5 if one + other == 1 else one},
+             {"say": lambda one, other: 0.5 if one + other == 1 else int(one == 1)}],
+        "a contradiction is called a loss; it is a tie": {"say": lambda one, other: contradiction(one, other, 0)},
+        "a contradiction is called a win; it is a tie": {"say": lambda one, other: contradiction(one, other, 1)},
+        "pairs whose orders contradict each other are left out; they are ties":
+            [{"keep": lambda one, other: one == other}, {"keep": lambda one, other: {one, other} != {0, 1}}],
+        "pairs without a winner are left out; each pair has an outcome": {"keep": lambda one, other: one == other != 0.5},
+        "two ties are not a loss": {"say": lambda one, other: int(one == other == 1) if one == other else 0.5},
+        "these are numbers; an outcome is one of the words \"win\", \"loss\" and \"tie\"":
+            [in_words(win=1, loss=0, tie=0.5), in_words(win=1, loss=-1, tie=0)],
+        "where neither side has won, None came out; that is a \"tie\"": in_words(tie=None),
+        "these are verdicts, on places; an outcome is ours, a \"win\" or a \"loss\"": in_words(win="first", loss="second"),
+        "each order has outcomes of its own here; both together make one for each pair": one_behind_the_other,
+        "these are the numbers of wins, losses and ties; asked for is the outcome of each pair":
+            lambda ours_first, ours_second: {one: orders_by_table(ours_first, ours_second).count(one) for one in OUTCOMES},
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 11.9
+def draw_places(generator):
+    yield {"ours_first": ["first", "first"], "ours_second": ["first", "second"]}
+    yield {"ours_first": ["first"], "ours_second": ["second", "second", "tie"]}
+    yield {"ours_first": ["tie", "second", "first", "first"], "ours_second": ["second"]}
+    yield {"ours_first": ["second", "second", "second"], "ours_second": ["second", "second"]}
+    for one, other in ((7, 4), (3, 11)):
+        first, second = torch.randint(3, (one,), generator=generator), torch.randint(3, (other,), generator=generator)
+        yield {"ours_first": [VERDICTS[x] for x in first], "ours_second": [VERDICTS[x] for x in second]}
+
+
+def places_by_halves(ours_first, ours_second):
+    """What the first place wins in each order, by counting."""
+    rates = [(2 * one.count("first") + one.count("tie")) / (2 * len(one)) for one in (ours_first, ours_second)]
+    return 50 * (rates[0] + rates[1] - 1), 0.5 * (1 + rates[0] - rates[1])
+
+
+def places_formula(
+    ours_first, ours_second, *, tie=0.5, drop=False, pooled=(False, False), bias=lambda rate: 100 * (rate - 0.5),
+    swap=False, orders=(0, 1), win=lambda rate: rate, end=lambda bias, rate: (bias, rate),
+):  # fmt: skip
+    """`pooled`: whether bias, and win rate, are means over all verdicts; `orders`: those that the win rate comes from."""
+    both = [[v for v in one if not (drop and v == "tie")] for one in (ours_first, ours_second)]
+    marks = [[{"first": 1.0, "second": 0.0, "tie": tie}[v] for v in one] for one in both]
+    ours = [marks[0], [(1 - mark if verdict != "tie" else tie) for mark, verdict in zip(marks[1], both[1])]]
+
+    def mean(groups, together):
+        groups = [[x for group in groups for x in group]] if together else groups
+        means = [sum(group) / len(group) if group else 0.5 for group in groups]
+        return sum(means) / len(means)
+
+    place, rate = mean(marks, pooled[0]), mean([ours[order] for order in orders], pooled[1])
+    return end(bias(1 - place if swap else place), win(rate))
+
+
+def bias_from(of):
+    """`of` makes the bias of a and b, how often the first place wins in each order; the win rate is right."""
+
+    def answer(ours_first, ours_second):
+        a, b = (sum({"first": 1.0, "tie": 0.5}.get(one, 0.0) for one in some) / len(some) for some in (ours_first, ours_second))
+        return of(a, b), (a + 1 - b) / 2
+
+    return answer
+
+
+def wins_counted(ours_first, ours_second):
+    """A win rate in which ties count as nothing; the bias is right."""
+    wins = ours_first.count("first") / len(ours_first) + ours_second.count("second") / len(ours_second)
+    return places_by_halves(ours_first, ours_second)[0], wins / 2
+
+
+place_and_win = Exercise(
+    "11.9", "place_and_win", draw=draw_places, right=places_by_halves, formula=places_formula, mistakes={
+        "all verdicts are thrown together; where one order was asked oftener, our own strength looks like a bias of the place. "
+        "Take each order's rate, then their mean":
+            [{"pooled": pooled} for pooled in ((True, True), (True, False), (False, True))],
+        "the win rate is that of the order with our answer first": {"orders": (0,)},
+        "the win rate is that of the order with our answer second": {"orders": (1,)},
+        "the win rate does not turn the second order round: it is how often the first place wins":
+            lambda ours_first, ours_second: (lambda bias: (bias, bias / 100 + 0.5))(places_formula(ours_first, ours_second)[0]),
+        "ties count as nothing; as half a win for each side": [{"tie": 0.0}, wins_counted],
+        "ties count as wins; as half a win for each side": {"tie": 1.0},
+        "ties are left out; they count as half": {"drop": True},
+        "this is how often the first place wins; the bias is how much oftener than half, in points":
+            [{"bias": lambda rate: 100 * rate}, {"bias": lambda rate: rate}],
+        "the bias is a share; in points it is 100 times that": {"bias": lambda rate: rate - 0.5},
+        "the bias is the difference between the two places, which is twice how much oftener than half the first one wins":
+            {"bias": lambda rate: 100 * (2 * rate - 1)},
+        "the bias compares our own wins in the two orders; it is how often the first place wins, whoever stands there":
+            [bias_from(lambda a, b: 100 * (a - b)), bias_from(lambda a, b: 50 * (a - b))],
+        "the bias is that of one order, where our answers or theirs always stand first; take the mean of both orders":
+            [bias_from(lambda a, b: 100 * (a - 0.5)), bias_from(lambda a, b: 100 * (b - 0.5))],
+        "only as many verdicts count as the shorter list has; every verdict does": lambda ours_first, ours_second: places_formula(
+            *zip(*zip(ours_first, ours_second))),
+        "the sign of the bias is turned: above 0 is for the first place": {"swap": True},
+        "a bias against the first place has a minus": {"bias": lambda rate: 100 * abs(rate - 0.5)},
+        "the win rate is theirs; ours is what is left": {"win": lambda rate: 1 - rate},
+        "the win rate is in percent; asked for is a share": {"win": lambda rate: 100 * rate},
+        "the win rate comes first; the bias does": {"end": lambda bias, rate: (rate, bias)},
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 11.10
+def draw_lengths(generator):
+    yield {"outcomes": [1.0, 0.0, 1.0], "ours": [10, 8, 30], "theirs": [8, 10, 10]}
+    yield {"outcomes": [1.0, 1.0, 0.0, 0.5], "ours": [12, 11, 8, 10], "theirs": [10, 10, 10, 10]}
+    yield {"outcomes": [1.0, 0.5, 0.0], "ours": [100, 75, 126], "theirs": [80, 100, 100]}
+    yield {"outcomes": [1.0, 0.0], "ours": [11, 12], "theirs": [10, 10]}  # ours is always the longer
+    yield {"outcomes": [1.0, 1.0], "ours": [40, 5], "theirs": [10, 50]}  # none is alike
+    yield {"outcomes": [1.0, 0.0, 0.0], "ours": [4, 5, 0], "theirs": [4, 4, 0]}
+    yield {"outcomes": [1.0, 0.0, 0.5, 1.0, 1.0], "ours": [9, 10, 12, 10, 14], "theirs": [10, 10, 11, 11, 11]}  # by a word; by 3
+    for count in (9, 16):
+        theirs = torch.randint(8, 40, (count,), generator=generator)
+        ours = (theirs * (0.7 + 0.7 * torch.rand(count, generator=generator))).long()
+        ours[2] = theirs[2]
+        outcomes = (torch.randint(3, (count,), generator=generator) / 2).tolist()
+        yield {"outcomes": outcomes, "ours": ours.tolist(), "theirs": theirs.tolist()}
+
+
+def at_length_by_sides(outcomes, ours, theirs):
+    alike = [4 * max(pair) <= 5 * min(pair) for pair in zip(ours, theirs)]
+    sides = [[], []]
+    for near, outcome, mine, other in zip(alike, outcomes, ours, theirs):
+        if near and mine >= other:
+            sides[0].append(outcome)
+        if near and mine <= other:
+            sides[1].append(outcome)
+    return sum(alike), statistics.fmean(map(statistics.fmean, sides)) if all(sides) else None
+
+
+def at_length_formula(
+    outcomes, ours, theirs, *, alike=lambda mine, other: max(mine, other) <= 1.25 * min(mine, other), pooled=False,
+    longer=lambda gap: gap >= 0, shorter=lambda gap: gap <= 0, empty=None, only=None, number=None, end=lambda rate: rate,
+    worth=lambda outcome: outcome, combine=lambda sides: sum(sum(side) / len(side) for side in sides) / len(sides),
+):  # fmt: skip
+    near = [(worth(value), mine - other) for value, mine, other in zip(outcomes, ours, theirs) if alike(mine, other)]
+    sides = [[value for value, gap in near if there(gap)] for there in (longer, shorter)]
+    sides = [[value for value, _ in near]] if pooled else sides if only is None else [sides[only]]
+    filled = [side for side in sides if side]
+    if callable(empty) and len(filled) < len(sides):
+        rate = empty(sides)
+    else:
+        rate = end(combine(filled)) if len(filled) == len(sides) else empty
+    return (len(near) if number is None else number(near, outcomes)), rate
+
+
+def other_side(sides, none=None):
+    """The mean of those means that there are."""
+    means = [sum(side) / len(side) for side in sides if side]
+    return sum(means) / len(means) if means else none
+
+
+def filled_with(value):
+    """The mean of both means, of which one that has no pair is `value`."""
+    return lambda sides: sum(sum(side) / len(side) if side else value for side in sides) / len(sides)
+
+
+def without_ties(outcomes, ours, theirs):
+    return at_length_formula(*map(list, zip(*[one for one in zip(outcomes, ours, theirs) if one[0] != 0.5])))
+
+
+def unknown(pair):
+    """`pair` makes what is returned where the rate is None, of the number of pairs."""
+
+    def answer(outcomes, ours, theirs):
+        number, rate = at_length_formula(outcomes, ours, theirs)
+        return pair(number) if rate is None else (number, rate)
+
+    return answer
+
+
+equal_length_win_rate = Exercise(
+    "11.10", "equal_length_win_rate", draw=draw_lengths, right=at_length_by_sides, formula=at_length_formula, mistakes={
+        "all pairs count, of whatever length": {"alike": lambda mine, other: True},
+        "a quarter more is measured from the longer answer; the shorter one is what it is a quarter more than":
+            {"alike": lambda mine, other: abs(mine - other) <= 0.25 * max(mine, other)},
+        "a pair counts only if the longer one is less than a quarter longer; just a quarter is within":
+            {"alike": lambda mine, other: max(mine, other) < 1.25 * min(mine, other)},
+        "only an answer of ours that is too long is left out; one that is too short is not alike either":
+            {"alike": lambda mine, other: mine <= 1.25 * other},
+        "only an answer of theirs that is too long is left out; one that is too short is not alike either":
+            {"alike": lambda mine, other: other <= 1.25 * mine},
+        "the quarter is measured from theirs, whichever is the longer; it is one of the shorter answer": [
+            {"alike": lambda mine, other: abs(mine - other) <= 0.25 * other},
+            {"alike": lambda mine, other: other > 0 and 0.75 <= mine / other <= 1.25}],
+        "the quarter is measured from ours, whichever is the longer; it is one of the shorter answer": [
+            {"alike": lambda mine, other: abs(mine - other) <= 0.25 * mine},
+            {"alike": lambda mine, other: mine > 0 and 0.75 <= other / mine <= 1.25}],
+        "the quarter is measured from the mean of the two lengths; it is one of the shorter answer":
+            {"alike": lambda mine, other: abs(mine - other) <= 0.25 * (mine + other) / 2},
+        "a quarter of the words is rounded, up too; 1.25 times the shorter one is the limit":
+            {"alike": lambda mine, other: abs(mine - other) <= round(0.25 * min(mine, other))},
+        "the limit is another than a quarter more": [
+            {"alike": lambda mine, other, more=more: max(mine, other) <= more * min(mine, other)} for more in (1.1, 1.2, 1.5, 2)],
+        "two answers of no words are of like length too; a ratio divides by 0 there, or leaves them out": [
+            {"alike": lambda mine, other: min(mine, other) > 0 and max(mine, other) <= 1.25 * min(mine, other)},
+            {"alike": lambda mine, other: max(mine, other) / min(mine, other) <= 1.25}],
+        "only pairs of equal length count; up to a quarter longer is alike": {"alike": lambda mine, other: mine == other},
+        "these are the pairs of unlike length": [
+            {"alike": lambda mine, other: max(mine, other) > 1.25 * min(mine, other)},
+            {"alike": lambda mine, other: max(mine, other) >= 1.25 * min(mine, other)}],
+        "this is one mean over all pairs alike: where ours is mostly the longer, a judge of length alone still makes us win. "
+        "Take the mean of those where ours is longer and of those where it is shorter, then the mean of the two":
+            [{"pooled": True}, {"combine": lambda sides: sum(map(sum, sides)) / sum(map(len, sides))}],
+        "pairs of equal length are on neither side; they belong to both":
+            {"longer": lambda gap: gap > 0, "shorter": lambda gap: gap < 0},
+        "pairs of equal length are on one side only; they belong to both":
+            [{"longer": lambda gap: gap > 0}, {"shorter": lambda gap: gap < 0}],
+        "only those pairs count in which ours is the longer": {"only": 0},
+        "only those pairs count in which ours is the shorter": {"only": 1},
+        "where one side has no pair, this takes the other one; then nobody can tell, and the rate is None":
+            [{"empty": other_side}, {"empty": lambda sides: other_side(sides, 0.0)}],
+        "where one side has no pair this is a number; nobody can tell, and the rate is None":
+            [{"empty": 0.5}, {"empty": 0.0}, {"empty": math.nan}, {"empty": filled_with(0.5)}, {"empty": filled_with(0.0)}],
+        "where one side has no pair its mean is a division by 0; nobody can tell then, and the rate is None":
+            {"empty": lambda sides: sum(sum(side) / len(side) for side in sides)},
+        "where the rate is None the number of pairs is still a number: return both":
+            [unknown(lambda number: None), unknown(lambda number: (None, None)), unknown(lambda number: (0, None))],
+        "a tie counts as a loss; it is half a win": {"worth": lambda outcome: float(outcome == 1)},
+        "a tie counts as a win; it is half of one": {"worth": lambda outcome: float(outcome > 0)},
+        "ties are left out; a tie is half a win": without_ties,
+        "this is how much oftener we win where ours is the longer; asked for is the mean of both means":
+            {"combine": lambda sides: sum(sides[0]) / len(sides[0]) - sum(sides[1]) / len(sides[1])},
+        "this is the sum of the two means; asked for is the mean of both":
+            {"combine": lambda sides: sum(sum(side) / len(side) for side in sides)},
+        "the number is that of all pairs; asked for is how many the rate rests on": {"number": lambda near, all: len(all)},
+        "a pair of equal length is counted twice; it is one pair":
+            {"number": lambda near, all: len(near) + sum(gap == 0 for _, gap in near)},
+        "the rate is in percent; asked for is a share": {"end": lambda rate: 100 * rate},
+        "the rate is theirs; ours is what is left": {"end": lambda rate: 1 - rate},
+    })  # fmt: skip
