@@ -98,7 +98,8 @@ ALSO = {
     "NEGATIVE_RESULTS/Labels-and-the-reward-model": "06/investigation-6A 06/test 06/frozen 06/curve 06/investigation-6B "
     "05/investigation-5B-answer 05/active-figure 10/leak 10/compare 10/investigation-10-A 10/absolute 09/sense-judge",
     "NEGATIVE_RESULTS/PPO-and-its-relatives": "08/investigation-8-A 08/investigation-8-B 08/investigation-8-C 08/read-samples "
-    "09/investigation-9-A 09/push-along 09/gao-fit 09/frontier 09/best-of-n-curve 09/strict-best-of-n 07/investigation-7-A",
+    "09/investigation-9-A 09/push-along 09/gao-fit 09/frontier 09/best-of-n-curve 09/strict-best-of-n 07/investigation-7-A "
+    "12/frontier-table 12/investigation-12-B 12/readers",
     "NEGATIVE_RESULTS/The-assistant": "11/investigation-11-A 11/investigation-11-B 11/investigation-11-C "
     "11/blind 11/kinds 11/heads assistant",
     "NEGATIVE_RESULTS/The-bug-hunt": "13/investigation-13-A 13/investigation-13-B",
@@ -254,8 +255,7 @@ GIVEN = {
     "README/The-assistant": "0.1 30 95% 16 12 24",  # the version of a package, SmolLM2's blocks
     "NEGATIVE_RESULTS/The-language-model": "135 29 200 1.96",  # sizes of models, of pieces, of an interval
     "NEGATIVE_RESULTS/Labels-and-the-reward-model": "2,593 1.96",
-    # from 0.54 on: runs of `python -m benchmarks frontier`, whose figures no file holds
-    "NEGATIVE_RESULTS/PPO-and-its-relatives": "96 150 500 0.06 2,048 0.54 5.3 0.56 5.7 0.56 5.7 0.57 5.8 0.11 2.7",
+    "NEGATIVE_RESULTS/PPO-and-its-relatives": "96 150 500 0.06 2,048",
     "NEGATIVE_RESULTS/The-assistant": "32 1.96",
     "NEGATIVE_RESULTS/Measured-once,-not-repeatable-by-a-command": "70% 0.84 1e-4 55% 3e-4 63% 79% 83% 2,500 10,000 1.39 1.73 "
     "1.37 1.49 74.8% 79.8% 1.07 1.27 1.49 0.96 0.42 0.49 69% 72% 2.2 1e-3 0.03 7e-4 69.4% 58.0% 76.2% 67.6% 4,096 8,192 20%",
