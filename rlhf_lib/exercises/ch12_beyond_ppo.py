@@ -41,6 +41,11 @@ def with_gradients(function, names, out, arguments):
     return {out: result, **{name: one.nan_to_num(0.0) for name, one in gradients.items()}}
 
 
+def detached(right):
+    """The right answer, without a gradient."""
+    return lambda **arguments: right(**arguments).detach()
+
+
 # ----------------------------------------------------------------------------------------- 12.1
 def draw_left_out(generator):
     yield {"rewards": torch.tensor([[1.0, 2.0, 6.0]])}
@@ -56,8 +61,8 @@ def left_out_by_loops(rewards):
     return torch.tensor([[r - statistics.fmean(row[:i] + row[i + 1 :]) for i, r in enumerate(row)] for row in rows])
 
 
-def left_out_formula(rewards, *, dim=1, expect=lambda total, r, G: (total - r) / (G - 1), end=torch.sub):
-    return end(rewards, expect(rewards.sum(dim, keepdim=True), rewards, rewards.shape[dim]).expand_as(rewards))
+def left_out_formula(rewards, *, dim=1, keep=True, expect=lambda total, r, G: (total - r) / (G - 1), end=torch.sub):
+    return end(rewards, expect(rewards.sum(dim, keepdim=keep), rewards, rewards.shape[dim]).expand_as(rewards))
 
 
 def best_of_the_others(total, rewards, G):
@@ -74,6 +79,8 @@ leave_one_out = Exercise(
             {"expect": lambda total, r, G: total / (G - 1)},
         "this is the sum of the others; their mean is the baseline": {"expect": lambda total, r, G: total - r},
         "the columns are taken for groups; each row is one prompt's": {"dim": 0},
+        "a row's sum, (N,), stands beside the columns, as if each column were one prompt's: keepdim=True makes it (N, 1)":
+            {"keep": False},
         "the others are those of the whole batch; they are those of the same prompt":
             {"expect": lambda total, r, G: (r.sum() - r) / (r.numel() - 1)},
         "the baseline is the mean of the whole batch; an easy prompt then looks like a good answer":
@@ -122,6 +129,14 @@ def groups_formula(
     return torch.where((unit == 0) & guard, 0, divide(apart, unit))
 
 
+def flat_mean(rewards, dim):
+    return rewards.mean(dim)
+
+
+def flat_deviation(rewards, dim):
+    return rewards.std(dim, correction=0)
+
+
 group_advantages = Exercise(
     "12.2", "group_advantages", draw=draw_groups, right=groups_by_loops, formula=groups_formula, mistakes={
         "a group whose rewards are all alike gives 0 / 0, which is not a number: it teaches nothing, its advantages are 0":
@@ -136,6 +151,9 @@ group_advantages = Exercise(
             {"deviation": lambda r, dim: r.std(dim, keepdim=True, correction=0) + 1e-4},
         "this divides by the mean of the whole batch; each group has its own": {"mean": lambda r, dim: r.mean().expand_as(r)},
         "the columns are taken for groups; each row is one prompt's": {"dim": 0},
+        "a row's mean, (N,), stands beside the columns, as if each column were one prompt's: keepdim=True makes it (N, 1)": [
+            {"expect": flat_mean, "deviation": flat_deviation, "mean": flat_mean}, {"expect": flat_mean},
+            {"deviation": flat_deviation, "mean": flat_mean}, {"deviation": flat_deviation}, {"mean": flat_mean}],
         "the baseline is the mean of the whole batch; each group has its own":
             {"expect": lambda r, dim: r.mean()},
         "the baseline leaves the completion itself out, as RLOO's does; here it is the mean of the whole group":
@@ -206,18 +224,19 @@ def draw_averages(generator):
 
 
 def call_average(function, **arguments):
-    """The loss, and its gradient: how much each token counts."""
-    return with_gradients(function, ["losses"], "loss", arguments)
+    """The loss, and its gradient: how much each token counts. That of padding is a part of its own."""
+    found, mask = with_gradients(function, ["losses"], "loss", arguments), arguments["mask"]
+    gradient = found.pop("gradient of losses")
+    return {**found, "gradient of losses": gradient[mask], "gradient under the mask": gradient[~mask]}
 
 
-def averages_by_weights(losses, mask, denominator):
-    """Each token's loss times what it counts."""
+def averages_by_rows(losses, mask, denominator):
+    """Each completion's sum over what its tokens are divided by."""
     B, T = mask.shape
     total = 0 * losses[mask].sum()
     for row, here in zip(losses, mask):
         count = {"completion": B * int(here.sum()), "batch": int(mask.sum()), "constant": B * T}[denominator]
-        for loss in row[here]:
-            total = total + loss / count
+        total = total + row[here].sum() / count
     return total
 
 
@@ -232,15 +251,23 @@ def averages_formula(
 
 
 token_average = Exercise(
-    "12.4", "token_average", draw=draw_averages, call=call_average, right=averages_by_weights, formula=averages_formula,
+    "12.4", "token_average", draw=draw_averages, call=call_average, right=averages_by_rows, formula=averages_formula,
     mistakes={
         "padding is counted: what stands where the mask is False belongs to nobody":
             [{"keep": lambda x, mask: x}, {"keep": lambda x, mask: x, "lengths": lambda mask: (mask | True).sum(1)}],
         "a product with the mask does not hide a NaN under it, since 0 times NaN is not a number: use torch.where":
             {"keep": lambda x, mask: x * mask},
         "the mask is turned round": {"keep": lambda x, mask: torch.where(mask, 0, x), "lengths": lambda mask: (~mask).sum(1)},
-        "a completion's length is taken to be T, padding included: then all three are the constant":
+        "this is divided by B T, padding included, whatever `denominator` says: that is the constant alone":
             {"lengths": lambda mask: (mask | True).sum(1)},
+        "completion: the sums are divided by T, padding included; divide each by its own completion's length":
+            {"completion": lambda s, n, T: s.mean() / T},
+        "batch: the sum is divided by B T, padding included; divide by the number of all tokens":
+            {"batch": lambda s, n, T: s.mean() / T},
+        "no gradient reaches the losses: something on the way is detached, or was made a number by .item()":
+            {"keep": lambda x, mask: torch.where(mask, x, 0).detach()},
+        "completion: the mean length divides; each completion has its own": {
+            "completion": lambda s, n, T: s.mean() / n.float().mean()},
         "completion: each one's mean is added up; take the mean over the completions":
             {"completion": lambda s, n, T: (s / n).sum()},
         "batch: this is a mean of the completions' means; divide the sum of all tokens by the number of all tokens":
@@ -251,7 +278,9 @@ token_average = Exercise(
             {"constant": lambda s, n, T: s.mean() / n.max()},
         "constant: this divides by the mean length, which is another number in every batch; T is the same":
             {"constant": lambda s, n, T: s.mean() / n.float().mean()},
+        "batch: this is the sum; divide it by the number of all tokens": {"batch": lambda s, n, T: s.sum()},
         "constant: the sums are not divided by T": {"constant": lambda s, n, T: s.mean()},
+        "constant: this is the sum; divide it by B T": {"constant": lambda s, n, T: s.sum()},
         "constant: the sums are divided by T and added up; take the mean over the completions":
             {"constant": lambda s, n, T: s.sum() / T},
         "`denominator` is not used, each completion's own length divides": {"use": lambda name: "completion"},
@@ -305,6 +334,8 @@ sequence_ratio = Exercise(
         "this is the logarithm of the ratio; the exponential is missing": {"last": lambda x: x},
         "the old log-probabilities get a gradient: they are numbers that were written down at the rollout; detach them":
             {"old": lambda x: x},
+        "no gradient reaches the log-probabilities: it is the old ones alone that are detached":
+            {"first": torch.detach},
         "one number for the whole batch; each completion has a ratio of its own":
             {"mean": lambda x, n, T: (x.sum() / n.sum()).expand(len(x))},
         "the lengths' mean divides; each completion has its own length": {"mean": lambda x, n, T: x.sum(1) / n.float().mean()},
@@ -424,10 +455,19 @@ def dpo_formula(
     return over(loss(scale(before(margin), beta), beta))
 
 
+CUTS = [
+    *({"loss": lambda z, beta, eps=10.0**-n: -(z.sigmoid() + eps).log()} for n in (5, 6, 7, 8, 9, 10, 12)),
+    *({"loss": lambda z, beta, eps=10.0**-n: -z.sigmoid().clamp(min=eps).log()} for n in (5, 6, 7, 8, 9, 10, 12)),
+    *({"loss": lambda z, beta, most=most: -F.logsigmoid(z.clamp(-most, most))} for most in (10, 15, 20, 30, 50, 60, 80, 88, 100)),
+]  # fmt: skip
+
 dpo_loss = Exercise(
     "12.7", "dpo_loss", draw=draw_dpo, call=call_dpo, right=dpo_by_two_classes, formula=dpo_formula, mistakes={
         "the logarithm of a sigmoid that has become 0 is infinite: F.logsigmoid does both steps at once":
             {"loss": lambda z, beta: -z.sigmoid().log()},
+        "margin or sigmoid is kept within bounds, and beyond the clamp no gradient is left: F.logsigmoid is finite without one":
+            CUTS,
+        "no gradient reaches the policy's log-probabilities: only the reference's are fixed": detached(dpo_by_two_classes),
         "the reference is left out: what it finds likely anyway is then paid for": {"reference": lambda one, other: 0},
         "the reference's difference is added; subtract it": {"reference": lambda one, other: other - one},
         "beta stands in front of the logsigmoid; it scales the margin inside":
@@ -501,6 +541,9 @@ kto_loss = Exercise(
         "the reference is left out: the gain is a log-ratio": {"log_ratio": lambda policy, ref: policy},
         "the log-ratio is upside down: the policy's less the reference's": {"log_ratio": lambda policy, ref: ref - policy},
         "beta is left out": {"scale": lambda x, beta: x},
+        "beta scales the log-ratio alone; the KL is subtracted before, so that beta scales both":
+            lambda policy, ref, desirable, kl, beta: kto_formula(policy, ref, desirable, kl / beta, beta),
+        "no gradient reaches the policy's log-probabilities: the KL alone is detached": detached(kto_by_tanh),
         "this is DPO's loss of one answer, with a logarithm; KTO's is 1 less the sigmoid":
             {"loss": lambda x: -F.logsigmoid(x)},
         "this is the sum over the answers; take their mean": {"over": lambda losses, good: losses.sum()},
@@ -518,6 +561,15 @@ def draw_best(generator):
     for groups, size in ((3, 5), (5, 3), (4, 4)):
         rewards = torch.randint(6, (groups, size), generator=generator) + 10.0 * torch.randn(groups, 1, generator=generator)
         yield {"rewards": rewards, "uniforms": torch.rand(groups, generator=generator)}
+
+
+def call_best(function, **arguments):
+    """What the function returns, which can be looked up in the rollout: floats raise here."""
+    pair = function(**arguments)
+    for one in pair if isinstance(pair, (tuple, list)) else ():
+        if isinstance(one, torch.Tensor) and one.is_floating_point():
+            torch.empty(0)[one]
+    return pair
 
 
 def best_by_lists(rewards, uniforms):
@@ -547,7 +599,9 @@ def without_the_best(rewards, uniforms, winner):
 
 
 best_and_control = Exercise(
-    "12.9", "best_and_control", draw=draw_best, right=best_by_lists, formula=best_formula, mistakes={
+    "12.9", "best_and_control", draw=draw_best, call=call_best, right=best_by_lists, formula=best_formula, mistakes={
+        "the row numbers are floats, with which no row can be looked up: make them int64, by .long()":
+            {"end": lambda best, control: (best, control.float())},
         "these are places inside the groups; asked for are rows of the rollout, where group n begins at n G":
             {"number": lambda n, i, G, N: i},
         "group n begins at n G; this takes completion i of group n for row i N + n": {"number": lambda n, i, G, N: i * N + n},
@@ -561,6 +615,8 @@ best_and_control = Exercise(
         "the control never is the best one, so it is worse than chance; draw from all G": {"control": without_the_best},
         "the control's place is rounded; the half at both ends is drawn less often, and G is no place: cut off":
             {"place": lambda u, G: (u * G).round().long()},
+        "the control's place is rounded from u (G - 1), so that the first and the last are drawn half as often; cut u G off":
+            {"place": lambda u, G: (u * (G - 1)).round().long()},
         "the control's place is drawn from G - 1, so the last completion is never taken":
             {"place": lambda u, G: (u * (G - 1)).long()},
         "the control is the first completion of each group; the uniforms choose it": {"place": lambda u, G: (0 * u).long()},
@@ -616,6 +672,8 @@ importance_weights = Exercise(
         "padding has weight 0; here it is 1, since it is masked later and 0 would lower means":
             {"end": lambda w, mask: torch.where(mask, w, 0)},
         "padding has weights of its own; there it is 1": {"keep": lambda x, mask: x},
+        "a product with the mask does not hide a NaN under it, since 0 times NaN is not a number: use torch.where":
+            {"keep": lambda x, mask: x * mask},
         "this is the log-ratio; the weight is its exponential": {"ratio": lambda x: x},
         "this is one weight for the whole completion, the product of its tokens'; each token has its own":
             {"first": lambda x, mask: torch.where(mask, x.sum(1, keepdim=True), 0)},

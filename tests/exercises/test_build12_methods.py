@@ -66,69 +66,50 @@ def test_an_answer_written_differently_passes_the_cheap_probes(answer):
     assert try_out(BUILD, answer, 3, most=100) == ("", "")
 
 
-NUMBERS, PLACES, SHIFT, UNITS, AGREED, COUNTS, LEVEL, RATIOS, BEHIND, TABLE, TRAINS = BUILD.probes
-FLAT = "A = advantages.detach().reshape(-1, 1)"
-LOO = "advantages = leave_one_out(rewards)"
-VAR = "(rewards.var(1, keepdim=True, correction=0) + 1e-8).sqrt()"
-MEAN = "torch.where(mean > 0, advantages / mean, 0)"
+*_, LEVEL, RATIOS, _, TABLE, TRAINS = BUILD.probes
 EACH = "each = torch.maximum(-A * ratio, -A * ratio.clamp(1 - epsilon, 1 + epsilon))"
 RATIO = "ratio = (logprobs - old_logprobs.detach()).exp()"
 WHOLE = "ratio = sequence_ratio(logprobs, old_logprobs, mask)[:, None].expand_as(logprobs)"
 LAST = "return token_average(each, mask, denominator)"
 WRONG = {
-    "a loss for each token": (NUMBERS, "one number", [(LAST, "return each")]),
-    "a float": (NUMBERS, "one number", [(LAST, LAST + ".item()")]),
-    "without a gradient": (NUMBERS, "no gradient", [(LAST, LAST + ".detach()")]),
-    "old log-probabilities are trained": (NUMBERS, "get a gradient", [(RATIO, RATIO.replace(".detach()", ""))]),
-    "rewards by columns": (PLACES, "without transposing", [(FLAT, FLAT.replace("advantages", "advantages.T"))]),
-    "groups by columns": (
-        PLACES, "a group is a row", [("mean = rewards.mean(1, keepdim=True)", "mean = rewards.mean(0, keepdim=True)")],
-    ),
-    "the batch's mean for the group's": (PLACES, "a group is a row", [('"group": mean', '"group": rewards.mean()')]),
-    "the group's mean for the batch's": (PLACES, "whole batch", [('"batch": rewards.mean()', '"batch": mean')]),
-    "leave-one-out with itself": (SHIFT, "leave it out", [(LOO, "advantages = rewards - mean")]),
-    "leave-one-out by G": (
-        SHIFT, "in common", [(LOO, "advantages = rewards - (rewards.sum(1, keepdim=True) - rewards) / rewards.shape[1]")],
-    ),
-    "a baseline where there is none": (PLACES, "is to learn from it", [('"none": 0,', '"none": rewards.mean(),')]),
-    "the deviation of the batch": (
-        UNITS, "whole batch", [(VAR, "(rewards.var(correction=0) + 1e-8).sqrt()")],
-    ),
-    "the deviation by G - 1": (UNITS, "correction=0", [(VAR, VAR.replace(", correction=0", ""))]),
-    "the variance for the deviation": (UNITS, "ten times", [(VAR, VAR.replace(".sqrt()", ""))]),
-    "the fixed unit is not used": (UNITS, "`deviation`", [("advantages = advantages / deviation", "pass")]),
-    "no eps": (AGREED, "0 / 0", [(VAR, VAR.replace(" + 1e-8", ""))]),
-    "a group without reward": (AGREED, "0 / 0", [(MEAN, "advantages / mean")]),
-    "whitened over the batch": (
-        PLACES, "is to learn from it", [(FLAT, "advantages = advantages - rewards.mean()\n    " + FLAT)],
-    ),
-    "the sign without a clip": (COUNTS, "sign of the loss", [("each = -A * logprobs", "each = A * logprobs")]),
     "a product for the sequence": (
         LEVEL, "n-th root",
         [(WHOLE, "ratio = torch.where(mask, logprobs - old_logprobs.detach(), 0).sum(1).exp()[:, None].expand_as(logprobs)")],
     ),
-    "the ratio is detached": (NUMBERS, "no gradient", [(RATIO, RATIO.replace("logprobs -", "logprobs.detach() -"))]),
     "the ratio upside down": (LEVEL, "opposite directions", [(RATIO, "ratio = (old_logprobs.detach() - logprobs).exp()")]),
+    "padding in the ratio of a completion": (
+        LEVEL, "padding is counted in s(y)",
+        [(WHOLE, "ratio = ((logprobs - old_logprobs.detach()).sum(1) / mask.sum(1)).exp()[:, None].expand_as(logprobs)")],
+    ),
+    "the mean over all columns in the ratio of a completion": (
+        LEVEL, "padding is counted in s(y)",
+        [(WHOLE, "ratio = (logprobs - old_logprobs.detach()).mean(1).exp()[:, None].expand_as(logprobs)")],
+    ),
+    "the ratio of a completion by T": (
+        LEVEL, "divided by T, padding included",
+        [(WHOLE, "ratio = torch.where(mask, logprobs - old_logprobs.detach(), 0).mean(1).exp()[:, None].expand_as(logprobs)")],
+    ),
+    "the ratio of a completion by the mean length": (
+        LEVEL, "the mean over its own tokens",
+        [(WHOLE, "ratio = torch.where(mask, logprobs - old_logprobs.detach(), 0).sum(1) / mask.sum(1).float().mean()\n"
+                 "            ratio = ratio.exp()[:, None].expand_as(logprobs)")],
+    ),
+    "the smaller ratio": (
+        RATIOS, "smaller of the two ratios",
+        [(EACH, "each = -A * torch.minimum(ratio, ratio.clamp(1 - epsilon, 1 + epsilon))")],
+    ),
+    "the larger ratio": (
+        RATIOS, "larger of the two ratios",
+        [(EACH, "each = -A * torch.maximum(ratio, ratio.clamp(1 - epsilon, 1 + epsilon))")],
+    ),
+    "clipped below alone": (RATIOS, "not above", [(EACH, EACH.replace("1 - epsilon, 1 + epsilon", "min=1 - epsilon"))]),
     "no clip": (RATIOS, "not clipped", [(EACH, "each = -A * ratio")]),
     "the smaller loss": (RATIOS, "smaller is taken", [(EACH, EACH.replace("maximum", "minimum"))]),
     "always clipped": (RATIOS, "always taken", [(EACH, "each = -A * ratio.clamp(1 - epsilon, 1 + epsilon)")]),
     "clipped above alone": (RATIOS, "not below", [(EACH, EACH.replace("1 - epsilon, 1 + epsilon", "max=1 + epsilon"))]),
     "an epsilon of its own": (RATIOS, "`epsilon` is not used", [(EACH, EACH.replace("epsilon", "0.2"))]),
     "tokens for sequences": (RATIOS, "whole completion", [('if clip == "token":', 'if clip == "sequence":')]),
-    "padding counts": (COUNTS, "behind the end", [(LAST, "return token_average(each, mask | True, denominator)")]),
-    "the batch for the completion": (
-        COUNTS, "completion: this is the mean over all tokens", [(LAST, LAST.replace("denominator)", '"batch")'))],
-    ),
-    "the longest for the constant": (
-        COUNTS, "longest",
-        [(LAST, "scale = mask.shape[1] / mask.sum(1).max() if denominator == 'constant' else 1\n    " + LAST + " * scale")],
-    ),
-    "a product with the mask": (
-        BEHIND, "0 times NaN",
-        [(LAST, "lengths, sums = mask.sum(1), (each * mask).sum(1)\n    return {'completion': (sums / lengths).mean(),"
-                " 'batch': sums.sum() / lengths.sum(), 'constant': sums.mean() / mask.shape[1]}[denominator]")],
-    ),
-    "the critic is not asked": (TABLE, "ppo (baseline critic", [('"critic": expected', '"critic": 0')]),
+    "another bound where none is given": (TABLE, "grpo (baseline group", [("epsilon=0.2", "epsilon=0.1")]),
     "the mean ratio for the geometric mean": (
         RATIOS, "mean of the tokens' ratios",
         [(WHOLE, "ratio = (torch.where(mask, logprobs - old_logprobs.detach(), 0).exp() * mask).sum(1) / mask.sum(1)\n"

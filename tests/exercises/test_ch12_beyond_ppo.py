@@ -212,12 +212,59 @@ def test_a_constant_or_an_argument_cannot_pass(name):
             beta * (policy_chosen - policy_rejected - ref_chosen + ref_rejected))).mean(), "F.logsigmoid"),
         ("importance_weights", lambda logprobs, sampler_logprobs, mask, cap: torch.where(
             mask, logprobs - sampler_logprobs, 0).exp().clamp(max=cap), "detach"),
+        ("leave_one_out", lambda rewards: rewards - (rewards.sum(1) - rewards) / (rewards.shape[1] - 1), "keepdim=True"),
+        ("group_advantages", lambda rewards, normaliser: (rewards - rewards.mean(1)) / {
+            "none": 1, "deviation": rewards.std(1, correction=0) + 1e-8, "mean": rewards.mean(1) + 1e-8,
+        }[normaliser], "keepdim=True"),
+        ("token_average", lambda losses, mask, denominator: torch.where(mask, losses, 0).mean(), "divided by B T, padding"),
+        ("token_average", lambda losses, mask, denominator: token_average(losses, mask, denominator).detach(),
+         "no gradient reaches the losses"),
+        ("sequence_ratio", lambda logprobs, old_logprobs, mask: sequence_ratio(logprobs.detach(), old_logprobs, mask),
+         "no gradient reaches the log-probabilities"),
+        ("dpo_loss", lambda policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta: -torch.log(1e-8 + torch.sigmoid(
+            beta * (policy_chosen - policy_rejected - ref_chosen + ref_rejected))).mean(), "beyond the clamp no gradient"),
+        ("dpo_loss", lambda policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta: -F.logsigmoid(
+            beta * (policy_chosen - policy_rejected - ref_chosen + ref_rejected).clamp(-50, 50)).mean(),
+         "beyond the clamp no gradient is left"),
+        ("dpo_loss", lambda **given: dpo_loss(**given).item(), "no gradient reaches the policy"),
+        ("kto_loss", lambda policy, ref, desirable, kl, beta: torch.sigmoid(torch.where(
+            desirable, -1, 1) * (beta * (policy - ref) - kl.detach())).mean(), "beta scales both"),
+        ("kto_loss", lambda **given: kto_loss(**given).detach(), "no gradient reaches the policy"),
+        ("best_and_control", lambda rewards, uniforms: (
+            rewards.argmax(1) + torch.arange(len(rewards)) * rewards.shape[1],
+            (uniforms * rewards.shape[1]).floor() + torch.arange(len(rewards)) * rewards.shape[1]), "int64"),
+        ("best_and_control", lambda rewards, uniforms: [one.float() for one in best_and_control(rewards, uniforms)], "int64"),
+        ("best_and_control", lambda rewards, uniforms: (
+            best_and_control(rewards, uniforms)[0],
+            (uniforms * (rewards.shape[1] - 1)).round().long() + torch.arange(len(rewards)) * rewards.shape[1]), "half as often"),
+        ("importance_weights", lambda logprobs, sampler_logprobs, mask, cap: (
+            (logprobs - sampler_logprobs).detach() * mask).exp().clamp(max=cap), "0 times NaN"),
     ],
 )  # fmt: skip
 def test_well_known_mistakes_are_named(name, function, words):
     found = verdict(name, function)
     assert not found.passed
     assert found.mistake and words in found.message, found.message
+
+
+def test_kto_s_kl_may_be_kept_from_falling_below_0_as_in_the_paper():
+    """A KL is not negative; its estimate from samples may be, and the paper takes the larger of it and 0. Either is right."""
+    found = verdict("kto_loss", lambda kl, **given: kto_loss(kl=kl.clamp(min=0), **given))
+    assert found.passed, found.message
+
+
+@pytest.mark.parametrize("denominator", ch12_beyond_ppo.DENOMINATORS)
+def test_a_loss_that_is_wrong_is_not_said_to_have_a_wrong_gradient_alone(denominator):
+    def by_seven(losses, mask, **given):
+        right = token_average(losses, mask, **given)
+        return torch.where(mask, losses, 0).sum() / 7 if given["denominator"] == denominator else right
+
+    found = verdict("token_average", by_seven)
+    assert not found.passed and "wrong only where" not in found.message, found.message
+
+
+def test_the_loss_expected_of_the_first_input_of_12_4_is_0_to_the_last_bit():
+    assert OURS["token_average"].right(**exercises.draw("token_average")[0]).item() == 0.0
 
 
 # ----------------------------------------------------------------------------------------- what the chapter says of them
