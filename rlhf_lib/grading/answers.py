@@ -11,7 +11,10 @@ import types
 from typing import NamedTuple
 
 from rlhf_lib.exercises.declare import BUILDS, EXERCISES, load
+from rlhf_lib.exercises.keep import COURSE, join, read, split
 from rlhf_lib.exercises.progress import number_of
+from rlhf_lib.exercises.source import names_needed
+from rlhf_lib.files import RunError
 from rlhf_lib.grading.notebook import statements
 
 
@@ -192,6 +195,24 @@ class Code:
             return []
         later = [other for other in self.statements if other.place == one.place and other.order > one.order]
         return [other for other in later if other not in order and changed_name(other.node) in one.binds]
+
+
+def worked_code(answer, exercise):
+    """The worked answers that an Answer may take, and those that they call, as text of the course's `my_rlhf.py`; "" for none.
+
+    The one to the exercise itself is never among them: nothing in the sandbox knows it. Raises RunError where one is missing.
+    """
+    wanted, stack = set(), [*answer.own, *answer.course]
+    head, sections = split(read(COURSE)) if stack else ("", {})
+    lacking = [name for name in answer.course if name not in sections]
+    if lacking:
+        raise RunError(f"the course's own {lacking[0]} is missing in {COURSE}: fetch the repository again")
+    while stack:
+        name = stack.pop()
+        if name in sections and name not in wanted and name != exercise:
+            wanted.add(name)
+            stack += [needed for node in ast.parse(sections[name].code).body for needed in names_needed(node)]
+    return join(head, {name: sections[name] for name in wanted}, "") if wanted else ""
 
 
 def file_of(one):

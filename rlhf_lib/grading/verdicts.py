@@ -11,7 +11,7 @@ from rlhf_lib.exercises.build import load_optimizers
 from rlhf_lib.exercises.progress import number_of
 from rlhf_lib.exercises.surroundings import LIMIT
 from rlhf_lib.exercises.verdicts import told
-from rlhf_lib.grading.answers import Answer, Code
+from rlhf_lib.grading.answers import Answer, Code, worked_code
 from rlhf_lib.grading.aside import AsideError, aside
 from rlhf_lib.grading.jail import Limits
 from rlhf_lib.grading.notebook import Cell, cells_of
@@ -197,6 +197,7 @@ def attempt(name, answer, box, inputs, seconds):
         "code": answer.code,
         "own": answer.own,
         "course": answer.course,
+        "worked": worked_code(answer, name),
     }
     limits = Limits(seconds=seconds)
     how, content = box.ask(pack(request), limits)

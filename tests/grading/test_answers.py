@@ -3,7 +3,9 @@ import types
 import pytest
 
 from rlhf_lib import exercises
-from rlhf_lib.grading.answers import Code
+from rlhf_lib.exercises.keep import split
+from rlhf_lib.files import RunError
+from rlhf_lib.grading.answers import Answer, Code, worked_code
 from rlhf_lib.grading.notebook import Cell, cells_of
 from tests.grading.made import ROOT, SHARE, STUB, cell, chapter00, notebook
 
@@ -178,3 +180,15 @@ def test_every_worked_answer_is_found():
 @pytest.mark.parametrize("source", ["x = " + "1 + " * 3000 + "1", "\n".join(f"x{n} = x{n - 1}" for n in range(1, 3000))])
 def test_code_of_any_shape_comes_to_an_end(source):
     Code([Cell("c", source + "\ndef share_positive(s, l): return x", True)]).answer("share_positive")
+
+
+def test_worked_answers_go_with_an_answer_that_takes_them_and_never_the_one_that_is_asked_for():
+    assert worked_code(Answer(), "gae") == ""
+    text = worked_code(Answer(own=["gae"], course=["value_loss"]), "policy_loss")
+    assert "def value_loss(" in text and "def gae(" in text and "def policy_loss(" not in text and "whole_loop" not in text
+    assert "def gae(" not in worked_code(Answer(own=["gae", "value_loss"]), "gae")
+    called = split(worked_code(Answer(course=["rlhf"]), "share_positive"))[1]
+    assert {"rlhf", "with_baseline"} <= called.keys() and "train_bpe" not in called  # with what it calls
+    assert "rlhf" not in split(worked_code(Answer(course=[*called]), "rlhf"))[1]
+    with pytest.raises(RunError, match="the course's own nothing is missing"):
+        worked_code(Answer(course=["nothing"]), "gae")

@@ -191,6 +191,72 @@ MADE = {
         ("wrong", "stopped"),
         "",
     ),
+    "sum patched": (
+        cells("import builtins\nbuiltins.sum = builtins.len = lambda *a: 0\nbuiltins.abs = lambda x: 0", HEAD + "return 7"),
+        ("wrong", "stopped"),
+        "",
+    ),
+    "modules of its own": (
+        cells(
+            "import importlib, sys, types\n"
+            "sys.modules['torch'] = types.ModuleType('torch')\n"
+            "importlib.import_module = __import__ = lambda *a, **k: sys.modules['torch']",
+            HEAD + "open('torch.py', 'w').write('allclose = print'); return 7",
+        ),
+        ("wrong", "stopped"),
+        "",
+    ),
+    "the oracle looked for": (
+        body(
+            "import gc\n"
+            "for one in gc.get_objects():\n"
+            "    if type(one).__name__ == 'Exercise':\n"
+            "        one.right = one.run = lambda *a, **k: 7\n"
+            "return 7"
+        ),
+        ("wrong", "stopped"),
+        "",
+    ),
+    "other processes looked at": (
+        body(
+            "import os\n"
+            "for pid in filter(str.isdigit, os.listdir('/proc')):\n"
+            "    for name in ('mem', 'environ', 'cmdline', 'maps'):\n"
+            "        try: open(f'/proc/{pid}/{name}', 'rb').read(10**6)\n"
+            "        except (OSError, ValueError): pass\n"
+            "return 7"
+        ),
+        "wrong",
+        "",
+    ),
+    "a daemon": (
+        body("import os\nif os.fork() == 0:\n    os.setsid()\n    while True: pass\nRIGHT"),
+        "right",
+        "",
+    ),
+    "the disk filled": (
+        body("for n in range(10**6):\n    open(f'f{n}', 'wb').write(bytes(5 * 10**7))"),
+        ("wrong", "stopped"),
+        "",
+    ),
+    "the worked answer looked for": (
+        body(f"return eval(open({str(ROOT / 'solutions' / 'my_rlhf.py')!r}).read())"),
+        "wrong",
+        "",
+    ),
+    "two answers": (
+        body(
+            f"import os\n"
+            f"m = {pack({'outputs': [0.25] * 7})!r}\n"
+            f"m = len(m).to_bytes(8, 'big') + m\n"
+            f"for n in range(3, 60):\n"
+            f"    try: os.write(n, m + m)\n"
+            f"    except OSError: pass\n"
+            f"RIGHT"
+        ),
+        ("wrong", "stopped"),
+        "",
+    ),
     "pickle": (
         body(
             "import pickle, os\n"
