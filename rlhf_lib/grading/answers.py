@@ -7,6 +7,7 @@ is read here and never run.
 
 import ast
 import dis
+import re
 import types
 from typing import NamedTuple
 
@@ -16,6 +17,11 @@ from rlhf_lib.exercises.progress import number_of
 from rlhf_lib.exercises.source import names_needed
 from rlhf_lib.files import RunError
 from rlhf_lib.grading.notebook import statements
+
+ODD = {  # no exercise needs them: who names one may be looking for what the check knows
+    "gc", "ctypes", "importlib", "__import__", "_getframe", "sys.modules", "builtins", "__builtins__", "subprocess", "inspect",
+    "meta_path", "settrace", "f_back", "f_locals", "f_globals", "__subclasses__", "fork", "unittest.mock",
+}  # fmt: skip
 
 
 class Statement(NamedTuple):
@@ -32,7 +38,8 @@ class Statement(NamedTuple):
 class Answer(NamedTuple):
     """asked: the name in the code. code: [[place, source]] in the order in which it is run. own: the learner's exercises that it
     leans on. course: those that are the course's here. library: what it takes from the course's library. fault: why there is
-    nothing to run, in a word and a sentence, or ()."""
+    nothing to run, in a word and a sentence, or (). odd: those of ODD that it names. taken:
+    the exercises that it takes with `yours`."""
 
     asked: str = ""
     code: list = []
@@ -40,6 +47,8 @@ class Answer(NamedTuple):
     course: list = []
     library: list = []
     fault: tuple = ()
+    odd: list = []
+    taken: list = []
 
 
 class Code:
@@ -97,8 +106,8 @@ class Code:
         return {name for name in self.known if self.definitions(self.asked(name)) or name in self.broken}
 
     def chapters(self):
-        """The chapters that were handed in: those of the course's cells, where there are any, else those of the answers."""
-        return {number_of(name)[0] for name in self.cards or self.defines()}
+        """The chapters that were handed in: those of the course's cells if there are any, else of the checks or the answers."""
+        return {number_of(name)[0] for name in self.cards or self.homes or self.defines()}
 
     def asked(self, name):
         other = self.checked.get(name, name)
@@ -141,7 +150,9 @@ class Code:
             self.asked(exercise),
             [[part.place, self.future + ast.unparse(part.node)] for part in order],
             *self.divided(others, order, ours),
-            sorted(library),
+            sorted(library.union(*(library_inside(part.node) for part in order))),
+            odd=sorted({name for part in order for name in names_in(part.node)} & ODD),
+            taken=sorted({name for part in order for name in taken_with_yours(part.node)} & self.known),
         )
 
     def divided(self, others, order, ours):
@@ -202,7 +213,7 @@ def worked_code(answer, exercise):
 
     The one to the exercise itself is never among them: nothing in the sandbox knows it. Raises RunError where one is missing.
     """
-    wanted, stack = set(), [*answer.own, *answer.course]
+    wanted, stack = set(), [*answer.own, *answer.course, *answer.taken]
     head, sections = split(read(COURSE)) if stack else ("", {})
     lacking = [name for name in answer.course if name not in sections]
     if lacking:
@@ -277,6 +288,28 @@ def taken_from_library(node, name):
             alias.name for alias in node.names if alias.name.split(".")[0] == "rlhf_lib" and name in (alias.asname, "rlhf_lib")
         }
     return set()
+
+
+def library_inside(node):
+    """What a statement takes from the course's library without a name of its own: inside a function, or by a module's name."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return set()
+    imports = [one for one in ast.walk(node) if isinstance(one, (ast.Import, ast.ImportFrom))]
+    found = {name for one in imports for alias in one.names for name in taken_from_library(one, alias.asname or alias.name)}
+    found |= {one.names[0].name for one in imports if isinstance(one, ast.Import) and one.names[0].name.startswith("rlhf_lib.")}
+    words = [one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+    return found | {word for word in words if re.fullmatch(r"rlhf_lib(\.\w+)*", word)}
+
+
+def names_in(node):
+    """All names, attributes and modules that a statement names, and the arguments of getattr and __import__."""
+    for one in ast.walk(node):
+        for field in ("id", "attr", "module", "name", "value"):
+            name = getattr(one, field, None)
+            if isinstance(name, str) and len(name) < 40:
+                yield from {name, name.split(".")[0]}
+        if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name):
+            yield f"{one.value.id}.{one.attr}"
 
 
 def names_of(node):

@@ -128,7 +128,7 @@ def grade_one(job, submission, box):
         return before
     found = verdicts.survey(submission, job.names)
     results = []
-    entry = Entry(submission.student, submission.id, submission.email, "begun", [], results, submission.late)
+    entry = Entry(submission.student, submission.id, submission.email, "begun", [], results, submission.late, found.work)
     for result in verdicts.grade(found, box, job.seed, job.timeout, before.results if before else ()):
         results.append(result)
         gradebook.save(path, fingerprint, entry)

@@ -7,6 +7,7 @@ input that was drawn for the grades, and no solution.
 import base64
 import collections
 import io
+import statistics
 from pathlib import Path
 
 from jinja2 import Environment
@@ -60,9 +61,13 @@ def write_report(out, entries, marks, shares, prose, alike):
     names = sorted(tally, key=numbers.get)
     totals = [gradebook.total(entry, marks, shares, prose) for entry in entries]
     figures = {"rates": png(pass_rates(names, tally)), "marks": png(distribution(totals))} if names else {}
+    work = work_of(entries, names)
+    if work:
+        figures["work"] = png(tries_and_minutes(work))
     page = render(
         REPORT, entries=entries, figures=figures, tally=[(numbers[name], name, tally[name]) for name in names],
-        mistakes=mistakes.most_common(60), alike=alike, right=RIGHT,
+        work=[(numbers[name], name, of) for name, of in work.items()], mistakes=mistakes.most_common(60),
+        alike=alike, right=RIGHT,
         look=[entry for entry in entries if entry.status != gradebook.GRADED],
         notes=[(entry, one) for entry in entries for one in entry.results if one.note],
         verdicts=[RIGHT, WRONG, STOPPED, SYNTAX, "not written", "missing"],
@@ -85,6 +90,29 @@ def pass_rates(names, tally):
     ax.invert_yaxis()
     ax.set(xlabel="% of submissions", xlim=(0, 100), title="Verdicts")
     ax.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.6 / (0.9 + 0.26 * len(names))))
+    return fig
+
+
+def work_of(entries, names):
+    """{exercise: (students, median tries, most tries, median minutes)} of what their own files say; None for what they do not."""
+    found = {}
+    for name in names:
+        notes = [entry.work[name] for entry in entries if name in entry.work]
+        tries, minutes = ([one[place] for one in notes if one[place] is not None] for place in (0, 1))
+        if tries or minutes:
+            middle = [statistics.median(one) if one else None for one in (tries, minutes)]
+            found[name] = len(notes), middle[0], max(tries, default=None), middle[1]
+    return found
+
+
+def tries_and_minutes(work):
+    """The two medians of `work_of`, a bar for each exercise."""
+    fig, (left, right) = plots.figure(columns=2, height=0.9 + 0.26 * len(work), width=4.2)
+    for ax, place, label in ((left, 1, "tries"), (right, 3, "minutes")):
+        ax.barh([*work], [of[place] or 0 for of in work.values()], color=plots.BLUE)
+        ax.invert_yaxis()
+        ax.set(xlabel=f"{label}, median")
+    right.set_yticklabels([])
     return fig
 
 

@@ -140,11 +140,47 @@ def test_what_is_taken_from_the_library_is_noted():
     assert of("import torch", SHARE).library == []
 
 
+@pytest.mark.parametrize(
+    "lines, taken",
+    [
+        ("from rlhf_lib.ppo import gae\n    return gae(scores)", ["rlhf_lib.ppo.gae"]),
+        ("from rlhf_lib import ppo as p\n    return p.gae(scores)", ["rlhf_lib.ppo"]),
+        ("import rlhf_lib.ppo\n    return rlhf_lib.ppo.gae(scores)", ["rlhf_lib.ppo"]),
+        ("return load('rlhf_lib.ppo').gae(scores)", ["rlhf_lib.ppo"]),
+        ("from rlhf_lib.exercises import yours\n    return yours('gae')(scores)", []),
+        ("return 'see rlhf_lib, the library'", []),
+    ],
+)
+def test_what_is_taken_from_the_library_inside_a_function_is_noted(lines, taken):
+    assert of(f"def share_positive(scores, limit):\n    {lines}").library == taken
+
+
+@pytest.mark.parametrize(
+    "lines, odd",
+    [
+        ("import gc\n    return gc.get_objects()", ["gc"]),
+        ("return __import__('ctypes').string_at(0)", ["__import__", "ctypes"]),
+        ("import sys\n    return sys._getframe().f_back.f_locals", ["_getframe", "f_back", "f_locals"]),
+        ("import sys\n    sys.modules['torch'] = sys", ["sys.modules"]),
+        ("return getattr(__builtins__, 'sum')(scores)", ["__builtins__"]),
+        ("return sum(model.modules())", []),
+    ],
+)
+def test_names_that_no_exercise_needs_are_noted(lines, odd):
+    assert of(f"def share_positive(scores, limit):\n    {lines}").odd == odd
+
+
 def test_chapters_are_those_of_the_cells_that_the_course_named():
     windows = "def windows(tokens, length): return 1"
     assert code_of(cell(SHARE, "share_positive"), windows).chapters() == {0}
     assert code_of(SHARE, windows).chapters() == {0, 1}
     assert code_of("x = 1").chapters() == set()
+
+
+def test_chapters_of_a_python_file_are_those_of_its_checks_where_it_has_any():
+    helper = "def log_reward(x):\n    return x\n"
+    assert Code(cells_of("x.py", (helper + SHARE).encode())).chapters() == {0, 8}
+    assert Code(cells_of("x.py", (helper + SHARE + 'check("share_positive", share_positive)').encode())).chapters() == {0}
 
 
 def test_of_two_notebooks_the_one_that_asks_for_an_exercise_answers_it():
@@ -190,5 +226,9 @@ def test_worked_answers_go_with_an_answer_that_takes_them_and_never_the_one_that
     called = split(worked_code(Answer(course=["rlhf"]), "share_positive"))[1]
     assert {"rlhf", "with_baseline"} <= called.keys() and "train_bpe" not in called  # with what it calls
     assert "rlhf" not in split(worked_code(Answer(course=[*called]), "rlhf"))[1]
+    both = 'generate, policy_loss = yours("generate", "policy_loss")'
+    answer = of(both, "def share_positive(scores, limit):\n    return policy_loss(scores)")
+    assert answer.taken == ["generate", "policy_loss"]
+    assert {"generate", "policy_loss"} <= split(worked_code(answer, "share_positive"))[1].keys()
     with pytest.raises(RunError, match="the course's own nothing is missing"):
         worked_code(Answer(course=["nothing"]), "gae")

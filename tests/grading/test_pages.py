@@ -1,7 +1,7 @@
 import re
 
 from rlhf_lib.grading.gradebook import Entry, Mark, Prose
-from rlhf_lib.grading.pages import write_feedback, write_report
+from rlhf_lib.grading.pages import work_of, write_feedback, write_report
 from rlhf_lib.grading.verdicts import Result
 
 RESULTS = [
@@ -60,3 +60,15 @@ def test_the_report_on_the_class(tmp_path):
 def test_a_class_of_which_nothing_is_gradable_has_a_report(tmp_path):
     write_report(tmp_path, class_of()[2:], MARKS, {}, {}, [])
     assert "1 of them to look at" in text_of(tmp_path / "class_report.html")[1]
+
+
+def test_tries_and_times_are_medians_of_what_students_files_say(tmp_path):
+    work = [{"gae": [3, 10.0], "value_loss": [7, None]}, {"gae": [1, None]}, {"gae": [2, 30.0], "attention": [1, 1.0]}]
+    people = [Entry(f"s{n}", "", "", "graded", [], RESULTS[:2], work=one) for n, one in enumerate(work)]
+    assert work_of(people, ["gae", "value_loss", "train_ppo"]) == {"gae": (3, 2, 3, 20.0), "value_loss": (1, 7, 7, None)}
+    write_report(tmp_path, people, MARKS, {}, {}, [])
+    html, text = text_of(tmp_path / "class_report.html")
+    assert html.count("data:image/png;base64,") == 3
+    assert "7.3 gae 3 2 3 20" in text and "7.6 value_loss 1 7 7" in text
+    write_report(tmp_path, class_of(), MARKS, {}, {}, [])
+    assert "Tries and times" not in text_of(tmp_path / "class_report.html")[1]
