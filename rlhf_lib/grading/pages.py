@@ -25,6 +25,10 @@ def render(template, **values):
     return page.render(**values).encode()
 
 
+def page_of(entry):
+    return f"{gradebook.slug(entry.student, entry.id)}.html"
+
+
 def write_feedback(out, entries, marks, shares, prose):
     """`feedback/NAME.html` for each student; returns {label of the entry: path}."""
     written = {}
@@ -35,7 +39,7 @@ def write_feedback(out, entries, marks, shares, prose):
             for one in entry.results
             if one.exercise in marks
         ]
-        path = Path(out) / "feedback" / f"{gradebook.slug(entry.student, entry.id)}.html"
+        path = Path(out) / "feedback" / page_of(entry)
         texts = prose.get(entry.student, [])
         page = render(
             FEEDBACK, entry=entry, rows=rows, share=share, texts=texts, total=gradebook.total(entry, marks, shares, prose),
@@ -67,7 +71,10 @@ def write_report(out, entries, marks, shares, prose, alike):
     page = render(
         REPORT, entries=entries, figures=figures, tally=[(numbers[name], name, tally[name]) for name in names],
         work=[(numbers[name], name, of) for name, of in work.items()], mistakes=mistakes.most_common(60),
-        alike=alike, right=RIGHT,
+        alike=alike, right=RIGHT, students=[
+            (one, points, sum(result.verdict == RIGHT for result in one.results if result.exercise in marks), page_of(one))
+            for one, points in zip(entries, totals)
+        ],
         look=[entry for entry in entries if entry.status != gradebook.GRADED],
         notes=[(entry, one) for entry in entries for one in entry.results if one.note],
         verdicts=[RIGHT, WRONG, STOPPED, SYNTAX, "not written", "missing"],

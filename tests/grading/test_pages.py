@@ -31,7 +31,9 @@ def class_of():
 
 def text_of(path):
     html = path.read_text(encoding="utf-8")
-    assert not re.search(r"(src|href)=\"(?!data:)", html) and "<script" not in html  # one file, without a network
+    assert (
+        not re.search(r"(src|href)=\"(?!data:|feedback/[\w-]+\.html)", html) and "<script" not in html
+    )  # one file, without a network
     return html, re.sub(r"\s+", " ", re.sub(r"<style.*?</style>|<[^>]+>", " ", html, flags=re.DOTALL))
 
 
@@ -55,6 +57,9 @@ def test_the_report_on_the_class(tmp_path):
     assert text.index("7.3 gae 2") < text.index("7.6 value_loss 1") < text.index("7.10 train_ppo 1")
     assert "Zoë not gradable x.ipynb: it is empty" in text and "takes rlhf_lib.ppo from the library" in text
     assert "anna &lt;b&gt; (17) ben gae 120" in text
+    assert "anna &lt;b&gt; (17) 8 1 graded" in text and "Zoë 0 0 not gradable" in text
+    pages = write_feedback(tmp_path, class_of(), MARKS, {}, {}).values()
+    assert all(f'href="feedback/{path.name}"' in html for path in pages)
 
 
 def test_a_class_of_which_nothing_is_gradable_has_a_report(tmp_path):
