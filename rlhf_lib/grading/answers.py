@@ -11,7 +11,7 @@ import re
 import types
 from typing import NamedTuple
 
-from rlhf_lib.exercises.declare import BUILDS, EXERCISES, load
+from rlhf_lib.exercises.declare import BUILDS, EXERCISES, INVESTIGATIONS, load
 from rlhf_lib.exercises.keep import COURSE, join, read, split
 from rlhf_lib.exercises.progress import number_of
 from rlhf_lib.exercises.source import names_needed
@@ -96,6 +96,17 @@ class Code:
                 self.checked[name.value] = given.id
                 self.places[name.value] = one.order
                 self.homes.setdefault(name.value, set()).add(file_of(one))
+
+    def texts(self):
+        """{investigation: the sentence of its last `done("2.A", sentence)`}, or the expression that makes it."""
+        found = {}
+        for one in self.statements:
+            for call in ast.walk(one.node):
+                if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "done" and len(call.args) >= 2:
+                    number, text = (part.value if isinstance(part, ast.Constant) else ast.unparse(part) for part in call.args[:2])
+                    if number in INVESTIGATIONS and text is not ...:
+                        found[number] = str(text)[:4000]
+        return found
 
     def definitions(self, name):
         """The statements that define `name` as something of the learner's own, not taken from the library or with `yours`."""

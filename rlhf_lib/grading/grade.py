@@ -102,6 +102,7 @@ def grade(path, out, points=None, seed=None, jobs=None, timeout=90.0, late=None,
     entries = [graded[one.student, one.id] for one in found]
     gradebook.write_tables(out, entries, marks, shares, prose)
     pages.write_feedback(out, entries, marks, shares, prose)
+    pages.write_texts(out, entries, prose)
     pages.write_report(out, entries, marks, shares, prose, similar.pairs(entries, worked_entries(job)))
     return entries
 
@@ -128,7 +129,9 @@ def grade_one(job, submission, box):
         return before
     found = verdicts.survey(submission, job.names)
     results = []
-    entry = Entry(submission.student, submission.id, submission.email, "begun", [], results, submission.late, found.work)
+    entry = Entry(
+        submission.student, submission.id, submission.email, "begun", [], results, submission.late, found.work, found.texts
+    )
     for result in verdicts.grade(found, box, job.seed, job.timeout, before.results if before else ()):
         results.append(result)
         gradebook.save(path, fingerprint, entry)

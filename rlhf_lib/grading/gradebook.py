@@ -38,6 +38,7 @@ class Entry(NamedTuple):
     results: list
     late: bool = False
     work: dict = {}  # of verdicts.work_in
+    texts: dict = {}  # {investigation: what they write of it}
 
     @property
     def label(self):

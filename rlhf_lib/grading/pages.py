@@ -12,12 +12,14 @@ from pathlib import Path
 
 from jinja2 import Environment
 
-from rlhf_lib import plots
+from rlhf_lib import exercises, plots
 from rlhf_lib.files import write_atomic
 from rlhf_lib.grading import gradebook
 from rlhf_lib.grading.verdicts import RIGHT, STOPPED, SYNTAX, WRONG
 
-FEEDBACK, REPORT = (Path(__file__).with_name(name) for name in ("feedback.html.j2", "class_report.html.j2"))
+FEEDBACK, REPORT, TO_READ = (
+    Path(__file__).with_name(name) for name in ("feedback.html.j2", "class_report.html.j2", "to_read.html.j2")
+)
 
 
 def render(template, **values):
@@ -80,6 +82,25 @@ def write_report(out, entries, marks, shares, prose, alike):
         verdicts=[RIGHT, WRONG, STOPPED, SYNTAX, "not written", "missing"],
     )  # fmt: skip
     write_atomic(Path(out) / "class_report.html", page)
+
+
+def write_texts(out, entries, prose):
+    """`to_read.html`: what all wrote of an investigation, one under the other, with the marks that there are."""
+    exercises.load()
+    texts = [
+        (
+            number,
+            one.title,
+            [(entry, entry.texts[number], mark_of(entry, number, prose)) for entry in entries if number in entry.texts],
+        )
+        for number, one in exercises.INVESTIGATIONS.items()
+    ]
+    write_atomic(Path(out) / "to_read.html", render(TO_READ, texts=[one for one in texts if one[2]]))
+
+
+def mark_of(entry, question, prose):
+    """The Prose of a question that was marked already; None where it was not."""
+    return next((one for one in prose.get(entry.student, ()) if one.question == question), None)
 
 
 def pass_rates(names, tally):

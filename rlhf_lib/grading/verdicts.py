@@ -55,12 +55,13 @@ class Result(NamedTuple):
 
 class Survey(NamedTuple):
     """cells: of all files, the older first. exercises: of the chapters that were handed in. faults: sentences on files. work: of
-    the student's own `progress.json`, see `work_in`."""
+    the student's own `progress.json`, see `work_in`. texts: {investigation: what they write of it}."""
 
     cells: list
     exercises: list
     faults: list
     work: dict = {}
+    texts: dict = {}
 
 
 def survey(submission, names=None):
@@ -69,13 +70,13 @@ def survey(submission, names=None):
     Args:
         names: the exercises that count; all unless given.
     """
-    cells, faults, chapters = [], list(submission.skipped), set()
+    cells, faults, chapters, texts = [], list(submission.skipped), set(), {}
     notes = [file for file in submission.files if file.name == PROGRESS]
     files = [file for file in submission.files if file not in notes] or submission.files
     order = sorted(files, key=lambda file: (file.name.lower().endswith(".ipynb"), file.rank))
     for file in order:
         try:
-            found, there = aside(functools.partial(read, file))
+            found, there, more = aside(functools.partial(read, file))
         except AsideError as error:
             faults.append(f"{file.name}: {error}")
             continue
@@ -84,13 +85,14 @@ def survey(submission, names=None):
         else:
             cells += [Cell(*cell) for cell in found]
             chapters |= set(there)
+            texts.update(more)
     exercises.load()
     known = [one for one in (*exercises.EXERCISES, *exercises.BUILDS) if names is None or one in names]
     work = {}
     for file in sorted(notes, key=lambda file: file.rank):
         with contextlib.suppress(AsideError):
             work = aside(functools.partial(work_in, file)) or work
-    return Survey(cells, sorted((one for one in known if number_of(one)[0] in chapters), key=number_of), faults, work)
+    return Survey(cells, sorted((one for one in known if number_of(one)[0] in chapters), key=number_of), faults, work, texts)
 
 
 def work_in(file):
@@ -113,13 +115,14 @@ def work_in(file):
 
 
 def read(file):
-    """[cells, chapters] of a file, or [None, why it cannot be read]."""
+    """[cells, chapters, texts] of a file, or [None, why it cannot be read, {}]."""
     try:
         cells = cells_of(file.name, file.read() if file.name.lower().endswith((".ipynb", ".py")) else b"no cells")
     except UnreadableError as error:
-        return [None, str(error)]
+        return [None, str(error), {}]
     cells = [cell for cell in cells if cell.code or cell.name in exercises.EXERCISES or cell.name in exercises.BUILDS]
-    return [cells, sorted(Code(cells).chapters())]
+    code = Code(cells)
+    return [cells, sorted(code.chapters()), code.texts()]
 
 
 @functools.lru_cache(maxsize=256)

@@ -232,3 +232,11 @@ def test_worked_answers_go_with_an_answer_that_takes_them_and_never_the_one_that
     assert {"generate", "policy_loss"} <= split(worked_code(answer, "share_positive"))[1].keys()
     with pytest.raises(RunError, match="the course's own nothing is missing"):
         worked_code(Answer(course=["nothing"]), "gae")
+
+
+def test_what_was_found_is_read_and_never_run():
+    code = code_of(
+        'done("7.A", "an older sentence of mine")\ndone("7.A", "clipping changes little here", figure=fig)',
+        'done("1.A", ...)\ndone("9.Z", "there is no such one")\ndone("2.A", f"{heads} heads")\nother.done("7.B", "x")\ndone()',
+    )
+    assert code.texts() == {"7.A": "clipping changes little here", "2.A": "f'{heads} heads'"}

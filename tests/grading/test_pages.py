@@ -1,7 +1,7 @@
 import re
 
 from rlhf_lib.grading.gradebook import Entry, Mark, Prose
-from rlhf_lib.grading.pages import work_of, write_feedback, write_report
+from rlhf_lib.grading.pages import work_of, write_feedback, write_report, write_texts
 from rlhf_lib.grading.verdicts import Result
 
 RESULTS = [
@@ -32,7 +32,7 @@ def class_of():
 def text_of(path):
     html = path.read_text(encoding="utf-8")
     assert (
-        not re.search(r"(src|href)=\"(?!data:|feedback/[\w-]+\.html)", html) and "<script" not in html
+        not re.search(r"(src|href)=\"(?!data:|feedback/[\w-]+\.html|to_read\.html)", html) and "<script" not in html
     )  # one file, without a network
     return html, re.sub(r"\s+", " ", re.sub(r"<style.*?</style>|<[^>]+>", " ", html, flags=re.DOTALL))
 
@@ -77,3 +77,20 @@ def test_tries_and_times_are_medians_of_what_students_files_say(tmp_path):
     assert "7.3 gae 3 2 3 20" in text and "7.6 value_loss 1 7 7" in text
     write_report(tmp_path, class_of(), MARKS, {}, {}, [])
     assert "Tries and times" not in text_of(tmp_path / "class_report.html")[1]
+
+
+def test_what_students_wrote_stands_side_by_side(tmp_path):
+    people = [
+        Entry("anna <b>", "17", "", "graded", [], [], texts={"7.A": "The <clip> does little.", "2.B": "More heads help."}),
+        Entry("ben", "", "", "graded", [], [], texts={"7.A": "Nothing changes at all here."}),
+    ]
+    write_texts(tmp_path, people, {"ben": [Prose("7.A", 2.0, 3.0, "clear")]})
+    html, text = text_of(tmp_path / "to_read.html")
+    assert (
+        text.index("More heads help.")
+        < text.index("The &lt;clip&gt; does little.")
+        < text.index("ben Nothing changes at all here. 2 of 3")
+    )
+    assert "anna <b>" not in html and "anna &lt;b&gt; (17)" in html
+    write_texts(tmp_path, people[:0], {})
+    assert "Nobody has noted" in text_of(tmp_path / "to_read.html")[1]
