@@ -64,8 +64,8 @@ def apart():
         return False
     system("prctl", DUMPABLE, 1, 0, 0, 0)  # else the files below are root's
     for name, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-        with contextlib.suppress(OSError):
-            Path(f"/proc/self/{name}").write_bytes(line.encode())  # without them nothing could be written into a file system of its own
+        with contextlib.suppress(OSError):  # without them nothing could be written into a file system of its own
+            Path(f"/proc/self/{name}").write_bytes(line.encode())
     hide()
     return True
 
