@@ -1,4 +1,4 @@
-"""What a learner has solved: a small file in the learner's folder."""
+"""What a learner has solved, and after how many tries: a small file in the learner's folder."""
 
 import contextlib
 import json
@@ -9,29 +9,56 @@ from rlhf_lib.exercises.declare import BUILDS, CHAPTERS, EXERCISES, INVESTIGATIO
 from rlhf_lib.exercises.investigations import findings
 from rlhf_lib.files import RunError, add_json, home
 
-PROGRESS = "progress.json"
+PROGRESS = "progress.json"  # {exercise: when it passed first, in seconds since 1970}, and TRIES: {exercise: their number}
+TRIES = "tries"
+
+
+def noted(path=None):
+    """The text of the file, or "" where there is none that can be read: nothing that a learner should have to mend."""
+    try:
+        return Path(path or home() / PROGRESS).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError):
+        return ""
+
+
+def items(text):
+    try:
+        return [*json.loads(text).items()]
+    except (ValueError, AttributeError, RecursionError):
+        return []
 
 
 def solved(path=None):
     """What has been solved here: a dict of exercise name to the time of its first pass, in seconds since 1970."""
-    try:
-        found = [*json.loads(Path(path or home() / PROGRESS).read_text(encoding="utf-8-sig")).items()]
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return {}  # no file yet, or one that cannot be read: nothing that a learner should have to mend
+    return times_in(noted(path))
+
+
+def times_in(text):
+    """`solved`, of the text of a file."""
     times = {}
-    for name, when in found:
+    for name, when in items(text):
         with contextlib.suppress(ValueError, TypeError, OverflowError):  # an entry that is no time costs no other
             times[name] = float(when)
     return times
 
 
-def remember(name, path=None):
-    """Note that the exercise `name` passed. Returns whether that could be written down."""
-    if name not in solved(path):
-        try:
-            add_json(path or home() / PROGRESS, {name: round(time.time())})
-        except (OSError, RunError):  # a read-only folder, a full disk, a folder of that name
-            return False
+def tries_in(text):
+    """{exercise: how often it was checked until it passed, or so far} in the text of a file."""
+    found = dict(items(text)).get(TRIES)
+    return {name: count for name, count in found.items() if type(count) is int} if isinstance(found, dict) else {}
+
+
+def remember(name, path=None, passed=True):
+    """Note that the exercise `name` was checked, and when it passed first. Returns whether that could be written down."""
+    path, text = path or home() / PROGRESS, noted(path)
+    if name in times_in(text):
+        return True
+    try:
+        tries = tries_in(text)
+        tries[name] = tries.get(name, 0) + 1
+        add_json(path, {TRIES: tries, **({name: round(time.time())} if passed else {})})
+    except (OSError, RunError, ValueError):  # a read-only folder, a full disk, a folder of that name
+        return False
     return True
 
 

@@ -7,12 +7,21 @@ is read here and never run.
 
 import ast
 import dis
+import re
 import types
 from typing import NamedTuple
 
-from rlhf_lib.exercises.declare import BUILDS, EXERCISES, load
+from rlhf_lib.exercises.declare import BUILDS, EXERCISES, INVESTIGATIONS, load
+from rlhf_lib.exercises.keep import COURSE, join, read, split
 from rlhf_lib.exercises.progress import number_of
+from rlhf_lib.exercises.source import names_needed
+from rlhf_lib.files import RunError
 from rlhf_lib.grading.notebook import statements
+
+ODD = {  # no exercise needs them: who names one may be looking for what the check knows
+    "gc", "ctypes", "importlib", "__import__", "_getframe", "sys.modules", "builtins", "__builtins__", "subprocess", "inspect",
+    "meta_path", "settrace", "f_back", "f_locals", "f_globals", "__subclasses__", "fork", "unittest.mock",
+}  # fmt: skip
 
 
 class Statement(NamedTuple):
@@ -29,7 +38,8 @@ class Statement(NamedTuple):
 class Answer(NamedTuple):
     """asked: the name in the code. code: [[place, source]] in the order in which it is run. own: the learner's exercises that it
     leans on. course: those that are the course's here. library: what it takes from the course's library. fault: why there is
-    nothing to run, in a word and a sentence, or ()."""
+    nothing to run, in a word and a sentence, or (). odd: those of ODD that it names. taken:
+    the exercises that it takes with `yours`."""
 
     asked: str = ""
     code: list = []
@@ -37,6 +47,8 @@ class Answer(NamedTuple):
     course: list = []
     library: list = []
     fault: tuple = ()
+    odd: list = []
+    taken: list = []
 
 
 class Code:
@@ -85,6 +97,17 @@ class Code:
                 self.places[name.value] = one.order
                 self.homes.setdefault(name.value, set()).add(file_of(one))
 
+    def texts(self):
+        """{investigation: the sentence of its last `done("2.A", sentence)`}, or the expression that makes it."""
+        found = {}
+        for one in self.statements:
+            for call in ast.walk(one.node):
+                if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "done" and len(call.args) >= 2:
+                    number, text = (part.value if isinstance(part, ast.Constant) else ast.unparse(part) for part in call.args[:2])
+                    if number in INVESTIGATIONS and text is not ...:
+                        found[number] = str(text)[:4000]
+        return found
+
     def definitions(self, name):
         """The statements that define `name` as something of the learner's own, not taken from the library or with `yours`."""
         return [one for one in self.binding.get(name, ()) if own(one.node)]
@@ -94,8 +117,8 @@ class Code:
         return {name for name in self.known if self.definitions(self.asked(name)) or name in self.broken}
 
     def chapters(self):
-        """The chapters that were handed in: those of the course's cells, where there are any, else those of the answers."""
-        return {number_of(name)[0] for name in self.cards or self.defines()}
+        """The chapters that were handed in: those of the course's cells if there are any, else of the checks or the answers."""
+        return {number_of(name)[0] for name in self.cards or self.homes or self.defines()}
 
     def asked(self, name):
         other = self.checked.get(name, name)
@@ -138,7 +161,9 @@ class Code:
             self.asked(exercise),
             [[part.place, self.future + ast.unparse(part.node)] for part in order],
             *self.divided(others, order, ours),
-            sorted(library),
+            sorted(library.union(*(library_inside(part.node) for part in order))),
+            odd=sorted({name for part in order for name in names_in(part.node)} & ODD),
+            taken=sorted({name for part in order for name in taken_with_yours(part.node)} & self.known),
         )
 
     def divided(self, others, order, ours):
@@ -192,6 +217,24 @@ class Code:
             return []
         later = [other for other in self.statements if other.place == one.place and other.order > one.order]
         return [other for other in later if other not in order and changed_name(other.node) in one.binds]
+
+
+def worked_code(answer, exercise):
+    """The worked answers that an Answer may take, and those that they call, as text of the course's `my_rlhf.py`; "" for none.
+
+    The one to the exercise itself is never among them: nothing in the sandbox knows it. Raises RunError where one is missing.
+    """
+    wanted, stack = set(), [*answer.own, *answer.course, *answer.taken]
+    head, sections = split(read(COURSE)) if stack else ("", {})
+    lacking = [name for name in answer.course if name not in sections]
+    if lacking:
+        raise RunError(f"the course's own {lacking[0]} is missing in {COURSE}: fetch the repository again")
+    while stack:
+        name = stack.pop()
+        if name in sections and name not in wanted and name != exercise:
+            wanted.add(name)
+            stack += [needed for node in ast.parse(sections[name].code).body for needed in names_needed(node)]
+    return join(head, {name: sections[name] for name in wanted}, "") if wanted else ""
 
 
 def file_of(one):
@@ -256,6 +299,28 @@ def taken_from_library(node, name):
             alias.name for alias in node.names if alias.name.split(".")[0] == "rlhf_lib" and name in (alias.asname, "rlhf_lib")
         }
     return set()
+
+
+def library_inside(node):
+    """What a statement takes from the course's library without a name of its own: inside a function, or by a module's name."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return set()
+    imports = [one for one in ast.walk(node) if isinstance(one, (ast.Import, ast.ImportFrom))]
+    found = {name for one in imports for alias in one.names for name in taken_from_library(one, alias.asname or alias.name)}
+    found |= {one.names[0].name for one in imports if isinstance(one, ast.Import) and one.names[0].name.startswith("rlhf_lib.")}
+    words = [one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+    return found | {word for word in words if re.fullmatch(r"rlhf_lib(\.\w+)*", word)}
+
+
+def names_in(node):
+    """All names, attributes and modules that a statement names, and the arguments of getattr and __import__."""
+    for one in ast.walk(node):
+        for field in ("id", "attr", "module", "name", "value"):
+            name = getattr(one, field, None)
+            if isinstance(name, str) and len(name) < 40:
+                yield from {name, name.split(".")[0]}
+        if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name):
+            yield f"{one.value.id}.{one.attr}"
 
 
 def names_of(node):

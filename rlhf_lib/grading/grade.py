@@ -25,7 +25,7 @@ from rlhf_lib.files import RunError, read_json, write_json
 from rlhf_lib.grading import gradebook, pages, similar, submissions, verdicts
 from rlhf_lib.grading.gradebook import GRADED, NOT, Entry
 from rlhf_lib.grading.jail import die_with_parent
-from rlhf_lib.grading.sandbox import ROOT, Sandbox
+from rlhf_lib.grading.sandbox import ROOT, Sandbox, bubblewrap
 from rlhf_lib.grading.submissions import File, Submission
 
 TRIES = 2  # how often a submission is taken up that ended the grader's own process
@@ -35,8 +35,9 @@ WORKED = "(worked answers)"
 class Job:
     """What all submissions are graded with."""
 
-    def __init__(self, out, seed, timeout, program, names):
-        self.out, self.seed, self.timeout, self.program, self.names = Path(out), seed, timeout, program, sorted(names)
+    def __init__(self, submissions, out, seed, timeout, program, names):
+        self.submissions, self.out, self.seed, self.timeout = submissions, Path(out), seed, timeout
+        self.program, self.names = program, sorted(names)
         self.version = course_version()
 
     def path(self, submission):
@@ -92,7 +93,7 @@ def grade(path, out, points=None, seed=None, jobs=None, timeout=90.0, late=None,
     students = {one.student for one in found}
     shares = gradebook.read_late(late, students | {one.id for one in found})
     prose = gradebook.read_prose(Path(out) / "prose.csv", students)
-    job = Job(out, settled_seed(out, seed), timeout, program, marks)
+    job = Job(path, out, settled_seed(out, seed), timeout, program, marks)
     for sentence in lost:
         say(f"left out: {sentence}")
     jobs = min(jobs or os.cpu_count() or 1, len(found))
@@ -101,6 +102,7 @@ def grade(path, out, points=None, seed=None, jobs=None, timeout=90.0, late=None,
     entries = [graded[one.student, one.id] for one in found]
     gradebook.write_tables(out, entries, marks, shares, prose)
     pages.write_feedback(out, entries, marks, shares, prose)
+    pages.write_texts(out, entries, prose)
     pages.write_report(out, entries, marks, shares, prose, similar.pairs(entries, worked_entries(job)))
     return entries
 
@@ -127,7 +129,9 @@ def grade_one(job, submission, box):
         return before
     found = verdicts.survey(submission, job.names)
     results = []
-    entry = Entry(submission.student, submission.id, submission.email, "begun", [], results, submission.late)
+    entry = Entry(
+        submission.student, submission.id, submission.email, "begun", [], results, submission.late, found.work, found.texts
+    )
     for result in verdicts.grade(found, box, job.seed, job.timeout, before.results if before else ()):
         results.append(result)
         gradebook.save(path, fingerprint, entry)
@@ -154,7 +158,7 @@ def slot(job, place, wire, others):
     die_with_parent()
     for other in others:
         other.close()
-    box = Sandbox(place, *(() if job.program is None else (job.program or None,)))
+    box = Sandbox(place, bubblewrap if job.program is None else job.program or None, (job.out, job.submissions))
     try:
         while True:
             task, submission = json.loads(wire.recv_bytes())

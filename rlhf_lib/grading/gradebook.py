@@ -17,7 +17,7 @@ from rlhf_lib.grading.verdicts import RIGHT, Result
 
 GRADED, PARTLY, NOT = "graded", "partly graded", "not gradable"
 BUILD_POINTS = 5.0
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet would run
+FORMULA = (*"=+-@＝＋－＠", "\t", "\r", "\n")  # how a cell begins that a spreadsheet would run
 
 
 class Mark(NamedTuple):
@@ -37,6 +37,8 @@ class Entry(NamedTuple):
     reasons: list
     results: list
     late: bool = False
+    work: dict = {}  # of verdicts.work_in
+    texts: dict = {}  # {investigation: what they write of it}
 
     @property
     def label(self):
@@ -242,7 +244,7 @@ def write_tables(out, entries, marks, shares, prose, title="RLHF from Shakespear
     rows = [{"Student": "    Points Possible", title: f"{most:g}"}]
     rows += [{"Student": entry.student, "ID": entry.id, title: points[id(entry)]} for entry in entries]
     write_atomic(out / "canvas.csv", table(canvas, rows))
-    moodle = ("Identifier", "Full name", "Email address", "Grade", "Maximum grade", "Feedback comments")
+    moodle = ("Identifier", "Full name", "Email address", "Grade", "Maximum grade", "Last modified (grade)", "Feedback comments")
     rows = [
         {
             "Identifier": f"Participant {entry.id}" if entry.id else "", "Full name": entry.student, "Email address": entry.email,

@@ -1,7 +1,7 @@
 """What a process may do that runs a submission: limits that the system keeps, for processes forked from one that imported torch.
 
-Each question is answered in a fresh process, with its own folder, without a network, and without sight of other processes where
-the system has namespaces (Linux). Outside of it nothing of the submission is ever imported or run.
+Each question is answered in a fresh process with its own folder. Where the system has namespaces (Linux) it has no network, sees
+no other processes, and writes nowhere but in that folder. Outside of it nothing of the submission is ever imported or run.
 """
 
 import contextlib
@@ -20,7 +20,10 @@ from typing import NamedTuple
 
 from rlhf_lib.grading.wire import MOST
 
-NEW_USER, NEW_PID, NEW_NET, NEW_IPC = 0x10000000, 0x20000000, 0x40000000, 0x08000000  # of unshare(2)
+NEW_USER, NEW_PID, NEW_NET, NEW_IPC, NEW_MOUNTS = 0x10000000, 0x20000000, 0x40000000, 0x08000000, 0x00020000  # of unshare(2)
+BIND, RECURSIVE, PRIVATE = 0x1000, 0x4000, 0x40000  # of mount(2)
+MOUNT_SETATTR, READ_ONLY, FROM_HERE, ALL_BELOW = 442, 1, -100, 0x8000  # of mount_setattr(2), which Linux has since 5.12
+ROOM = 256 * 2**20  # bytes of all the files of a question together, where its folder is a file system of its own
 NO_NEW_PRIVILEGES, DUMPABLE, PARENT_DEATH = 38, 4, 1  # of prctl(2)
 NOBODY = 65_000  # the user that a submission runs as when the grader is root; a place of the sandbox is added
 PACE = 0.1  # seconds between two looks at the memory
@@ -54,16 +57,56 @@ def die_with_parent():
 
 def apart():
     """Leave the network and the sight of other processes; returns whether the system lets us."""
-    spaces = NEW_PID | NEW_NET | NEW_IPC
-    return system("unshare", spaces) if os.geteuid() == 0 else system("unshare", spaces | NEW_USER)
+    spaces, user, group = NEW_PID | NEW_NET | NEW_IPC, os.geteuid(), os.getegid()
+    if user == 0:
+        return system("unshare", spaces)
+    if not system("unshare", spaces | NEW_USER):
+        return False
+    system("prctl", DUMPABLE, 1, 0, 0, 0)  # else the files below are root's
+    for name, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+        with contextlib.suppress(OSError):  # without them nothing could be written into a file system of its own
+            Path(f"/proc/self/{name}").write_bytes(line.encode())
+    hide()
+    return True
+
+
+def read_only(folder, uid, hidden=()):
+    """Make all files read-only to this process but those of `folder`, which is empty and has ROOM, and those in `hidden` empty.
+
+    Returns whether the system lets us. It comes after `apart`, in the first process of the new space.
+    """
+    if not (system("unshare", NEW_MOUNTS) and system("mount", b"none", b"/", None, RECURSIVE | PRIVATE, None)):
+        return False
+    system("mount", b"proc", b"/proc", b"proc", 0, None)  # with these processes alone
+    with contextlib.suppress(AttributeError, OSError):
+        attributes = struct.pack("4Q", READ_ONLY, 0, 0, 0)
+        if ctypes.CDLL(None).syscall(MOUNT_SETATTR, FROM_HERE, b"/", ALL_BELOW, attributes, len(attributes)) != 0:
+            return False
+        for path in hidden:
+            if os.path.isdir(path):
+                system("mount", b"none", os.fsencode(path), b"tmpfs", READ_ONLY, b"size=4k")
+            elif os.path.exists(path):
+                system("mount", os.fsencode(os.devnull), os.fsencode(path), None, BIND, None)
+        if not system("mount", b"none", os.fsencode(folder), b"tmpfs", 0, f"size={ROOM},nr_inodes=4096,mode=0700".encode()):
+            return False
+        if os.geteuid() == 0:
+            os.chown(folder, uid, uid)
+        return True
+    return False
+
+
+def tried(work):
+    """Whether `work()` is true in a process of its own, and its first child there."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if work() else 1)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def can_be_apart():
-    """Whether `apart` works here, tried in a process of its own."""
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if apart() else 1)
-    return os.waitpid(pid, 0)[1] == 0
+    """(whether `apart` works here, whether `read_only` does too)."""
+    with tempfile.TemporaryDirectory() as folder:
+        return tried(apart), tried(lambda: apart() and tried(lambda: read_only(folder, os.geteuid())))
 
 
 def pages(pid="self"):
@@ -124,12 +167,13 @@ def threads_of(uid):
     return count
 
 
-def run_apart(work, limits, base, place=0):
+def run_apart(work, limits, base, place=0, hidden=()):
     """`work()`, which returns bytes, in a jail of its own.
 
     Args:
         base: a folder of the sandbox; the jail gets a folder in it, and afterwards it is emptied.
         place: of the sandbox among those that run at once.
+        hidden: paths that are empty in the jail, where the system has namespaces.
 
     Returns:
         (how it ended, bytes). How: "answered"; "late"; "memory", more than it may have; "large", an answer longer than MOST;
@@ -148,7 +192,7 @@ def run_apart(work, limits, base, place=0):
             os.closerange(3, into)
             os.closerange(into + 1, 4096)
             if apart():
-                inside(lambda: inside(lambda: answer(work, limits, uid, folder, into, False), into), into)
+                inside(lambda: first(work, limits, uid, folder, hidden, into), into)
             else:
                 answer(work, limits, uid, folder, into, True)
         finally:
@@ -192,7 +236,7 @@ def empty(folder):
 
 
 def inside(work, into):
-    """`work()` in a child, whose end is this process's: the first child after `apart` is the one whose end ends all others."""
+    """`work()` in a child, whose end is this process's."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -206,6 +250,12 @@ def inside(work, into):
         if ended == pid:
             code = os.waitstatus_to_exitcode(status)
             os._exit(code if code >= 0 else 128 - code)  # 128 + the signal's number, as shells say
+
+
+def first(work, limits, uid, folder, hidden, into):
+    """The first process of a jail apart, whose end ends all others in it."""
+    read_only(folder, uid, hidden)
+    inside(lambda: answer(work, limits, uid, folder, into, False), into)
 
 
 def answer(work, limits, uid, folder, into, shared):

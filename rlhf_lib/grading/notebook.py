@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 from rlhf_lib.grading.submissions import UnreadableError
 
 LONG = 400_000  # characters of one cell
+BEGINS = re.compile(r'(?:@|def |class |async def |import |from |check\(|# In\[|# ?%%|\w+ *=|""")')  # a line that begins a part
 
 
 class Cell(NamedTuple):
@@ -27,7 +29,7 @@ def cells_of(name, content):
     if not text.strip():
         raise UnreadableError("it is empty")
     if name.lower().endswith(".py"):
-        return [Cell(Path(name).name, text, True)]
+        return parts_of(Path(name).name, text)
     if not name.lower().endswith(".ipynb"):
         raise UnreadableError("it is no notebook (.ipynb) and no Python file (.py)")
     try:
@@ -44,13 +46,39 @@ def cells_of(name, content):
     return [cell_of(f"{name}, cell {number}", row) for number, row in enumerate(rows, 1) if isinstance(row, dict)]
 
 
-def decoded(content):
-    """Text in UTF-8 or, with a mark at its start, UTF-16; lines end in \\n."""
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+def parts_of(name, text):
+    """A Python file as one cell; as several where it is no Python as a whole, so that one bad function costs no other."""
+    whole = Cell(name, text, True)
+    if len(text) > LONG or is_python(whole):
+        return [whole]
+    parts, last = [], ""
+    for number, line in enumerate(text.split("\n"), 1):
+        if not parts or (BEGINS.match(line) and not last.startswith("@")):
+            parts.append((f"{name}, cell from line {number}", []))
+        parts[-1][1].append(line)
+        last = line if line.strip() else last
+    cells = []
+    for place, lines in parts:
+        cell = Cell(place, "\n".join(lines), True)
+        if cells and not is_python(cell) and not is_python(cells[-1]):  # a text of several lines, or what follows on an error
+            cell = Cell(cells[-1].place, f"{cells.pop().source}\n{cell.source}", True)
+        cells.append(cell)
+    return cells
+
+
+def is_python(cell):
     try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise UnreadableError(f"it is not UTF-8 at byte {error.start}") from None
+        return statements(cell) is not None
+    except SyntaxError:
+        return False
+
+
+def decoded(content):
+    """Text in UTF-8, 16 or 32, as JSON may be, else in Windows-1252, as old editors on Windows save it; lines end in \\n."""
+    try:
+        text = content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
+    except UnicodeDecodeError:
+        text = content.decode("cp1252", "replace")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -7,21 +7,28 @@ input that was drawn for the grades, and no solution.
 import base64
 import collections
 import io
+import statistics
 from pathlib import Path
 
 from jinja2 import Environment
 
-from rlhf_lib import plots
+from rlhf_lib import exercises, plots
 from rlhf_lib.files import write_atomic
 from rlhf_lib.grading import gradebook
 from rlhf_lib.grading.verdicts import RIGHT, STOPPED, SYNTAX, WRONG
 
-FEEDBACK, REPORT = (Path(__file__).with_name(name) for name in ("feedback.html.j2", "class_report.html.j2"))
+FEEDBACK, REPORT, TO_READ = (
+    Path(__file__).with_name(name) for name in ("feedback.html.j2", "class_report.html.j2", "to_read.html.j2")
+)
 
 
 def render(template, **values):
     page = Environment(autoescape=True, trim_blocks=True).from_string(template.read_text(encoding="utf-8"))
     return page.render(**values).encode()
+
+
+def page_of(entry):
+    return f"{gradebook.slug(entry.student, entry.id)}.html"
 
 
 def write_feedback(out, entries, marks, shares, prose):
@@ -34,7 +41,7 @@ def write_feedback(out, entries, marks, shares, prose):
             for one in entry.results
             if one.exercise in marks
         ]
-        path = Path(out) / "feedback" / f"{gradebook.slug(entry.student, entry.id)}.html"
+        path = Path(out) / "feedback" / page_of(entry)
         texts = prose.get(entry.student, [])
         page = render(
             FEEDBACK, entry=entry, rows=rows, share=share, texts=texts, total=gradebook.total(entry, marks, shares, prose),
@@ -60,14 +67,40 @@ def write_report(out, entries, marks, shares, prose, alike):
     names = sorted(tally, key=numbers.get)
     totals = [gradebook.total(entry, marks, shares, prose) for entry in entries]
     figures = {"rates": png(pass_rates(names, tally)), "marks": png(distribution(totals))} if names else {}
+    work = work_of(entries, names)
+    if work:
+        figures["work"] = png(tries_and_minutes(work))
     page = render(
         REPORT, entries=entries, figures=figures, tally=[(numbers[name], name, tally[name]) for name in names],
-        mistakes=mistakes.most_common(60), alike=alike, right=RIGHT,
+        work=[(numbers[name], name, of) for name, of in work.items()], mistakes=mistakes.most_common(60),
+        alike=alike, right=RIGHT, students=[
+            (one, points, sum(result.verdict == RIGHT for result in one.results if result.exercise in marks), page_of(one))
+            for one, points in zip(entries, totals)
+        ],
         look=[entry for entry in entries if entry.status != gradebook.GRADED],
         notes=[(entry, one) for entry in entries for one in entry.results if one.note],
         verdicts=[RIGHT, WRONG, STOPPED, SYNTAX, "not written", "missing"],
     )  # fmt: skip
     write_atomic(Path(out) / "class_report.html", page)
+
+
+def write_texts(out, entries, prose):
+    """`to_read.html`: what all wrote of an investigation, one under the other, with the marks that there are."""
+    exercises.load()
+    texts = [
+        (
+            number,
+            one.title,
+            [(entry, entry.texts[number], mark_of(entry, number, prose)) for entry in entries if number in entry.texts],
+        )
+        for number, one in exercises.INVESTIGATIONS.items()
+    ]
+    write_atomic(Path(out) / "to_read.html", render(TO_READ, texts=[one for one in texts if one[2]]))
+
+
+def mark_of(entry, question, prose):
+    """The Prose of a question that was marked already; None where it was not."""
+    return next((one for one in prose.get(entry.student, ()) if one.question == question), None)
 
 
 def pass_rates(names, tally):
@@ -85,6 +118,29 @@ def pass_rates(names, tally):
     ax.invert_yaxis()
     ax.set(xlabel="% of submissions", xlim=(0, 100), title="Verdicts")
     ax.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.6 / (0.9 + 0.26 * len(names))))
+    return fig
+
+
+def work_of(entries, names):
+    """{exercise: (students, median tries, most tries, median minutes)} of what their own files say; None for what they do not."""
+    found = {}
+    for name in names:
+        notes = [entry.work[name] for entry in entries if name in entry.work]
+        tries, minutes = ([one[place] for one in notes if one[place] is not None] for place in (0, 1))
+        if tries or minutes:
+            middle = [statistics.median(one) if one else None for one in (tries, minutes)]
+            found[name] = len(notes), middle[0], max(tries, default=None), middle[1]
+    return found
+
+
+def tries_and_minutes(work):
+    """The two medians of `work_of`, a bar for each exercise."""
+    fig, (left, right) = plots.figure(columns=2, height=0.9 + 0.26 * len(work), width=4.2)
+    for ax, place, label in ((left, 1, "tries"), (right, 3, "minutes")):
+        ax.barh([*work], [of[place] or 0 for of in work.values()], color=plots.BLUE)
+        ax.invert_yaxis()
+        ax.set(xlabel=f"{label}, median")
+    right.set_yticklabels([])
     return fig
 
 

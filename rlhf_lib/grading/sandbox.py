@@ -4,8 +4,8 @@
     how, content = box.ask(request, Limits(seconds=60))
     box.close()
 
-What bubblewrap adds: a submission sees nothing of the machine but Python, the course and a folder of its own, and can write
-nowhere else. `Sandbox.warnings` says what is not contained here.
+What bubblewrap adds: a submission sees nothing of the machine but Python, the course and a folder of its own. The worked answers
+are nowhere in it. `Sandbox.warnings` says what is not contained here.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def wrapped(program):
     """The command that comes before the worker's: what is seen of the machine, read-only, and a folder for what is written."""
     command = [program, "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     command += ["--unshare-user"] if os.geteuid() else []
-    course = (str(ROOT / folder) for folder in ("rlhf_lib", "data", "solutions"))
+    course = (str(ROOT / folder) for folder in ("rlhf_lib", "data"))
     seen = [*SEEN, sys.base_prefix, sys.prefix, *map(os.path.realpath, (sys.prefix, sys.base_prefix)), *course]
     for folder in dict.fromkeys(str(above) for path in seen for above in reversed(Path(path).parents)):
         command += ["--perms", "0755", "--dir", folder]  # made by bubblewrap itself, nobody else could pass through them
@@ -58,11 +58,12 @@ def wrapped(program):
 class Sandbox:
     """A process that answers questions with a submission's code, each in a fresh process of its own.
 
-    place: its number among those that run at once.
+    place: its number among those that run at once. hidden: paths that no submission sees, besides the worked answers.
     """
 
-    def __init__(self, place=0, program=bubblewrap):
+    def __init__(self, place=0, program=bubblewrap, hidden=()):
         self.place, self.program, self.process = place, program() if callable(program) else program, None
+        self.hidden = [os.path.abspath(path) for path in (ROOT / "solutions", *hidden)]
         self.folder, self.warnings = None, []
 
     def start(self):
@@ -71,7 +72,7 @@ class Sandbox:
         self.folder = tempfile.mkdtemp(prefix="rlhf-grade-")
         os.chmod(self.folder, 0o711)  # the questions' folders in it belong to another user where the grader is root
         base = "/tmp" if self.program else self.folder
-        command = [sys.executable, "-m", "rlhf_lib.grading.worker", base, str(self.place)]
+        command = [sys.executable, "-P", "-m", "rlhf_lib.grading.worker", base, str(self.place), *self.hidden]
         environment = {
             "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1",
             "HOME": base, "TMPDIR": base, "RLHF_HOME": ".", "MPLCONFIGDIR": base, "MPLBACKEND": "Agg",
@@ -145,9 +146,10 @@ def warnings(found, wrapped):
     """What is not contained, in sentences; none where all is."""
     if wrapped:
         return [] if found["apart"] else ["A submission may leave processes behind until its sandbox ends."]
-    what = ["what it reads (all that a user of this machine can read)", "what it writes into folders that anybody can write"]
-    if not found["root"]:
-        what[1] = "what it writes (wherever you can)"
+    what = ["what it reads (all that a user of this machine can read)"]
+    if not found["alone"]:
+        what[0] += ", the worked answers among it"
+        what.append("what it writes " + ("into folders that anybody can write" if found["root"] else "(wherever you can)"))
     if not found["apart"]:
         what += ["the network", "other processes of yours"]
     if sys.platform != "linux":

@@ -12,11 +12,14 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from rlhf_lib.exercises.progress import PROGRESS
 from rlhf_lib.files import RunError
 
 LARGE = 256 * 2**20  # bytes of one file
 MANY = 200  # files of one student
+ALL = 1024 * 2**20  # bytes of one student's files
 ENTRIES = 50_000  # of a folder or a zip
+STUFFED = 5_000  # entries of a student's zip
 RATIO = 300  # times as large as packed: a bomb, where it is also larger than BOMB
 BOMB = 16 * 2**20
 CANVAS = re.compile(r"(?P<name>[^_]+)(?P<late>_LATE)?_(?P<id>\d+)_\d+_(?P<file>.+)", re.IGNORECASE)
@@ -27,6 +30,18 @@ CHAPTER = re.compile(r"(?:\d\d[_ -](?:" + "|".join([
     "policy gradients and ppo", "rlhf", "over optimisation", "report", "prompts and comparisons", "a small assistant",
     "beyond ppo", "the bug hunt",
 ]).replace(" ", "[_ -]") + r")|my_rlhf)", re.IGNORECASE)  # fmt: skip
+COURSE = {"rlhf_lib", "site-packages", ".venv"}  # folders that are the course's, or Python's: nothing in them is the student's
+BESIDE = (
+    ".json",
+    ".jsonl",
+    ".png",
+    ".svg",
+    ".csv",
+    ".safetensors",
+    ".arrow",
+    ".parquet",
+    ".lock",
+)  # what work leaves in a folder
 COPY = re.compile(r"(?:[ _-]*(?:\((?P<a>\d+)\)|copy ?(?P<b>\d*)|-copy(?P<c>\d*)))+$", re.IGNORECASE)
 AGAIN = re.compile(r"-(\d+)$")  # Canvas's mark of a second file of one name
 
@@ -111,7 +126,7 @@ def find(path):
     people = gradescope(found)
     found = [one for one in found if one[0][-1] != "submission_metadata.yml"]
     found = stripped(found, path.stem)
-    students, lost = {}, []
+    students, lost, sizes = {}, [], {}
     for parts, place, size, when, why in found:
         person = whose(parts, people)
         if person is None:
@@ -121,13 +136,21 @@ def find(path):
         one = students.setdefault(identity or name, Submission(name, identity, email, [], [], late))
         if late and not one.late:
             students[identity or name] = one = one._replace(late=True)
+        sizes[identity or name] = sizes.get(identity or name, 0) + size
         if why:
             one.skipped.append(f"{file}: {why}")
-        elif len(one.files) < MANY:
+        elif len(one.files) < MANY and sizes[identity or name] <= ALL:
             one.files.append(File(file, place, size, rank(file, when)))
-        elif (few := f"only the first {MANY} files are looked at") not in one.skipped:
+        elif (few := f"only the first {MANY} files, and {ALL >> 20} MB, are looked at") not in one.skipped:
             one.skipped.append(few)
-    return sorted(students.values(), key=lambda one: (one.student.casefold(), one.id)), lost
+    found = [one._replace(files=without_beside(one.files)) for one in students.values()]
+    return sorted(found, key=lambda one: (one.student.casefold(), one.id)), lost
+
+
+def without_beside(files):
+    """A student's files without those that lie beside the work, where there is any: nobody has to look at them."""
+    work = [file for file in files if not file.name.lower().endswith(BESIDE)]
+    return work + [file for file in files if file.name == PROGRESS] if work else files
 
 
 def in_folder(root):
@@ -160,6 +183,9 @@ def in_zip(path, above=(), content=None, place=()):
         yield above, place, 0, 0.0, f"it is no zip that can be read ({error})"
         return
     with archive:
+        if above and len(archive.infolist()) > STUFFED:
+            yield above, place, 0, 0.0, f"it has more than {STUFFED} files in it"
+            return
         for number, info in enumerate(archive.infolist()[: ENTRIES + 1]):
             parts = tuple(clean(part) for part in PurePosixPath(info.filename.replace("\\", "/")).parts)
             if info.is_dir() or not parts or any(hidden(part) for part in parts):
@@ -188,7 +214,8 @@ def seconds_of(date):
 
 
 def hidden(name):
-    return name in ("__MACOSX", "__pycache__", ".ipynb_checkpoints") or name.startswith(("._", ".DS_Store", ".git"))
+    junk = name in COURSE or name in ("__MACOSX", "__pycache__", ".ipynb_checkpoints")
+    return junk or name.startswith(("._", ".DS_Store", ".git"))
 
 
 def clean(name):

@@ -3,23 +3,26 @@
 The learner's code never runs in this process. What comes back from it is judged in a process aside, which may break without harm.
 """
 
+import contextlib
 import functools
+import math
 from typing import NamedTuple
 
 from rlhf_lib import exercises
 from rlhf_lib.exercises.build import load_optimizers
-from rlhf_lib.exercises.progress import number_of
+from rlhf_lib.exercises.progress import PROGRESS, number_of, times_in, tries_in
 from rlhf_lib.exercises.surroundings import LIMIT
 from rlhf_lib.exercises.verdicts import told
-from rlhf_lib.grading.answers import Answer, Code
+from rlhf_lib.grading.answers import Answer, Code, worked_code
 from rlhf_lib.grading.aside import AsideError, aside
 from rlhf_lib.grading.jail import Limits
-from rlhf_lib.grading.notebook import Cell, cells_of
+from rlhf_lib.grading.notebook import LONG, Cell, cells_of, decoded
 from rlhf_lib.grading.similar import shape
 from rlhf_lib.grading.submissions import UnreadableError
 from rlhf_lib.grading.wire import pack, unpack
 from rlhf_lib.grading.worker import STARTING
 
+SITTING = 240  # minutes between two passes, at most, that somebody worked through
 PUBLISHED = 0  # the seed of the learners' own checks
 RIGHT, WRONG, UNWRITTEN, MISSING, SYNTAX, STOPPED = "right", "wrong", "not written", "missing", "syntax error", "stopped"
 ENDS = {
@@ -51,11 +54,14 @@ class Result(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """cells: of all files, the older first. exercises: of the chapters that were handed in. faults: sentences on files."""
+    """cells: of all files, the older first. exercises: of the chapters that were handed in. faults: sentences on files. work: of
+    the student's own `progress.json`, see `work_in`. texts: {investigation: what they write of it}."""
 
     cells: list
     exercises: list
     faults: list
+    work: dict = {}
+    texts: dict = {}
 
 
 def survey(submission, names=None):
@@ -64,11 +70,13 @@ def survey(submission, names=None):
     Args:
         names: the exercises that count; all unless given.
     """
-    cells, faults, chapters = [], list(submission.skipped), set()
-    order = sorted(submission.files, key=lambda file: (file.name.lower().endswith(".ipynb"), file.rank))
+    cells, faults, chapters, texts = [], list(submission.skipped), set(), {}
+    notes = [file for file in submission.files if file.name == PROGRESS]
+    files = [file for file in submission.files if file not in notes] or submission.files
+    order = sorted(files, key=lambda file: (file.name.lower().endswith(".ipynb"), file.rank))
     for file in order:
         try:
-            found, there = aside(functools.partial(read, file))
+            found, there, more = aside(functools.partial(read, file))
         except AsideError as error:
             faults.append(f"{file.name}: {error}")
             continue
@@ -77,19 +85,44 @@ def survey(submission, names=None):
         else:
             cells += [Cell(*cell) for cell in found]
             chapters |= set(there)
+            texts.update(more)
     exercises.load()
     known = [one for one in (*exercises.EXERCISES, *exercises.BUILDS) if names is None or one in names]
-    return Survey(cells, sorted((one for one in known if number_of(one)[0] in chapters), key=number_of), faults)
+    work = {}
+    for file in sorted(notes, key=lambda file: file.rank):
+        with contextlib.suppress(AsideError):
+            work = aside(functools.partial(work_in, file)) or work
+    return Survey(cells, sorted((one for one in known if number_of(one)[0] in chapters), key=number_of), faults, work, texts)
+
+
+def work_in(file):
+    """{exercise: [tries, minutes]} of a student's `progress.json`: None where it does not say. No verdict leans on it.
+
+    The minutes are those since the exercise that passed before, where both fell into one SITTING.
+    """
+    try:
+        text = decoded(file.read())[:LONG]
+    except UnreadableError:
+        return {}
+    known = {*exercises.EXERCISES, *exercises.BUILDS}
+    tries = {name: count for name, count in tries_in(text).items() if name in known and 0 < count < 10_000}
+    passed = sorted((when, name) for name, when in times_in(text).items() if name in known)
+    found = {name: [count, None] for name, count in tries.items()}
+    for (before, _), (when, name) in zip([(-math.inf, ""), *passed], passed):
+        minutes = (when - before) / 60
+        found[name] = [tries.get(name), round(minutes, 1) if 0 < minutes <= SITTING else None]
+    return found
 
 
 def read(file):
-    """[cells, chapters] of a file, or [None, why it cannot be read]."""
+    """[cells, chapters, texts] of a file, or [None, why it cannot be read, {}]."""
     try:
-        cells = cells_of(file.name, file.read())
+        cells = cells_of(file.name, file.read() if file.name.lower().endswith((".ipynb", ".py")) else b"no cells")
     except UnreadableError as error:
-        return [None, str(error)]
+        return [None, str(error), {}]
     cells = [cell for cell in cells if cell.code or cell.name in exercises.EXERCISES or cell.name in exercises.BUILDS]
-    return [cells, sorted(Code(cells).chapters())]
+    code = Code(cells)
+    return [cells, sorted(code.chapters()), code.texts()]
 
 
 @functools.lru_cache(maxsize=256)
@@ -140,7 +173,9 @@ def one_result(cells, name, answer, box, seed, timeout, there):
     if answer.fault:
         verdict, sentence = answer.fault
         return Result(name, number, verdict, sentence if verdict == SYNTAX else "", sentence, tried=tried(name))
-    note = f"takes {', '.join(answer.library)} from the library" if answer.library else ""
+    notes = [f"takes {', '.join(answer.library)} from the library"] if answer.library else []
+    notes += [f"names {', '.join(answer.odd)}, which no exercise needs: read it"] if answer.odd else []
+    note = "; ".join(notes)
     result = tried_out(name, answer, box, seed, timeout)
     wrong = [other for other in answer.own if other in there and there[other].verdict != RIGHT]
     if result.verdict != RIGHT and wrong:
@@ -197,6 +232,7 @@ def attempt(name, answer, box, inputs, seconds):
         "code": answer.code,
         "own": answer.own,
         "course": answer.course,
+        "worked": worked_code(answer, name),
     }
     limits = Limits(seconds=seconds)
     how, content = box.ask(pack(request), limits)

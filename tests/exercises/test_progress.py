@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rlhf_lib import exercises
 from rlhf_lib.exercises import EXERCISES, NotYet, check
-from rlhf_lib.exercises.progress import PROGRESS, progress, remember, solved
+from rlhf_lib.exercises.progress import PROGRESS, progress, remember, solved, tries_in
 from rlhf_lib.files import RunError
 
 exercises.load()
@@ -40,7 +40,7 @@ def here(tmp_path, monkeypatch):
 def test_a_pass_is_remembered_and_a_failure_is_not(here):
     with pytest.raises(NotYet):
         check("gae", lambda **given: None)
-    assert solved() == {} and not (here / PROGRESS).exists()
+    assert solved() == {}
     check("gae", EXERCISES["gae"].right)
     first = solved()
     assert set(first) == {"gae"}
@@ -60,10 +60,36 @@ def test_the_time_of_the_first_pass_stays(here, monkeypatch):
 def test_the_file_is_json_that_a_person_can_read_and_its_path_may_be_another(here):
     path = here / "folder" / "mine.json"
     assert remember("gae", path) and remember("value_loss", path)
-    assert list(json.loads(path.read_text(encoding="utf-8"))) == ["gae", "value_loss"]
-    assert len(path.read_text(encoding="utf-8").splitlines()) == 4
+    assert list(json.loads(path.read_text(encoding="utf-8"))) == ["tries", "gae", "value_loss"]
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 8
     assert set(solved(path)) == {"gae", "value_loss"} and solved() == {}
     assert " 2 of " in progress(path) and " 2 of " not in progress()
+
+
+def test_tries_are_counted_until_the_first_pass(here):
+    def tries():
+        return tries_in((here / PROGRESS).read_text(encoding="utf-8"))
+
+    def stub(rewards, values, gamma, lam, mask):
+        raise NotImplementedError()
+
+    for wrong in (lambda **given: None, stub, lambda **given: 3):
+        with pytest.raises(NotYet):
+            check("gae", wrong)
+    assert tries() == {"gae": 2} and solved() == {}  # what is not written yet is no try
+    for _ in range(3):
+        check("gae", EXERCISES["gae"].right)
+    with pytest.raises(NotYet):
+        check("gae", lambda **given: None)
+    check("value_loss", EXERCISES["value_loss"].right)
+    assert tries() == {"gae": 3, "value_loss": 1} and solved().keys() == {"gae", "value_loss"}
+
+
+@pytest.mark.parametrize("tries", [3, None, "x", [1], {"gae": "x"}, {"gae": None}, {"gae": 1.5}, {"gae": True}])
+def test_tries_that_are_none_cost_nothing(here, tries):
+    (here / PROGRESS).write_text(json.dumps({"tries": tries, "value_loss": 5}))
+    assert remember("gae", passed=False) and solved() == {"value_loss": 5.0}
+    assert tries_in((here / PROGRESS).read_text()) == {"gae": 1}
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=[repr(content[:12]) for content in DAMAGED])

@@ -3,7 +3,9 @@ import types
 import pytest
 
 from rlhf_lib import exercises
-from rlhf_lib.grading.answers import Code
+from rlhf_lib.exercises.keep import split
+from rlhf_lib.files import RunError
+from rlhf_lib.grading.answers import Answer, Code, worked_code
 from rlhf_lib.grading.notebook import Cell, cells_of
 from tests.grading.made import ROOT, SHARE, STUB, cell, chapter00, notebook
 
@@ -138,11 +140,47 @@ def test_what_is_taken_from_the_library_is_noted():
     assert of("import torch", SHARE).library == []
 
 
+@pytest.mark.parametrize(
+    "lines, taken",
+    [
+        ("from rlhf_lib.ppo import gae\n    return gae(scores)", ["rlhf_lib.ppo.gae"]),
+        ("from rlhf_lib import ppo as p\n    return p.gae(scores)", ["rlhf_lib.ppo"]),
+        ("import rlhf_lib.ppo\n    return rlhf_lib.ppo.gae(scores)", ["rlhf_lib.ppo"]),
+        ("return load('rlhf_lib.ppo').gae(scores)", ["rlhf_lib.ppo"]),
+        ("from rlhf_lib.exercises import yours\n    return yours('gae')(scores)", []),
+        ("return 'see rlhf_lib, the library'", []),
+    ],
+)
+def test_what_is_taken_from_the_library_inside_a_function_is_noted(lines, taken):
+    assert of(f"def share_positive(scores, limit):\n    {lines}").library == taken
+
+
+@pytest.mark.parametrize(
+    "lines, odd",
+    [
+        ("import gc\n    return gc.get_objects()", ["gc"]),
+        ("return __import__('ctypes').string_at(0)", ["__import__", "ctypes"]),
+        ("import sys\n    return sys._getframe().f_back.f_locals", ["_getframe", "f_back", "f_locals"]),
+        ("import sys\n    sys.modules['torch'] = sys", ["sys.modules"]),
+        ("return getattr(__builtins__, 'sum')(scores)", ["__builtins__"]),
+        ("return sum(model.modules())", []),
+    ],
+)
+def test_names_that_no_exercise_needs_are_noted(lines, odd):
+    assert of(f"def share_positive(scores, limit):\n    {lines}").odd == odd
+
+
 def test_chapters_are_those_of_the_cells_that_the_course_named():
     windows = "def windows(tokens, length): return 1"
     assert code_of(cell(SHARE, "share_positive"), windows).chapters() == {0}
     assert code_of(SHARE, windows).chapters() == {0, 1}
     assert code_of("x = 1").chapters() == set()
+
+
+def test_chapters_of_a_python_file_are_those_of_its_checks_where_it_has_any():
+    helper = "def log_reward(x):\n    return x\n"
+    assert Code(cells_of("x.py", (helper + SHARE).encode())).chapters() == {0, 8}
+    assert Code(cells_of("x.py", (helper + SHARE + 'check("share_positive", share_positive)').encode())).chapters() == {0}
 
 
 def test_of_two_notebooks_the_one_that_asks_for_an_exercise_answers_it():
@@ -178,3 +216,27 @@ def test_every_worked_answer_is_found():
 @pytest.mark.parametrize("source", ["x = " + "1 + " * 3000 + "1", "\n".join(f"x{n} = x{n - 1}" for n in range(1, 3000))])
 def test_code_of_any_shape_comes_to_an_end(source):
     Code([Cell("c", source + "\ndef share_positive(s, l): return x", True)]).answer("share_positive")
+
+
+def test_worked_answers_go_with_an_answer_that_takes_them_and_never_the_one_that_is_asked_for():
+    assert worked_code(Answer(), "gae") == ""
+    text = worked_code(Answer(own=["gae"], course=["value_loss"]), "policy_loss")
+    assert "def value_loss(" in text and "def gae(" in text and "def policy_loss(" not in text and "whole_loop" not in text
+    assert "def gae(" not in worked_code(Answer(own=["gae", "value_loss"]), "gae")
+    called = split(worked_code(Answer(course=["rlhf"]), "share_positive"))[1]
+    assert {"rlhf", "with_baseline"} <= called.keys() and "train_bpe" not in called  # with what it calls
+    assert "rlhf" not in split(worked_code(Answer(course=[*called]), "rlhf"))[1]
+    both = 'generate, policy_loss = yours("generate", "policy_loss")'
+    answer = of(both, "def share_positive(scores, limit):\n    return policy_loss(scores)")
+    assert answer.taken == ["generate", "policy_loss"]
+    assert {"generate", "policy_loss"} <= split(worked_code(answer, "share_positive"))[1].keys()
+    with pytest.raises(RunError, match="the course's own nothing is missing"):
+        worked_code(Answer(course=["nothing"]), "gae")
+
+
+def test_what_was_found_is_read_and_never_run():
+    code = code_of(
+        'done("7.A", "an older sentence of mine")\ndone("7.A", "clipping changes little here", figure=fig)',
+        'done("1.A", ...)\ndone("9.Z", "there is no such one")\ndone("2.A", f"{heads} heads")\nother.done("7.B", "x")\ndone()',
+    )
+    assert code.texts() == {"7.A": "clipping changes little here", "2.A": "f'{heads} heads'"}

@@ -118,12 +118,12 @@ def test_what_has_changed_is_graded_again(graded, monkeypatch):
 def test_stopped_in_the_middle_it_goes_on(graded, first, tmp_path):
     submissions, whole = graded
     half = tmp_path / "half"
-    job = Job(half, settled_seed(half, 5), 90.0, None, gradebook.read_points())
+    job = Job(submissions, half, settled_seed(half, 5), 90.0, None, gradebook.read_points())
     found = {one.student: one for one in find(submissions)[0]}
     for student, one in found.items():
         if student in ("emil", "Zoë"):  # done
             (half / "results").mkdir(exist_ok=True)
-            shutil.copy(Job(whole, 5, 90.0, None, job.names).path(one), job.path(one))
+            shutil.copy(Job(submissions, whole, 5, 90.0, None, job.names).path(one), job.path(one))
         elif student == "anna":  # begun
             gradebook.save(job.path(one), job.fingerprint(one), gradebook.Entry(student, "", "", "begun", [], []))
     (half / ".grades.csv.1.tmp").write_text("half")

@@ -94,6 +94,7 @@ def test_the_tables(tmp_path):
     assert [row["RLHF from Shakespeare"] for row in canvas] == ["10", "2", "0"] and canvas[1]["ID"] == "17"
     moodle = read(tmp_path / "moodle.csv")
     assert moodle[0]["Identifier"] == "Participant 17" and moodle[0]["Grade"] == "2" and moodle[0]["Maximum grade"] == "10"
+    assert moodle[0]["Last modified (grade)"] == ""  # without the column Moodle takes no file: importgradeslib.php, init()
     assert moodle[0]["Feedback comments"] == "7.6 value_loss: wrong; 7.10 train_ppo: wrong"
     assert moodle[1]["Feedback comments"] == "Not gradable: it is empty"
     assert read(tmp_path / "gradescope.csv")[0]["RLHF from Shakespeare (10 points)"] == "2"
@@ -103,6 +104,8 @@ def test_nothing_in_a_table_is_run_by_a_spreadsheet():
     text = table(("a", "b"), [{"a": "=HYPERLINK(1)", "b": "-1.5"}, {"a": "@x", "b": "-x"}, {"a": 'a,b\n"c"', "b": "ü"}]).decode(
         "utf-8-sig"
     )
+    wide = table(("a",), [{"a": "＝1+1"}, {"a": "\n=1"}, {"a": "+4.5e3"}]).decode("utf-8-sig")
+    assert [row[0] for row in csv.reader(io.StringIO(wide, newline=""))] == ["a", "'＝1+1", "'\n=1", "+4.5e3"]
     assert list(csv.reader(io.StringIO(text)))[1:] == [["'=HYPERLINK(1)", "-1.5"], ["'@x", "'-x"], ['a,b\n"c"', "ü"]]
 
 

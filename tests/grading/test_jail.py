@@ -1,6 +1,7 @@
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +63,61 @@ def test_as_root_it_runs_as_nobody(base):
         pytest.skip("only root can become another user")
     assert run_apart(lambda: repr(os.getresuid()).encode(), Limits(20.0), base, 9)[1] == b"(65009, 65009, 65009)"
     assert run_apart(lambda: repr(os.getgroups()).encode(), Limits(20.0), base, 9)[1] == b"[]"
+
+
+@pytest.fixture
+def here():
+    """A folder in which anybody may write."""
+    folder = Path(tempfile.mkdtemp())
+    os.chmod(folder, 0o777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def alone():
+    return jail.can_be_apart() == (True, True)
+
+
+def test_it_writes_in_its_folder_alone_and_has_room_for_so_much(base, here, monkeypatch):
+    if not alone():
+        pytest.skip("this system lets nobody make a read-only view of its files; the warning says so")
+    monkeypatch.setattr(jail, "ROOM", 3 * 2**20)
+
+    def work():
+        said = []
+        for path in ("a", here / "b", "/tmp/made_by_a_submission", "/dev/shm/made_by_a_submission"):
+            try:
+                open(path, "w").close()
+                said.append("written")
+            except OSError:
+                said.append("not written")
+        try:
+            for number in range(10):
+                with open(f"many{number}", "wb") as file:
+                    file.write(bytes(2**20))
+        except OSError as error:
+            said.append(error.strerror)
+        return "; ".join(said).encode()
+
+    said = run_apart(work, Limits(20.0), base, 9)[1]
+    assert said.decode().split("; ") == ["written", *["not written"] * 3, "No space left on device"]
+    assert os.listdir(base) == [] == os.listdir(here)
+
+
+def test_what_is_hidden_is_empty_and_of_other_processes_nothing_is_seen(base, here):
+    if not alone():
+        pytest.skip("this system lets nobody make a view of its own of its files; the warning says so")
+    (here / "folder").mkdir()
+    for name in ("folder/answers.py", "class.zip", "seen"):
+        (here / name).write_text("secret")
+
+    def work():
+        seen = [os.listdir(here / "folder"), (here / "class.zip").read_text(), (here / "seen").read_text()]
+        return repr([*seen, sorted(name for name in os.listdir("/proc") if name.isdigit())]).encode()
+
+    hidden = [str(here / name) for name in ("folder", "class.zip", "none")]
+    assert run_apart(work, Limits(20.0), base, 9, hidden)[1] == b"[[], '', 'secret', ['1', '2']]"
+    assert (here / "folder" / "answers.py").read_text() == "secret"
 
 
 def test_no_file_of_the_grader_stays_open(base, tmp_path):

@@ -1,7 +1,7 @@
 import re
 
 from rlhf_lib.grading.gradebook import Entry, Mark, Prose
-from rlhf_lib.grading.pages import write_feedback, write_report
+from rlhf_lib.grading.pages import work_of, write_feedback, write_report, write_texts
 from rlhf_lib.grading.verdicts import Result
 
 RESULTS = [
@@ -31,7 +31,9 @@ def class_of():
 
 def text_of(path):
     html = path.read_text(encoding="utf-8")
-    assert not re.search(r"(src|href)=\"(?!data:)", html) and "<script" not in html  # one file, without a network
+    assert (
+        not re.search(r"(src|href)=\"(?!data:|feedback/[\w-]+\.html|to_read\.html)", html) and "<script" not in html
+    )  # one file, without a network
     return html, re.sub(r"\s+", " ", re.sub(r"<style.*?</style>|<[^>]+>", " ", html, flags=re.DOTALL))
 
 
@@ -55,8 +57,40 @@ def test_the_report_on_the_class(tmp_path):
     assert text.index("7.3 gae 2") < text.index("7.6 value_loss 1") < text.index("7.10 train_ppo 1")
     assert "Zoë not gradable x.ipynb: it is empty" in text and "takes rlhf_lib.ppo from the library" in text
     assert "anna &lt;b&gt; (17) ben gae 120" in text
+    assert "anna &lt;b&gt; (17) 8 1 graded" in text and "Zoë 0 0 not gradable" in text
+    pages = write_feedback(tmp_path, class_of(), MARKS, {}, {}).values()
+    assert all(f'href="feedback/{path.name}"' in html for path in pages)
 
 
 def test_a_class_of_which_nothing_is_gradable_has_a_report(tmp_path):
     write_report(tmp_path, class_of()[2:], MARKS, {}, {}, [])
     assert "1 of them to look at" in text_of(tmp_path / "class_report.html")[1]
+
+
+def test_tries_and_times_are_medians_of_what_students_files_say(tmp_path):
+    work = [{"gae": [3, 10.0], "value_loss": [7, None]}, {"gae": [1, None]}, {"gae": [2, 30.0], "attention": [1, 1.0]}]
+    people = [Entry(f"s{n}", "", "", "graded", [], RESULTS[:2], work=one) for n, one in enumerate(work)]
+    assert work_of(people, ["gae", "value_loss", "train_ppo"]) == {"gae": (3, 2, 3, 20.0), "value_loss": (1, 7, 7, None)}
+    write_report(tmp_path, people, MARKS, {}, {}, [])
+    html, text = text_of(tmp_path / "class_report.html")
+    assert html.count("data:image/png;base64,") == 3
+    assert "7.3 gae 3 2 3 20" in text and "7.6 value_loss 1 7 7" in text
+    write_report(tmp_path, class_of(), MARKS, {}, {}, [])
+    assert "Tries and times" not in text_of(tmp_path / "class_report.html")[1]
+
+
+def test_what_students_wrote_stands_side_by_side(tmp_path):
+    people = [
+        Entry("anna <b>", "17", "", "graded", [], [], texts={"7.A": "The <clip> does little.", "2.B": "More heads help."}),
+        Entry("ben", "", "", "graded", [], [], texts={"7.A": "Nothing changes at all here."}),
+    ]
+    write_texts(tmp_path, people, {"ben": [Prose("7.A", 2.0, 3.0, "clear")]})
+    html, text = text_of(tmp_path / "to_read.html")
+    assert (
+        text.index("More heads help.")
+        < text.index("The &lt;clip&gt; does little.")
+        < text.index("ben Nothing changes at all here. 2 of 3")
+    )
+    assert "anna <b>" not in html and "anna &lt;b&gt; (17)" in html
+    write_texts(tmp_path, people[:0], {})
+    assert "Nobody has noted" in text_of(tmp_path / "to_read.html")[1]

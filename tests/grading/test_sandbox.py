@@ -25,6 +25,7 @@ def request(source):
             "code": [["cell 1", "import torch"], ["cell 2", source]],
             "own": [],
             "course": [],
+            "worked": "",
             "inputs": inputs,
         }
     )
@@ -126,6 +127,33 @@ def test_there_is_no_network(box):
 
 def warnings_without(box, word):
     return not any(word in sentence for sentence in box.warnings)
+
+
+def test_modules_that_it_writes_are_nobody_else_s(box):
+    write = (
+        "pass\n"
+        "    for name in ('torch', 'sitecustomize', 'usercustomize', 'json'):\n"
+        "        for folder in ('.', '..', '../..'):\n"
+        "            try: open(f'{folder}/{name}.py', 'w').write('raise SystemExit(9)')\n"
+        "            except OSError: pass"
+    )
+    assert "torch.py" in inside(box, "os.listdir('.')", write)
+    assert inside(box, "os.listdir('.')") == []
+    assert inside(box, "[sys.path[0], __import__('json').__file__.startswith('/usr') or sys.prefix]")[0] == str(ROOT)
+
+
+def test_the_worked_answers_are_not_in_it(box):
+    if not warnings_without(box, "the worked answers"):
+        pytest.skip("this system has no mount namespaces; the warning says so")
+    assert inside(box, "os.listdir(folder)", f"folder = {str(ROOT / 'solutions')!r}") == []
+    found = (
+        "import gc\n"
+        "    from rlhf_lib.exercises.keep import the_course\n"
+        "    try: the_course('train_ppo'); found = ['the worked answer']\n"
+        "    except Exception as error: found = [type(error).__name__]\n"
+        "    found += [one for one in gc.get_objects() if callable(one) and getattr(one, '__module__', '') == 'course_rlhf']"
+    )
+    assert inside(box, "found", found) == ["RunError"]
 
 
 def test_other_processes_cannot_be_ended(box):
@@ -248,7 +276,7 @@ def test_a_sandbox_that_does_not_start_says_why(monkeypatch):
 STAND_IN = """#!{python} -IS
 import os, struct, sys, time
 out = sys.stdout.buffer
-out.write(b'{{"apart": true, "root": true}}\\n')
+out.write(b'{{"apart": true, "alone": true, "root": true}}\\n')
 out.flush()
 while header := sys.stdin.buffer.read({header}):
     request = sys.stdin.buffer.read(struct.unpack_from(">Q", header)[0])
@@ -287,11 +315,14 @@ def test_whatever_becomes_of_the_sandbox_the_next_question_finds_one(stand_in):
 
 
 def test_what_is_not_contained_is_said():
-    assert warnings({"apart": True, "root": False}, True) == []
-    assert "processes behind" in warnings({"apart": False, "root": False}, True)[0]
-    sentence = warnings({"apart": False, "root": False}, False)[0]
-    assert "the network" in sentence and "wherever you can" in sentence and "bwrap" in sentence
-    assert "the network" not in warnings({"apart": True, "root": True}, False)[0]
+    assert warnings({"apart": True, "alone": True, "root": False}, True) == []
+    assert "processes behind" in warnings({"apart": False, "alone": False, "root": False}, True)[0]
+    sentence = warnings({"apart": False, "alone": False, "root": False}, False)[0]
+    assert "the network" in sentence and "wherever you can" in sentence and "bwrap" in sentence and "the worked" in sentence
+    sentence = warnings({"apart": True, "alone": False, "root": True}, False)[0]
+    assert "the network" not in sentence and "folders that anybody can write" in sentence
+    sentence = warnings({"apart": True, "alone": True, "root": False}, False)[0]
+    assert "what it reads" in sentence and "what it writes" not in sentence and "worked" not in sentence
 
 
 def test_nothing_of_the_machine_is_writable_in_bubblewrap():

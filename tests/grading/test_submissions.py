@@ -196,7 +196,38 @@ def test_a_file_may_be_too_large_and_a_student_may_hand_in_too_many(tmp_path, mo
     found, _ = find(folder(tmp_path, "a/long-name.py", *(f"b/{n}.py" for n in range(9))))
     with pytest.raises(UnreadableError, match="larger than"):
         found[0].files[0].read()
-    assert len(found[1].files) == 3 and found[1].skipped == ["only the first 3 files are looked at"]
+    assert len(found[1].files) == 3 and found[1].skipped == ["only the first 3 files, and 1024 MB, are looked at"]
+
+
+def test_a_student_s_files_are_so_large_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(submissions, "ALL", 25)
+    (one, other), _ = find(folder(tmp_path, "a/12345678.py", "a/22345678.py", "b/12345678.py"))
+    assert [file.name for file in one.files] == ["12345678.py"] and "are looked at" in one.skipped[0]
+    assert len(other.files) == 1 and other.skipped == []
+
+
+def test_a_zip_with_too_many_files_costs_its_student_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(submissions, "STUFFED", 50)
+    monkeypatch.setattr(submissions, "ENTRIES", 60)
+    many = zipped({f"{number}.py": "" for number in range(100)})
+    for path in (tmp_path / "in" / "anna" / "work.zip", tmp_path / "in" / "ben" / "b.ipynb"):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(many)
+    (anna, ben), _ = find(tmp_path / "in")
+    assert anna.files == [] and anna.skipped == ["work.zip: it has more than 50 files in it"] and len(ben.files) == 1
+    found, _ = find(at(tmp_path / "class.zip", zipped({"anna/work.zip": many, "ben/b.ipynb": ""})))
+    assert found[0].skipped == anna.skipped and len(found[1].files) == 1
+
+
+def test_a_learners_folder_may_be_handed_in_whole(tmp_path):
+    work = ("my_course/07_policy_gradients_and_ppo.ipynb", "my_course/my_rlhf.py", "my_course/progress.json")
+    beside = ("findings.json", "figures/7.A.png", "labels.jsonl", "runs/laptop/model.safetensors", "rlhf_lib/ppo.py")
+    found, _ = find(
+        folder(tmp_path, *(f"anna/{one}" for one in work), *(f"anna/my_course/{one}" for one in beside), "ben/a.docx")
+    )
+    assert files((found, [])) == {"anna": sorted(one.partition("/")[2] for one in work), "ben": ["a.docx"]}
+    assert found[0].skipped == []
+    assert files(find(folder(tmp_path / "2", "cleo/progress.json", "dora/x.py"))) == {"cleo": ["progress.json"], "dora": ["x.py"]}
 
 
 def test_damaged_zips_name_themselves(tmp_path):

@@ -191,6 +191,72 @@ MADE = {
         ("wrong", "stopped"),
         "",
     ),
+    "sum patched": (
+        cells("import builtins\nbuiltins.sum = builtins.len = lambda *a: 0\nbuiltins.abs = lambda x: 0", HEAD + "return 7"),
+        ("wrong", "stopped"),
+        "",
+    ),
+    "modules of its own": (
+        cells(
+            "import importlib, sys, types\n"
+            "sys.modules['torch'] = types.ModuleType('torch')\n"
+            "importlib.import_module = __import__ = lambda *a, **k: sys.modules['torch']",
+            HEAD + "open('torch.py', 'w').write('allclose = print'); return 7",
+        ),
+        ("wrong", "stopped"),
+        "",
+    ),
+    "the oracle looked for": (
+        body(
+            "import gc\n"
+            "for one in gc.get_objects():\n"
+            "    if type(one).__name__ == 'Exercise':\n"
+            "        one.right = one.run = lambda *a, **k: 7\n"
+            "return 7"
+        ),
+        ("wrong", "stopped"),
+        "",
+    ),
+    "other processes looked at": (
+        body(
+            "import os\n"
+            "for pid in filter(str.isdigit, os.listdir('/proc')):\n"
+            "    for name in ('mem', 'environ', 'cmdline', 'maps'):\n"
+            "        try: open(f'/proc/{pid}/{name}', 'rb').read(10**6)\n"
+            "        except (OSError, ValueError): pass\n"
+            "return 7"
+        ),
+        "wrong",
+        "",
+    ),
+    "a daemon": (
+        body("import os\nif os.fork() == 0:\n    os.setsid()\n    while True: pass\nRIGHT"),
+        "right",
+        "",
+    ),
+    "the disk filled": (
+        body("for n in range(10**6):\n    open(f'f{n}', 'wb').write(bytes(5 * 10**7))"),
+        ("wrong", "stopped"),
+        "",
+    ),
+    "the worked answer looked for": (
+        body(f"return eval(open({str(ROOT / 'solutions' / 'my_rlhf.py')!r}).read())"),
+        "wrong",
+        "",
+    ),
+    "two answers": (
+        body(
+            f"import os\n"
+            f"m = {pack({'outputs': [0.25] * 7})!r}\n"
+            f"m = len(m).to_bytes(8, 'big') + m\n"
+            f"for n in range(3, 60):\n"
+            f"    try: os.write(n, m + m)\n"
+            f"    except OSError: pass\n"
+            f"RIGHT"
+        ),
+        ("wrong", "stopped"),
+        "",
+    ),
     "pickle": (
         body(
             "import pickle, os\n"
@@ -480,6 +546,41 @@ def test_whatever_comes_back_is_judged_and_not_right(content):
 
 
 def test_a_file_of_another_student_s_name_changes_nothing(box, tmp_path):
-    files = body("RIGHT") | {"ben.ipynb": chapter00(STUB), "../name.txt".replace("../", ""): "ben"}
+    files = body("RIGHT") | {"ben.ipynb": chapter00(STUB), "name.txt": "ben"}
     results, found = graded(files, box, tmp_path)
     assert [one.verdict for one in results] == ["right"] and "no notebook" in found.faults[0]
+
+
+NOTES = {
+    "tries": {"share_positive": 3, "gae": 10**9, "value_loss": 2, "nobody's": 1},
+    "share_positive": 600,
+    "attention": 1200.0,
+    "gae": 1200 + 5 * 3600,
+    "policy_loss": "soon",
+}
+
+
+@pytest.mark.parametrize(
+    "content, work",
+    [
+        (
+            json.dumps(NOTES),
+            {"share_positive": [3, None], "attention": [None, 10.0], "gae": [None, None], "value_loss": [2, None]},
+        ),
+        ("\ufeff" + json.dumps({"gae": 0, "value_loss": 90}), {"gae": [None, None], "value_loss": [None, 1.5]}),
+        ("[" * 100_000, {}),
+        ('{"gae": NaN, "value_loss": Infinity}', None),
+        ("", {}),
+    ],
+)
+def test_what_a_students_own_file_says_of_tries_and_times(content, work, tmp_path):
+    for name, text in (("00.ipynb", chapter00()), ("my_course/progress.json", content)):
+        path = tmp_path / "anna" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    found = survey(find(tmp_path)[0][0])
+    assert found.faults == [] and found.exercises == ["share_positive"]
+    if work is None:
+        assert all(minutes is None for _, minutes in found.work.values())
+    else:
+        assert found.work == work
