@@ -2,6 +2,7 @@
 
 import torch
 
+from rlhf_lib.exercises import tiny_groups as groups
 from rlhf_lib.exercises.build import Build, Probe, tick
 from rlhf_lib.exercises.tiny_groups import GROUP, PROMPTS, form, go, match, prices, rows_of, spoken, tiny, trained, true_kl
 from rlhf_lib.exercises.tiny_rlhf import drawn, same_weights, weights
@@ -117,6 +118,58 @@ def judge_level_start(runs, **_):
     return ""
 
 
+def run_epochs(learn, seed, iterations):
+    """16 prompts, 6 a step."""
+    return {"runs": [go(learn, seed, iterations=iterations, epochs=3, minibatch=6)]}
+
+
+@told
+def judge_epochs(runs, **_):
+    found, orders = runs[0], []
+    for place, rollout in enumerate(found["rollouts"][:-1]):
+        steps = [groups.prompts_of(call, rollout) for call in found["calls"] if call["rollout"] == place]
+        if len(steps) == 6 and all(len(step) == 6 for step in steps):
+            return "the last minibatch of an epoch is left out, where 16 prompts in minibatches of 6 leave 4 for it"
+        epochs = [steps[start : start + 3] for start in range(0, len(steps), 3)]
+        if len(steps) != 9 or any(sum(map(len, epoch)) != 16 or len(frozenset().union(*epoch)) != 16 for epoch in epochs):
+            return (
+                "3 epochs over 16 prompts in minibatches of 6 are 9 steps, with each prompt once in every 3 of them; there were "
+                f"{len(steps)}, with {', '.join(map(str, map(len, steps[:3])))} prompts in the first 3"
+            )
+        asked = [tuple(prompt) for prompt in rollout["prompts"][::GROUP]]
+        if epochs[0] == [frozenset(asked[start : start + 6]) for start in (0, 6, 12)]:
+            return "the prompts are taken in the order in which they were sampled: each epoch has a new order, drawn by chance"
+        orders += [frozenset(epoch) for epoch in epochs]
+    if len({*orders}) < len(orders):
+        return "two epochs have the same prompts in the same minibatches: draw a new order of the prompts for every epoch"
+    return ""
+
+
+def run_steps(learn, seed, iterations):
+    return {"runs": [go(learn, seed, iterations=iterations, lr=1e-2)]}
+
+
+@told
+def judge_steps(runs, seed):
+    found = runs[0]
+    right, left = groups.replayed(found, seed, 1e-2), found["policy"]
+    mistakes = {
+        "a new Adam begins in every iteration, and knows nothing of the steps before: make one for the whole run":
+            {"optimizer": "rollout"},
+        "a new Adam begins in every step, and all weights move by the rate, however small a gradient is: make one for the run":
+            {"optimizer": "step"},
+        "the gradients are never set to zero: each step is along the sum of all before it": {"cleared": "run"},
+        "the gradients are set to zero once a rollout; each step needs its own": {"cleared": "rollout"},
+    }  # fmt: skip
+    for meaning, options in mistakes.items():
+        wrong = groups.replayed(found, seed, 1e-2, **options)
+        if groups.apart(left, wrong) < 0.1 * groups.apart(right, wrong):
+            return meaning
+    if groups.apart(left, right) > 0.5 * groups.apart(weights(tiny(seed)), right):
+        return "one Adam at the rate `lr` makes other weights of these losses: one step after each call of `loss`, and no other"
+    return ""
+
+
 def run_price(learn, seed, iterations):
     return {"runs": [go(learn, seed, ends=0.8, iterations=iterations, kl_coef=0.7, lr=1e-2, epochs=2)]}
 
@@ -156,7 +209,8 @@ def run_measured(learn, seed, iterations):
     def coarse(prompts, tokens, mask):
         return (match(prompts, tokens, mask) > 0.25).float()
 
-    return {"runs": [go(learn, seed, reward=coarse, iterations=iterations, kl_coef=0.2, lr=1e-2)]}
+    settings = dict(iterations=iterations, kl_coef=0.2, lr=1e-2)
+    return {"runs": [go(learn, seed, coarse, **settings), go(learn, seed, ends=0.8, uneven=0.1, **settings)]}
 
 
 @told
@@ -177,32 +231,52 @@ def judge_measured(runs, **_):
                 f"{here}: {record['silent']:.3f} of the groups are said to be silent; in {silent:.3f} of them `reward` gave all "
                 "completions the same"
             )
+    return judge_ratio(runs[1])
+
+
+def judge_ratio(found):
+    """The ratio of a policy whose log-probabilities in a minibatch are others than in the rollout."""
+    for place, record in enumerate(found["records"][:-1]):
+        call = next(one for one in found["calls"] if one["rollout"] == place)
+        ratio, mask, said = (call["new"] - call["old"]).exp(), call["mask"], record["ratio"]
+        right = ratio[mask].mean().item()
+        of_completions = (torch.where(mask, ratio, 0).sum(1) / mask.sum(1)).mean().item()
+        if min(abs(said - right), abs(said - of_completions)) < 1e-3:
+            continue
+        if abs(said - 1) < 1e-6:
+            return f"a record's ratio is 1, where `loss` was given new and old log-probabilities of ratio {right:.3f}: measure it"
+        if abs(said - ratio.mean().item()) < 1e-3:
+            return f"a record's ratio is {said:.3f}, over padding too; over the completions' own tokens it is {right:.3f}"
+        return f"a record's ratio is {said:.3f}; the first minibatch, before its step, has a mean ratio of {right:.3f} a token"
     return ""
 
 
 def run_stop(learn, seed, iterations):
+    """Once without a limit, and once with one that is a little above the KL after the first update."""
     settings = dict(iterations=iterations, kl_coef=0.0, lr=1e-2)
-    return {"runs": [go(learn, seed, **settings, max_kl=most) for most in (1.0, 100.0)]}
+    free = go(learn, seed, **settings)
+    most = 1.1 * max(0.1, *(record["kl"] for record in free["records"][:2]))
+    return {"runs": [go(learn, seed, **settings, max_kl=most), free], "most": most}
 
 
 @told
-def judge_stop(runs, seed):
+def judge_stop(runs, seed, most):
     found, free = runs
     far = [record["kl"] for record in free["records"]]
     if max(far) < 1.2:
         return f"without a price and a limit the KL gets to {max(far):.2f} nats: the policy is hardly trained"
-    wanted = next(place for place, kl in enumerate(far) if kl > 1)
+    wanted = next((place for place, kl in enumerate(far) if kl > most), len(far))
     if len(found["records"]) != wanted:
         return (
-            f"with max_kl 1 there are {len(found['records'])} records; the run stops at the first rollout whose mean KL is above "
-            f"it, without a record of it, and so has {wanted}"
+            f"with max_kl {most:.2f} there are {len(found['records'])} records; the run stops at the first rollout whose mean KL "
+            f"is above it, without a record of it, and so has {wanted}"
         )
     last = found["rollouts"][len(found["records"]) - 1]
     with torch.no_grad():
         now = spoken(trained(found, seed), last["prompts"], last["tokens"])
     if torch.where(last["mask"], now - last["old"], 0).abs().max() > 1e-3:
         right = true_kl(found, seed)
-        return f"with max_kl 1 the policy is left {right:.2f} nats away: put the last one back that was measured within"
+        return f"with max_kl {most:.2f} the policy is left {right:.2f} nats away: put the last one back that was measured within"
     return ""
 
 
@@ -260,6 +334,8 @@ learn = Build("12.12", "learn", [
     Probe("trains the policy, and says what it measured", drawn(iterations=2), run_records, judge_records),
     Probe("a group is one prompt's", drawn(iterations=2), run_groups, judge_groups),
     Probe("starts each rollout at ratio 1", drawn(iterations=2), run_level_start, judge_level_start),
+    Probe("every epoch takes all prompts, in a new order", drawn(iterations=2), run_epochs, judge_epochs),
+    Probe("one Adam takes every step", drawn(iterations=2), run_steps, judge_steps),
     Probe("each completion pays for its own distance", drawn(iterations=2), run_price, judge_price),
     Probe("measures what the records say", drawn(iterations=3), run_measured, judge_measured),
     Probe("stops within max_kl", drawn(iterations=4), run_stop, judge_stop),

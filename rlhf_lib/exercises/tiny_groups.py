@@ -52,14 +52,16 @@ def row_loss(name):
 # ----------------------------------------------------------------------------------------- a run, and its form
 
 
-def go(learn, seed, reward=match, ends=0.0, noise=0.0, method="rloo", own=None, report=None, **settings):
+def go(learn, seed, reward=match, ends=0.0, noise=0.0, uneven=0.0, method="rloo", own=None, report=None, **settings):
     """One run: its records, what became of the models, and all that passed through sampler, reward and loss, as plain data.
 
     seed, own: of the model, and of the run if it has one of its own.
     noise: how far the sampler's own log-probabilities are off, as those of half precision are.
+    uneven: how far the policy's logits are off, relatively, in batches smaller than a rollout, as kernels may make them.
     """
     policy = tiny(seed, ends)
     reference, loss = copy.deepcopy(policy), row_loss(method)
+    policy.register_forward_hook(lambda _, given, out: out if len(out) == len(PROMPTS) * GROUP else (1 + uneven) * out)
     rollouts, calls = [], []
 
     def sampler(model, prompts, mask, uniforms, temperature=1.0, end_token=0):
@@ -72,6 +74,7 @@ def go(learn, seed, reward=match, ends=0.0, noise=0.0, method="rloo", own=None, 
             old, ref = spoken(model, some, tokens), spoken(reference, some, tokens)
         said = out.logprobs + noise * torch.sin(37.0 * out.logprobs)
         rollouts.append({"prompts": some, "tokens": tokens, "mask": out.mask, "old": old, "ref": ref, "said": said, "raw": None})
+        rollouts[-1]["asked"] = {"real": bool(mask.all()) and mask.shape == prompts.shape, "end": int(end_token)}
         return tokens, said, out.mask
 
     def paid(prompts, tokens, mask):
@@ -110,6 +113,11 @@ def form(found, iterations):
             return f"record {place} says iteration {record['iteration']}: they count from 0, and every iteration has one"
     if found["touched"]:
         return "the reference has other weights after the run: only the policy is trained"
+    for rollout in found["rollouts"]:
+        if not rollout["asked"]["real"]:
+            return "`generate` is given a mask that is not True on every token of the prompts, (B, P): they have no padding"
+        if rollout["asked"]["end"] != END:
+            return "`generate` is called without end_token=end_token: no completion ends before its last place"
     if not found["calls"]:
         return "`loss` is never called: the policy learns from loss(rewards, logprobs, old_logprobs, mask)"
     for call in found["calls"]:
@@ -136,6 +144,36 @@ def rows_of(call, rollout):
     real = torch.where(rollout["mask"], rollout["old"], 0.0)
     far = (old[:, None] - real).abs().amax(-1)  # (b, B)
     return far.argmin(1), far.amin(1)
+
+
+def prompts_of(call, rollout):
+    """The prompts of a call to `loss`, a set of tuples."""
+    return frozenset(tuple(rollout["prompts"][row]) for row in rows_of(call, rollout)[0].tolist())
+
+
+def replayed(found, seed, lr, optimizer="run", cleared="step"):
+    """The weights (by name) that Adam makes of the calls to `loss` of a run by RLOO, taken once more.
+
+    optimizer, cleared: when there is a new optimizer, and when the gradients are set to zero: in each run, rollout or step.
+    """
+    policy, loss, last, adam = tiny(seed), row_loss("rloo"), None, None
+    for call in found["calls"]:
+        rollout, new = found["rollouts"][call["rollout"]], call["rollout"] != last
+        last = call["rollout"]
+        rows = rows_of(call, rollout)[0]
+        if adam is None or optimizer == "step" or (optimizer == "rollout" and new):
+            adam = torch.optim.Adam(policy.parameters(), lr=lr)
+        if cleared == "step" or (cleared == "rollout" and new):
+            adam.zero_grad()
+        logprobs = spoken(policy, [rollout["prompts"][row] for row in rows.tolist()], rollout["tokens"][rows])
+        loss(call["rewards"], logprobs, call["old"], call["mask"]).backward()
+        adam.step()
+    return weights(policy)
+
+
+def apart(one, other):
+    """How far two sets of weights are apart."""
+    return sum((one[name] - other[name]).square().sum() for name in other).sqrt().item()
 
 
 def prices(rollout):

@@ -85,7 +85,28 @@ def test_an_answer_written_differently_passes_the_cheap_probes():
     assert try_out(BUILD, learn_by_hand, 3, most=100) == ("", "")
 
 
-RECORDS, GROUPS, START, PRICE, MEASURED, STOPS, SEED, LEARNS = BUILD.probes
+ADAM = "torch.optim.Adam(policy.parameters(), lr=lr)"
+ORDER = "torch.randperm(len(prompts), generator=drawn).to(device)"
+ALLOWED = {
+    "gradients of length 1 at most": [
+        ("optimizer.step()", "torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)\n                    optimizer.step()"),
+    ],
+    "another memory": [(ADAM, ADAM.replace("lr=lr", "lr=lr, betas=(0.9, 0.95), eps=1e-5"))],
+    "decoupled decay": [(ADAM, ADAM.replace("Adam", "AdamW"))],
+    "minibatches of nearly one size": [(ORDER + ".split(minibatch)", ORDER + ".tensor_split(-(-len(prompts) // minibatch))")],
+    "the ratio as a mean of completions' means": [
+        ("(logprobs - old[rows])[mask[rows]].exp().mean()",
+         "(torch.where(mask[rows], (logprobs - old[rows]).exp(), 0).sum(1) / mask[rows].sum(1)).mean()"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_what_the_card_leaves_open_passes_the_cheap_probes(name):
+    assert try_out(BUILD, program(*ALLOWED[name]), 5, most=100) == ("", "")
+
+
+RECORDS, GROUPS, START, EPOCHS, STEPS, PRICE, MEASURED, STOPS, SEED, LEARNS = BUILD.probes
 SOME = "some = [prompt for prompt in prompts for _ in range(group)]"
 ROWS = "rows = (groups[:, None] * group + torch.arange(group, device=device)).flatten()"
 CALL = "loss(paid[groups], logprobs, old[rows], mask[rows])"
@@ -95,6 +116,8 @@ SILENT = "silent = (table == table[:, :1]).all(1).float().mean().item()"
 SAMPLED = "tokens, _, mask = generate("
 SCORED = "old, ref_logprobs = score(policy, whole), score(reference, whole)"
 NEW = "logprobs = score(policy, whole[rows])"
+UPDATE = "# Update: some prompts at a time, each with all its completions."
+CLEAR = "                    optimizer.zero_grad()\n"
 WRONG = {
     "returns nothing": (RECORDS, "list of dicts", [("return records", "return None")]),
     "records tensors": (RECORDS, ".item()", [("reward=scores.mean().item()", "reward=scores.mean()")]),
@@ -139,6 +162,40 @@ WRONG = {
     ),
     "one epoch": (START, "are 12 steps", [("for _ in range(epochs)", "for _ in range(1)")]),
     "the ratio of the last step": (START, "record's ratio", [("ratios[0]", "ratios[-1]")]),
+    "no mask": (RECORDS, "not True on every token", [("torch.ones_like(start, dtype", "torch.zeros_like(start, dtype")]),
+    "no end": (RECORDS, "without end_token", [("end_token=end_token)", "end_token=0)")]),
+    "no shuffle": (EPOCHS, "order in which they were sampled", [(ORDER, "torch.arange(len(prompts))")]),
+    "one order for all epochs": (EPOCHS, "for every epoch", [
+        (ORDER, "order"), ("            ratios = []", f"            ratios, order = [], {ORDER}"),
+    ]),
+    "one order for all rollouts": (EPOCHS, "for every epoch", [(ORDER, ORDER.replace("drawn", "drawn.manual_seed(seed)"))]),
+    "steps are shuffled, and not prompts": (EPOCHS, "for every epoch", [
+        (ORDER + ".split(minibatch)",
+         "[torch.arange(len(prompts)).roll(3).split(minibatch)[k] for k in torch.randperm(-(-len(prompts) // minibatch))]"),
+    ]),
+    "prompts drawn with replacement": (EPOCHS, "each prompt once", [
+        (ORDER, "torch.randint(len(prompts), (len(prompts),), generator=drawn)"),
+    ]),
+    "the last minibatch is dropped": (EPOCHS, "is left out", [
+        (ORDER + ".split(minibatch)", ORDER + "[: len(prompts) // minibatch * minibatch].split(minibatch)"),
+    ]),
+    "a new Adam in every iteration": (STEPS, "a new Adam begins in every iteration", [
+        (UPDATE, UPDATE + "\n            optimizer = torch.optim.Adam(policy.parameters(), lr=lr)"),
+    ]),
+    "a new Adam in every step": (STEPS, "a new Adam begins in every step", [
+        (CALL, "optimizer = torch.optim.Adam(policy.parameters(), lr=lr)\n                    " + CALL),
+    ]),
+    "gradients are never cleared": (STEPS, "never set to zero", [(CLEAR, "")]),
+    "gradients are cleared once a rollout": (STEPS, "once a rollout", [
+        (CLEAR, ""), (UPDATE, UPDATE + "\n            optimizer.zero_grad()"),
+    ]),
+    "descends without Adam": (STEPS, "other weights", [(ADAM, ADAM.replace("Adam", "SGD"))]),
+    "a rate of its own": (STEPS, "other weights", [("lr=lr)", "lr=1e-3)")]),
+    "the ratio over padding too": (
+        MEASURED, "over padding too", [("(logprobs - old[rows])[mask[rows]].exp()", "(logprobs - old[rows]).exp()")],
+    ),
+    "the ratio is written down": (MEASURED, "measure it", [("ratios[0]", "1.0")]),
+    "the log-ratio": (MEASURED, "mean ratio of", [("[mask[rows]].exp().mean().item()", "[mask[rows]].mean().item() + 1")]),
     "no price": (PRICE, "no price", [(PAID, PAID.replace(" - kl_coef * kl", ""))]),
     "the price is added": (PRICE, "distance is paid for", [(PAID, PAID.replace("- kl_coef", "+ kl_coef"))]),
     "the price of the mean": (PRICE, "each pays its own", [(PAID, PAID.replace("* kl)", "* kl.mean())"))]),
