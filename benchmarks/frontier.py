@@ -2,6 +2,7 @@
 
     python -m benchmarks frontier                      every method with seeds 0 to 3; goes on where it was stopped
     python -m benchmarks frontier --methods rloo dpo --seeds 0 --iterations 4
+    python -m benchmarks frontier --sheet             passages for blind reading, and where each came from
 
 All start from the published base and are paid by the published reward model, without a price on blank lines, so that every
 completion has a reward of its own. Each run draws as many completions: those of its rollouts, or, for DPO, those that its
@@ -9,11 +10,14 @@ comparisons are made of. What is drawn only to measure a policy is not counted. 
 of memory is its own.
 
     runs/frontier/METHOD-SEED/             a run's folder, and `done.json`, what is taken from it
-    benchmarks/results/frontier.json       all of them, best-of-n, and the settings
+    runs/frontier/sheet.jsonl, key.jsonl   passages of the end points, of best-of-32 and of the base, shuffled
+    data/frontier.json                     all runs, best-of-n, and the settings; chapter 12 draws it
 """
 
 import argparse
+import json
 import multiprocessing
+import random
 import sys
 import time
 from dataclasses import asdict, replace
@@ -21,7 +25,7 @@ from pathlib import Path
 
 from benchmarks import table
 from rlhf_lib import checkpoints, corpus, course, devices, judge, runs
-from rlhf_lib.files import RunError, read_json, write_json
+from rlhf_lib.files import RunError, read_json, write_atomic, write_json
 from rlhf_lib.pipelines.shakespeare import watch_rollouts
 from rlhf_lib.trainers import dpo, grpo, ppo, rejection, rewards, rollouts
 from rlhf_lib.trainers.dpo import DPOConfig
@@ -45,6 +49,7 @@ METHODS = {
 }
 TRAINERS = {PPOConfig: ppo.train, GRPOConfig: grpo.train, RejectionConfig: rejection.train}
 BEST_OF = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+READ, READ_MORE, BEST_READ = 75, 25, 32  # passages of a run with the first seed, of one with another, and n of best-of-n
 POINTS = ("step", "kl", "kl_error", "reward", "gold", "distinct_2", "separators")
 
 
@@ -107,6 +112,34 @@ def best_of_n(budget, seed):
     return {"seed": seed, "points": found}
 
 
+def sheet(seeds, folder):
+    """Lay out passages for blind reading: `sheet.jsonl` has their texts, shuffled, `key.jsonl` who wrote them too."""
+    lacking = [name for name in (f"{m}-{seed}" for seed in seeds for m in METHODS) if not (folder / name / "done.json").exists()]
+    if lacking:
+        print(f"error: {folder / lacking[0]} holds no finished run: run this without --sheet first", file=sys.stderr)
+        return 1
+    base, tokenizer, prompt, pays = start(0)
+
+    def drawn(model, count, seed, stream):
+        return rollouts.draw(model, tokenizer, [prompt] * count, 48, devices.generator(1000 + seed, stream))
+
+    rows = [("laptop-0", text) for text in drawn(base, READ, 0, "read").texts]
+    for seed in seeds:
+        for method in METHODS:
+            policy, _ = checkpoints.load(folder / f"{method}-{seed}" / "policy")
+            texts = drawn(policy, READ_MORE if seed else READ, seed, "read").texts
+            rows += [(f"{method}-{seed}", text) for text in texts]
+    for part in (1, 2):
+        many = drawn(base, BEST_READ * READ, part, "read best")
+        rows += [(f"best-of-{BEST_READ}", many.texts[row]) for row in rejection.best_rows(pays(many), BEST_READ).tolist()]
+    random.Random(1).shuffle(rows)
+    texts = [{"id": number, "text": text} for number, (_, text) in enumerate(rows)]
+    keys = [{**one, "writer": writer} for one, (writer, _) in zip(texts, rows)]
+    for name, lines in (("sheet.jsonl", texts), ("key.jsonl", keys)):
+        write_atomic(folder / name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    return 0
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks frontier", description=__doc__.split("\n")[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help=f"{', '.join(METHODS)} (all)")
@@ -114,8 +147,11 @@ def main(arguments=None):
     parser.add_argument("--iterations", type=int, default=ITERATIONS, metavar="N", help=f"rollouts of a run ({ITERATIONS})")
     parser.add_argument("--rollout", type=int, default=ROLLOUT, metavar="N", help=f"completions in each ({ROLLOUT})")
     parser.add_argument("--runs", type=Path, default=Path("runs/frontier"), metavar="DIR", help="where runs go (runs/frontier)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR", help="where the figures go")
+    parser.add_argument("--out", type=Path, default=corpus.DATA, metavar="DIR", help="where the figures go (data)")
+    parser.add_argument("--sheet", action="store_true", help="only lay out passages of the runs for blind reading")
     options = parser.parse_args(arguments)
+    if options.sheet:
+        return sheet(options.seeds, options.runs)
     budget, records = options.iterations * options.rollout, []
     try:
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as processes:  # a process for each run

@@ -25,6 +25,7 @@ TARGETS = {"negative": 0.0, "neutral": 0.5, "positive": 1.0}
 HAND_MADE = (DATA / "labels" / "plays.jsonl", DATA / "labels" / "samples.jsonl")
 SECOND_READING = DATA / "labels" / "second_reading.jsonl"
 PUSHED = DATA / "labels" / "push.jsonl"  # samples along three pushed runs, read likewise
+FRONTIER = DATA / "labels" / "frontier.jsonl"  # samples of the end points of chapter 12's frontier, read likewise
 BLIND = DATA / "labels" / "blind.jsonl"  # samples of three models, read without their source; nothing learns from them
 SYNTHETIC = "synthetic"  # the reader's name in a set that no person read
 AGAIN = ", again"  # behind a reader's name: the second reading of a passage by the same reader

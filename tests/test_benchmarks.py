@@ -471,3 +471,28 @@ def test_a_run_that_is_done_is_not_made_again_nor_one_of_other_settings_in_its_p
     assert re.search(
         r"error: .*rloo-0 holds a run with other settings: delete it, or give another --runs", capsys.readouterr().err
     )
+
+
+def test_passages_are_laid_out_for_readers_who_cannot_see_who_wrote_them(tiny_frontier, tmp_path, monkeypatch, capsys):
+    call, _ = tiny_frontier
+    where = ["--seeds", "0", "2", "--runs", str(tmp_path / "runs"), "--sheet"]
+    assert main(["frontier", *where]) == 1
+    assert "ppo-0 holds no finished run: run this without --sheet first" in capsys.readouterr().err
+    call("--seeds", "0", "2")
+    monkeypatch.setattr(frontier, "READ", 6)
+    monkeypatch.setattr(frontier, "READ_MORE", 2)
+    assert main(["frontier", *where]) == 0
+    sheet, key = (
+        [json.loads(line) for line in (tmp_path / "runs" / name).read_text(encoding="utf-8").splitlines()]
+        for name in ("sheet.jsonl", "key.jsonl")
+    )
+    assert [{"id": one["id"], "text": one["text"]} for one in key] == sheet
+    writers = [one["writer"] for one in key]
+    assert writers != sorted(writers)
+    expected = {
+        "laptop-0": 6,
+        "best-of-32": 12,
+        **{f"{m}-0": 6 for m in frontier.METHODS},
+        **{f"{m}-2": 2 for m in frontier.METHODS},
+    }
+    assert {name: writers.count(name) for name in writers} == expected

@@ -78,6 +78,7 @@ ALSO = {
     "09/estimate-why": "09/interval-picture",
     "09/push-why": "labels settings",
     "09/push-read": "06/test",
+    "12/frontier-read": "12/frontier-table",
     "09/frontier-read": "09/push-compare 09/best-of-n-curve 09/strict-best-of-n",
     "09/push-along-why": "pushed blind",
     "09/sense-why": "blind",
@@ -98,7 +99,8 @@ ALSO = {
     "NEGATIVE_RESULTS/Labels-and-the-reward-model": "06/investigation-6A 06/test 06/frozen 06/curve 06/investigation-6B "
     "05/investigation-5B-answer 05/active-figure 10/leak 10/compare 10/investigation-10-A 10/absolute 09/sense-judge",
     "NEGATIVE_RESULTS/PPO-and-its-relatives": "08/investigation-8-A 08/investigation-8-B 08/investigation-8-C 08/read-samples "
-    "09/investigation-9-A 09/push-along 09/gao-fit 09/frontier 09/best-of-n-curve 09/strict-best-of-n 07/investigation-7-A",
+    "09/investigation-9-A 09/push-along 09/gao-fit 09/frontier 09/best-of-n-curve 09/strict-best-of-n 07/investigation-7-A "
+    "12/frontier-table 12/investigation-12-B 12/readers",
     "NEGATIVE_RESULTS/The-assistant": "11/investigation-11-A 11/investigation-11-B 11/investigation-11-C "
     "11/blind 11/kinds 11/heads assistant",
     "NEGATIVE_RESULTS/The-bug-hunt": "13/investigation-13-A 13/investigation-13-B",
@@ -158,7 +160,7 @@ DERIVED = {
     "NEGATIVE_RESULTS/Labels-and-the-reward-model": "66.3%=575/867 6.6=100*(0.669-0.603) 3.0=100*1.96*sqrt(0.728*(1-0.728)/867) "
     "2.9=100*1.96*sqrt(0.736*(1-0.736)/867) 3.1=100*1.96*sqrt(0.662*(1-0.662)/867) 7.4=100*(0.736-0.662) 0.005=0.013/sqrt(8) "
     "0.075=(0.65-0.50)/2 0.03=1.96*sqrt(0.695*(1-0.695)/958) 0.59=2.66-2.07",
-    "NEGATIVE_RESULTS/PPO-and-its-relatives": "0.06=1/sqrt(3*96) 0.02=0.56-0.54",
+    "NEGATIVE_RESULTS/PPO-and-its-relatives": "0.06=1/sqrt(3*96)",
     "NEGATIVE_RESULTS/The-assistant": "0.18=1/sqrt(32) 0.18=1/sqrt(32) 4.3=100*1.96*sqrt(0.6966*(1-0.6966)/445)",
     "NEGATIVE_RESULTS/The-bug-hunt": "0.009=0.649-0.640",
 }
@@ -251,11 +253,25 @@ GIVEN = {
     "13/place-16": "181 195 30 42 52",
     "13/place-18": "0.0 501 102 103 80 480 484",
     "13/place-19": "620 157 163 208 219 1000",
+    "12/group-read": "0.98 49 92% 52%",  # (1 - p) / p and p**G + (1 - p)**G at p = 0.02
+    "12/silent-read": "85% 1%",
+    "12/denominators-why": "10 100",
+    "12/sequence-why": "3% 1.03",
+    "12/bias-why": "0.1 0.9 0.0576 81",
+    "12/expected-read": "0.5 0.5",
+    "12/own-read": "64",
+    "12/falling-read": "100% 50%",
+    "12/investigation-12-C-found": "95%",
+    "12/frontier-why": "6,144 6,144 3,072",
+    "12/frontier-read": "48",
+    "12/readers-why": "1,125",
+    "12/rounded-read": "1.5 0.2",
+    "12/questions": "70% 70% 0.80 0.84 0.71 99%",
+    "12/next": "6,144",
     "README/The-assistant": "0.1 30 95% 16 12 24",  # the version of a package, SmolLM2's blocks
     "NEGATIVE_RESULTS/The-language-model": "135 29 200 1.96",  # sizes of models, of pieces, of an interval
     "NEGATIVE_RESULTS/Labels-and-the-reward-model": "2,593 1.96",
-    # from 0.54 on: runs of `python -m benchmarks frontier`, whose figures no file holds
-    "NEGATIVE_RESULTS/PPO-and-its-relatives": "96 150 500 0.06 2,048 0.54 5.3 0.56 5.7 0.56 5.7 0.57 5.8 0.11 2.7",
+    "NEGATIVE_RESULTS/PPO-and-its-relatives": "96 500 0.06 2,048",
     "NEGATIVE_RESULTS/The-assistant": "32 1.96",
     "NEGATIVE_RESULTS/Measured-once,-not-repeatable-by-a-command": "70% 0.84 1e-4 55% 3e-4 63% 79% 83% 2,500 10,000 1.39 1.73 "
     "1.37 1.49 74.8% 79.8% 1.07 1.27 1.49 0.96 0.42 0.49 69% 72% 2.2 1e-3 0.03 7e-4 69.4% 58.0% 76.2% 67.6% 4,096 8,192 20%",

@@ -608,6 +608,26 @@ def test_the_reading_of_the_pushed_policies_is_what_its_card_and_chapter_09_say(
     assert good("push-300/015") > 0.12 and good("push-300/022") < 0.05
 
 
+def test_the_reading_of_the_frontier_is_what_its_card_and_chapter_12_say(plays):
+    read = labels.read(labels.FRONTIER)
+    first = labels.first_readings(read)
+    second = read[len(first) :]
+    assert (len(first), len(second)) == (1125, 150) and read[: len(first)] == first
+    assert [sum(label.label == name for label in first) for name in ("positive", "neutral", "negative")] == [141, 980, 4]
+    writers = [label.source[1] for label in first]
+    methods = {run["method"] for run in json.loads((labels.DATA / "frontier.json").read_text(encoding="utf-8"))["runs"]}
+    counts = {f"{method}-{seed}": 25 if seed else 75 for method in methods for seed in range(4)}
+    assert {name: writers.count(name) for name in writers} == {**counts, "best-of-32": 150, "laptop-0": 75}
+    learned = {label.text for label in labels.hand_made(plays)}
+    assert learned.isdisjoint(label.text for label in first)
+    found = labels.agreement(first, second)
+    assert (found["agreement"], found["kappa"]) == (0.98, pytest.approx(0.912, abs=1e-3))
+    by_source = {label.source: label for label in first}
+    pairs = [(by_source[label.source], label) for label in second]
+    assert all(one.reader != other.reader and abs(one.sense - other.sense) <= 1 for one, other in pairs)
+    assert sum(one.sense == other.sense for one, other in pairs) / len(pairs) == 0.82
+
+
 def test_a_byte_order_mark_before_the_first_line_is_read_over(tmp_path):
     (tmp_path / "mine.jsonl").write_bytes(b"\xef\xbb\xbf" + (json.dumps(OWN) + "\r\n").encode())
     assert [label.text for label in labels.read(tmp_path / "mine.jsonl")] == [OWN["text"]]

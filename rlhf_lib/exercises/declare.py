@@ -25,6 +25,7 @@ CHAPTERS = {  # the first module of each
     "06": "ch06_reward_model", "07": "ch07_policy_gradients", "08": "ch08_rlhf", "09": "ch09_over_optimisation",
     "10": "ch10_comparisons",
     "11": "ch11_assistant",
+    "12": "ch12_beyond_ppo",
     "13": "ch13_bug_hunt",
 }  # fmt: skip
 EXERCISES = {}  # name -> Exercise, filled by the chapters' modules

@@ -11,6 +11,13 @@ PATIENCE = 10.0  # seconds for an answer that must pass
 
 # {exercise: {mutant: why it is right on all that the card allows}}
 EQUIVALENT = {
+    "group_advantages": {
+        "if normaliser <= 'deviation':": "none of the three names is below it",
+        "if normaliser <= 'mean':": "deviation has been dealt with, none is above it",
+        "return torch.where(mean != 0, apart / mean, 0)": "the rewards are not negative",
+        "return apart / (apart.square().mean(1, keepdim=True) + 2e-08).sqrt()": "within the tolerance",
+    },
+    "token_average": {"if denominator <= 'batch':": "completion has been dealt with, constant is above it"},
     "merge_pair": {"while place != len(word):": "place goes on by 2 only where 2 pieces are left"},
     "attention": {
         "scores = q @ k.transpose(2, -1) / math.sqrt(q.shape[-1])": "dimension 2 of 4 is -2",

@@ -1,0 +1,688 @@
+"""Chapter 12: what a group says of each of its completions, what tokens are divided by, and losses without a policy gradient."""
+
+import itertools
+import math
+import statistics
+
+import torch
+from torch.nn import functional as F
+
+from rlhf_lib.exercises.declare import Exercise, Investigation
+
+
+def ragged(generator, rows, steps):
+    """A mask (rows, steps) of rows of different lengths, 1 at least; none is as long as the columns but the first."""
+    lengths = torch.randint(1, max(2, steps), (rows, 1), generator=generator)
+    lengths[0] = steps
+    return torch.arange(steps) < lengths
+
+
+def hidden(generator, mask, x):
+    """x with something under the mask that nobody may look at: a large number in some places, NaN in others."""
+    large = 9 * torch.randn(mask.shape, generator=generator)
+    under = torch.where(torch.rand(mask.shape, generator=generator) < 0.5, large, math.nan)
+    return torch.where(mask, x, under)
+
+
+def scored(generator, rows, steps, spread=0.4):
+    """Log-probabilities of tokens under two models, and their mask."""
+    old = -3 * torch.rand(rows, steps, generator=generator)
+    new, mask = old + spread * torch.randn(rows, steps, generator=generator), ragged(generator, rows, steps)
+    return hidden(generator, mask, new), hidden(generator, mask, old), mask
+
+
+def with_gradients(function, names, out, arguments):
+    """What a function makes of its arguments, as `out`, and the gradients that its sum sends to some of them; 0 where none."""
+    given = {name: one.clone().requires_grad_() if name in names else one for name, one in arguments.items()}
+    result = function(**given)
+    if getattr(result, "requires_grad", False):
+        (result * (1 + torch.arange(result.numel()).view(result.shape))).sum().backward()
+    gradients = {f"gradient of {name}": 0 * arguments[name] if given[name].grad is None else given[name].grad for name in names}
+    return {out: result, **{name: one.nan_to_num(0.0) for name, one in gradients.items()}}
+
+
+def detached(right):
+    """The right answer, without a gradient."""
+    return lambda **arguments: right(**arguments).detach()
+
+
+# ----------------------------------------------------------------------------------------- 12.1
+def draw_left_out(generator):
+    yield {"rewards": torch.tensor([[1.0, 2.0, 6.0]])}
+    yield {"rewards": torch.tensor([[0.0, 1.0], [3.0, -1.0]])}
+    yield {"rewards": torch.tensor([[0.5, 0.5, 0.5], [1.0, 0.0, 0.0]])}
+    for groups, size in ((4, 3), (2, 5), (3, 8)):
+        centre = torch.randn(groups, 1, generator=generator)
+        yield {"rewards": 2 * centre + torch.randn(groups, size, generator=generator)}
+
+
+def left_out_by_loops(rewards):
+    rows = rewards.tolist()
+    return torch.tensor([[r - statistics.fmean(row[:i] + row[i + 1 :]) for i, r in enumerate(row)] for row in rows])
+
+
+def left_out_formula(rewards, *, dim=1, keep=True, expect=lambda total, r, G: (total - r) / (G - 1), end=torch.sub):
+    return end(rewards, expect(rewards.sum(dim, keepdim=keep), rewards, rewards.shape[dim]).expand_as(rewards))
+
+
+def best_of_the_others(total, rewards, G):
+    ranked = rewards.sort(1, descending=True).values
+    return torch.where(rewards == ranked[:, :1], ranked[:, 1:2], ranked[:, :1])
+
+
+leave_one_out = Exercise(
+    "12.1", "leave_one_out", draw=draw_left_out, right=left_out_by_loops, formula=left_out_formula, mistakes={
+        "the completion itself is in the mean that it is measured from: the others alone make the baseline":
+            {"expect": lambda total, r, G: total / G},
+        "the sum of the others is divided by G; there are G - 1 of them": {"expect": lambda total, r, G: (total - r) / G},
+        "the sum of the whole group is divided by G - 1: take the completion's own reward off first":
+            {"expect": lambda total, r, G: total / (G - 1)},
+        "this is the sum of the others; their mean is the baseline": {"expect": lambda total, r, G: total - r},
+        "the columns are taken for groups; each row is one prompt's": {"dim": 0},
+        "a row's sum, (N,), stands beside the columns, as if each column were one prompt's: keepdim=True makes it (N, 1)":
+            {"keep": False},
+        "the others are those of the whole batch; they are those of the same prompt":
+            {"expect": lambda total, r, G: (r.sum() - r) / (r.numel() - 1)},
+        "the baseline is the mean of the whole batch; an easy prompt then looks like a good answer":
+            {"expect": lambda total, r, G: r.mean()},
+        "the baseline is the best of the others; it is their mean": {"expect": best_of_the_others},
+        "the sign is turned: a completion that is better than the others has a positive advantage":
+            {"end": lambda r, expected: expected - r},
+        "these are the baselines; the advantage is the reward less its baseline": {"end": lambda r, expected: expected},
+        "this is divided by the group's deviation, as in GRPO; RLOO leaves it":
+            [{"end": lambda r, expected, n=n: (r - expected) / (r.std(1, keepdim=True, correction=n) + 1e-8)} for n in (0, 1)],
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 12.2
+NORMALISERS = ("none", "deviation", "mean")
+
+
+def draw_groups(generator):
+    yield {"rewards": torch.tensor([[1.0, 2.0, 6.0]]), "normaliser": "deviation"}
+    yield {"rewards": torch.tensor([[1.0, 0.0], [0.0, 0.0]]), "normaliser": "mean"}
+    yield {"rewards": torch.tensor([[0.5, 0.5, 0.5], [1.0, 2.0, 0.0]]), "normaliser": "deviation"}
+    yield {"rewards": torch.tensor([[0.0, 4.0], [1.0, 1.0], [2.0, 3.0]]), "normaliser": "none"}
+    yield {"rewards": torch.tensor([[0.3, 0.4, 0.45], [0.9, 0.8, 1.0]]), "normaliser": "deviation"}  # close together
+    for normaliser in NORMALISERS:
+        for groups, size in ((3, 2), (2, 6)):
+            orders = torch.stack([torch.randperm(size, generator=generator) for _ in range(groups)])
+            rewards = orders + 0.5 * torch.rand(groups, size, generator=generator)  # so far apart that 1e-8 is nothing
+            yield {"rewards": rewards + 2 * torch.rand(groups, 1, generator=generator), "normaliser": normaliser}
+
+
+def groups_by_loops(rewards, normaliser):
+    unit = {"none": lambda row: 1.0, "deviation": statistics.pstdev, "mean": statistics.fmean}[normaliser]
+    rows = [row if unit(row) else [0.0] * len(row) for row in rewards.tolist()]
+    return torch.tensor([[(r - statistics.fmean(row)) / (unit(row) or 1.0) for r in row] for row in rows])
+
+
+def groups_formula(
+    rewards, normaliser, *, dim=1, expect=lambda r, dim: r.mean(dim, keepdim=True), guard=True, use=lambda normaliser: normaliser,
+    deviation=lambda r, dim: r.std(dim, keepdim=True, correction=0), mean=lambda r, dim: r.mean(dim, keepdim=True),
+    divide=torch.div,
+):  # fmt: skip
+    apart, name = rewards - expect(rewards, dim), use(normaliser)
+    if name == "none":
+        return apart
+    unit = deviation(rewards, dim) if name == "deviation" else mean(rewards, dim)
+    return torch.where((unit == 0) & guard, 0, divide(apart, unit))
+
+
+def flat_mean(rewards, dim):
+    return rewards.mean(dim)
+
+
+def flat_deviation(rewards, dim):
+    return rewards.std(dim, correction=0)
+
+
+group_advantages = Exercise(
+    "12.2", "group_advantages", draw=draw_groups, right=groups_by_loops, formula=groups_formula, mistakes={
+        "a group whose rewards are all alike gives 0 / 0, which is not a number: it teaches nothing, its advantages are 0":
+            {"guard": False},
+        "the deviation is divided by G - 1, PyTorch's own default; here it is that of the group itself: correction=0":
+            {"deviation": lambda r, dim: r.std(dim, keepdim=True)},
+        "this divides by the variance; the deviation is its root":
+            {"deviation": lambda r, dim: r.var(dim, keepdim=True, correction=0)},
+        "the deviation is that of the whole batch; each group has its own":
+            {"deviation": lambda r, dim: r.std(correction=0).expand_as(r)},
+        "1e-4 is added to the deviation, which shrinks groups whose rewards are close: at most 1e-8":
+            {"deviation": lambda r, dim: r.std(dim, keepdim=True, correction=0) + 1e-4},
+        "this divides by the mean of the whole batch; each group has its own": {"mean": lambda r, dim: r.mean().expand_as(r)},
+        "the columns are taken for groups; each row is one prompt's": {"dim": 0},
+        "a row's mean, (N,), stands beside the columns, as if each column were one prompt's: keepdim=True makes it (N, 1)": [
+            {"expect": flat_mean, "deviation": flat_deviation, "mean": flat_mean}, {"expect": flat_mean},
+            {"deviation": flat_deviation, "mean": flat_mean}, {"deviation": flat_deviation}, {"mean": flat_mean}],
+        "the baseline is the mean of the whole batch; each group has its own":
+            {"expect": lambda r, dim: r.mean()},
+        "the baseline leaves the completion itself out, as RLOO's does; here it is the mean of the whole group":
+            {"expect": lambda r, dim: (r.sum(dim, keepdim=True) - r) / (r.shape[dim] - 1)},
+        "nothing is subtracted: the advantage is the reward less the group's mean": {"expect": lambda r, dim: 0},
+        "`normaliser` is not used, nothing is divided": {"use": lambda normaliser: "none"},
+        "`normaliser` is not used, all is divided by the deviation": {"use": lambda normaliser: "deviation"},
+        "deviation and mean have changed places": {
+            "use": lambda normaliser: {"deviation": "mean", "mean": "deviation"}.get(normaliser, normaliser)},
+        "this multiplies by the deviation or mean; divide": {"divide": torch.mul},
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 12.3
+def draw_silent(generator):
+    yield {"p": torch.tensor([0.5, 0.1]), "group": 2}
+    yield {"p": torch.tensor([0.02, 0.5, 0.98]), "group": 8}
+    yield {"p": torch.tensor([0.0, 1.0, 0.3]), "group": 5}
+    yield {"p": torch.tensor([0.25, 0.6]), "group": 1}
+    for size in (3, 4, 16):
+        yield {"p": torch.rand(size, generator=generator), "group": size}
+
+
+def silent_by_counts(p, group):
+    """1 less the chance of every number of successes from which something is learned."""
+    mixed = [math.comb(group, k) * p.double() ** k * (1 - p.double()) ** (group - k) for k in range(1, group)]
+    return (1 - sum(mixed, torch.zeros(len(p), dtype=torch.float64))).float()
+
+
+def silent_formula(p, group, *, won=True, lost=True, power=lambda G: G, join=torch.add, end=lambda share: share):
+    all_won, all_lost = p ** power(group) * won, (1 - p) ** power(group) * lost
+    return end(join(all_won, all_lost))
+
+
+silent_share = Exercise(
+    "12.3", "silent_share", draw=draw_silent, right=silent_by_counts, formula=silent_formula, mistakes={
+        "groups in which all succeed are left out: they agree too, and teach nothing": {"won": False},
+        "groups in which all fail are left out: they agree too, and teach nothing": {"lost": False},
+        "this is the share of groups that teach something": {"end": lambda share: 1 - share},
+        "all succeed and all fail cannot both happen: add the two chances": {"join": torch.mul},
+        "this is the chance that all others agree with one: G completions have to be alike, not G - 1":
+            {"power": lambda G: G - 1},
+        "this is for groups of 2, whatever `group` says": {"power": lambda G: 2},
+        "the chances of one completion are multiplied by G; those of G independent ones are multiplied with each other":
+            lambda p, group: group * p + group * (1 - p),
+        "the chance of both at once is subtracted; all succeed and all fail never happen together":
+            lambda p, group: p**group + (1 - p) ** group - (p * (1 - p)) ** group,
+        "this is in percent; asked for is a share": {"end": lambda share: 100 * share},
+        "this is how many groups teach something for each that does not":
+            {"end": lambda share: (1 - share) / share},
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 12.4
+DENOMINATORS = ("completion", "batch", "constant")
+
+
+def draw_averages(generator):
+    two, mask = torch.tensor([[-1.0, 9.0, 9.0, 9.0], [1.0, 1.0, 1.0, 9.0]]), torch.tensor([[1, 0, 0, 0], [1, 1, 1, 0]]).bool()
+    for denominator in DENOMINATORS:
+        yield {"losses": two, "mask": mask, "denominator": denominator}
+    for rows, steps in ((3, 5), (4, 6)):
+        for denominator in DENOMINATORS:
+            mask = ragged(generator, rows, steps)
+            mask[:, -1] = False  # no completion is as long as it may be
+            losses = hidden(generator, mask, torch.randn(rows, steps, generator=generator) + 0.3)
+            yield {"losses": losses, "mask": mask, "denominator": denominator}
+
+
+def call_average(function, **arguments):
+    """The loss, and its gradient: how much each token counts. That of padding is a part of its own."""
+    found, mask = with_gradients(function, ["losses"], "loss", arguments), arguments["mask"]
+    gradient = found.pop("gradient of losses")
+    return {**found, "gradient of losses": gradient[mask], "gradient under the mask": gradient[~mask]}
+
+
+def averages_by_rows(losses, mask, denominator):
+    """Each completion's sum over what its tokens are divided by."""
+    B, T = mask.shape
+    total = 0 * losses[mask].sum()
+    for row, here in zip(losses, mask):
+        count = {"completion": B * int(here.sum()), "batch": int(mask.sum()), "constant": B * T}[denominator]
+        total = total + row[here].sum() / count
+    return total
+
+
+def averages_formula(
+    losses, mask, denominator, *, keep=lambda x, mask: torch.where(mask, x, 0), lengths=lambda mask: mask.sum(1),
+    use=lambda name: name, completion=lambda s, n, T: (s / n).mean(), batch=lambda s, n, T: s.sum() / n.sum(),
+    constant=lambda s, n, T: s.mean() / T,
+):  # fmt: skip
+    """`s` and `n` are each completion's sum and length, (B,)."""
+    s, n, T = keep(losses, mask).sum(1), lengths(mask), mask.shape[1]
+    return {"completion": completion, "batch": batch, "constant": constant}[use(denominator)](s, n, T)
+
+
+token_average = Exercise(
+    "12.4", "token_average", draw=draw_averages, call=call_average, right=averages_by_rows, formula=averages_formula,
+    mistakes={
+        "padding is counted: what stands where the mask is False belongs to nobody":
+            [{"keep": lambda x, mask: x}, {"keep": lambda x, mask: x, "lengths": lambda mask: (mask | True).sum(1)}],
+        "a product with the mask does not hide a NaN under it, since 0 times NaN is not a number: use torch.where":
+            {"keep": lambda x, mask: x * mask},
+        "the mask is turned round": {"keep": lambda x, mask: torch.where(mask, 0, x), "lengths": lambda mask: (~mask).sum(1)},
+        "this is divided by B T, padding included, whatever `denominator` says: that is the constant alone":
+            {"lengths": lambda mask: (mask | True).sum(1)},
+        "completion: the sums are divided by T, padding included; divide each by its own completion's length":
+            {"completion": lambda s, n, T: s.mean() / T},
+        "batch: the sum is divided by B T, padding included; divide by the number of all tokens":
+            {"batch": lambda s, n, T: s.mean() / T},
+        "no gradient reaches the losses: something on the way is detached, or was made a number by .item()":
+            {"keep": lambda x, mask: torch.where(mask, x, 0).detach()},
+        "completion: the mean length divides; each completion has its own": {
+            "completion": lambda s, n, T: s.mean() / n.float().mean()},
+        "completion: each one's mean is added up; take the mean over the completions":
+            {"completion": lambda s, n, T: (s / n).sum()},
+        "batch: this is a mean of the completions' means; divide the sum of all tokens by the number of all tokens":
+            {"batch": lambda s, n, T: (s / n).mean()},
+        "batch: the sum is divided by the number of completions; divide by the number of their tokens":
+            {"batch": lambda s, n, T: s.mean()},
+        "constant: this divides by the longest completion of the batch, which is another number in every batch; T is the same":
+            {"constant": lambda s, n, T: s.mean() / n.max()},
+        "constant: this divides by the mean length, which is another number in every batch; T is the same":
+            {"constant": lambda s, n, T: s.mean() / n.float().mean()},
+        "batch: this is the sum; divide it by the number of all tokens": {"batch": lambda s, n, T: s.sum()},
+        "constant: the sums are not divided by T": {"constant": lambda s, n, T: s.mean()},
+        "constant: this is the sum; divide it by B T": {"constant": lambda s, n, T: s.sum()},
+        "constant: the sums are divided by T and added up; take the mean over the completions":
+            {"constant": lambda s, n, T: s.sum() / T},
+        "`denominator` is not used, each completion's own length divides": {"use": lambda name: "completion"},
+        "`denominator` is not used, the tokens of the batch divide": {"use": lambda name: "batch"},
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 12.5
+def draw_sequences(generator):
+    old, mask = torch.tensor([[-3.0, -3.0, -3.0]]), torch.tensor([[True, True, False]])
+    yield {"logprobs": old + torch.tensor([[2.0, 4.5, 3.0]]).log(), "old_logprobs": old, "mask": mask}
+    yield {"logprobs": torch.tensor([[-0.5]]), "old_logprobs": torch.tensor([[-1.5]]), "mask": torch.ones(1, 1).bool()}
+    for rows, steps in ((2, 3), (3, 6), (4, 20)):
+        new, old, mask = scored(generator, rows, steps)
+        yield {"logprobs": new, "old_logprobs": old, "mask": mask}
+
+
+def call_sequences(function, **arguments):
+    """The ratios, and the gradients of their sum, each with a weight of its own."""
+    return with_gradients(function, ["logprobs", "old_logprobs"], "ratio", arguments)
+
+
+def sequences_by_roots(logprobs, old_logprobs, mask):
+    """The n-th root of the product of n ratios."""
+    ratios = [(new[here] - old[here].detach()).exp() for new, old, here in zip(logprobs, old_logprobs, mask)]
+    return torch.stack([one.prod() ** (1 / len(one)) for one in ratios])
+
+
+def sequences_formula(
+    logprobs, old_logprobs, mask, *, old=torch.detach, apart=torch.sub, keep=lambda x, mask: torch.where(mask, x, 0),
+    first=lambda x: x, mean=lambda x, n, T: x.sum(1) / n, last=torch.exp,
+):  # fmt: skip
+    log_ratio = apart(logprobs, old(old_logprobs))
+    return last(mean(keep(first(log_ratio), mask), mask.sum(1), mask.shape[1]))
+
+
+sequence_ratio = Exercise(
+    "12.5", "sequence_ratio", draw=draw_sequences, call=call_sequences, right=sequences_by_roots, formula=sequences_formula,
+    mistakes={
+        "this is the product of all ratios: at 100 tokens it leaves any bounds. Take its n-th root, n the completion's length":
+            {"mean": lambda x, n, T: x.sum(1)},
+        "this is the mean of the tokens' ratios; the geometric mean is the exponential of the mean of their logarithms":
+            {"first": torch.exp, "last": lambda x: x},
+        "the sum is divided by T, padding included; divide by the completion's own length":
+            {"mean": lambda x, n, T: x.sum(1) / T},
+        "padding is counted: set it to 0 where the mask is False": [
+            {"keep": lambda x, mask: x}, {"keep": lambda x, mask: x, "mean": lambda x, n, T: x.mean(1)}],
+        "a product with the mask does not hide a NaN under it, since 0 times NaN is not a number: use torch.where":
+            {"keep": lambda x, mask: x * mask},
+        "the ratio is upside down: new over old": {"apart": lambda new, old: old - new},
+        "this is the logarithm of the ratio; the exponential is missing": {"last": lambda x: x},
+        "the old log-probabilities get a gradient: they are numbers that were written down at the rollout; detach them":
+            {"old": lambda x: x},
+        "no gradient reaches the log-probabilities: it is the old ones alone that are detached":
+            {"first": torch.detach},
+        "one number for the whole batch; each completion has a ratio of its own":
+            {"mean": lambda x, n, T: (x.sum() / n.sum()).expand(len(x))},
+        "the lengths' mean divides; each completion has its own length": {"mean": lambda x, n, T: x.sum(1) / n.float().mean()},
+        "the sum is divided by the root of the length; divide by the length": {"mean": lambda x, n, T: x.sum(1) / n.sqrt()},
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 12.6
+ADVANTAGES = {
+    "none": lambda r: r,
+    "leave-one-out": left_out_formula,
+    "group": lambda r: groups_formula(r, "none"),
+    "deviation": lambda r: groups_formula(r, "deviation"),
+    "mean": lambda r: groups_formula(r, "mean"),
+}
+
+
+def draw_expected(generator):
+    yield {"probs": torch.tensor([0.5, 0.5]), "paid": torch.tensor([0.0, 1.0]), "group": 2, "row": "group"}
+    yield {"probs": torch.tensor([0.5, 0.3, 0.2]), "paid": torch.tensor([0.0, 1.0, 3.0]), "group": 1, "row": "none"}
+    yield {"probs": torch.tensor([0.6, 0.4]), "paid": torch.tensor([2.0, 1.0]), "group": 3, "row": "leave-one-out"}
+    yield {"probs": torch.tensor([0.7, 0.1, 0.2]), "paid": torch.tensor([0.0, 1.0, 0.0]), "group": 3, "row": "mean"}
+    for size, group, row in ((3, 2, "leave-one-out"), (4, 3, "group"), (3, 4, "deviation"), (4, 2, "none")):
+        probs = torch.rand(size, generator=generator) + 0.1
+        paid = torch.randint(-8, 9, (size,), generator=generator) / 4  # a group that agrees has exactly its mean
+        yield {"probs": probs / probs.sum(), "paid": paid, "group": group, "row": row}
+
+
+def call_expected(function, probs, paid, group, row):
+    """`row` names the function that makes advantages of rewards (N, G)."""
+    return function(probs=probs, paid=paid, group=group, advantages=ADVANTAGES[row])
+
+
+def expected_by_counts(probs, paid, group, advantages):
+    """Groups with the same tokens in another order are alike: each is taken once, times the number of its orders."""
+    total = torch.zeros(len(probs), dtype=torch.float64)
+    for tokens in itertools.combinations_with_replacement(range(len(probs)), group):
+        counts = [tokens.count(token) for token in range(len(probs))]
+        chance = math.factorial(group)
+        for count, p in zip(counts, probs.tolist()):
+            chance *= p**count / math.factorial(count)
+        worth = advantages(paid[list(tokens)][None])[0].double()
+        for token, A in zip(tokens, worth.tolist()):
+            total[token] += chance * A / group
+        total -= chance * worth.sum().item() / group * probs.double()
+    return total.float()
+
+
+def expected_formula(
+    probs, paid, group, advantages, *, groups=lambda V, G: itertools.product(range(V), repeat=G),
+    chance=lambda probs, tokens: probs[tokens].prod(1), worth=lambda advantages, r: advantages(r),
+    slope=lambda hot, probs: hot - probs, over=lambda steps: steps.mean(1), end=lambda total: total,
+):  # fmt: skip
+    tokens = torch.tensor(list(groups(len(probs), group)), dtype=torch.long).view(-1, group)  # (M, G)
+    steps = worth(advantages, paid[tokens])[..., None] * slope(F.one_hot(tokens, len(probs)), probs)  # (M, G, V)
+    return end((chance(probs, tokens)[:, None] * over(steps)).sum(0))
+
+
+expected_gradient = Exercise(
+    "12.6", "expected_gradient", draw=draw_expected, call=call_expected, right=expected_by_counts, formula=expected_formula,
+    mistakes={
+        "all groups count the same; a group counts by its probability, the product of its tokens'":
+            {"chance": lambda probs, tokens: torch.full((len(tokens),), 1.0 / len(tokens))},
+        "the probabilities of a group's tokens are added; they are drawn one after another, so multiply":
+            {"chance": lambda probs, tokens: probs[tokens].sum(1)},
+        "a token is drawn at most once in a group here; each completion is drawn from all tokens":
+            {"groups": lambda V, G: itertools.permutations(range(V), G)},
+        "a group is counted once for all orders of its tokens; each order is a group of its own":
+            {"groups": lambda V, G: itertools.combinations_with_replacement(range(V), G)},
+        "the gradient of log p in the logits is 1 at the token that was drawn, less the probability, everywhere: - p is missing":
+            {"slope": lambda hot, probs: hot},
+        "this is the gradient in the probabilities; in the logits it is 1 at the token less p":
+            {"slope": lambda hot, probs: hot / probs},
+        "the group's terms are added up; take their mean": {"over": lambda steps: steps.sum(1)},
+        "this is the gradient of p; that of log p is not multiplied by the token's probability":
+            {"slope": lambda hot, probs: (hot * probs).sum(-1, keepdim=True) * (hot - probs)},
+        "the rewards stand where the advantages belong": {"worth": lambda advantages, r: r},
+        "the advantages are made of all groups at once, as if one row; each group is a row of its own":
+            {"worth": lambda advantages, r: advantages(r.reshape(1, -1)).view(r.shape)},
+        "the sign is turned: asked for is the direction in which the logits go, not the gradient of a loss":
+            {"end": lambda total: -total},
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 12.7
+NAMES = ("policy_chosen", "policy_rejected", "ref_chosen", "ref_rejected")
+
+
+def draw_dpo(generator):
+    yield {**dict(zip(NAMES, torch.tensor([[-10.0], [-9.0], [-11.0], [-8.0]]))), "beta": 0.5}
+    same = torch.tensor([-3.0, -7.0])
+    yield {**dict(zip(NAMES, (same, same - 1, same, same - 1))), "beta": 0.2}  # a policy that is its reference
+    far = torch.tensor([1000.0, -1000.0, 2.0])
+    yield {**dict(zip(NAMES, (far, 0 * far, 0 * far, 0 * far + 0.5))), "beta": 1.0}
+    for count, beta in ((3, 0.1), (5, 0.7)):
+        yield {**dict(zip(NAMES, -8 * torch.rand(4, count, generator=generator) - 2)), "beta": beta}
+
+
+def call_dpo(function, **arguments):
+    """The loss, and its gradients in the policy's log-probabilities."""
+    return with_gradients(function, NAMES[:2], "loss", arguments)
+
+
+def dpo_by_two_classes(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta):
+    """A choice between two answers, of which the first is right."""
+    logits = beta * torch.stack([policy_chosen - ref_chosen, policy_rejected - ref_rejected], 1)
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
+
+
+def dpo_formula(
+    policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta, *, reference=lambda one, other: one - other, sign=1,
+    scale=lambda margin, beta: beta * margin, loss=lambda z, beta: -F.logsigmoid(z), over=torch.mean, sides=(1, 1),
+    before=lambda margin: margin,
+):  # fmt: skip
+    ours = sides[0] * policy_chosen - sides[1] * policy_rejected
+    margin = sign * (ours - reference(sides[0] * ref_chosen, sides[1] * ref_rejected))
+    return over(loss(scale(before(margin), beta), beta))
+
+
+CUTS = [
+    *({"loss": lambda z, beta, eps=10.0**-n: -(z.sigmoid() + eps).log()} for n in (5, 6, 7, 8, 9, 10, 12)),
+    *({"loss": lambda z, beta, eps=10.0**-n: -z.sigmoid().clamp(min=eps).log()} for n in (5, 6, 7, 8, 9, 10, 12)),
+    *({"loss": lambda z, beta, most=most: -F.logsigmoid(z.clamp(-most, most))} for most in (10, 15, 20, 30, 50, 60, 80, 88, 100)),
+]  # fmt: skip
+
+dpo_loss = Exercise(
+    "12.7", "dpo_loss", draw=draw_dpo, call=call_dpo, right=dpo_by_two_classes, formula=dpo_formula, mistakes={
+        "the logarithm of a sigmoid that has become 0 is infinite: F.logsigmoid does both steps at once":
+            {"loss": lambda z, beta: -z.sigmoid().log()},
+        "margin or sigmoid is kept within bounds, and beyond the clamp no gradient is left: F.logsigmoid is finite without one":
+            CUTS,
+        "no gradient reaches the policy's log-probabilities: only the reference's are fixed": detached(dpo_by_two_classes),
+        "the reference is left out: what it finds likely anyway is then paid for": {"reference": lambda one, other: 0},
+        "the reference's difference is added; subtract it": {"reference": lambda one, other: other - one},
+        "beta stands in front of the logsigmoid; it scales the margin inside":
+            {"scale": lambda margin, beta: margin, "loss": lambda z, beta: -beta * F.logsigmoid(z)},
+        "beta is left out: it scales the margin": {"scale": lambda margin, beta: margin},
+        "the margin is divided by beta; multiply": {"scale": lambda margin, beta: margin / beta},
+        "beta scales the policy's difference alone; it belongs to the whole margin":
+            lambda policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta: -F.logsigmoid(
+                beta * (policy_chosen - policy_rejected) - (ref_chosen - ref_rejected)).mean(),
+        "chosen and rejected have changed places: it learns what readers did not want": {"sign": -1},
+        "the sign of the loss is turned: it is to fall where the margin grows": {"loss": lambda z, beta: F.logsigmoid(z)},
+        "this is the sum over the pairs; take their mean": {"over": torch.sum},
+        "the mean is taken over the margins, before the logsigmoid; each pair has a loss of its own":
+            {"before": lambda margin: margin.mean()},
+        "the rejected answer is left out; the margin is a difference of two log-ratios": {"sides": (1, 0)},
+        "this is IPO's loss, a square; DPO's is the negative log-sigmoid":
+            {"scale": lambda margin, beta: margin, "loss": lambda z, beta: (z - 1 / (2 * beta)).square()},
+        "this is 1 less the sigmoid; the loss is minus its logarithm": {"loss": lambda z, beta: torch.sigmoid(-z)},
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 12.8
+def draw_kto(generator):
+    one = {"policy": torch.tensor([-3.0, -3.0]), "ref": torch.tensor([-2.0, -2.0]), "desirable": torch.tensor([True, False])}
+    yield {**one, "kl": torch.tensor(0.5), "beta": 0.5}
+    same = torch.tensor([-3.0, -5.0, -1.0])
+    yield {"policy": same, "ref": same, "desirable": torch.tensor([True, False, True]), "kl": torch.tensor(0.0), "beta": 0.3}
+    far = torch.tensor([900.0, -900.0, 900.0, -900.0])
+    desirable = torch.tensor([True, True, False, False])
+    yield {"policy": far, "ref": 0 * far, "desirable": desirable, "kl": torch.tensor(2.0), "beta": 1.0}
+    for count, beta in ((4, 0.4), (7, 0.1)):
+        policy, ref = -6 * torch.rand(2, count, generator=generator) - 1
+        desirable = torch.arange(count) % 3 > 0
+        kl = 2 * torch.rand((), generator=generator) + 0.5
+        yield {"policy": policy, "ref": ref, "desirable": desirable, "kl": kl, "beta": beta}
+
+
+def call_kto(function, **arguments):
+    """The loss, and its gradients in the policy's log-probabilities and in the KL."""
+    return with_gradients(function, ["policy", "kl"], "loss", arguments)
+
+
+def kto_by_tanh(policy, ref, desirable, kl, beta):
+    """1 - sigmoid(x) is (1 - tanh(x / 2)) / 2."""
+    signs = torch.tensor([1.0 if good else -1.0 for good in desirable.tolist()])
+    return (0.5 - 0.5 * torch.tanh(beta * signs * (policy - ref - kl.detach()) / 2)).mean()
+
+
+def kto_formula(
+    policy, ref, desirable, kl, beta, *, from_kl=lambda x, kl, good: x - kl, number=torch.detach, good=lambda d: d,
+    sign=lambda x, good: torch.where(good, x, -x), scale=lambda x, beta: beta * x, log_ratio=torch.sub,
+    loss=lambda x: torch.sigmoid(-x), over=lambda losses, good: losses.mean(),
+):  # fmt: skip
+    said = good(desirable)
+    gain = sign(scale(from_kl(log_ratio(policy, ref), number(kl), said), beta), said)
+    return over(loss(gain), said)
+
+
+kto_loss = Exercise(
+    "12.8", "kto_loss", draw=draw_kto, call=call_kto, right=kto_by_tanh, formula=kto_formula, mistakes={
+        "undesirable answers are pulled up too: there the sign is turned": {"sign": lambda x, good: x},
+        "this pulls desirable answers down and the others up: they have changed places, or 1 less the sigmoid is the sigmoid":
+            [{"good": torch.logical_not}, {"loss": torch.sigmoid}],
+        "a gradient goes through the KL, as if it were to be lowered here: it is a number to measure from, detach it":
+            {"number": lambda kl: kl},
+        "the KL is left out: a log-ratio is measured from how far the policy has moved on the whole":
+            {"from_kl": lambda x, kl, good: x},
+        "the KL is added; a log-ratio is measured from it": {"from_kl": lambda x, kl, good: x + kl},
+        "on undesirable answers the KL is not turned with the log-ratio: the sign belongs to their difference":
+            {"from_kl": lambda x, kl, good: torch.where(good, x - kl, x + kl)},
+        "the reference is left out: the gain is a log-ratio": {"log_ratio": lambda policy, ref: policy},
+        "the log-ratio is upside down: the policy's less the reference's": {"log_ratio": lambda policy, ref: ref - policy},
+        "beta is left out": {"scale": lambda x, beta: x},
+        "beta scales the log-ratio alone; the KL is subtracted before, so that beta scales both":
+            lambda policy, ref, desirable, kl, beta: kto_formula(policy, ref, desirable, kl / beta, beta),
+        "no gradient reaches the policy's log-probabilities: the KL alone is detached": detached(kto_by_tanh),
+        "this is DPO's loss of one answer, with a logarithm; KTO's is 1 less the sigmoid":
+            {"loss": lambda x: -F.logsigmoid(x)},
+        "this is the sum over the answers; take their mean": {"over": lambda losses, good: losses.sum()},
+        "desirable and undesirable answers weigh the same however many there are; take one mean over all":
+            {"over": lambda losses, good: (losses[good].mean() + losses[~good].mean()) / 2},
+        "only the desirable answers are learned from": {"over": lambda losses, good: losses[good].mean()},
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 12.9
+def draw_best(generator):
+    yield {"rewards": torch.tensor([[1.0, 3.0, 2.0], [5.0, 0.0, 4.0]]), "uniforms": torch.tensor([0.9, 0.4])}
+    yield {"rewards": torch.tensor([[2.0, 2.0], [-1.0, -1.0], [0.0, 1.0]]), "uniforms": torch.tensor([0.0, 0.75, 0.25])}  # ties
+    yield {"rewards": torch.tensor([[-3.0, -1.0, -2.0, -1.0]]), "uniforms": torch.tensor([0.9999])}
+    for groups, size in ((3, 5), (5, 3), (4, 4)):
+        rewards = torch.randint(6, (groups, size), generator=generator) + 10.0 * torch.randn(groups, 1, generator=generator)
+        yield {"rewards": rewards, "uniforms": torch.rand(groups, generator=generator)}
+
+
+def call_best(function, **arguments):
+    """What the function returns, which can be looked up in the rollout: floats raise here."""
+    pair = function(**arguments)
+    for one in pair if isinstance(pair, (tuple, list)) else ():
+        if isinstance(one, torch.Tensor) and one.is_floating_point():
+            torch.empty(0)[one]
+    return pair
+
+
+def best_by_lists(rewards, uniforms):
+    best, control, start = [], [], 0
+    for row, uniform in zip(rewards.tolist(), uniforms.tolist()):
+        best.append(start + row.index(max(row)))
+        control.append(start + int(uniform * len(row)))
+        start += len(row)
+    return torch.tensor(best), torch.tensor(control)
+
+
+def best_formula(
+    rewards, uniforms, *, pick=lambda r: r.argmax(1), number=lambda n, i, G, N: n * G + i, place=lambda u, G: (u * G).long(),
+    control=None, end=lambda best, control: (best, control),
+):  # fmt: skip
+    N, G = rewards.shape
+    groups, winner = torch.arange(N), pick(rewards)
+    drawn = number(groups, place(uniforms, G), G, N) if control is None else control(rewards, uniforms, winner)
+    return end(number(groups, winner, G, N), drawn)
+
+
+def without_the_best(rewards, uniforms, winner):
+    """One of the other G - 1 at random."""
+    N, G = rewards.shape
+    place = (uniforms * (G - 1)).long()
+    return torch.arange(N) * G + place + (place >= winner)
+
+
+best_and_control = Exercise(
+    "12.9", "best_and_control", draw=draw_best, call=call_best, right=best_by_lists, formula=best_formula, mistakes={
+        "the row numbers are floats, with which no row can be looked up: make them int64, by .long()":
+            {"end": lambda best, control: (best, control.float())},
+        "these are places inside the groups; asked for are rows of the rollout, where group n begins at n G":
+            {"number": lambda n, i, G, N: i},
+        "group n begins at n G; this takes completion i of group n for row i N + n": {"number": lambda n, i, G, N: i * N + n},
+        "this adds n where group n begins at n G": {"number": lambda n, i, G, N: n + i},
+        "these are the worst rows": {"pick": lambda r: r.argmin(1)},
+        "of equal rewards the last is taken; take the first": {"pick": lambda r: r.shape[1] - 1 - r.flip(1).argmax(1)},
+        "the best rows of the whole batch are taken; each prompt has one, or easy prompts take all": lambda rewards, uniforms: (
+            rewards.flatten().sort(descending=True, stable=True).indices[: len(rewards)], best_by_lists(rewards, uniforms)[1]),
+        "the control is drawn from the whole rollout; it has one completion of each prompt, as the best have":
+            {"control": lambda r, u, winner: (u * r.numel()).long()},
+        "the control never is the best one, so it is worse than chance; draw from all G": {"control": without_the_best},
+        "the control's place is rounded; the half at both ends is drawn less often, and G is no place: cut off":
+            {"place": lambda u, G: (u * G).round().long()},
+        "the control's place is rounded from u (G - 1), so that the first and the last are drawn half as often; cut u G off":
+            {"place": lambda u, G: (u * (G - 1)).round().long()},
+        "the control's place is drawn from G - 1, so the last completion is never taken":
+            {"place": lambda u, G: (u * (G - 1)).long()},
+        "the control is the first completion of each group; the uniforms choose it": {"place": lambda u, G: (0 * u).long()},
+        "the control are the best rows again": {"control": lambda r, u, winner: torch.arange(len(r)) * r.shape[1] + winner},
+        "best and control came in another order": {"end": lambda best, control: (control, best)},
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 12.10
+def draw_weights(generator):
+    sampler = torch.tensor([[-1.0, -1.0, -4.0, -1.0]])
+    learner = sampler + torch.tensor([[1.0, 1.5, 3.0, 0.5]]).log()
+    yield {"logprobs": learner, "sampler_logprobs": sampler, "mask": torch.tensor([[True, True, True, False]]), "cap": 2.0}
+    for rows, steps, cap in ((2, 3, 1.5), (3, 5, 2.0), (4, 6, 1.1), (2, 8, 4.0)):
+        new, old, mask = scored(generator, rows, steps, spread=0.8)
+        old[0, 0] = new[0, 0] - 2.5  # far above every cap
+        yield {"logprobs": new, "sampler_logprobs": old, "mask": mask, "cap": cap}
+
+
+def call_weights(function, **arguments):
+    """The weights, and the gradient that they send back to the log-probabilities, which should be none."""
+    return with_gradients(function, ["logprobs"], "weights", arguments)
+
+
+def weights_by_loops(logprobs, sampler_logprobs, mask, cap):
+    weights = torch.ones(mask.shape)
+    for b, t in mask.nonzero().tolist():
+        weights[b, t] = min(cap, math.exp(logprobs[b, t].item() - sampler_logprobs[b, t].item()))
+    return weights
+
+
+def weights_formula(
+    logprobs, sampler_logprobs, mask, cap, *, apart=torch.sub, keep=lambda x, mask: torch.where(mask, x, 0), number=torch.detach,
+    first=lambda x, mask: x, ratio=torch.exp, cut=lambda w, cap: w.clamp(max=cap), end=lambda w, mask: w,
+):  # fmt: skip
+    log_ratio = first(number(keep(apart(logprobs, sampler_logprobs), mask)), mask)
+    return end(cut(ratio(log_ratio), cap), mask)
+
+
+importance_weights = Exercise(
+    "12.10", "importance_weights", draw=draw_weights, call=call_weights, right=weights_by_loops, formula=weights_formula,
+    mistakes={
+        "the ratio is upside down: the learner's probability over the sampler's": {"apart": lambda new, old: old - new},
+        "nothing is cut off: one token that the sampler found unlikely outweighs all others": {"cut": lambda w, cap: w},
+        "small weights are raised too: only what is above the cap is cut": {
+            "cut": lambda w, cap: w.clamp(1 / cap, cap)},
+        "this cuts what is small; what is above the cap is cut": {"cut": lambda w, cap: w.clamp(min=1 / cap)},
+        "weights above the cap become 0; they become the cap": {"cut": lambda w, cap: torch.where(w > cap, 0, w)},
+        "the cap is put on the logarithm; it is for the weight": {
+            "first": lambda x, mask: x, "ratio": lambda x: x, "cut": lambda x, cap: x.clamp(max=cap).exp()},
+        "the weights get a gradient: they correct for what was drawn, and are not to be trained; detach them":
+            {"number": lambda x: x},
+        "padding has weight 0; here it is 1, since it is masked later and 0 would lower means":
+            {"end": lambda w, mask: torch.where(mask, w, 0)},
+        "padding has weights of its own; there it is 1": {"keep": lambda x, mask: x},
+        "a product with the mask does not hide a NaN under it, since 0 times NaN is not a number: use torch.where":
+            {"keep": lambda x, mask: x * mask},
+        "this is the log-ratio; the weight is its exponential": {"ratio": lambda x: x},
+        "this is one weight for the whole completion, the product of its tokens'; each token has its own":
+            {"first": lambda x, mask: torch.where(mask, x.sum(1, keepdim=True), 0)},
+        "the weights are scaled to mean 1; they stay as they are":
+            {"end": lambda w, mask: torch.where(mask, w / w[mask].mean(), 1)},
+    })  # fmt: skip
+
+Investigation("12.A", "How many completions is a method worth?")
+Investigation("12.B", "Is it the selection, or the fine-tuning?")
+Investigation("12.C", "Where does the probability go?")
+Investigation("12.D", "What the rule does not see")
+Investigation("12.E", "What is left of a batch?")
