@@ -89,7 +89,7 @@ ALSO = {
     "10/compare-read": "10/leak",
     "10/found-10-C": "10/read-before",
     "09/questions": "09/readers-test",
-    "README/What-it-reaches": "runs card summary blind 09/readers-table 09/readers-test",
+    "README/What-it-reaches": "runs card summary blind 09/readers-table 09/readers-test 12/readers 12/frontier-table",
     "README/How-fast-it-is": "speed",
     "08/kl-read": "summary 09/frontier",
     "11/verdicts-read": "10/agreement",
