@@ -10,10 +10,12 @@ of solutions/, with the course's answers; a fault is a change of one line in it.
 """
 
 import argparse
+import copy
 import json
 import math
 import re
 import sys
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from rlhf_lib.exercises import load, probe_envs
 from rlhf_lib.exercises.keep import the_course
 from rlhf_lib.files import RunError, read_json, write_atomic, write_json
 from rlhf_lib.pipelines.shakespeare import watch_rollouts
+from rlhf_lib.policy_gradient import METHODS
 from rlhf_lib.trainers import rewards, rollouts
 from rlhf_lib.trainers.ppo import PPOConfig
 from rlhf_lib.trainers.ppo import train as train_policy
@@ -113,6 +116,19 @@ def policy(folder, seed=0):
     train_policy(base, tokenizer, [prompt], paid, config, folder, seed=seed, watch=watch_rollouts(paid))
 
 
+def groups(seed=0, lr=3e-4, iterations=12):
+    """Chapter 12, the learner's loop without a critic on the published base, with GRPO."""
+    base, tokenizer, scorer, prompt = models()
+    originals = rollouts.sample(base, tokenizer, [prompt] * 512, 48, torch.Generator().manual_seed(0))
+    known = dict(tokenizer=tokenizer, device=torch.device("cpu"), pays=rewards.fit_reward(scorer, originals, coef=0.0))
+    code = scene("12", ("imports", "own-run"), **known)
+    settings = dict(group=8, minibatch=4, max_new_tokens=48, kl_coef=0.0, max_kl=60.0, end_token=tokenizer.end_token)
+    settings |= dict(loss=partial(the_course("policy_gradient"), **METHODS["grpo"]._asdict()), generate=the_course("generate"))
+    return the_course("learn")(
+        copy.deepcopy(base), base, code["earned"], [prompt] * 8, iterations=iterations, lr=lr, seed=seed, **settings
+    )
+
+
 RUNS = {
     "03": {
         "seed-0": lambda: pretraining(0),
@@ -152,6 +168,10 @@ RUNS = {
     },
     "08": {
         "seed-0": lambda folder: policy(folder, 0),
+    },
+    "12 loop": {
+        **{f"seed-{seed}": lambda seed=seed: groups(seed) for seed in range(3)},
+        "fault-rate": lambda: groups(lr=3e-3, iterations=3),
     },
 }  # fmt: skip
 
@@ -205,6 +225,10 @@ STORED = {
         curves={
             "reward": ("deviations", 0.8), **KERNELS, "explained_variance": ("share", 0.2), "first_ratio": ("", 0.01),
         },
+    ),
+    "12 loop": dict(
+        what="your loop without a critic, with GRPO", x="iteration", settings=PUBLISHED,
+        curves={"reward": ("deviations", 0.3), "kl": KERNELS["kl"], "ratio": ("", 0.01)},
     ),
     "12 grpo": dict(
         what="GRPO of the frontier", x="step", stage="policy", settings=("method", "iterations", "rollout_size", "group"),

@@ -284,6 +284,7 @@ FAULTS = {  # (name, fault): the curve that tells it, the side, and a cause that
     ("08 loop", "rate"): ("", "", "short"),
     ("08 loop", "temperature"): ("ratio", "above", "other-temperature"),
     ("11 policy", "low-price"): ("kl", "above", "kl-unpaid"),
+    ("12 loop", "rate"): ("kl", "above", "rate-high"),
 }
 
 

@@ -90,6 +90,7 @@ ALSO = {
     "10/found-10-C": "10/read-before",
     "09/questions": "09/readers-test",
     "README/What-it-reaches": "runs card summary blind 09/readers-table 09/readers-test",
+    "README/Seven-ways,-one-reward": "12/readers 12/frontier-table",
     "README/How-fast-it-is": "speed",
     "08/kl-read": "summary 09/frontier",
     "11/verdicts-read": "10/agreement",
@@ -108,6 +109,7 @@ ALSO = {
 
 # Arithmetic: every number in it, but for single digits and powers of ten, is itself printed or given.
 DERIVED = {
+    "12/assistant-read": "0.23=0.98-0.75",
     "01/found-a": "0.03=2.145-2.115",
     "01/found-b": "0.29=1.97-1.68 0.22=2.19-1.97 0.20=2.39-2.19 0.15=2.54-2.39 1.0=(524,288+524,288)/1000/1000",
     "01/questions": "2.06=ln(15)/ln(2)/1.9 1.61=ln(40)/ln(2)/3.3",

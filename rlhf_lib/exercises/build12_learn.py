@@ -210,7 +210,7 @@ def run_measured(learn, seed, iterations):
         return (match(prompts, tokens, mask) > 0.25).float()
 
     settings = dict(iterations=iterations, kl_coef=0.2, lr=1e-2)
-    return {"runs": [go(learn, seed, coarse, **settings), go(learn, seed, ends=0.8, uneven=0.1, **settings)]}
+    return {"runs": [go(learn, seed, coarse, **settings), go(learn, seed, ends=0.8, uneven=0.3, **settings)]}
 
 
 @told
