@@ -152,21 +152,20 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     if options.sheet:
         return sheet(options.seeds, options.runs)
-    budget, records = options.iterations * options.rollout, []
+    budget, records, configs = options.iterations * options.rollout, [], {}
     try:
+        for method in options.methods:
+            config = METHODS[method]
+            sizes = {"iterations": options.iterations, "rollout_size": options.rollout}
+            configs[method] = replace(config, **({"samples": options.rollout} if isinstance(config, DPOConfig) else sizes))
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as processes:  # a process for each run
             for seed in options.seeds:
-                for method in options.methods:
-                    config = METHODS[method]
-                    if isinstance(config, DPOConfig):
-                        config = replace(config, samples=options.rollout)
-                    else:
-                        config = replace(config, iterations=options.iterations, rollout_size=options.rollout)
+                for method, config in configs.items():
                     records.append(processes.apply(run, (method, config, budget, seed, options.runs / f"{method}-{seed}")))
                     last, spent = records[-1]["points"][-1], records[-1]["seconds"]
                     print(f"{method} {seed}: gold {last['gold']:.3f} at {last['kl']:.2f} nats, {spent} s", flush=True)
             picked = processes.starmap(best_of_n, [(budget, seed) for seed in options.seeds])
-    except RunError as error:
+    except (RunError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     write_json(options.out / "frontier.json", {"machine": table.machine("cpu"), "best_of_n": picked, "runs": records})

@@ -473,6 +473,12 @@ def test_a_run_that_is_done_is_not_made_again_nor_one_of_other_settings_in_its_p
     )
 
 
+def test_a_size_that_a_method_cannot_have_is_said_before_the_first_run(tiny_frontier, capsys):
+    call, trained = tiny_frontier
+    assert call("--seeds", "0", "--rollout", "12") is None and trained == []
+    assert re.search(r"^error: ppo.rollout_size must be a multiple of ppo.minibatch, got 12 and 8$", capsys.readouterr().err)
+
+
 def test_passages_are_laid_out_for_readers_who_cannot_see_who_wrote_them(tiny_frontier, tmp_path, monkeypatch, capsys):
     call, _ = tiny_frontier
     where = ["--seeds", "0", "2", "--runs", str(tmp_path / "runs"), "--sheet"]
