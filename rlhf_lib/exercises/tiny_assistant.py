@@ -11,8 +11,7 @@ from torch import nn
 
 from rlhf_lib import sampling
 from rlhf_lib.exercises import tiny_rlhf
-from rlhf_lib.exercises.plain import is_record
-from rlhf_lib.exercises.tiny_rlhf import count, number, pairs, same_weights, teller, weights
+from rlhf_lib.exercises.tiny_rlhf import count, pairs, records_fault, same_weights, teller, weights
 
 END, LENGTH, VOCABULARY = 3, 8, 20
 KEYS = ("iteration", "reward", "kl", "ended", "ratio", "clip_fraction", "explained_variance")
@@ -99,18 +98,9 @@ def go(built, seed, reward=count, ends=0.0, frozen=(), noise=0.0, own=None, base
 
 def form(found, start, iterations):
     """What is wrong with the form of what a run returned, or with what it left of the reference; "" if nothing is."""
-    records = found["records"]
-    if not isinstance(records, list) or not records or not all(isinstance(one, dict) and not is_record(one) for one in records):
-        return "it should return a list of dicts, one for each rollout that was measured"
-    if len(records) > iterations + 1:
-        return f"{iterations} iterations have {len(records)} records: one for each, and one for the final policy"
-    for place, record in enumerate(records):
-        for key in KEYS:
-            nan = key == "explained_variance" and isinstance(record.get(key), float)
-            if not number(record.get(key)) and not nan:
-                return f"record {place} has {key} = {record.get(key)!r:.60}: a number is needed (.item() makes one of a tensor)"
-        if record["iteration"] != place:
-            return f"record {place} says iteration {record['iteration']}: they count from 0, and every rollout has one"
+    fault = records_fault(found["records"], iterations, KEYS, nan=("explained_variance",))
+    if fault:
+        return fault
     if not same_weights(found["reference"], weights(start)):
         return "the reference has other weights after the run: it is what the KL is measured to, and never moves"
     return ""

@@ -5,9 +5,8 @@ import copy
 import torch
 
 from rlhf_lib import sampling
-from rlhf_lib.exercises.plain import is_record
 from rlhf_lib.exercises.tiny_assistant import END, tiny
-from rlhf_lib.exercises.tiny_rlhf import number, same_weights, weights
+from rlhf_lib.exercises.tiny_rlhf import records_fault, same_weights, weights
 from rlhf_lib.policy_gradient import METHODS, advantages, policy_gradient_loss
 
 LENGTH, GROUP = 8, 4  # tokens of a completion, completions of a prompt
@@ -100,17 +99,9 @@ def go(learn, seed, reward=match, ends=0.0, noise=0.0, uneven=0.0, method="rloo"
 
 def form(found, iterations):
     """What is wrong with the form of a run; "" if nothing is."""
-    records = found["records"]
-    if not isinstance(records, list) or not records or not all(isinstance(one, dict) and not is_record(one) for one in records):
-        return "it should return a list of dicts, one for each rollout that was kept"
-    if len(records) > iterations + 1:
-        return f"{iterations} iterations have {len(records)} records: one for each, and one more for the last policy"
-    for place, record in enumerate(records):
-        for key in KEYS:
-            if not number(record.get(key)):
-                return f"record {place} has {key} = {record.get(key)!r:.60}: a number is needed (.item() makes one of a tensor)"
-        if record["iteration"] != place:
-            return f"record {place} says iteration {record['iteration']}: they count from 0, and every iteration has one"
+    fault = records_fault(found["records"], iterations, KEYS)
+    if fault:
+        return fault
     if found["touched"]:
         return "the reference has other weights after the run: only the policy is trained"
     for rollout in found["rollouts"]:

@@ -99,23 +99,31 @@ def number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def form(found, base, iterations):
-    """What is wrong with the form of what a run returned; "" if nothing is."""
-    names, records = weights(base), found["records"]
-    if found["policy"] is None or found["policy"].keys() != names.keys():
-        return "the first thing returned is not a model with gpt's weights in other values: return (policy, records)"
+def records_fault(records, iterations, keys, last=None, nan=()):
+    """What is wrong with the form of a run's records; "" if nothing is.
+
+    Args:
+        keys, last: the numbers that a record has, and the last one, if those are others; those in `nan` may be no number.
+    """
     if not isinstance(records, list) or not records or not all(isinstance(one, dict) and not is_record(one) for one in records):
-        return "the second thing returned is not a list of dicts, one for each iteration"
+        return "the records that it returns are not a list of dicts, one for each rollout that was measured"
     if len(records) > iterations + 1:
         return f"{iterations} iterations have {len(records)} records: one for each, and at most one more for the final policy"
     for place, record in enumerate(records):
-        needed = KEYS if place < len(records) - 1 else KEYS[:3]  # no update need follow the last
-        for key in needed:
-            if not number(record.get(key)):
+        for key in keys if last is None or place < len(records) - 1 else last:
+            if not number(record.get(key)) and not (key in nan and isinstance(record.get(key), float)):
                 return f"record {place} has {key} = {record.get(key)!r:.60}: a number is needed (.item() makes one of a tensor)"
         if record["iteration"] != place:
             return f"record {place} says iteration {record['iteration']}: they count from 0, and every iteration has one"
     return ""
+
+
+def form(found, base, iterations):
+    """What is wrong with the form of what a run returned; "" if nothing is."""
+    names = weights(base)
+    if found["policy"] is None or found["policy"].keys() != names.keys():
+        return "the first thing returned is not a model with gpt's weights in other values: return (policy, records)"
+    return records_fault(found["records"], iterations, KEYS, last=KEYS[:3])  # no update need follow the last
 
 
 def teller(tiny, form):
