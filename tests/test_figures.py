@@ -78,7 +78,9 @@ ALSO = {
     "09/estimate-why": "09/interval-picture",
     "09/push-why": "labels settings",
     "09/push-read": "06/test",
+    "12/frontier-ask": "12/frontier-table",
     "12/frontier-read": "12/frontier-table",
+    "12/readers-read": "12/frontier-table 12/investigation-12-B",
     "09/frontier-read": "09/push-compare 09/best-of-n-curve 09/strict-best-of-n",
     "09/push-along-why": "pushed blind",
     "09/sense-why": "blind",
@@ -110,6 +112,7 @@ ALSO = {
 # Arithmetic: every number in it, but for single digits and powers of ten, is itself printed or given.
 DERIVED = {
     "12/assistant-read": "0.23=0.98-0.75",
+    "12/frontier-ask": "0.15=0.49-0.34",
     "01/found-a": "0.03=2.145-2.115",
     "01/found-b": "0.29=1.97-1.68 0.22=2.19-1.97 0.20=2.39-2.19 0.15=2.54-2.39 1.0=(524,288+524,288)/1000/1000",
     "01/questions": "2.06=ln(15)/ln(2)/1.9 1.61=ln(40)/ln(2)/3.3",
@@ -262,10 +265,11 @@ GIVEN = {
     "12/bias-why": "0.1 0.9 0.0576 81",
     "12/expected-read": "0.5 0.5",
     "12/own-read": "64",
-    "12/falling-read": "100% 50%",
+    "12/falling-read": "100% 50% 53 70% 35 52%",  # Wilson's intervals, of 128 pairs
     "12/investigation-12-C-found": "95%",
-    "12/frontier-why": "6,144 6,144 3,072",
-    "12/frontier-read": "48",
+    "12/frontier-why": "6,144 6,144 3,072 0.08 3e-4 2e-4 1e-4",
+    "12/frontier-read": "48 0.14 6.1",
+    "12/investigation-12-A-found": "512",
     "12/readers-why": "1,125",
     "12/rounded-read": "1.5 0.2",
     "12/questions": "70% 70% 0.80 0.84 0.71 99%",
@@ -273,7 +277,7 @@ GIVEN = {
     "README/The-assistant": "0.1 30 95% 16 12 24",  # the version of a package, SmolLM2's blocks
     "NEGATIVE_RESULTS/The-language-model": "135 29 200 1.96",  # sizes of models, of pieces, of an interval
     "NEGATIVE_RESULTS/Labels-and-the-reward-model": "2,593 1.96",
-    "NEGATIVE_RESULTS/PPO-and-its-relatives": "96 500 0.06 2,048",
+    "NEGATIVE_RESULTS/PPO-and-its-relatives": "0.08 0.08 96 500 0.06 2,048",
     "NEGATIVE_RESULTS/The-assistant": "32 1.96",
     "NEGATIVE_RESULTS/Measured-once,-not-repeatable-by-a-command": "70% 0.84 1e-4 55% 3e-4 63% 79% 83% 2,500 10,000 1.39 1.73 "
     "1.37 1.49 74.8% 79.8% 1.07 1.27 1.49 0.96 0.42 0.49 69% 72% 2.2 1e-3 0.03 7e-4 69.4% 58.0% 76.2% 67.6% 4,096 8,192 20%",
