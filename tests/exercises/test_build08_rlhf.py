@@ -1,4 +1,7 @@
-"""Build it 8.10: right programs pass its probes, and each wrong one is found at the probe that looks for its mistake."""
+"""Build it 8.10: right programs pass, and each wrong one is found at the probe that looks for its mistake.
+
+The worked one is tried in its notebook.
+"""
 
 import copy
 from pathlib import Path
@@ -109,11 +112,6 @@ def rlhf_by_hand(
             report(records[-1])
     policy.load_state_dict(snapshots[-1])
     return policy, records
-
-
-@pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
-def test_the_worked_answer_passes_the_cheap_probes(seed):
-    assert try_out(BUILD, program(), seed, most=100) == ("", "")
 
 
 def test_an_answer_written_differently_passes_the_cheap_probes():

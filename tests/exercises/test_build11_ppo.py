@@ -1,4 +1,7 @@
-"""Build it 11.13: right programs pass its probes, and what is trained on the course's own models is judged by fresh answers."""
+"""Build it 11.13: right programs pass, and what is trained on the course's own models is judged by fresh answers.
+
+The worked one is tried in its notebook.
+"""
 
 import copy
 from pathlib import Path
@@ -108,10 +111,6 @@ def train_by_kernels(
         if report is not None:
             report(records[-1])
     return records
-
-
-def test_the_worked_answer_passes_the_cheap_probes():
-    assert try_out(BUILD, program(), 0, most=100) == ("", "")
 
 
 def test_an_answer_written_differently_passes_the_cheap_probes():
