@@ -3,6 +3,7 @@
 A label is one of our three words, in any case or cut to three letters, or a rating from 1 to 5, of which 3 is neutral.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -17,6 +18,13 @@ VALUES = ("label", "labels", "sentiment", "rating", "choice", "annotation", "sco
 READERS = ("reader", "annotator", "rater", "user", "completed_by", "annotation_agent", "user_id")
 RATINGS = {1: "negative", 2: "negative", 3: "neutral", 4: "positive", 5: "positive"}
 NO_TEXT, NO_LABEL, SEVERAL, TWICE = "no text", "no label", "several labels", "the same passage and reader again"
+UNDONE = "skipped, discarded or a draft"
+UNKNOWN = "drafts and discarded answers are not marked in this form: write records.to_datasets().to_json(FILE) in Argilla"
+LISTED = "a list in a cell of a table: export JSON lines"
+OTHERS = {
+    b"PK\x03\x04": "a zip archive or a workbook: unpack it, or save the sheet as CSV",
+    b"PAR1": "Parquet: export JSON lines",
+}
 
 
 @dataclass(frozen=True)
@@ -43,14 +51,15 @@ def load(path):
         path: a table with a line of headings (comma, semicolon or tab between its columns), JSON lines, or a list in JSON.
 
     Returns:
-        Taken. Its labels have the file's name as `checkpoint`; a reader whom the file does not name is "me".
+        Taken. Its labels have the file's name as `checkpoint`; a reader whom the file does not name is "me", or, in an export of
+        doccano that is not called "all", has the file's name.
 
     Raises:
         LabelError: the file cannot be read, or none of its rows can be used.
     """
     path, labels, left, number, seen = Path(path), [], {}, 0, set()
     for number, row in enumerate(rows(path), 1):
-        text, found = text_of(row), judgements(row)
+        text, found = text_of(row), judgements(row, path.stem)
         reasons = [NO_TEXT] if text is None else [NO_LABEL] if not found else []
         for reader, value in found if not reasons else ():
             name = label_of(value)
@@ -67,13 +76,18 @@ def load(path):
     taken = Taken(str(path), labels, number, left)
     if not labels:
         raise LabelError(
-            f"no row can be used: {taken}; a row needs a text ({TEXTS[0]}) and a label ({', '.join(LABELS)}, or 1 to 5)"
+            f"no row can be used: {taken}; a row needs a text (named {TEXTS[0]}) and a label (named {', '.join(VALUES[:4])}; "
+            f"one of {', '.join(LABELS)}, or 1 to 5)"
         )
     return taken
 
 
 def rows(path):
     """The rows of a file, a list of dicts."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:  # what is wrong with the file is said below
+        start = file.read(4)
+        if start in OTHERS:
+            raise LabelError(f"{path}: {OTHERS[start]}")
     text = read_text(path, LabelError)
     if text.lstrip()[:1] == "[":
         try:
@@ -86,6 +100,8 @@ def rows(path):
         lines = enumerate(text.split("\n"), 1)
         return [parse_row(line, f"{path}, line {number}", LabelError) for number, line in lines if line.strip()]
     headings = text.split("\n", 1)[0]
+    if headings.lstrip('"').startswith("__label__"):
+        raise LabelError(f"{path}: fastText does not say where a text ends: export JSONL")
     between = max(",;\t", key=headings.count)
     try:
         table = csv.DictReader(io.StringIO(text, newline=""), delimiter=between, strict=True)
@@ -103,51 +119,80 @@ def text_of(row):
     return None
 
 
-def judgements(row):
-    """What readers said of a row, a list of (reader, value)."""
+def judgements(row, file):
+    """What readers said of a row of the file of that name, a list of (reader, value); the value of what was not handed in is
+    UNDONE, and UNKNOWN where that is not said."""
     if "data" in row and isinstance(row.get("annotations"), list):  # Label Studio
-        kept = [one for one in row["annotations"] if isinstance(one, dict) and not one.get("was_cancelled")]
-        return [(reader_of(one), value) for one in kept for value in studio_values(one.get("result"))]
+        given = [one for one in row["annotations"] if isinstance(one, dict)]
+        return [(reader_of(one), value) for one in given for value in studio_values(one)]
     if isinstance(row.get("responses"), dict):  # Argilla
         answers = [answer for given in row["responses"].values() if isinstance(given, list) for answer in given]
         return argilla_values(answers)
-    for name in VALUES:
-        value = row.get(name)
-        if isinstance(value, list) and value and all(isinstance(one, dict) and "value" in one for one in value):  # Argilla
+    for name in sorted(row, key=lambda name: name.removesuffix(".responses") not in VALUES):
+        value = row[name]
+        if name.endswith(".responses"):  # Argilla 2
+            return flat_values(row, name)
+        if isinstance(value, list) and value and all(isinstance(one, dict) and "value" in one for one in value):  # Argilla 1
             return argilla_values(value)
-        given = row.get(f"{name}.responses")
-        if isinstance(given, list):  # Argilla, its columns laid out flat
-            readers = row.get(f"{name}.responses.users") or [None] * len(given)
-            return [(reader_of({"reader": reader}), one) for reader, one in zip(readers, given)]
-        if value not in (None, "", []):  # a table, doccano, or Label Studio's short form
-            return [(reader_of(row), value)]
-    return []
+    value = next((row[name] for name in VALUES if row.get(name) not in (None, "", [])), None)
+    if value is None:
+        return []
+    if str(row.get("status")).lower() in ("discarded", "edited", "draft"):  # Argilla 1
+        value = UNDONE
+    doccano = {"Comments", "comments"} & set(row) and file != "all"  # it names each reader's file after them
+    return [(reader_of(row, file if doccano else "me"), value)]  # or a table, or Label Studio's short form
 
 
-def studio_values(result):
-    """The choices and ratings in one reader's result of Label Studio."""
-    values = [one.get("value") for one in result or () if isinstance(one, dict)]
-    return [value.get("choices", value.get("rating")) for value in values if isinstance(value, dict)]
+def studio_values(annotation):
+    """The choices and ratings in one reader's annotation of Label Studio."""
+    if annotation.get("was_cancelled"):
+        return [UNDONE]
+    result = annotation.get("result")
+    values = [one.get("value") for one in result if isinstance(one, dict)] if isinstance(result, list) else []
+    found = [value.get("choices", value.get("rating")) for value in values if isinstance(value, dict)]
+    return [value for value in found if value is not None]  # an explanation is neither
+
+
+def flat_values(row, name):
+    """(reader, value) of each answer to a question of Argilla 2, whose parts stand in three columns."""
+    columns = [row.get(name + part) for part in ("", ".users", ".status")]
+    if not columns[0]:
+        return []
+    if not all(isinstance(column, list) for column in columns):  # in a table
+        return [(reader_of(row), LISTED)]
+    return argilla_values([dict(zip(("value", "user_id", "status"), answer)) for answer in zip(*columns)])
 
 
 def argilla_values(answers):
-    """(reader, value) of each answer that was handed in."""
-    kept = [one for one in answers if isinstance(one, dict) and one.get("status", "submitted") == "submitted"]
-    return [(reader_of(one), one.get("value")) for one in kept]
+    """(reader, value) of each answer, a dict of "value", "status" and a reader."""
+    found = []
+    for one in answers:
+        if isinstance(one, dict):
+            status = one.get("status")
+            value = one.get("value") if status == "submitted" else UNDONE if status else UNKNOWN
+            found.append((reader_of(one), value))
+    return found
 
 
-def reader_of(row):
-    """Who read, as a text; "me" where nobody is named."""
+def reader_of(row, nobody="me"):
+    """Who read, as a text; `nobody` where no one is named."""
     for name in READERS:
         reader = row.get(name)
         reader = reader.get("email", reader.get("id")) if isinstance(reader, dict) else reader
         if reader not in (None, "") and not isinstance(reader, list):
             return str(reader)
-    return "me"
+    return nobody
 
 
 def label_of(value):
     """One of our labels; for a value that is none, why not."""
+    if value in (UNDONE, UNKNOWN, LISTED):
+        return value
+    if isinstance(value, str) and value.startswith(("[", "{")):  # a rating or several choices in Label Studio's tables
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return LISTED
     while isinstance(value, list | dict):  # doccano's list of labels, Argilla's {"value": ...}
         if len(value) != 1:
             return SEVERAL if value else NO_LABEL
