@@ -12,7 +12,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from rlhf_lib import tokenization
 from rlhf_lib.devices import world
-from rlhf_lib.files import write_atomic
+from rlhf_lib.files import shown, write_atomic
 from rlhf_lib.models import published
 from rlhf_lib.models.gpt import GPT
 from rlhf_lib.models.heads import RewardModel
@@ -52,12 +52,19 @@ def read_metadata(folder):
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads(file.metadata()["metadata"])
-        metadata["config"], str.isalnum(metadata["tokenizer"])  # every checkpoint of ours has them
+        dict(metadata["config"]), str.isalnum(metadata["tokenizer"]), hash(metadata.get("kind"))  # as every checkpoint of ours
         if metadata.get("kind") == Branch.kind:
             dict(metadata["branch"])
         return metadata
     except (SafetensorError, OSError, TypeError, KeyError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged or not a checkpoint of this project ({error}): train it again") from None
+        raise CheckpointError(
+            f"{path} is damaged or not a checkpoint of this project ({one_line(error)}): train it again"
+        ) from None
+
+
+def one_line(error):
+    """What an error says, for a sentence of ours."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 
 def read_tensors(folder):
@@ -93,14 +100,30 @@ def load(folder, device="cpu", kind="gpt", base=None):
         raise CheckpointError(f"{path} was trained with another tokenizer: use the tokenizer.json that was saved with it")
     if metadata["kind"] == Branch.kind and base is None:
         base = base_of(folder, metadata, device)
+    tensors = read_tensors(folder)
     try:
         if metadata["kind"] == Branch.kind:
             model = Branch(base, **metadata["branch"])
         else:
-            model = KINDS[metadata["kind"]].from_metadata(metadata)
-    except (TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} has a configuration that this version does not know ({error}): train it again") from None
-    return load_tensors(model, read_tensors(folder), path).to(device).eval(), tokenizer
+            model = built(metadata, tensors)
+    except (TypeError, KeyError, ValueError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path} has a configuration that this version does not know ({one_line(error)}): train it again"
+        ) from None
+    return load_tensors(model, tensors, path).to(device).eval(), tokenizer
+
+
+def built(metadata, tensors):
+    """The model that `metadata` describes, its weights not yet `tensors`; one whose sizes are not theirs takes no memory."""
+    if metadata["config"]["layers"] > len(tensors):
+        raise ValueError(f"{metadata['config']['layers']} layers, and {len(tensors)} tensors")
+    with torch.device("meta"):
+        model = KINDS[metadata["kind"]].from_metadata(metadata)
+    return KINDS[metadata["kind"]].from_metadata(metadata) if shapes(model.state_dict()) == shapes(tensors) else model
+
+
+def shapes(tensors):
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def load_tokenizer(folder):
@@ -109,9 +132,11 @@ def load_tokenizer(folder):
     if path.exists() and path.stat().st_size < 1000:  # too short for a vocabulary: maybe the name of a published one
         try:
             source = json.loads(path.read_text(encoding="utf-8")).get("source")
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             source = None
         if source:
+            if source not in published.NAMES:
+                raise CheckpointError(f"{path} names no published model but {shown(source)}: take back the one saved with it")
             return published.load_tokenizer(source)
     return tokenization.load(path)
 
@@ -124,7 +149,10 @@ def base_of(folder, metadata, device):
     if source in published.NAMES:
         model, tokenizer = published.load(source, device)
     else:
-        model, tokenizer = load(Path(folder) / source, device)
+        try:
+            model, tokenizer = load(Path(folder) / source, device)
+        except RecursionError:
+            raise CheckpointError(f"{folder} holds a branch that stands on itself: give its model as base") from None
     if tokenizer.fingerprint() != metadata["tokenizer"]:
         raise CheckpointError(DIFFER.format(folder, source if source in published.NAMES else Path(folder) / source))
     return model.merged() if isinstance(model, Branch) else model
@@ -132,9 +160,7 @@ def base_of(folder, metadata, device):
 
 def load_tensors(model, tensors, path):
     """Put `tensors` into `model`; raises CheckpointError when names or shapes differ, or a value is not finite."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if wrong := sorted(set(expected.items()) ^ set(found.items())):
+    if wrong := sorted(set(shapes(model.state_dict()).items()) ^ set(shapes(tensors).items())):
         name, shape = wrong[0]
         raise CheckpointError(f"{path} does not fit its configuration: tensor {name} {list(shape)} is missing or unexpected")
     for name, tensor in tensors.items():

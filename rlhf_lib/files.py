@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import reprlib
 import time
 import weakref
 from pathlib import Path
@@ -13,6 +14,8 @@ HELD = set()  # the folders that this process changes at the moment
 LOCKS = weakref.WeakValueDictionary()  # the open files of its locks, by path
 PATIENCE = 10.0  # seconds
 REPLACE_TRIES = 10  # a virus scanner or an indexer of Windows holds a file for a moment
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 80
 
 
 class RunError(RuntimeError):
@@ -32,6 +35,7 @@ def write_atomic(path, content):
     """
     path = Path(path)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    new = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(fresh, "wb") as file:
@@ -39,7 +43,8 @@ def write_atomic(path, content):
             file.flush()
             os.fsync(file.fileno())
         replace(fresh, path)
-        sync_folder(path.parent)
+        for folder in (path.parent, *(folder.parent for folder in new)):
+            sync_folder(folder)
     except OSError as error:
         with contextlib.suppress(OSError):  # no fresh file, or its folder is a file
             fresh.unlink()
@@ -135,6 +140,11 @@ def lock(path):
             raise RunError(f"another run is at work in {path.parent}: wait for it, or choose another --out") from None
     LOCKS[path] = file
     return file
+
+
+def shown(value):
+    """`repr(value)` for a message: short, however long or deeply nested the value is."""
+    return SHORT.repr(value)
 
 
 def fingerprint(content):

@@ -135,6 +135,8 @@ class Llama(nn.Module):
 
         A tied head may be left out, as published files do.
         """
+        if config.layers > len(state):
+            raise ValueError(f"{config.layers} layers, and {len(state)} tensors")
         if config.tied:
             state = {**state, "head.weight": state.get("embedding.weight")}
         with torch.device("meta"):

@@ -77,6 +77,6 @@ def llama_config(values):
     return dict(
         vocab_size=values["vocab_size"], context=values["max_position_embeddings"], layers=values["num_hidden_layers"],
         heads=heads, kv_heads=values.get("num_key_value_heads") or heads, width=width, hidden=values["intermediate_size"],
-        tied=values.get("tie_word_embeddings", False), norm_eps=values["rms_norm_eps"],
+        tied=values.get("tie_word_embeddings", False), norm_eps=float(values["rms_norm_eps"]),
         rope_base=float(rope.get("rope_theta", values.get("rope_theta", 10000.0))), rope_scaling=scaling,
     )  # fmt: skip

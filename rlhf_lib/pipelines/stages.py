@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rlhf_lib import checkpoints, devices, runs
 from rlhf_lib.checkpoints import CheckpointError
-from rlhf_lib.files import RunError, lock, read_json, write_json
+from rlhf_lib.files import RunError, lock, read_json, shown, write_json
 from rlhf_lib.pipelines.settings import flat
 
 # What a setting meant before there was one: a run that was begun then goes on with that.
@@ -36,10 +36,10 @@ def saved_settings(folder, kind):
         raise RunError(f"{folder} holds a run of another pipeline: choose another --out")
     for name, value in saved.items():
         if name not in known:
-            raise RunError(f"{path}: this version does not know the setting {name}; choose another --out")
+            raise RunError(f"{path}: this version does not know the setting {name:.80}; choose another --out")
         wanted = type(known[name])
         if not (type(value) is wanted or (wanted is float and type(value) is int)):
-            raise RunError(f"{path}: {name} must be {KINDS[wanted]}, got {value!r}; mend the file or choose another --out")
+            raise RunError(f"{path}: {name} must be {KINDS[wanted]}, got {shown(value)}; mend the file or choose another --out")
     return {**known, **{name: value for name, value in BEFORE.items() if name in known}, **saved}
 
 
@@ -101,7 +101,7 @@ class Stages:
         for name, record in done.items():
             if not isinstance(record, dict) or not isinstance(record.get("seconds"), int | float):
                 path = self.folder / "stages.json"
-                raise RunError(f"{path} is damaged: {name} has no seconds; choose another --out, or delete the run's folder")
+                raise RunError(f"{path} is damaged: {name:.80} has no seconds; choose another --out, or delete the run's folder")
         return done
 
     def begin(self, out=None, **inputs):
