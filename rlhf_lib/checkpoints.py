@@ -18,6 +18,7 @@ from rlhf_lib.models.gpt import GPT
 from rlhf_lib.models.heads import RewardModel
 from rlhf_lib.models.llama import Llama
 from rlhf_lib.models.lora import Branch
+from rlhf_lib.models.weights import check_sizes
 
 KINDS = {model.kind: model for model in (GPT, Llama, RewardModel)}
 DIFFER = "{} and {} were trained with different tokenizers: choose two of one run"
@@ -52,7 +53,7 @@ def read_metadata(folder):
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads(file.metadata()["metadata"])
-        dict(metadata["config"]), str.isalnum(metadata["tokenizer"]), hash(metadata.get("kind"))  # as every checkpoint of ours
+        metadata["config"], str.isalnum(metadata["tokenizer"]), hash(metadata.get("kind"))  # as every checkpoint of ours
         if metadata.get("kind") == Branch.kind:
             dict(metadata["branch"])
         return metadata
@@ -64,7 +65,7 @@ def read_metadata(folder):
 
 def one_line(error):
     """What an error says, for a sentence of ours."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def read_tensors(folder):
@@ -105,25 +106,13 @@ def load(folder, device="cpu", kind="gpt", base=None):
         if metadata["kind"] == Branch.kind:
             model = Branch(base, **metadata["branch"])
         else:
-            model = built(metadata, tensors)
-    except (TypeError, KeyError, ValueError, RuntimeError, OverflowError) as error:
+            check_sizes(metadata["config"], tensors)
+            model = KINDS[metadata["kind"]].from_metadata(metadata)
+    except (AttributeError, TypeError, KeyError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
             f"{path} has a configuration that this version does not know ({one_line(error)}): train it again"
         ) from None
     return load_tensors(model, tensors, path).to(device).eval(), tokenizer
-
-
-def built(metadata, tensors):
-    """The model that `metadata` describes, its weights not yet `tensors`; one whose sizes are not theirs takes no memory."""
-    if metadata["config"]["layers"] > len(tensors):
-        raise ValueError(f"{metadata['config']['layers']} layers, and {len(tensors)} tensors")
-    with torch.device("meta"):
-        model = KINDS[metadata["kind"]].from_metadata(metadata)
-    return KINDS[metadata["kind"]].from_metadata(metadata) if shapes(model.state_dict()) == shapes(tensors) else model
-
-
-def shapes(tensors):
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def load_tokenizer(folder):
@@ -149,18 +138,31 @@ def base_of(folder, metadata, device):
     if source in published.NAMES:
         model, tokenizer = published.load(source, device)
     else:
-        try:
-            model, tokenizer = load(Path(folder) / source, device)
-        except RecursionError:
-            raise CheckpointError(f"{folder} holds a branch that stands on itself: give its model as base") from None
+        check_ends(folder, metadata)
+        model, tokenizer = load(Path(folder) / source, device)
     if tokenizer.fingerprint() != metadata["tokenizer"]:
         raise CheckpointError(DIFFER.format(folder, source if source in published.NAMES else Path(folder) / source))
     return model.merged() if isinstance(model, Branch) else model
 
 
+def check_ends(folder, metadata):
+    """Raises CheckpointError where a branch stands on itself, at once or by way of others."""
+    place, below = Path(folder), set()
+    while metadata.get("kind") == Branch.kind and isinstance(source := metadata["branch"].get("source"), str):
+        if place.resolve() in below:
+            raise CheckpointError(f"{folder} holds a branch that stands on itself: give its model as base")
+        if source in published.NAMES:
+            return
+        below.add(place.resolve())
+        place = place / source
+        metadata = read_metadata(place)
+
+
 def load_tensors(model, tensors, path):
     """Put `tensors` into `model`; raises CheckpointError when names or shapes differ, or a value is not finite."""
-    if wrong := sorted(set(shapes(model.state_dict()).items()) ^ set(shapes(tensors).items())):
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wrong := sorted(set(expected.items()) ^ set(found.items())):
         name, shape = wrong[0]
         raise CheckpointError(f"{path} does not fit its configuration: tensor {name} {list(shape)} is missing or unexpected")
     for name, tensor in tensors.items():

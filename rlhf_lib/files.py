@@ -189,12 +189,15 @@ def append_json(path, record):
 def read_json(path):
     """The JSON object at `path`, a dict; a byte order mark is read over. Raises RunError, naming it, when it is damaged."""
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        record = json.loads(text)
+        if "\\u" in text:
+            json.dumps(record, ensure_ascii=False).encode()  # half a character would fail wherever it is written
         if not isinstance(record, dict):
             raise ValueError("not an object with named fields")
         return record
     except (OSError, ValueError, RecursionError) as error:  # unreadable, not JSON, or not UTF-8
-        raise RunError(f"{path} is damaged ({error}): choose another --out, or delete the run's folder") from None
+        raise RunError(f"{path} is damaged ({str(error)[:160]}): choose another --out, or delete the run's folder") from None
 
 
 def read_text(path, error=RunError):

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jinja2.exceptions import SecurityError
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 

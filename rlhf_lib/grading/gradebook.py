@@ -73,7 +73,16 @@ def load(path, fingerprint=None):
     if fingerprint is not None and found.get("fingerprint") != fingerprint:
         return None
     found.pop("fingerprint", None)
-    return Entry(**{**found, "results": [Result(**result) for result in found["results"]]})
+    try:
+        entry = Entry(**{**found, "results": [Result(**result) for result in found["results"]]})
+        for row in (entry, *entry.results):
+            for name, kind in type(row).__annotations__.items():
+                if not isinstance(getattr(row, name), kind):
+                    raise TypeError(f"{name} is {shown(getattr(row, name))}")
+        "".join([*entry.reasons, *entry.texts.values()])
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({str(error)[:160]}): delete it, and the submission is graded again") from None
+    return entry
 
 
 def status_of(found, results):

@@ -3,9 +3,9 @@
 import contextlib
 import json
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -18,7 +18,7 @@ from rlhf_lib.files import write_atomic
 from rlhf_lib.models import gguf
 from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.models.llama import Llama, LlamaConfig
-from rlhf_lib.models.weights import gpt2_weights, llama_config, llama_weights
+from rlhf_lib.models.weights import check_sizes, gpt2_weights, llama_config, llama_weights
 from rlhf_lib.tokenization import ChatTokenizer
 
 SHIPPED = "smollm2-135m"  # SmolLM2-135M-Instruct (Apache-2.0), by the Python package index
@@ -165,10 +165,7 @@ def from_files(get, where, source=None):
         elif values["model_type"] == "gpt2":
             shape = dict(layers=values["n_layer"], heads=values["n_head"], width=values["n_embd"], context=values["n_positions"])
             config, weights = GPTConfig.gpt2(vocab_size=values["vocab_size"], **shape), gpt2_weights(tensors)
-            if config.layers > len(weights):
-                raise ValueError(f"{config.layers} layers, and {len(weights)} tensors")
-            with torch.device("meta"):  # what does not fit takes no memory
-                GPT(config).load_state_dict(weights)
+            check_sizes(asdict(config), weights)
             model = GPT(config)
             model.load_state_dict(weights)
         else:

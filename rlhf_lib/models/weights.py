@@ -1,5 +1,19 @@
 """Published weights under the names of this library's modules."""
 
+from rlhf_lib.files import shown
+
+
+def check_sizes(config, tensors):
+    """Raises ValueError where a model of `config`, a dict, would be larger than `tensors`: it would take memory and time
+    before it is seen not to fit."""
+    sizes = {size for tensor in tensors.values() for size in tensor.shape}
+    names = ["vocab_size", "width", "hidden", *(["context"] if config.get("recipe") == "gpt2" else [])]
+    for name in names:
+        if name in config and config[name] not in sizes:
+            raise ValueError(f"{name} {shown(config[name])} is no size of its tensors")
+    if config["layers"] > len(tensors):
+        raise ValueError(f"{shown(config['layers'])} layers are more than it has tensors")
+
 
 def gpt2_weights(tensors):
     """The state of transformers' `GPT2LMHeadModel` under the names of a GPT of the recipe "gpt2", for `load_state_dict`.
