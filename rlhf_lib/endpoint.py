@@ -227,7 +227,10 @@ def post(url, body, timeout):
         request.add_unredirected_header("Authorization", f"Bearer {key()}")
     try:
         with OPENER.open(request, timeout=timeout) as response:
-            return response.read(MOST)
+            content = response.read(MOST)
+            if response.length:  # that much is still to come
+                raise http.client.IncompleteRead(content)
+            return content
     except urllib.error.HTTPError as error:
         return failure(url, error)
     except (OSError, http.client.HTTPException) as error:

@@ -595,3 +595,23 @@ def test_a_cache_nested_deeper_than_python_can_follow_is_named(tmp_path):
     (tmp_path / "cache.jsonl").write_bytes(b"[" * 5000 + b"\n")
     with pytest.raises(RunError, match=r"cache\.jsonl, line 1: not a verdict"):
         endpoint.read_cache(tmp_path / "cache.jsonl")
+
+
+def test_an_answer_without_end_is_read_only_so_far(monkeypatch):
+    class Endless:
+        length, asked = 7, []
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def read(self, most):
+            self.asked.append(most)
+            return b"x"
+
+    monkeypatch.setattr(endpoint.OPENER, "open", lambda *_, **__: Endless())
+    with pytest.raises(endpoint.Again, match=r"^broke off \(IncompleteRead\)$"):
+        endpoint.post("http://localhost/v1", b"{}", 1)
+    assert Endless.asked == [10_000_000]
