@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 
-from rlhf_lib.files import json_rows
+from rlhf_lib.files import json_rows, shown
 from rlhf_lib.pairwise import FOR_FIRST, Record
 
 
@@ -146,7 +146,7 @@ def read_votes(path):
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{here}: every field must be a text; correct the line or delete it")
         if vote["verdict"] not in FOR_FIRST:
-            raise ValueError(f"{here}: the verdict must be first, second or tie, got {vote['verdict']!r}")
+            raise ValueError(f"{here}: the verdict must be first, second or tie, got {shown(vote['verdict'])}")
         key = (vote["id"], vote["reader"])
         if key in seen:
             raise ValueError(f"{here}: the same id and reader as line {seen[key]}; delete one of the two")

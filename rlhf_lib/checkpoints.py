@@ -12,12 +12,13 @@ from safetensors.torch import save as safetensors_bytes
 
 from rlhf_lib import tokenization
 from rlhf_lib.devices import world
-from rlhf_lib.files import write_atomic
+from rlhf_lib.files import shown, write_atomic
 from rlhf_lib.models import published
 from rlhf_lib.models.gpt import GPT
 from rlhf_lib.models.heads import RewardModel
 from rlhf_lib.models.llama import Llama
 from rlhf_lib.models.lora import Branch
+from rlhf_lib.models.weights import check_sizes
 
 KINDS = {model.kind: model for model in (GPT, Llama, RewardModel)}
 DIFFER = "{} and {} were trained with different tokenizers: choose two of one run"
@@ -52,12 +53,19 @@ def read_metadata(folder):
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads(file.metadata()["metadata"])
-        metadata["config"], str.isalnum(metadata["tokenizer"])  # every checkpoint of ours has them
+        metadata["config"], str.isalnum(metadata["tokenizer"]), hash(metadata.get("kind"))  # as every checkpoint of ours
         if metadata.get("kind") == Branch.kind:
             dict(metadata["branch"])
         return metadata
     except (SafetensorError, OSError, TypeError, KeyError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged or not a checkpoint of this project ({error}): train it again") from None
+        raise CheckpointError(
+            f"{path} is damaged or not a checkpoint of this project ({one_line(error)}): train it again"
+        ) from None
+
+
+def one_line(error):
+    """What an error says, for a sentence of ours."""
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def read_tensors(folder):
@@ -93,14 +101,18 @@ def load(folder, device="cpu", kind="gpt", base=None):
         raise CheckpointError(f"{path} was trained with another tokenizer: use the tokenizer.json that was saved with it")
     if metadata["kind"] == Branch.kind and base is None:
         base = base_of(folder, metadata, device)
+    tensors = read_tensors(folder)
     try:
         if metadata["kind"] == Branch.kind:
             model = Branch(base, **metadata["branch"])
         else:
+            check_sizes(metadata["config"], tensors)
             model = KINDS[metadata["kind"]].from_metadata(metadata)
-    except (TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} has a configuration that this version does not know ({error}): train it again") from None
-    return load_tensors(model, read_tensors(folder), path).to(device).eval(), tokenizer
+    except (AttributeError, TypeError, KeyError, ValueError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path} has a configuration that this version does not know ({one_line(error)}): train it again"
+        ) from None
+    return load_tensors(model, tensors, path).to(device).eval(), tokenizer
 
 
 def load_tokenizer(folder):
@@ -109,9 +121,11 @@ def load_tokenizer(folder):
     if path.exists() and path.stat().st_size < 1000:  # too short for a vocabulary: maybe the name of a published one
         try:
             source = json.loads(path.read_text(encoding="utf-8")).get("source")
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             source = None
         if source:
+            if source not in published.NAMES:
+                raise CheckpointError(f"{path} names no published model but {shown(source)}: take back the one saved with it")
             return published.load_tokenizer(source)
     return tokenization.load(path)
 
@@ -124,10 +138,24 @@ def base_of(folder, metadata, device):
     if source in published.NAMES:
         model, tokenizer = published.load(source, device)
     else:
+        check_ends(folder, metadata)
         model, tokenizer = load(Path(folder) / source, device)
     if tokenizer.fingerprint() != metadata["tokenizer"]:
         raise CheckpointError(DIFFER.format(folder, source if source in published.NAMES else Path(folder) / source))
     return model.merged() if isinstance(model, Branch) else model
+
+
+def check_ends(folder, metadata):
+    """Raises CheckpointError where a branch stands on itself, at once or by way of others."""
+    place, below = Path(folder), set()
+    while metadata.get("kind") == Branch.kind and isinstance(source := metadata["branch"].get("source"), str):
+        if place.resolve() in below:
+            raise CheckpointError(f"{folder} holds a branch that stands on itself: give its model as base")
+        if source in published.NAMES:
+            return
+        below.add(place.resolve())
+        place = place / source
+        metadata = read_metadata(place)
 
 
 def load_tensors(model, tensors, path):

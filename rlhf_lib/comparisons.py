@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rlhf_lib.chat import ChatError, check_messages, opening
 from rlhf_lib.corpus import DATA
-from rlhf_lib.files import append_json, json_rows
+from rlhf_lib.files import append_json, json_rows, shown
 from rlhf_lib.labels import draw_of, kappa
 
 PROMPTS = DATA / "assistant" / "prompts.jsonl"
@@ -100,12 +100,12 @@ class Comparison:
         check_choice(self, "verdict", VERDICTS)
         for field in ("reason", "first_from", "second_from"):
             if not isinstance(getattr(self, field), str):
-                raise ComparisonError(f"{field} must be a text, got {getattr(self, field)!r}")
+                raise ComparisonError(f"{field} must be a text, got {shown(getattr(self, field))}")
         for field in ("first_cut", "second_cut"):
             if not isinstance(getattr(self, field), bool):
-                raise ComparisonError(f"{field} must be true or false, got {getattr(self, field)!r}")
+                raise ComparisonError(f"{field} must be true or false, got {shown(getattr(self, field))}")
         if self.round is not None and type(self.round) is not int:
-            raise ComparisonError(f"round must be a whole number, got {self.round!r}")
+            raise ComparisonError(f"round must be a whole number, got {shown(self.round)}")
 
     @property
     def pair(self):
@@ -137,12 +137,12 @@ def check_texts(item, *fields):
     for field in fields:
         value = getattr(item, field)
         if not isinstance(value, str) or not value.strip():
-            raise ComparisonError(f"{field} must be a text that is not empty, got {value!r}")
+            raise ComparisonError(f"{field} must be a text that is not empty, got {shown(value)}")
 
 
 def check_choice(item, field, choices):
     if getattr(item, field) not in choices:
-        raise ComparisonError(f"unknown {field} {getattr(item, field)!r}; use one of {', '.join(choices)}")
+        raise ComparisonError(f"unknown {field} {shown(getattr(item, field))}; use one of {', '.join(choices)}")
 
 
 # ----------------------------------------------------------------------------------------- files
@@ -262,21 +262,23 @@ def check_fields(row, needed, optional=()):
             raise ComparisonError(f"the field {field!r} is missing; a line has {', '.join(needed)}")
     for field in row:
         if field not in needed + optional:
-            raise ComparisonError(f"unknown field {field!r}; a line has {', '.join(needed + optional)}")
+            raise ComparisonError(f"unknown field {shown(field)}; a line has {', '.join(needed + optional)}")
 
 
 def find_prompt(name, by_id):
     if not isinstance(name, str) or name not in by_id:
-        raise ComparisonError(f"the id {name!r} is not among the prompts; mend it, or add the prompt to their file")
+        raise ComparisonError(f"the id {shown(name)} is not among the prompts; mend it, or add the prompt to their file")
     return by_id[name]
 
 
 def find_passage(row, works):
     work, start, end = row["work"], row["start"], row["end"]
     if not isinstance(work, str) or work not in works:
-        raise ComparisonError(f"the work {work!r} is not in the corpus")
+        raise ComparisonError(f"the work {shown(work)} is not in the corpus")
     if not (type(start) is type(end) is int and 0 <= start < end <= len(works[work])):
-        raise ComparisonError(f"the range {start!r} to {end!r} lies outside {work}, which has {len(works[work])} characters")
+        raise ComparisonError(
+            f"the range {shown(start)} to {shown(end)} lies outside {work}, which has {len(works[work])} characters"
+        )
     return works[work][start:end]
 
 

@@ -26,6 +26,7 @@ from rlhf_lib.files import RunError, write_atomic
 from rlhf_lib.pairwise import REFUSED
 
 VARIABLE = "RLHF_JUDGE_KEY"
+MOST = 10_000_000  # bytes of an answer; the rest is not read
 WORDS = {"A": "first", "B": "second", "TIE": "tie"}
 RUBRIC = """You compare two answers to the same question. The better one, in this order of weight:
 1. answers what was asked;
@@ -169,8 +170,10 @@ def read_cache(path):
             if row["verdict"] not in (*WORDS.values(), REFUSED):
                 raise ValueError(f"unknown verdict {row['verdict']!r}")
             known[row["request"]] = row["verdict"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise RunError(f"{path}, line {number}: not a verdict ({error}); delete the line, it is asked for again") from None
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise RunError(
+                f"{path}, line {number}: not a verdict ({str(error)[:80]}); delete the line, it is asked for again"
+            ) from None
     if len(whole) < len(content):
         write_atomic(path, whole)
     return known
@@ -224,7 +227,10 @@ def post(url, body, timeout):
         request.add_unredirected_header("Authorization", f"Bearer {key()}")
     try:
         with OPENER.open(request, timeout=timeout) as response:
-            return response.read()
+            content = response.read(MOST)
+            if response.length:  # that much is still to come
+                raise http.client.IncompleteRead(content)
+            return content
     except urllib.error.HTTPError as error:
         return failure(url, error)
     except (OSError, http.client.HTTPException) as error:
@@ -273,7 +279,7 @@ def text_of(answer):
     try:
         choices = json.loads(answer)["choices"]
         content = None if choices == [] else choices[0]["message"]["content"]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         raise Again(f"answers what is no chat completion ({shown(answer)})") from None
     return content if isinstance(content, str) else None
 
@@ -282,7 +288,7 @@ def shown(said):
     """The head of the server's bytes for a message. JSON is written anew, lest escapes in it hide the key."""
     try:
         text = json.dumps(json.loads(said), ensure_ascii=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         text = said.decode("utf-8", "replace")
     return without_key(" ".join(text.split()))[:200]
 

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import reprlib
 import time
 import weakref
 from pathlib import Path
@@ -13,6 +14,8 @@ HELD = set()  # the folders that this process changes at the moment
 LOCKS = weakref.WeakValueDictionary()  # the open files of its locks, by path
 PATIENCE = 10.0  # seconds
 REPLACE_TRIES = 10  # a virus scanner or an indexer of Windows holds a file for a moment
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 80
 
 
 class RunError(RuntimeError):
@@ -32,6 +35,7 @@ def write_atomic(path, content):
     """
     path = Path(path)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    new = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(fresh, "wb") as file:
@@ -39,7 +43,8 @@ def write_atomic(path, content):
             file.flush()
             os.fsync(file.fileno())
         replace(fresh, path)
-        sync_folder(path.parent)
+        for folder in (path.parent, *(folder.parent for folder in new)):
+            sync_folder(folder)
     except OSError as error:
         with contextlib.suppress(OSError):  # no fresh file, or its folder is a file
             fresh.unlink()
@@ -137,6 +142,11 @@ def lock(path):
     return file
 
 
+def shown(value):
+    """`repr(value)` for a message: short, however long or deeply nested the value is."""
+    return SHORT.repr(value)
+
+
 def fingerprint(content):
     """Of bytes, or of what JSON can hold: the same for the same content alone."""
     content = content if isinstance(content, bytes) else json.dumps(content, sort_keys=True).encode()
@@ -179,12 +189,15 @@ def append_json(path, record):
 def read_json(path):
     """The JSON object at `path`, a dict; a byte order mark is read over. Raises RunError, naming it, when it is damaged."""
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        record = json.loads(text)
+        if "\\u" in text:
+            json.dumps(record, ensure_ascii=False).encode()  # half a character would fail wherever it is written
         if not isinstance(record, dict):
             raise ValueError("not an object with named fields")
         return record
     except (OSError, ValueError, RecursionError) as error:  # unreadable, not JSON, or not UTF-8
-        raise RunError(f"{path} is damaged ({error}): choose another --out, or delete the run's folder") from None
+        raise RunError(f"{path} is damaged ({str(error)[:160]}): choose another --out, or delete the run's folder") from None
 
 
 def read_text(path, error=RunError):

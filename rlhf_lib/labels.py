@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from rlhf_lib.corpus import DATA
-from rlhf_lib.files import append_json, parse_row, read_text, write_atomic
+from rlhf_lib.files import append_json, json_rows, parse_row, read_text, shown, write_atomic
 
 LABELS = ("negative", "neutral", "positive")
 TARGETS = {"negative": 0.0, "neutral": 0.5, "positive": 1.0}
@@ -93,9 +93,9 @@ def parse(line, here, works=None):
     label, reader, source = row["label"], row["reader"], tuple(row[field] for field in place)
     for field in ("reader", "work", "checkpoint"):
         if not isinstance(row.get(field, ""), str):
-            raise LabelError(f"{here}: not a label, its {field} is no text but {row[field]!r:.40}; mend the line")
+            raise LabelError(f"{here}: not a label, its {field} is no text but {shown(row[field])}; mend the line")
     if not isinstance(label, str) or label not in LABELS:
-        raise LabelError(f"{here}: unknown label {label!r}; use one of {', '.join(LABELS)}")
+        raise LabelError(f"{here}: unknown label {shown(label)}; use one of {', '.join(LABELS)}")
     if place[0] == "text":
         text = row["text"]
     else:
@@ -103,15 +103,17 @@ def parse(line, here, works=None):
         try:
             whole = ({} if works is None else works)[work]
         except KeyError:
-            raise LabelError(f"{here}: the work {work!r} is not in the corpus") from None
+            raise LabelError(f"{here}: the work {shown(work)} is not in the corpus") from None
         if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= len(whole)):
-            raise LabelError(f"{here}: the range {start} to {end} lies outside {work}, which has {len(whole)} characters")
+            raise LabelError(
+                f"{here}: the range {shown(start)} to {shown(end)} lies outside {work}, which has {len(whole)} characters"
+            )
         text = whole[start:end]
     if not isinstance(text, str) or not text.strip():
         raise LabelError(f"{here}: the passage is empty; delete the line")
     sense = row.get("sense")
     if sense not in (None, 1, 2, 3, 4, 5) or isinstance(sense, bool | float):
-        raise LabelError(f"{here}: sense must be a whole number from 1 to 5, got {sense!r}")
+        raise LabelError(f"{here}: sense must be a whole number from 1 to 5, got {shown(sense)}")
     return Label(text, label, reader, source, sense)
 
 
@@ -251,12 +253,12 @@ def sitting(path, reader, checkpoint, draw, size=100):
     """
     path = Path(path)
     beside = path.with_suffix(".passages.jsonl")
-    lines = beside.read_text(encoding="utf-8").split("\n") if beside.exists() else []
-    try:
-        rows = [json.loads(line) for line in lines if line.strip()]
-        texts = [row["text"] for row in rows if row["checkpoint"] == checkpoint]
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise LabelError(f"{beside}: not a list of passages ({type(error).__name__}: {error}); delete the file") from None
+    rows = []
+    for number, row in json_rows(beside, LabelError) if beside.exists() else ():
+        if not (isinstance(row.get("text"), str) and isinstance(row.get("checkpoint"), str)):
+            raise LabelError(f"{beside}, line {number}: not a passage with text and checkpoint; delete the file")
+        rows.append(row)
+    texts = [row["text"] for row in rows if row["checkpoint"] == checkpoint]
     done = {label.text for label in read(path) if label.reader == reader} if path.exists() else set()
     before = next((place for place, text in enumerate(texts) if text not in done), len(texts)) // size * size
     known = len(texts)

@@ -58,16 +58,25 @@ def address():
 
 
 def read(path):
-    """The notebook at `path`. One that Colab saved gets its cells' ids back, which Colab keeps in their metadata."""
-    notebook = nbformat.read(path, as_version=4)
-    for place, cell in enumerate(notebook.cells):
-        kept = str(cell.metadata.pop("id", f"cell-{place}"))
-        for name in ("outputId", "colab"):
-            cell.metadata.pop(name, None)
-        cell.setdefault("id", kept if re.fullmatch(r"[\w-]{1,64}", kept, re.ASCII) else f"cell-{place}")
-    for name in ("colab", "accelerator"):
-        notebook.metadata.pop(name, None)
-    notebook.nbformat_minor = max(5, notebook.nbformat_minor)
+    """The notebook at `path`. One that Colab saved gets its cells' ids back, which Colab keeps in their metadata.
+
+    Raises:
+        RunError: it is no notebook, or a damaged one.
+    """
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        for place, cell in enumerate(notebook.cells):
+            kept = str(cell.metadata.pop("id", f"cell-{place}"))
+            for name in ("outputId", "colab"):
+                cell.metadata.pop(name, None)
+            cell.setdefault("id", kept if re.fullmatch(r"[\w-]{1,64}", kept, re.ASCII) else f"cell-{place}")
+        for name in ("colab", "accelerator"):
+            notebook.metadata.pop(name, None)
+        notebook.nbformat_minor = max(5, notebook.nbformat_minor)
+        nbformat.validate(notebook)
+    except Exception as error:  # nbformat reads older forms, and fails in many ways where they are none
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise RunError(f"{path} is no notebook that can be read ({reason}): take the good one back") from None
     return notebook
 
 
@@ -108,17 +117,16 @@ def learner_edition(path):
     """
     from nbgrader import preprocessors as steps
 
-    notebook = read(path)
-    fold_answers(notebook)
-    resources = {}
-    for step in (
-        steps.LockCells, steps.ClearSolutions, steps.ClearOutput, steps.CheckCellMetadata,
-        steps.ClearHiddenTests, steps.ClearMarkScheme, steps.ComputeChecksums,
-    ):  # fmt: skip
-        try:
+    notebook, resources = read(path), {}
+    try:
+        fold_answers(notebook)
+        for step in (
+            steps.LockCells, steps.ClearSolutions, steps.ClearOutput, steps.CheckCellMetadata,
+            steps.ClearHiddenTests, steps.ClearMarkScheme, steps.ComputeChecksums,
+        ):  # fmt: skip
             notebook, resources = step().preprocess(notebook, resources)
-        except Exception as error:  # nbgrader has an exception class for every rule
-            raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+    except Exception as error:  # nbgrader has an exception class for every rule
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     return notebook
 
 

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+import zipfile
 from pathlib import Path
 
 import torch
@@ -95,6 +96,10 @@ def load_state(path):
     if not Path(path).exists():
         return None
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as parts:  # torch packs nothing; what is packed may be of any size
+                if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+                    raise ValueError("packed, as no training state is")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has no single class for a damaged file
         reason = (str(error) or type(error).__name__).splitlines()[0][:80]
@@ -104,7 +109,8 @@ def load_state(path):
 def seconds_spent(path):
     """How long the stage whose state is at `path` has worked so far; 0 when there is none."""
     state = load_state(path)
-    return state.get("seconds", 0.0) if isinstance(state, dict) else 0.0
+    seconds = state.get("seconds", 0.0) if isinstance(state, dict) else 0.0
+    return seconds if isinstance(seconds, int | float) and math.isfinite(seconds) else 0.0
 
 
 # ----------------------------------------------------------------------------------------- a stage that resumes
@@ -216,10 +222,12 @@ class stage:
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             self.memory |= state["memory"]
-            self.before, step = state["seconds"], state["step"]
+            self.before, step = float(state["seconds"]), state["step"]
+            if type(step) is not int or not 0 <= step <= self.steps or not 0 <= self.before < math.inf:
+                raise ValueError(f"step {step!r:.20} of {self.steps} after {self.before} s")
             other = state.get("tokenizer", self.tokens) != self.tokens
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0][:80]
+        except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0][:80]
             raise CheckpointError(f"{path} belongs to another configuration ({reason}): choose another --out") from None
         if other:
             raise CheckpointError(

@@ -192,12 +192,13 @@ class ChatTokenizer(BPETokenizer):
             reply: whether the tokens that open the assistant's next turn stand at the end.
         """
         check_messages(messages, last=None)
-        marks = [{**message, "content": f"\ue000{place}\ue001"} for place, message in enumerate(messages)]
-        text = self.layout.render(messages=marks, add_generation_prompt=reply, bos_token=self.begin, eos_token=self.end)
+        places = {f"\ue000{place}\ue001": place for place in range(len(messages))}
+        marks = [{**message, "content": mark} for message, mark in zip(messages, places)]
+        text = self.laid_out(marks, reply)
         tokens, spoken, saying = [], [], False
         for piece in re.split("(\ue000\\d+\ue001)", text):
-            if piece[:1] == "\ue000":
-                message = messages[int(piece[1:-1])]
+            if piece in places:
+                message = messages[places[piece]]
                 saying = message["role"] == "assistant"
                 new = self.encode(message["content"].strip())
                 tokens, spoken = tokens + new, spoken + [saying] * len(new)
@@ -208,6 +209,18 @@ class ChatTokenizer(BPETokenizer):
                 last = new.index(self.end_token) + 1 if saying and self.end_token in new else 0
                 tokens, spoken = tokens + new, spoken + [True] * last + [False] * (len(new) - last)
         return tokens, spoken
+
+    def laid_out(self, marks, reply):
+        """The text that the template makes of messages. Raises ValueError where it fails, as it may: others wrote it."""
+        try:
+            text = self.layout.render(messages=marks, add_generation_prompt=reply, bos_token=self.begin, eos_token=self.end)
+            text.encode()  # half a character is no text
+            return text
+        except Refused as error:
+            raise ValueError(f"the model's chat template refuses this conversation: {error}") from None
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            raise ValueError(f"the model's chat template fails on this conversation ({reason}): use another model") from None
 
     def prompt(self, messages):
         """The tokens from which the assistant's next turn goes on."""
@@ -229,9 +242,13 @@ class ChatTokenizer(BPETokenizer):
         write_atomic(path, text.encode())
 
 
+class Refused(Exception):
+    """A conversation that a template does not know how to lay out; the message is the template's."""
+
+
 def refuse(message):
-    """What a template calls where it does not know how to lay a conversation out."""
-    raise ValueError(f"the model's chat template refuses this conversation: {message}")
+    """What a template calls then."""
+    raise Refused(" ".join(str(message).split())[:200])
 
 
 KINDS = {kind.kind: kind for kind in (WordTokenizer, CharTokenizer, BPETokenizer)}  # those that a corpus trains

@@ -1,5 +1,6 @@
 import json
 import math
+import resource
 import struct
 
 import pytest
@@ -334,7 +335,12 @@ def test_a_checkpoint_whose_tensors_do_not_fit_names_its_file(tmp_path):
     with pytest.raises(CheckpointError, match=rf"^{path} holds values that are not finite, in tensor norm\.weight"):
         checkpoints.load(tmp_path)
     checkpoints.write(tmp_path, {"norm.weight": torch.ones(2)}, model.metadata(), TOKENIZER)
-    with pytest.raises(CheckpointError, match=rf"^{path} does not fit its configuration: tensor .+ is missing"):
+    with pytest.raises(CheckpointError, match=rf"^{path} has a configuration .*vocab_size 5 is no size of its tensors"):
+        checkpoints.load(tmp_path)
+    checkpoints.write(tmp_path, {**model.state_dict(), "more": torch.ones(2)}, model.metadata(), TOKENIZER)
+    with pytest.raises(
+        CheckpointError, match=rf"^{path} does not fit its configuration: tensor more \[2\] is missing or unexpected"
+    ):
         checkpoints.load(tmp_path)
 
 
@@ -553,3 +559,57 @@ def test_a_branch_beside_a_base_of_another_tokenizer_is_refused(tmp_path):
         CheckpointError, match=rf"{tmp_path}/branch and {tmp_path}/branch/../base were trained with different tok"
     ):
         checkpoints.load(tmp_path / "branch")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab_size": 10**12},
+        {"width": 2 * 10**6},
+        {"layers": 10**9},
+        {"context": 10**30},
+        {"width": 10**30 * 2},
+        {"layers": "x"},
+        {"layers": None},
+        {"recipe": "gpt2", "context": 10**12},
+    ],
+)
+def test_a_configuration_that_lies_about_its_size_takes_no_memory(tmp_path, change):
+    path = saved(tmp_path)
+    metadata = checkpoints.read_metadata(tmp_path)
+    metadata["config"] |= change
+    path.write_bytes(safetensors_bytes(checkpoints.read_tensors(tmp_path), {"metadata": json.dumps(metadata)}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if change == {"context": 10**30}:  # no tensor of a modern GPT depends on it
+        assert checkpoints.load(tmp_path)[0].config.context == 10**30
+    else:
+        with pytest.raises(CheckpointError, match=rf"^{path} (has a configuration|does not fit its configuration)") as caught:
+            checkpoints.load(tmp_path)
+        assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
+
+
+@pytest.mark.parametrize("kind", [{}, [], {"gpt": 1}])
+def test_a_kind_that_is_no_name_is_refused(tmp_path, kind):
+    about = json.dumps({"kind": kind, "config": {}, "tokenizer": "0"})
+    (tmp_path / "model.safetensors").write_bytes(with_header({"__metadata__": {"metadata": about}}, b""))
+    with pytest.raises(CheckpointError, match="is damaged or not a checkpoint of this project"):
+        checkpoints.load(tmp_path)
+
+
+@pytest.mark.parametrize("source", [".", "../branch", "../other"])
+def test_a_branch_that_stands_on_itself_is_refused(tmp_path, source):
+    for name in ("branch", "other"):
+        checkpoints.save(
+            tmp_path / name, Branch(small(), rank=1, alpha=1, source=source if name == "branch" else "../branch"), TOKENIZER
+        )
+    with pytest.raises(CheckpointError, match=r"holds a branch that stands on itself: give its model as base$"):
+        checkpoints.load(tmp_path / "branch")
+
+
+@pytest.mark.parametrize("source", ["x", ["x"], {"x": 1}, 7])
+def test_a_tokenizer_file_that_names_no_published_model_is_named(tmp_path, source):
+    saved(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"kind": "chat", "source": source}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path / 'tokenizer.json'} names no published model but"):
+        checkpoints.load(tmp_path)

@@ -583,3 +583,35 @@ def test_blanks_around_the_key_do_no_harm(server, judge, monkeypatch):
 def test_the_key_is_not_sent_in_the_open(judge):
     with pytest.raises(RunError, match=r"http://example\.org/v1/chat/completions is not encrypted"):
         ask(judge(base_url="http://example.org/v1"))
+
+
+@pytest.mark.parametrize("answer", [b"[" * 5000, b'{"choices": ' + b"[" * 5000, b'{"id":' * 100_000])
+def test_an_answer_nested_deeper_than_python_can_follow_is_garbled_and_no_more(answer):
+    with pytest.raises(endpoint.Again, match="answers what is no chat completion"):
+        endpoint.text_of(answer)
+
+
+def test_a_cache_nested_deeper_than_python_can_follow_is_named(tmp_path):
+    (tmp_path / "cache.jsonl").write_bytes(b"[" * 5000 + b"\n")
+    with pytest.raises(RunError, match=r"cache\.jsonl, line 1: not a verdict"):
+        endpoint.read_cache(tmp_path / "cache.jsonl")
+
+
+def test_an_answer_without_end_is_read_only_so_far(monkeypatch):
+    class Endless:
+        length, asked = 7, []
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def read(self, most):
+            self.asked.append(most)
+            return b"x"
+
+    monkeypatch.setattr(endpoint.OPENER, "open", lambda *_, **__: Endless())
+    with pytest.raises(endpoint.Again, match=r"^broke off \(IncompleteRead\)$"):
+        endpoint.post("http://localhost/v1", b"{}", 1)
+    assert Endless.asked == [10_000_000]

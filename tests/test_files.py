@@ -267,21 +267,92 @@ def test_a_replacement_that_is_refused_for_a_moment_is_tried_again(tmp_path, mon
     assert (tmp_path / "file.bin").read_bytes() == b"new"
 
 
+def test_a_value_in_a_message_is_short_however_long_or_deep_it_is():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (deep, {"a": deep}, "x" * 10**6, list(range(10**5)), 10**4000):
+        assert len(files.shown(value)) < 400
+    for value in ("neutrall", None, 7, {"id": 1}, ["a", 2.5], True, "é\n"):
+        assert files.shown(value) == repr(value)
+
+
 # ----------------------------------------------------------------------------------------- a power cut
 
 
 def test_what_was_written_is_on_the_disk_with_its_name(tmp_path, monkeypatch):
-    """By the order of what the system is asked for: the bytes, then the name, then the folder that has the name."""
+    """By the order of what the system is asked for: the bytes, then the name, then the folder that has the name, and those that
+    have the names of folders that are new."""
     asked, real_fsync, real_replace = [], os.fsync, os.replace
+    folders = {place: tmp_path.joinpath(*place) for place in ((), ("new",), ("new", "er"))}
 
     def fsync(number):
-        asked.append("folder" if stat.S_ISDIR(os.fstat(number).st_mode) else "file")
+        found = os.fstat(number)
+        known = {path.stat().st_ino: place for place, path in folders.items() if path.exists()}
+        asked.append(known.get(found.st_ino, "folder") if stat.S_ISDIR(found.st_mode) else "file")
         real_fsync(number)
 
     monkeypatch.setattr(files.os, "fsync", fsync)
     monkeypatch.setattr(files.os, "replace", lambda *paths: (asked.append("name"), real_replace(*paths)))
-    files.write_atomic(tmp_path / "new" / "state.pt", b"weights")
-    assert asked == ["file", "name", "folder"]
+    files.write_atomic(tmp_path / "new" / "er" / "state.pt", b"weights")
+    assert asked == ["file", "name", ("new", "er"), ("new",), ()]
+    asked.clear()
+    files.write_atomic(tmp_path / "new" / "er" / "state.pt", b"weights")
+    assert asked == ["file", "name", ("new", "er")]
+
+
+class Disk:
+    """A disk that loses, when the power goes, every byte and every name that was not synced: what the system was asked, applied
+    to two pictures of a folder, the one in memory and the one on the disk."""
+
+    def __init__(self, root):
+        self.root, self.bytes = root, {}  # of a file's number: what of it is on the disk
+        self.names = {}  # of a folder's path: {name: number} as on the disk
+
+    def fsync(self, number):
+        found = os.fstat(number)
+        for folder in [self.root, *(path for path in self.root.rglob("*") if path.is_dir())]:
+            if folder.stat().st_ino == found.st_ino:
+                self.names[folder] = {path.name: path.stat().st_ino for path in folder.iterdir()}
+            for path in folder.iterdir():
+                if path.is_file() and path.stat().st_ino == found.st_ino:
+                    self.bytes[found.st_ino] = path.read_bytes()
+
+    def left(self, path):
+        """What a file holds after the power cut; None where its name, its folder or its bytes are lost."""
+        for folder in [parent for parent in path.parents if parent.is_relative_to(self.root)]:
+            if folder != self.root and folder.name not in self.names.get(folder.parent, {}):
+                return None
+        return self.bytes.get(self.names.get(path.parent, {}).get(path.name))
+
+
+def test_whenever_the_power_goes_the_old_or_the_new_content_is_there(tmp_path, monkeypatch):
+    """After every single request to the system: what was said to be saved before is there whole, or what replaces it."""
+    disk, path, said, moments = Disk(tmp_path), tmp_path / "runs" / "one" / "state.pt", [], []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def look():
+        left = disk.left(path)
+        moments.append(left)
+        assert left in ([*said[-1:], current] if said else [None, current])
+
+    def fsync(number):
+        look()
+        real_fsync(number)
+        disk.fsync(number)
+        look()
+
+    def replace(fresh, target):
+        real_replace(fresh, target)
+        look()
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "replace", replace)
+    for current in (b"first", b"second", b"", b"third" * 1000):
+        files.write_atomic(path, current)
+        assert disk.left(path) == current  # as soon as it is said to be saved
+        said.append(current)
+    assert len(set(moments)) == 5
 
 
 # ----------------------------------------------------------------------------------------- whatever a file holds

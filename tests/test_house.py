@@ -37,6 +37,7 @@ WHOLE = {
     "card",
     "environment",
     "figures",
+    "fuzz",
     "gpu",
     "house",
     "learner",

@@ -489,13 +489,6 @@ def test_a_draw_that_brings_nothing_new_ends_and_nothing_is_written(tmp_path):
     assert not (tmp_path / "mine.passages.jsonl").exists()
 
 
-@pytest.mark.parametrize("line", ["{oops", '["a"]', '{"text": "a"}'])
-def test_a_damaged_file_of_passages_is_named(tmp_path, line):
-    (tmp_path / "mine.passages.jsonl").write_text(line + "\n")
-    with pytest.raises(LabelError, match=r"mine\.passages\.jsonl: not a list of passages"):
-        labels.sitting(tmp_path / "mine.jsonl", "me", "base", drawn)
-
-
 # ----------------------------------------------------------------------------------------- the synthetic rater
 
 
@@ -631,3 +624,24 @@ def test_the_reading_of_the_frontier_is_what_its_card_and_chapter_12_say(plays):
 def test_a_byte_order_mark_before_the_first_line_is_read_over(tmp_path):
     (tmp_path / "mine.jsonl").write_bytes(b"\xef\xbb\xbf" + (json.dumps(OWN) + "\r\n").encode())
     assert [label.text for label in labels.read(tmp_path / "mine.jsonl")] == [OWN["text"]]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff",
+        b"{",
+        b"[" * 5000,
+        b"{oops",
+        b'["a"]',
+        b"9" * 5000,
+        b'{"text": 1, "checkpoint": "b"}',
+        b'{"text": "x"}',
+        b'{"text": "\\ud800"}',
+    ],
+)
+def test_a_damaged_list_of_passages_is_named_with_its_line(tmp_path, line):
+    beside = tmp_path / "mine.passages.jsonl"
+    beside.write_bytes(b'{"text": "One.", "checkpoint": "base"}\n' + line + b"\n")
+    with pytest.raises(LabelError, match=rf"^{beside}, line 2: "):
+        labels.sitting(tmp_path / "mine.jsonl", "me", "base", lambda number: ["x"], size=1)

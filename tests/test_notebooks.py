@@ -366,3 +366,28 @@ def test_a_notebook_that_colab_saved_gives_the_same_edition(worked):
         one["metadata"] |= {"id": one.pop("id"), "outputId": "3f2a", "colab": {"base_uri": "https://localhost:8080/"}}
     path.write_text(json.dumps(saved), encoding="utf-8")
     assert notebooks.write_all(worked / "solutions", worked / "after")[0].read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.encode()[:-30],
+        lambda text: b"\xff" + text.encode(),
+        lambda text: b"[1]",
+        lambda text: b"7",
+        lambda text: b"[" * 5000,
+        lambda text: text.replace('"nbformat": 4', '"nbformat": 1').encode(),
+        lambda text: text.replace('"nbformat": 4', '"nbformat": {}').encode(),
+        lambda text: text.replace('"nbformat": 4', '"nbformat": 99').encode(),
+        lambda text: text.replace('"nbformat": 4', '"nbformat": null').encode(),
+        lambda text: json.dumps({**json.loads(text), "cells": 7}).encode(),
+        lambda text: json.dumps({**json.loads(text), "cells": [7]}).encode(),
+        lambda text: json.dumps({**json.loads(text), "metadata": []}).encode(),
+    ],
+)
+def test_a_damaged_notebook_is_named_in_one_sentence(worked, change):
+    path = worked / "solutions" / "42_a_chapter.ipynb"
+    path.write_bytes(change(path.read_text(encoding="utf-8")))
+    with pytest.raises(RunError, match=rf"^{path} is no notebook that can be read \(.+\): take the good one back$"):
+        notebooks.write_all(worked / "solutions", worked / "notebooks")
+    assert not (worked / "notebooks").exists()

@@ -2,8 +2,10 @@ import json
 import math
 import os
 import pickle
+import resource
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -588,3 +590,52 @@ def test_metrics_are_on_the_disk_before_the_state_that_counts_on_them(tmp_path, 
 def test_what_else_than_a_loss_exploded_is_called_by_its_name(tmp_path):
     with pytest.raises(RunError, match=r"^toy: the KL to the original model is 1e\+06 at step 0; the last good weights are kept"):
         fresh(tmp_path).check(1e6, limit=1000, what="KL to the original model")
+
+
+# ----------------------------------------------------------------------------------------- states that nobody saved
+
+
+def test_a_packed_state_is_refused_before_it_is_unpacked(tmp_path):
+    """torch packs nothing, and what is packed may be a thousand times as large as the file."""
+    runs.save_state(tmp_path / "good.pt", {"x": torch.zeros(4)})
+    path = tmp_path / "state.pt"
+    with zipfile.ZipFile(tmp_path / "good.pt") as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info) + (bytes(2**28) if "/data/" in info.filename else b""))
+    assert path.stat().st_size < 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with refused(path):
+        runs.load_state(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 10**6},
+        {"step": -1},
+        {"step": 1.5},
+        {"step": "1"},
+        {"step": True},
+        {"step": {}},
+        {"seconds": math.nan},
+        {"seconds": -1.0},
+        {"seconds": "x"},
+        {"seconds": None},
+        {"model": 7},
+        {"model": {1: 2}},
+        {"optimizers": 7},
+        {"optimizers": [7]},
+        {"optimizers": [{"state": 7, "param_groups": []}]},
+        {"optimizers": [{"state": {}, "param_groups": 7}]},
+        {"memory": 7},
+        {"memory": None},
+    ],
+)
+def test_a_state_whose_parts_are_none_is_refused_by_name(tmp_path, change):
+    fresh(tmp_path).save(1)
+    path = tmp_path / "toy" / "state.pt"
+    runs.save_state(path, {**runs.load_state(path), **change})
+    with pytest.raises(CheckpointError, match=rf"^{path} belongs to another configuration \(.+\): choose another --out$"):
+        fresh(tmp_path)
+    assert isinstance(runs.seconds_spent(path), int | float) and math.isfinite(runs.seconds_spent(path))

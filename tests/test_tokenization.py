@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jinja2.exceptions import SecurityError
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -453,8 +452,18 @@ def test_a_template_may_refuse_a_conversation_and_can_do_nothing_else():
     with pytest.raises(ValueError, match=r"^the model's chat template refuses this conversation: no system message, please$"):
         chat.turns([{"role": "user", "content": "a"}])
     escape = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
-    with pytest.raises(SecurityError):
-        ChatTokenizer(Tokenizer.from_str(inner.to_str()), escape).turns([{"role": "user", "content": "a"}])
+    for template, why in (
+        (escape, "SecurityError"),
+        ("{{ messages[9].content }}", "UndefinedError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{% include 'x' %}", "TypeError"),
+        ("\ud800", "UnicodeEncodeError"),
+    ):
+        with pytest.raises(ValueError, match=rf"^the model's chat template fails on this conversation \({why}.*\): use another"):
+            ChatTokenizer(Tokenizer.from_str(inner.to_str()), template).turns([{"role": "user", "content": "a"}])
+    marked = ChatTokenizer(Tokenizer.from_str(inner.to_str()), "\ue0007\ue001")  # what stands for a message that is not there
+    assert marked.decode(marked.turns([{"role": "user", "content": "a"}])[0]) == "\ue0007\ue001"
 
 
 def test_an_end_of_turn_that_is_no_token_is_refused():

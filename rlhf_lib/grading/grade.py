@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lib.exercises.build import load_optimizers
 from rlhf_lib.exercises.progress import number_of
-from rlhf_lib.files import RunError, read_json, write_json
+from rlhf_lib.files import RunError, read_json, shown, write_json
 from rlhf_lib.grading import gradebook, pages, similar, submissions, verdicts
 from rlhf_lib.grading.gradebook import GRADED, NOT, Entry
 from rlhf_lib.grading.jail import die_with_parent
@@ -111,7 +111,9 @@ def settled_seed(out, seed):
     """The seed: as given, else that of the folder, else a new one. Noted in the folder."""
     path = Path(out) / "seed.json"
     if seed is None:
-        seed = read_json(path)["seed"] if path.exists() else secrets.randbelow(2**31)
+        seed = read_json(path).get("seed") if path.exists() else secrets.randbelow(2**31)
+        if type(seed) is not int or not 0 <= seed < 2**31:
+            raise RunError(f"{path} is damaged: its seed is {shown(seed)}; give --seed, or delete the folder to grade all again")
     if not 0 <= seed < 2**31:
         raise RunError(f"--seed must be from 0 to {2**31 - 1}, got {seed}")
     write_json(path, {"seed": seed})

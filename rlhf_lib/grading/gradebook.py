@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlhf_lib import exercises
-from rlhf_lib.files import RunError, read_json, write_atomic, write_json
+from rlhf_lib.files import RunError, read_json, shown, write_atomic, write_json
 from rlhf_lib.grading.verdicts import RIGHT, Result
 
 GRADED, PARTLY, NOT = "graded", "partly graded", "not gradable"
@@ -73,7 +73,16 @@ def load(path, fingerprint=None):
     if fingerprint is not None and found.get("fingerprint") != fingerprint:
         return None
     found.pop("fingerprint", None)
-    return Entry(**{**found, "results": [Result(**result) for result in found["results"]]})
+    try:
+        entry = Entry(**{**found, "results": [Result(**result) for result in found["results"]]})
+        for row in (entry, *entry.results):
+            for name, kind in type(row).__annotations__.items():
+                if not isinstance(getattr(row, name), kind):
+                    raise TypeError(f"{name} is {shown(getattr(row, name))}")
+        "".join([*entry.reasons, *entry.texts.values()])
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({str(error)[:160]}): delete it, and the submission is graded again") from None
+    return entry
 
 
 def status_of(found, results):
@@ -98,14 +107,18 @@ def rows_of(path, fields):
             f"{path} cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}): give a CSV file in UTF-8"
         ) from None
     table = csv.DictReader(io.StringIO(text))
-    head = [name.strip().lower() for name in table.fieldnames or []]
-    table.fieldnames = head
+    try:
+        head = [name.strip().lower() for name in table.fieldnames or []]
+        table.fieldnames = head
+        rows = [(table.line_num, row) for row in table]
+    except csv.Error as error:
+        raise RunError(f"{path}, line {table.line_num + 1}: not a table ({error}); save it as CSV again") from None
     lacking = [name for name in fields if name not in head]
     if lacking:
         raise RunError(f"{path}, line 1: there is no column {lacking[0]!r}; its first line must name {', '.join(fields)}")
-    for row in table:
+    for line, row in rows:
         if any((value or "").strip() for value in row.values() if not isinstance(value, list)):
-            yield table.line_num, {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}
+            yield line, {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}
 
 
 def number_in(path, line, row, field, least=0.0, most=1e6):
@@ -114,7 +127,7 @@ def number_in(path, line, row, field, least=0.0, most=1e6):
     except ValueError:
         value = None
     if value is None or not least <= value <= most:
-        raise RunError(f"{path}, line {line}: {field} must be a number from {least:g} to {most:g}, got {row[field]!r}")
+        raise RunError(f"{path}, line {line}: {field} must be a number from {least:g} to {most:g}, got {shown(row[field])}")
     return value
 
 
@@ -129,12 +142,12 @@ def read_points(path=None):
     for line, row in rows_of(path, ("exercise", "points")):
         name = row["exercise"]
         if name not in exercises.EXERCISES and name not in exercises.BUILDS:
-            raise RunError(f'{path}, line {line}: there is no exercise {name!r}; write its name as in `check("gae", gae)`')
+            raise RunError(f'{path}, line {line}: there is no exercise {shown(name)}; write its name as in `check("gae", gae)`')
         if name in marks:
             raise RunError(f"{path}, line {line}: {name} stands here a second time; leave one of the lines")
         partial = row.get("partial", "") or "no"
         if partial.lower() not in ("yes", "no"):
-            raise RunError(f"{path}, line {line}: partial must be yes or no, got {partial!r}")
+            raise RunError(f"{path}, line {line}: partial must be yes or no, got {shown(partial)}")
         marks[name] = Mark(number_in(path, line, row, "points"), partial.lower() == "yes")
     return marks
 
@@ -148,7 +161,9 @@ def read_late(path, students):
     for line, row in rows_of(path, ("student", "share")) if path else ():
         name = unicodedata.normalize("NFC", row["student"])
         if name != "(late)" and name not in students:
-            raise RunError(f"{path}, line {line}: nobody called {name!r} handed in; write the name as in grades.csv, or (late)")
+            raise RunError(
+                f"{path}, line {line}: nobody called {shown(name)} handed in; write the name as in grades.csv, or (late)"
+            )
         shares[name] = number_in(path, line, row, "share", 0.0, 1.0)
     return shares
 
@@ -162,11 +177,11 @@ def read_prose(path, students):
     for line, row in rows_of(path, ("student", "question", "points", "of")) if Path(path).exists() else ():
         name = unicodedata.normalize("NFC", row["student"])
         if name not in students:
-            raise RunError(f"{path}, line {line}: nobody called {name!r} handed in; write the name as in grades.csv")
+            raise RunError(f"{path}, line {line}: nobody called {shown(name)} handed in; write the name as in grades.csv")
         of = number_in(path, line, row, "of")
         mark = Prose(row["question"], number_in(path, line, row, "points", 0.0, of), of, row.get("comment", ""))
         if any(one.question == mark.question for one in marks.setdefault(name, [])):
-            raise RunError(f"{path}, line {line}: {name} has a mark for {mark.question!r} already; leave one of the lines")
+            raise RunError(f"{path}, line {line}: {name} has a mark for {shown(mark.question)} already; leave one of the lines")
         marks[name].append(mark)
     return marks
 

@@ -254,7 +254,9 @@ def gradescope(found):
                     if entry.get(":submitters")
                 }
             except (UnreadableError, yaml.YAMLError, AttributeError, TypeError, KeyError, IndexError, RecursionError) as error:
-                raise RunError(f"submission_metadata.yml is not Gradescope's ({type(error).__name__}): export again") from None
+                raise RunError(
+                    f"{place[0]}: submission_metadata.yml is not Gradescope's ({type(error).__name__}): export again"
+                ) from None
     return {}
 
 

@@ -10,6 +10,7 @@ NAMES = {
     "attn_q": "attention.query", "attn_k": "attention.key", "attn_v": "attention.value", "attn_output": "attention.out",
     "ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down", "attn_norm": "norm1", "ffn_norm": "norm2",
 }  # fmt: skip
+MOST = 500_000  # entries of all lists; Llama 3 has 400,000, and each takes 150 bytes or more of memory
 WHOLE = {"token_embd": "embedding", "output_norm": "norm", "output": "head"}
 
 
@@ -17,10 +18,24 @@ class GGUFError(ValueError):
     """A GGUF file that is not a usable Llama; the message names it and says what is wrong."""
 
 
+class Reader(GGUFReader):
+    """One that goes on no further than its file: of a list whose length lies the package would read nothing for ever."""
+
+    entries = 0
+
+    def _get_field_parts(self, orig_offs, raw_type):
+        self.entries += 1
+        if orig_offs >= len(self.data):
+            raise ValueError("a list goes on behind the end of the file")
+        if self.entries > MOST:
+            raise ValueError(f"more than {MOST:,} entries")
+        return super()._get_field_parts(orig_offs, raw_type)
+
+
 def read(path):
     """The GGUFReader of `path`. Raises GGUFError when it is damaged, cut short or of another architecture."""
     try:
-        reader = GGUFReader(path)
+        reader = Reader(path)
         architecture = value(reader, "general.architecture")
     except FileNotFoundError:
         raise GGUFError(f"no GGUF file at {path}") from None
@@ -69,8 +84,8 @@ def load(path, reader=None):
             width=say["embedding_length"],
             hidden=say["feed_forward_length"],
             tied="output" not in tensors,
-            norm_eps=say["attention.layer_norm_rms_epsilon"],
-            rope_base=value(reader, "llama.rope.freq_base", 10000.0),
+            norm_eps=float(say["attention.layer_norm_rms_epsilon"]),
+            rope_base=float(value(reader, "llama.rope.freq_base", 10000.0)),
         )
         return Llama.of(config, state_of(tensors, config))
     except (ValueError, TypeError, RuntimeError) as error:  # among them a tensor that is missing, unknown or of another shape

@@ -3,13 +3,17 @@
 B: batch    T: new positions    S: all positions, cached ones included    C: width    H: heads    KV: key-value heads    D: C // H
 """
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from rlhf_lib.files import shown
 from rlhf_lib.models.layers import attend_in_groups, places, rms_norm, rotary_table, rotate
+
+STRETCH = ("factor", "low", "high", "original")  # of `layers.stretched`
 
 
 @dataclass
@@ -46,6 +50,10 @@ class LlamaConfig:
         for name in ("vocab_size", "context", "layers", "heads", "kv_heads", "width", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        stretch = {} if self.rope_scaling is None else {name: self.rope_scaling[name] for name in STRETCH}
+        for name, value in {"norm_eps": self.norm_eps, "rope_base": self.rope_base, **stretch}.items():
+            if not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise ValueError(f"{name} must be a number above 0, got {shown(value)}")
         if self.width % (2 * self.heads):
             raise ValueError(f"width must be a multiple of 2 * heads, got width {self.width} and heads {self.heads}")
         if self.heads % self.kv_heads:
@@ -135,6 +143,8 @@ class Llama(nn.Module):
 
         A tied head may be left out, as published files do.
         """
+        if config.layers > len(state):
+            raise ValueError(f"{config.layers} layers, and {len(state)} tensors")
         if config.tied:
             state = {**state, "head.weight": state.get("embedding.weight")}
         with torch.device("meta"):

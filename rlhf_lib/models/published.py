@@ -3,6 +3,7 @@
 import contextlib
 import json
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -17,7 +18,7 @@ from rlhf_lib.files import write_atomic
 from rlhf_lib.models import gguf
 from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.models.llama import Llama, LlamaConfig
-from rlhf_lib.models.weights import gpt2_weights, llama_config, llama_weights
+from rlhf_lib.models.weights import check_sizes, gpt2_weights, llama_config, llama_weights
 from rlhf_lib.tokenization import ChatTokenizer
 
 SHIPPED = "smollm2-135m"  # SmolLM2-135M-Instruct (Apache-2.0), by the Python package index
@@ -148,8 +149,11 @@ def from_files(get, where, source=None):
     needed(get, "config.json", where)
     values, tokenizer = read(get, "config.json"), hub_tokenizer(get, where, source)
     parts = read(get, "model.safetensors.index.json").get("weight_map", {})  # of weights in several files
+    names = [*parts.values()] if isinstance(parts, dict) else [None]
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise PublishedError(f"the model.safetensors.index.json of {where} is damaged: fetch it again")
     tensors = {}
-    for name in sorted(set(parts.values())) or ["model.safetensors"]:
+    for name in sorted(set(names)) or ["model.safetensors"]:
         path = needed(get, name, where)
         try:
             tensors |= {key: tensor.float() for key, tensor in load_file(path).items()}
@@ -160,14 +164,16 @@ def from_files(get, where, source=None):
             model = Llama.of(LlamaConfig(**llama_config(values)), llama_weights(tensors))
         elif values["model_type"] == "gpt2":
             shape = dict(layers=values["n_layer"], heads=values["n_head"], width=values["n_embd"], context=values["n_positions"])
-            model = GPT(GPTConfig.gpt2(vocab_size=values["vocab_size"], **shape))
-            model.load_state_dict(gpt2_weights(tensors))
+            config, weights = GPTConfig.gpt2(vocab_size=values["vocab_size"], **shape), gpt2_weights(tensors)
+            check_sizes(asdict(config), weights)
+            model = GPT(config)
+            model.load_state_dict(weights)
         else:
             raise ValueError(f"config.json names the family {values['model_type']!r}, and only llama and gpt2 are known")
     except KeyError as error:
         raise PublishedError(f"the published files of {where} do not fit: config.json has no {error}") from None
-    except (RuntimeError, ValueError, TypeError) as error:  # among them a tensor that is missing, unknown or of another shape
-        reason = str(error).strip().splitlines()[-1].strip()[:100]
+    except (RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:  # as for a tensor of another shape
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()[:100]
         raise PublishedError(f"the published files of {where} do not fit: {reason}") from None
     return model, tokenizer
 
@@ -203,5 +209,5 @@ def read(get, file):
     path = get(file)
     try:
         return dict(json.loads(Path(path).read_text(encoding="utf-8"))) if path else {}
-    except (ValueError, TypeError) as error:  # not JSON, not UTF-8, or JSON of another shape
+    except (OSError, ValueError, TypeError, RecursionError) as error:  # not JSON, not UTF-8, or JSON of another shape
         raise PublishedError(f"{path} is damaged ({str(error)[:80]}): delete it and fetch it again") from None

@@ -1,5 +1,19 @@
 """Published weights under the names of this library's modules."""
 
+from rlhf_lib.files import shown
+
+
+def check_sizes(config, tensors):
+    """Raises ValueError where a model of `config`, a dict, would be larger than `tensors`: it would take memory and time
+    before it is seen not to fit."""
+    sizes = {size for tensor in tensors.values() for size in tensor.shape}
+    names = ["vocab_size", "width", "hidden", *(["context"] if config.get("recipe") == "gpt2" else [])]
+    for name in names:
+        if name in config and config[name] not in sizes:
+            raise ValueError(f"{name} {shown(config[name])} is no size of its tensors")
+    if config["layers"] > len(tensors):
+        raise ValueError(f"{shown(config['layers'])} layers are more than it has tensors")
+
 
 def gpt2_weights(tensors):
     """The state of transformers' `GPT2LMHeadModel` under the names of a GPT of the recipe "gpt2", for `load_state_dict`.
@@ -77,6 +91,6 @@ def llama_config(values):
     return dict(
         vocab_size=values["vocab_size"], context=values["max_position_embeddings"], layers=values["num_hidden_layers"],
         heads=heads, kv_heads=values.get("num_key_value_heads") or heads, width=width, hidden=values["intermediate_size"],
-        tied=values.get("tie_word_embeddings", False), norm_eps=values["rms_norm_eps"],
+        tied=values.get("tie_word_embeddings", False), norm_eps=float(values["rms_norm_eps"]),
         rope_base=float(rope.get("rope_theta", values.get("rope_theta", 10000.0))), rope_scaling=scaling,
     )  # fmt: skip

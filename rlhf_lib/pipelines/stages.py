@@ -13,12 +13,13 @@ from pathlib import Path
 
 from rlhf_lib import checkpoints, devices, runs
 from rlhf_lib.checkpoints import CheckpointError
-from rlhf_lib.files import RunError, lock, read_json, write_json
+from rlhf_lib.files import RunError, lock, read_json, shown, write_json
 from rlhf_lib.pipelines.settings import flat
 
 # What a setting meant before there was one: a run that was begun then goes on with that.
 BEFORE = {"reward_adapters": True}
 MARKS = ("pretrain.steps", "sft.epochs")  # settings that tell the two pipelines apart
+PEAKS = ("peak_memory_bytes", "peak_card_bytes")
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -36,10 +37,10 @@ def saved_settings(folder, kind):
         raise RunError(f"{folder} holds a run of another pipeline: choose another --out")
     for name, value in saved.items():
         if name not in known:
-            raise RunError(f"{path}: this version does not know the setting {name}; choose another --out")
+            raise RunError(f"{path}: this version does not know the setting {name:.80}; choose another --out")
         wanted = type(known[name])
         if not (type(value) is wanted or (wanted is float and type(value) is int)):
-            raise RunError(f"{path}: {name} must be {KINDS[wanted]}, got {value!r}; mend the file or choose another --out")
+            raise RunError(f"{path}: {name} must be {KINDS[wanted]}, got {shown(value)}; mend the file or choose another --out")
     return {**known, **{name: value for name, value in BEFORE.items() if name in known}, **saved}
 
 
@@ -99,9 +100,11 @@ class Stages:
         """The stages that are done, a dict of name to record."""
         done = self.record("stages.json")
         for name, record in done.items():
-            if not isinstance(record, dict) or not isinstance(record.get("seconds"), int | float):
-                path = self.folder / "stages.json"
-                raise RunError(f"{path} is damaged: {name} has no seconds; choose another --out, or delete the run's folder")
+            for field in ("seconds", *PEAKS):
+                number = record.get(field) if isinstance(record, dict) else "none"
+                if not (type(number) in (int, float) and math.isfinite(number)) and not (field in PEAKS and number is None):
+                    where = f"{self.folder / 'stages.json'} is damaged: {name:.80} has no {field}"
+                    raise RunError(f"{where}; choose another --out, or delete the run's folder")
         return done
 
     def begin(self, out=None, **inputs):
@@ -155,12 +158,11 @@ class Stages:
     def summary(self):
         """The stats of all stages in one dict, with `seconds` by stage and the peaks of memory."""
         done, summary = self.done(), {}
-        peaks = ("peak_memory_bytes", "peak_card_bytes")
         for record in done.values():
-            summary |= {name: value for name, value in record.items() if name not in ("seconds", *peaks)}
+            summary |= {name: value for name, value in record.items() if name not in ("seconds", *PEAKS)}
         summary["seconds"] = {name: record["seconds"] for name, record in done.items()}
         summary["seconds"]["total"] = round(sum(summary["seconds"].values()), 2)
-        for peak in peaks:
+        for peak in PEAKS:
             if any(peak in record for record in done.values()):
                 summary[peak] = max(record.get(peak) or 0 for record in done.values())
         return summary

@@ -8,7 +8,7 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from rlhf_lib import judge, plots
-from rlhf_lib.files import one_at_a_time, write_atomic
+from rlhf_lib.files import one_at_a_time, shown, write_atomic
 from rlhf_lib.widgets.parts import (
     EDGE,
     PLAIN,
@@ -49,7 +49,9 @@ def read_ratings(path):
     for number, row in enumerate(rows, 1):
         for score in SCORES:
             if row[score] not in ("1", "2", "3", "4", "5"):
-                raise ValueError(f"{path}, rating {number}: {score} must be 1 to 5, got {row[score]!r}; correct it or delete it")
+                raise ValueError(
+                    f"{path}, rating {number}: {score} must be 1 to 5, got {shown(row[score])}; correct it or delete it"
+                )
             row[score] = int(row[score])
     return rows
 

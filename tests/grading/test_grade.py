@@ -200,6 +200,16 @@ def test_bad_input_is_named_before_the_first_step(tmp_path, options, said):
     assert not (tmp_path / "out" / "results").exists()
 
 
+@pytest.mark.parametrize(
+    "noted", ["{}", '{"seed": "x"}', '{"seed": -3}', '{"seed": true}', '{"seed": 1e9}', '{"seed": [1]}', "[1]"]
+)
+def test_a_seed_that_is_none_is_named(tmp_path, noted):
+    (tmp_path / "seed.json").write_text(noted, encoding="utf-8")
+    with pytest.raises(RunError, match=rf"^{tmp_path / 'seed.json'} is damaged"):
+        settled_seed(tmp_path, None)
+    assert settled_seed(tmp_path, 5) == 5
+
+
 def test_the_seed_is_drawn_once(tmp_path):
     first = settled_seed(tmp_path / "a", None)
     assert settled_seed(tmp_path / "a", None) == first and json.loads((tmp_path / "a" / "seed.json").read_text()) == {

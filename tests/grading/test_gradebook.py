@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 
 import pytest
 
@@ -161,3 +162,43 @@ def test_marks_for_prose_are_merged(tmp_path):
 def test_a_bad_line_of_prose_is_named(tmp_path, text, said):
     with pytest.raises(RunError, match=said):
         read_prose(write(tmp_path / "prose.csv", "student,question,points,of,comment\n" + text), {"anna"})
+
+
+@pytest.mark.parametrize("text", ["exercise,points\ngae," + "9" * 140_000, "x" * 140_000 + ",points\ngae,1"])
+def test_a_cell_larger_than_any_is_refused_with_its_line(tmp_path, text):
+    path = write(tmp_path / "p.csv", text)
+    with pytest.raises(RunError, match=rf"^{path}, line \d: not a table \(field larger than field limit \(131072\)\)"):
+        read_points(path)
+
+
+def test_a_long_word_is_cut_short_in_a_message(tmp_path):
+    path = write(tmp_path / "p.csv", "exercise,points\n" + "9" * 5000 + ",1")
+    with pytest.raises(RunError, match=rf"^{path}, line 2: there is no exercise '999") as caught:
+        read_points(path)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"results": 7},
+        {"results": ["x"]},
+        {"results": [{"exercise": ["x"], "number": "1.1", "verdict": "right"}]},
+        {"results": [{"exercise": "gae", "number": "1.1", "verdict": "right", "tried": "x"}]},
+        {"reasons": 7},
+        {"reasons": [7]},
+        {"texts": {"2.A": 7}},
+        {"student": None},
+        {"work": []},
+        {"unknown": 1},
+        {"student": "\ud800"},
+    ],
+)
+def test_a_damaged_entry_is_named(tmp_path, change):
+    entry = Entry("Ann", "1", "", "graded", [], [Result("gae", "7.3", "right")])
+    path = tmp_path / "ann.json"
+    gradebook.save(path, "f" * 64, entry)
+    assert gradebook.load(path) == entry
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **change}), encoding="utf-8")
+    with pytest.raises(RunError, match=rf"^{path} is damaged \("):
+        gradebook.load(path)

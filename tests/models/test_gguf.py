@@ -1,6 +1,7 @@
 import contextlib
 import os
 import re
+import struct
 import tracemalloc
 from types import SimpleNamespace
 
@@ -104,7 +105,8 @@ def tokens(batch=3, length=20):
 def test_weights_are_those_that_were_written_up_to_the_rounding_of_their_type(tmp_path, kind, tied):
     tensors = plain_tensors(tied)
     model = gguf.load(write(tmp_path / "small.gguf", tensors, kind))
-    assert model.config == LlamaConfig(V, 40, BLOCKS, HEADS, KV, WIDTH, HIDDEN, tied, pytest.approx(0.01), 500.0)
+    assert model.config.norm_eps == pytest.approx(0.01)
+    assert model.config == LlamaConfig(V, 40, BLOCKS, HEADS, KV, WIDTH, HIDDEN, tied, model.config.norm_eps, 500.0)
     assert not model.training and {p.dtype for p in model.parameters()} == {torch.float32}
     state = model.state_dict()
     assert torch.equal(state["head.weight"], state["embedding.weight"]) == tied
@@ -273,3 +275,24 @@ def test_a_file_with_changed_bytes_is_read_or_refused_in_a_sentence_and_in_littl
     finally:
         tracemalloc.stop()
     assert peak < 2 * len(content) + 100e6
+
+
+@pytest.mark.parametrize(("length", "said"), [(2**60, "a list goes on behind the end"), (2**64 - 1, "a list goes on")])
+def test_a_list_whose_length_lies_is_refused_at_the_end_of_the_file(tmp_path, length, said):
+    """The package alone would append nothing to it until the memory is gone."""
+    path = write(tmp_path / "model.gguf", {}, says={"llama.numbers": [True, False, True]})
+    content = path.read_bytes()
+    place = content.index(b"llama.numbers") + len(b"llama.numbers") + 8  # behind the types of the field and of the list
+    assert struct.unpack_from("<Q", content, place)[0] == 3
+    path.write_bytes(content[:place] + struct.pack("<Q", length) + content[place + 8 :])
+    with pytest.raises(GGUFError, match=rf"^{path} is damaged or no GGUF file .*{said}"):
+        gguf.load(path)
+
+
+def test_more_entries_than_any_model_has_are_refused_before_they_take_memory(tmp_path, monkeypatch):
+    path = write(tmp_path / "model.gguf", {}, says={"llama.numbers": list(range(300))})
+    monkeypatch.setattr(gguf, "MOST", 290)
+    with pytest.raises(GGUFError, match="more than 290 entries"):
+        gguf.read(path)
+    monkeypatch.setattr(gguf, "MOST", 310)
+    assert gguf.value(gguf.read(path), "llama.numbers") == list(range(300))

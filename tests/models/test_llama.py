@@ -320,3 +320,19 @@ def test_log_probabilities_of_samples_equal_rescoring(kv_heads, temperature):
         whole = torch.tensor([prompt + own.tolist()])
         expected = (model(whole)[0, len(prompt) - 1 : -1] / temperature).log_softmax(-1).gather(1, own[:, None])[:, 0]
         close(samples.logprobs[row][samples.mask[row]], expected, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_base": {}},
+        {"rope_base": 0.0},
+        {"norm_eps": "x"},
+        {"norm_eps": float("nan")},
+        {"rope_base": float("inf")},
+        {"rope_scaling": {"factor": "x", "low": 1.0, "high": 4.0, "original": 8}},
+    ],
+)
+def test_a_number_of_the_shape_that_is_none_is_refused_by_name(change):
+    with pytest.raises(ValueError, match=r"must be a number above 0, got"):
+        LlamaConfig(**change)

@@ -1,5 +1,6 @@
 import json
 import re
+import resource
 import sys
 import zipfile
 from itertools import pairwise
@@ -479,7 +480,7 @@ def test_a_pickle_is_never_read(tmp_path, models, payloads):
     ("llama", {"intermediate_size": 21}, "size mismatch for blocks.+"),
     ("llama", {"tie_word_embeddings": False}, "Missing key.+head.weight.+"),
     ("gpt2", {"n_layer": 3}, "Missing key.+"),
-    ("gpt2", {"n_embd": 48}, "size mismatch for .+"),
+    ("gpt2", {"n_embd": 48}, "width 48 is no size of its tensors"),
     ("gpt2", {"n_head": 5}, r"width must be a multiple of 2 \* heads.+"),
 ])  # fmt: skip
 def test_files_that_do_not_fit_their_config_are_named(tmp_path, models, family, change, said):
@@ -511,3 +512,37 @@ def test_settings_that_do_not_fit_the_tokenizer_are_named(tmp_path, models, sett
     message = rf"^the tokenizer of {tmp_path} is damaged or does not fit its settings \({said}"
     with pytest.raises(PublishedError, match=message):
         published.load(tmp_path)
+
+
+@pytest.mark.parametrize("parts", [["x"], 7, {"a": 7}, {"a": ["b"]}, {"a": "../model.safetensors"}, {"a": "/etc/passwd"}])
+def test_a_list_of_files_that_is_none_is_named(tmp_path, models, parts):
+    write_files(tmp_path, models["llama"])
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}), encoding="utf-8")
+    with pytest.raises(PublishedError, match=rf"^the model\.safetensors\.index\.json of {tmp_path} is damaged: fetch it again$"):
+        published.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "value"),
+    [
+        ("llama", "num_hidden_layers", 10**9),
+        ("gpt2", "n_layer", 10**9),
+        ("llama", "vocab_size", 10**12),
+        ("gpt2", "vocab_size", 10**12),
+        ("gpt2", "n_positions", 10**30),
+        ("llama", "rms_norm_eps", "x"),
+        ("llama", "rope_scaling", 7),
+        ("llama", "rope_scaling", [1]),
+        ("llama", "hidden_size", "x"),
+        ("gpt2", "n_embd", [4]),
+    ],
+)
+def test_a_config_that_lies_takes_no_memory_and_is_refused_in_a_sentence(tmp_path, models, family, name, value):
+    write_files(tmp_path, models[family])
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config.pop("rope_parameters", None)
+    (tmp_path / "config.json").write_text(json.dumps({**config, name: value}), encoding="utf-8")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(PublishedError, match=rf"^the published files of {tmp_path} do not fit: .+$"):
+        published.load(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
