@@ -80,3 +80,11 @@ def shown(tokens, merges, between="·"):
     """The pieces of `tokens`, for a sentence."""
     known = [piece.decode("utf-8", errors="backslashreplace") for piece in pieces(merges)]
     return repr(between.join(known[token] if token < len(known) else "?" for token in tokens))
+
+
+def written(tokens, merges):
+    """The text of tokens by these merges."""
+    pieces = [b"", *(bytes([byte]) for byte in range(256))]
+    for left, right in merges:
+        pieces.append(pieces[left] + pieces[right])
+    return b"".join(pieces[token] for token in tokens).decode(errors="replace")

@@ -34,6 +34,10 @@ class Probe(NamedTuple):
     run: run(built, **arguments) makes the learner's function or class work, and returns what is judged: plain data.
     judge: judge(output, **arguments) returns "" where all is well, else one sentence that says what the failure means.
     seconds: how long `run` may take; a cheap probe, one that says nothing of it, has PATIENCE.
+    secret: names of arguments that `judge` knows and `run` is not given: a process that holds the answer may return it.
+    tasks: tasks(**arguments) gives what the learner's program acts in, a list of `Task` or `Exam` (probe_envs.py), which stay
+        where the judge is. `run` is called as run(built, tasks, **arguments), and `judge` gets {"made": what it returned,
+        "seen": what each task saw}.
     """
 
     name: str
@@ -41,26 +45,31 @@ class Probe(NamedTuple):
     run: object
     judge: object
     seconds: float = LIMIT
+    secret: tuple = ()
+    tasks: object = None
 
     @property
     def patience(self):
-        """The seconds after which `run` is stopped."""
-        return PATIENCE if self.seconds == LIMIT else self.seconds
+        """The seconds after which `run` is stopped. Where it acts in tasks, each step may wait for a busy grader."""
+        if self.seconds != LIMIT:
+            return self.seconds
+        return 3 * PATIENCE if self.tasks else PATIENCE
 
 
 class Build:
     """A large exercise: its number, the name of what the learner writes, and its probes in the order in which they are tried.
 
     kept: whether what passes belongs into the learner's file, `my_rlhf.py`.
+    hides: folders of data/ that hold what it asks for, such as a model that would pass; a grader shows them to no answer.
 
     Raises:
         ValueError: two exercises of one name, or two probes of one name.
     """
 
-    def __init__(self, number, name, probes, kept=True):
+    def __init__(self, number, name, probes, kept=True, hides=()):
         if name in EXERCISES or name in BUILDS:
             raise ValueError(f"two exercises are called {name}")
-        self.number, self.name, self.kept = number, name, kept
+        self.number, self.name, self.kept, self.hides = number, name, kept, hides
         self.probes = {probe.name: probe for probe in probes}
         if len(self.probes) < len(probes):
             raise ValueError(f"{number} {name} has two probes of one name")
@@ -74,18 +83,35 @@ class Build:
                 inputs.append({"probe": probe.name, **probe.draw(torch.Generator().manual_seed(1000 * seed + place))})
         return inputs
 
-    def answer(self, built, inputs):
-        """What comes of one probe's inputs, as plain data; a record where it raised, was too slow or is not written yet."""
+    def shown(self, inputs):
+        """One probe's inputs without what is secret."""
+        return {name: value for name, value in inputs.items() if name not in self.probes[inputs["probe"]].secret}
+
+    def tasks(self, inputs):
+        """The tasks of one probe's inputs, a list; None where it has none."""
         given = copy.deepcopy(inputs)
         probe = self.probes[given.pop("probe")]
+        return probe.tasks(**given) if probe.tasks else None
+
+    def answer(self, built, inputs, tasks=None):
+        """What comes of one probe's inputs, as plain data; a record where it raised, was too slow or is not written yet.
+
+        tasks: those of the probe, where they are in another process; what they saw is then None.
+        """
+        given = copy.deepcopy(self.shown(inputs))
+        probe, far = self.probes[given.pop("probe")], tasks is not None
+        tasks = tasks if far else self.tasks(inputs)
+        more = [] if tasks is None else [tasks]
         with settled(), bar(f"{self.number} {probe.name}", probe.seconds):
             load_optimizers()
-            output, error = limited(lambda: plain(probe.run(built, **given)), probe.patience)
+            output, error = limited(lambda: plain(probe.run(built, *more, **given)), probe.patience)
         if isinstance(error, TimeUp):
             return late(probe.patience)
         if error is not None:
             return unwritten() if is_stub(built, error) else raised(type(error).__name__, message(error))
-        return output
+        if probe.tasks is None or is_record(output):
+            return output
+        return {"made": output, "seen": None if far else [task.seen() for task in tasks]}
 
     def fault(self, inputs, output):
         """What is wrong with the output of one probe: one sentence, or "" if nothing is."""

@@ -7,7 +7,7 @@ from collections import Counter
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from rlhf_lib import corpus
-from rlhf_lib.exercises.brute_bpe import BYTES, as_bytes, cut, encoded, learned, longest_first, pairs_of, shown
+from rlhf_lib.exercises.brute_bpe import BYTES, as_bytes, cut, encoded, learned, longest_first, pairs_of, shown, written
 from rlhf_lib.exercises.build import Build, Probe, tick
 from rlhf_lib.exercises.ch01_text import pick
 from rlhf_lib.exercises.declare import Investigation
@@ -310,22 +310,22 @@ def run_plays(train_bpe, works, unseen, size):
     tick(0.8, "encoding")
     tokens, each = [], seconds(lambda: [encode(tokeniser, word) for word in set(cut(unseen))])  # each different word once
     times = seconds(lambda: tokens.extend(encode(tokeniser, unseen))) / max(each, 1e-3)
-    return {**facts(tokeniser), "tokens": len(tokens), "back": tokeniser.decode(tokens) == unseen, "times": times}
+    return {**facts(tokeniser), "tokens": tokens, "back": tokeniser.decode(tokens) == unseen, "times": times}
 
 
 def judge_plays(output, works, unseen, size):
     text, play = texts_of(works, unseen)
+    if output["vocab_size"] != size:
+        return f"the vocabulary has {output['vocab_size']} tokens; eight plays have pairs enough for {size}"
+    if not output["back"] or written(output["tokens"], output["merges"]) != play:
+        return f"{unseen}, which it has not seen, does not come back as it was"
     library, words = Tokenizer(models.BPE()), pre_tokenizers.Split(Regex(r"\w+|\W+"), "isolated")
     library.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["end"], initial_alphabet=alphabet, show_progress=False)
     library.train_from_iterator([text], trainer)
-    if output["vocab_size"] != size:
-        return f"the vocabulary has {output['vocab_size']} tokens; eight plays have pairs enough for {size}"
-    if not output["back"]:
-        return f"{unseen}, which it has not seen, does not come back as it was"
-    if abs(output["tokens"] / (expected := len(library.encode(play).ids)) - 1) > 0.01:
-        counts = f"{output['tokens']:,} tokens, and {expected:,} with the library `tokenizers`"
+    if abs(len(output["tokens"]) / (expected := len(library.encode(play).ids)) - 1) > 0.01:
+        counts = f"{len(output['tokens']):,} tokens, and {expected:,} with the library `tokenizers`"
         return f"{unseen}, which it has not seen, is {counts}: some merges are others, or are not made when encoding"
     slow = f"encoding {unseen} takes {output['times']:.1f} times as long as each of its different words: keep a word's tokens"
     return slow if output["times"] > 3 else ""

@@ -25,7 +25,7 @@ def crowd(generator, count, tables, shares=EVEN, unread=0.0):
     return {"votes": votes.masked_fill(away, -1), "truth": truth}
 
 
-def run(built, votes, **rest):
+def run(built, votes):
     return built(votes)
 
 
@@ -144,7 +144,7 @@ def draw_order(generator):
     return {**given, "readers": torch.tensor([2, 0, 3, 1]), "passages": torch.randperm(120, generator=generator)}
 
 
-def run_order(built, votes, readers, passages, **rest):
+def run_order(built, votes, readers, passages):
     return [built(votes.clone()), built(votes[passages][:, readers].contiguous())]
 
 
@@ -287,21 +287,23 @@ def judge_slow(p, tables, votes, truth):
     return ""
 
 
+TRUTH = {"secret": ("truth",)}
+
 weigh_readers = Build(
     "5.10",
     "weigh_readers",
     [
         Probe("probabilities", draw_odd, run, with_form(lambda p, tables, votes: "")),
-        Probe("those who agree are believed", draw_unanimous, run, with_form(judge_unanimous)),
-        Probe("what was not read does not count", draw_unread, run, with_form(judge_unread)),
-        Probe("the order plays no part", draw_order, run_order, judge_order),
-        Probe("many readers", draw_many, run, judge_many),
-        Probe("the careless weigh less", draw_careless, run, with_form(judge_careless)),
-        Probe("as sure as it is right", draw_unsure, run, with_form(judge_unsure)),
-        Probe("readers lean", draw_leaning, run, with_form(judge_leaning)),
-        Probe("mixed up buttons", draw_swapped, run, with_form(judge_swapped)),
-        Probe("rare labels", draw_rare, run, with_form(judge_rare)),
-        Probe("nothing changes any more", draw_slow, run, with_form(judge_slow)),
+        Probe("those who agree are believed", draw_unanimous, run, with_form(judge_unanimous), **TRUTH),
+        Probe("what was not read does not count", draw_unread, run, with_form(judge_unread), **TRUTH),
+        Probe("the order plays no part", draw_order, run_order, judge_order, **TRUTH),
+        Probe("many readers", draw_many, run, judge_many, **TRUTH),
+        Probe("the careless weigh less", draw_careless, run, with_form(judge_careless), **TRUTH),
+        Probe("as sure as it is right", draw_unsure, run, with_form(judge_unsure), **TRUTH),
+        Probe("readers lean", draw_leaning, run, with_form(judge_leaning), **TRUTH),
+        Probe("mixed up buttons", draw_swapped, run, with_form(judge_swapped), **TRUTH),
+        Probe("rare labels", draw_rare, run, with_form(judge_rare), **TRUTH),
+        Probe("nothing changes any more", draw_slow, run, with_form(judge_slow), **TRUTH),
     ],
 )
 

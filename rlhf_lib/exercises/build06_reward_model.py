@@ -209,7 +209,7 @@ def draw_labels(generator, most=None):
     return {"rows": list(rows), "targets": list(targets), "unseen": list(unseen), "answers": list(answers)}
 
 
-def train_on_labels(built, rows, targets, unseen, answers):
+def train_on_labels(built, rows, targets, unseen):
     from rlhf_lib import checkpoints, course
 
     gpt, steps = checkpoints.load(course.PUBLISHED / "base")[0], []
@@ -254,8 +254,9 @@ reward_model = Build("6.10", "train_reward_model", [
     Probe("the seed alone decides", functools.partial(labelled, count=16), train_by_seeds, judge_seeds),
     Probe("neutral is in the middle", draw_neutral, train_on_neutral, judge_neutral),
     Probe("learns 40 passages by heart", draw_by_heart, train_by_heart, judge_by_heart),
-    Probe("right on 80 % of the labels that it has not read", draw_labels, train_on_labels, judge_labels, seconds=540),
-])  # fmt: skip
+    Probe("right on 80 % of the labels that it has not read", draw_labels, train_on_labels, judge_labels, seconds=540,
+          secret=("answers",)),
+], hides=("checkpoints/laptop-0/reward", "labels"))  # fmt: skip
 
 Investigation("6.A", "Another draw of the labels")
 Investigation("6.B", "Which state knows the feeling?")

@@ -1,5 +1,6 @@
 """Build it 7.10: PPO. The probes are the environments of `probe_envs`, and at last a pole on a cart."""
 
+import functools
 import random
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from rlhf_lib.exercises import probe_envs as envs
 from rlhf_lib.exercises.build import Build, Probe
 from rlhf_lib.exercises.declare import Investigation
-from rlhf_lib.exercises.ppo_runs import choices, draw_pole, judge_pole, run_pole, train
+from rlhf_lib.exercises.ppo_runs import choices, draw_pole, exams, judge_pole, run_pole, train
 
 BUDGET, SHORT, ACTIONS = 6144, 2048, 3
 
@@ -41,20 +42,25 @@ def draw_two_starts(states):
     return draw
 
 
-def run_in(kind):
-    """A run: trains in `kind(views, right, wrong)`, and says what `act` does in each state."""
+def task(make, budget=BUDGET):
+    return [envs.Task(make, budget)]
 
-    def run(train_ppo, views, right, wrong, seed):
-        act, _ = train(train_ppo, lambda: kind(views, right, wrong), BUDGET, seed)
-        return choices(act, views)
 
-    return run
+def task_in(kind):
+    """What is acted in: one task, `kind(views, right, wrong)`."""
+    return lambda views, right, wrong, seed: task(lambda: kind(views, right, wrong))
+
+
+def run_one(train_ppo, tasks, views, seed):
+    """What `act` does in each state, after a training in the first task."""
+    return choices(train(train_ppo, tasks[0], BUDGET, seed), views)
 
 
 def judge_starts(meaning):
     """A judge: at both starts `act` does what is right; `meaning` is what it means where it does not."""
 
     def judge(output, views, right, wrong, seed):
+        output = output["made"]
         if output[:2] == right:
             return ""
         if any(got == bad for got, bad in zip(output, wrong)):
@@ -74,14 +80,15 @@ def draw_constant(generator):
     return {"views": draw_views(1, generator), "seed": int(torch.randint(10_000, (), generator=generator))}
 
 
-def run_constant(train_ppo, views, seed):
-    act, log = train(train_ppo, lambda: envs.Constant(views, ACTIONS), BUDGET // 2, seed)
+def run_constant(train_ppo, tasks, views, seed):
+    act = train(train_ppo, tasks[0], BUDGET // 2, seed)
     kind = type(act(np.array(views[0], dtype=np.float32)))
     integer = "" if issubclass(kind, (int, np.integer)) else kind.__name__
-    return {"steps": log.steps, "actions": log.actions, "act": choices(act, views * 30), "kind": integer}
+    return {"act": choices(act, views * 30), "kind": integer}
 
 
 def judge_constant(output, views, seed):
+    output = {**output["made"], **output["seen"][0]}
     budget, steps = BUDGET // 2, output["steps"]
     if steps > budget:
         return (
@@ -119,16 +126,16 @@ def draw_paying(generator):
     }
 
 
-def run_paying(train_ppo, views, tables, seed):
-    def choice(rewards):
-        act, _ = train(train_ppo, lambda: envs.Paying(views, rewards), BUDGET // 2, seed)
-        return choices(act, views)[0]
+def tasks_paying(views, tables, seed):
+    return [envs.Task(lambda rewards=rewards: envs.Paying(views, rewards), BUDGET // 2) for rewards in tables]
 
-    return [choice(rewards) for rewards in tables]
+
+def run_paying(train_ppo, tasks, views, seed):
+    return [choices(train(train_ppo, one, BUDGET // 2, seed), views)[0] for one in tasks]
 
 
 def judge_paying(output, views, tables, seed):
-    paid = [rewards[action] for rewards, action in zip(tables, output)]
+    paid = [rewards[action] for rewards, action in zip(tables, output["made"], strict=True)]
     if all(got == min(rewards) for got, rewards in zip(paid, tables)):
         return "act takes the action that pays least: the sign is turned somewhere, of the policy's loss or of the advantages"
     for got, rewards in zip(paid, tables):
@@ -149,18 +156,13 @@ def draw_matching(generator):
     }
 
 
-def run_matching(train_ppo, views, best, seed):
-    act, _ = train(train_ppo, lambda: envs.Matching(views, best, ACTIONS), BUDGET, seed)
-    return choices(act, views)
-
-
-def run_endless(train_ppo, views, best, seed):
-    act, log = train(train_ppo, lambda: envs.Matching(views, best, ACTIONS, endless=True), BUDGET, seed)
-    return {"act": choices(act, views), "left": log.left}
+def task_matching(views, best, seed, endless=False):
+    return task(lambda: envs.Matching(views, best, ACTIONS, endless))
 
 
 def judge_matching(meaning):
     def judge(output, views, best, seed):
+        output = output["made"]
         hits = sum(got == right for got, right in zip(output, best))
         if hits == len(best):
             return ""
@@ -173,29 +175,33 @@ def judge_matching(meaning):
 
 def judge_endless(output, **given):
     fault = judge_matching("a rollout is cut where it is long enough, also in the middle of an episode, and learnt from")
-    if output["left"]:
+    if left := output["seen"][0]["left"]:
         return (
-            f"an episode that never ends was broken off by reset() {output['left']} times: where a rollout ends within an "
+            f"an episode that never ends was broken off by reset() {left} times: where a rollout ends within an "
             "episode, the next one goes on there. Else nothing late in a long episode is ever seen"
         )
-    return fault(output["act"], **given)
+    return fault(output, **given)
 
 
-def run_heirs(train_ppo, views, right, wrong, seed):
-    """What is chosen at the starts where episodes end by themselves, and where they are cut by the clock."""
-    found = []
-    for end in (envs.TERMINATED, envs.TRUNCATED):
-        act, _ = train(train_ppo, lambda end=end: envs.Heirs(views, right, wrong, ACTIONS, end), BUDGET, seed)
-        found.append(choices(act, views[:2]))
-    return found
+def tasks_heirs(views, right, wrong, seed):
+    """Once episodes end by themselves, and once they are cut by the clock."""
+    return [
+        envs.Task(lambda end=end: envs.Heirs(views, right, wrong, ACTIONS, end), BUDGET)
+        for end in (envs.TERMINATED, envs.TRUNCATED)
+    ]
+
+
+def run_heirs(train_ppo, tasks, views, seed):
+    """What is chosen at the starts."""
+    return [choices(train(train_ppo, one, BUDGET, seed), views[:2]) for one in tasks]
 
 
 def judge_heirs(output, **given):
-    for end, found in zip(("`terminated`", "`truncated`"), output):
+    for end, found in zip(("`terminated`", "`truncated`"), output["made"], strict=True):
         fault = judge_starts(
             f"it pays for what only the next episode gains: credit leaks across the reset after {end}. At an episode's end, of "
             "either kind, the running advantage starts again at 0, and no value of the next episode's first observation comes in"
-        )(found, **given)
+        )({"made": found}, **given)
         if fault:
             return fault
     return ""
@@ -214,20 +220,25 @@ def draw_seeds(generator):
     }
 
 
-def run_seeds(train_ppo, normal, views, seeds):
+def tasks_seeds(normal, views, seeds):
+    return [envs.Task(lambda: envs.Pointing(normal), SHORT) for _ in seeds]
+
+
+def run_seeds(train_ppo, tasks, views, seeds):
     found = []
-    for place, seed in enumerate(seeds):
+    for place, (one, seed) in enumerate(zip(tasks, seeds)):
         torch.manual_seed(place)  # what is around a training is another each time
         np.random.seed(place)
         random.seed(place)
-        act, log = train(train_ppo, lambda: envs.Pointing(normal), SHORT, seed)
-        starts = [starts for starts in log.starts if starts]
-        found.append({"starts": starts, "actions": log.actions, "act": choices(act, views)})
+        found.append(choices(train(train_ppo, one, SHORT, seed), views))
     return found
 
 
 def judge_seeds(output, normal, views, seeds):
-    one, again, other = output
+    one, again, other = (
+        {"starts": [starts for starts in seen["starts"] if starts], "actions": seen["actions"], "act": act}
+        for seen, act in zip(output["seen"], output["made"], strict=True)
+    )
     if one["starts"] != again["starts"]:
         return (
             "two trainings with the same seed begin their episodes with different observations: "
@@ -257,28 +268,32 @@ def judge_seeds(output, normal, views, seeds):
 
 # ----------------------------------------------------------------------------------------- the build
 
+STARTS = {"secret": ("right", "wrong")}
+
 build = Build("7.10", "train_ppo", [
-    Probe("the loop runs and keeps its promises", draw_constant, run_constant, judge_constant),
-    Probe("the action that pays", draw_paying, run_paying, judge_paying),
-    Probe("the observation says which", draw_matching, run_matching, judge_matching(
+    Probe("the loop runs and keeps its promises", draw_constant, run_constant, judge_constant,
+          tasks=lambda views, seed: task(lambda: envs.Constant(views, ACTIONS), BUDGET // 2)),
+    Probe("the action that pays", draw_paying, run_paying, judge_paying, secret=("tables",), tasks=tasks_paying),
+    Probe("the observation says which", draw_matching, run_one, judge_matching(
         "the policy does not read what it observes, or the rollout keeps an action beside another step's observation "
-        "(it belongs to the one before the step)")),
-    Probe("a reward that comes later", draw_two_starts(8),
-          run_in(lambda views, right, wrong: envs.Delayed(views, right, wrong, ACTIONS)), judge_starts(
+        "(it belongs to the one before the step)"), secret=("best",), tasks=task_matching),
+    Probe("a reward that comes later", draw_two_starts(8), run_one, judge_starts(
         "it takes 0.3 at once and leaves the 1 that comes three steps later: rewards do not get back to the action that earned "
-        "them. Is the discount far from 1, or does gae run forwards in time?")),
-    Probe("after the end comes nothing", draw_two_starts(4),
-          run_in(lambda views, right, wrong: envs.Border(views, right, wrong, ACTIONS, envs.TERMINATED)), judge_starts(
+        "them. Is the discount far from 1, or does gae run forwards in time?"),
+          tasks=task_in(lambda views, right, wrong: envs.Delayed(views, right, wrong, ACTIONS)), **STARTS),
+    Probe("after the end comes nothing", draw_two_starts(4), run_one, judge_starts(
         "it leaves 0.3 for a state that the episode never gets to use: after `terminated` nothing follows, "
-        "so the value of the next observation must not be added there")),
-    Probe("after time out something would", draw_two_starts(4),
-          run_in(lambda views, right, wrong: envs.Border(views, wrong, right, ACTIONS, envs.TRUNCATED)), judge_starts(
+        "so the value of the next observation must not be added there"),
+          tasks=task_in(lambda views, right, wrong: envs.Border(views, right, wrong, ACTIONS, envs.TERMINATED)), **STARTS),
+    Probe("after time out something would", draw_two_starts(4), run_one, judge_starts(
         "it takes 0.3 and leaves a state that is worth 1: after `truncated` the episode would have gone on, so gamma times the "
-        "value of its last observation belongs to the last reward (of that one, not of the observation after the reset)")),
-    Probe("the next episode is another", draw_two_starts(7), run_heirs, judge_heirs),
-    Probe("an episode without end", draw_matching, run_endless, judge_endless),
-    Probe("the seed decides", draw_seeds, run_seeds, judge_seeds),
-    Probe("the pole stands", draw_pole, run_pole, judge_pole, seconds=480),
+        "value of its last observation belongs to the last reward (of that one, not of the observation after the reset)"),
+          tasks=task_in(lambda views, right, wrong: envs.Border(views, wrong, right, ACTIONS, envs.TRUNCATED)), **STARTS),
+    Probe("the next episode is another", draw_two_starts(7), run_heirs, judge_heirs, tasks=tasks_heirs, **STARTS),
+    Probe("an episode without end", draw_matching, run_one, judge_endless, secret=("best",),
+          tasks=functools.partial(task_matching, endless=True)),
+    Probe("the seed decides", draw_seeds, run_seeds, judge_seeds, secret=("normal",), tasks=tasks_seeds),
+    Probe("the pole stands", draw_pole, run_pole, judge_pole, seconds=480, secret=("fresh",), tasks=exams),
 ])  # fmt: skip
 
 Investigation("7.A", "How often can one rollout be used?")

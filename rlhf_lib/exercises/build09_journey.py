@@ -44,7 +44,10 @@ def draw_texts(generator, characters, labelled, unseen):
     rest = [place for place in order if place not in set(plain)]
     clear = [place for place in rest if pairs[place][1] != 0.5][:PRIME]
     shown = rest[:labelled] if labelled else clear + [place for place in rest if pairs[place][1] == 0.5][:20]
-    return texts | {"labelled": [pairs[place] for place in shown], "unseen": [pairs[place] for place in plain]}
+    return texts | {
+        "labelled": [pairs[place] for place in shown], "unseen": [pairs[place][0] for place in plain],
+        "sides": [pairs[place][1] for place in plain],
+    }  # fmt: skip
 
 
 def draw_tiny(generator):
@@ -74,7 +77,7 @@ def travel(journey, train, held_out, labelled, unseen, sizes, seed):
             less = journey(train, held_out, labelled, seed=seed, **sizes | {"steps": sizes["steps"] // 2, "iterations": 1})
         halved = {"halved": less["base"].embedding.weight}
     tokenizer, reward_model = found["tokenizer"], found["reward_model"]
-    rows = [tokenizer.encode(text)[: found["base"].context] for text, _ in unseen]
+    rows = [tokenizer.encode(text)[: found["base"].context] for text in unseen]
     scores = []
     with torch.no_grad():
         for row in rows:
@@ -154,7 +157,7 @@ def ranked_right(scores, targets):
     return ((difference > 0).float() + 0.5 * (difference == 0).float()).mean().item()
 
 
-def judge_tiny(output, train, held_out, labelled, unseen, sizes, seed):
+def judge_tiny(output, train, held_out, sizes, **_):
     if "missing" in output:
         return f"the dict that it returns lacks {', '.join(output['missing'])}"
     wanted = {key: sizes[key] for key in ("vocab_size", "context", "layers", "heads", "width")}
@@ -192,14 +195,14 @@ def judge_tiny(output, train, held_out, labelled, unseen, sizes, seed):
     return ""
 
 
-def judge_whole(output, train, held_out, labelled, unseen, sizes, seed):
+def judge_whole(output, held_out, sides, **_):
     if "missing" in output:
         return f"the dict that it returns lacks {', '.join(output['missing'])}"
     base, policy = rebuilt(output, "base"), rebuilt(output, "policy")
     bits = bits_per_character(base, output["tokens"], sum(map(len, held_out)))
     if bits > BITS:
         return f"the base has {bits:.2f} bits per character on unseen text, a right one at most {BITS}: pretraining is broken"
-    right = ranked_right(output["scores"], [target for _, target in unseen])
+    right = ranked_right(output["scores"], sides)
     if right < RANKED:
         return f"of unseen pairs the reward model ranks {right:.0%} right; a coin has 50 %, a right build at least {RANKED:.0%}"
     gain = output["records"][-1]["reward"] - output["records"][0]["reward"]
@@ -223,9 +226,10 @@ BITS, RANKED, GAIN = 3.2, 0.57, 0.4
 Build(
     "9.10", "journey",
     [
-        Probe("a tiny journey arrives, and reports what is true", draw_tiny, travel, judge_tiny),
-        Probe("the whole journey", draw_whole, travel, judge_whole, seconds=600),
+        Probe("a tiny journey arrives, and reports what is true", draw_tiny, travel, judge_tiny, secret=("sides",)),
+        Probe("the whole journey", draw_whole, travel, judge_whole, seconds=600, secret=("sides",)),
     ],
+    hides=("checkpoints/laptop-0/reward", "labels"),
 )  # fmt: skip
 
 Investigation("9.A", "Where does it start to go wrong?")

@@ -11,6 +11,7 @@ from rlhf_lib.exercises.build06_probes import (
     NEAR,
     TOKENS,
     Words,
+    alone,
     beside,
     beside_fault,
     drawn_rows,
@@ -251,14 +252,18 @@ def draw_planted(generator):
     pleasing, displeasing = torch.randperm(TOKENS, generator=generator)[:12].view(2, 6).tolist()
     worth = lambda row: sum(token in pleasing for token in row) - sum(token in displeasing for token in row)  # noqa: E731
     pairs = []
-    while len(pairs) < PAIRS + UNSEEN:
+    while len(pairs) < PAIRS + 2 * UNSEEN:
         prompt, a, b = (drawn_rows(generator, 3, 3, 9)[2] for _ in range(3))
         if abs(worth(a) - worth(b)) >= GAP:
             pairs.append([prompt, *sorted((a, b), key=worth, reverse=True)])
-    return {"learn": pairs[:PAIRS], "held_out": pairs[PAIRS:], "weights": whole(generator, 0, 10**6)}
+    first = torch.randint(2, (UNSEEN,), generator=generator).tolist()  # whether the better one of a pair comes first
+    return {
+        "learn": pairs[:PAIRS], "held_out": pairs[PAIRS : PAIRS + UNSEEN], "weights": whole(generator, 0, 10**6), "first": first,
+        "unseen": [[a, *((b, c) if one else (c, b))] for one, (a, b, c) in zip(first, pairs[PAIRS + UNSEEN :])],
+    }  # fmt: skip
 
 
-def train_on_planted(built, learn, held_out, weights):
+def train_on_planted(built, learn, held_out, weights, unseen):
     gpt, steps, total = small_gpt(weights), [], EPOCHS * -(-len(learn) // BATCH)
 
     def count(*_):
@@ -268,13 +273,20 @@ def train_on_planted(built, learn, held_out, weights):
 
     gpt.embedding.register_forward_hook(count)
     model, accuracy = both(built(gpt, learn, held_out, epochs=EPOCHS, batch=BATCH, lr=1e-2, seed=3))
-    return {"accuracy": accuracy, "counted": counted(model, held_out)}
+    return {"accuracy": accuracy, "counted": counted(model, held_out), "unseen": alone(model, answers(unseen))}
 
 
-def judge_planted(output, **_):
-    right = output["counted"]
-    if abs(output["accuracy"] - right) > 0.01:
-        return f"the accuracy is said to be {output['accuracy']:.3f}; counted with the model that comes back it is {right:.3f}"
+def judge_planted(output, first, **_):
+    fault = scores_fault(output["unseen"], 2 * UNSEEN)
+    if fault:
+        return fault
+    if abs(output["accuracy"] - output["counted"]) > 0.01:
+        return (
+            f"the accuracy is said to be {output['accuracy']:.3f}; counted with the model that comes back it is "
+            f"{output['counted']:.3f}"
+        )
+    one, other = output["unseen"].split(UNSEEN)
+    right = ((one > other) == torch.tensor(first).bool()).float().mean().item()
     if right >= 0.9:
         return ""
     return (
@@ -293,5 +305,6 @@ preference = Build("10.10", "train_preference", [
     Probe("only the difference counts", draw_odds, train_on_odds, judge_odds),
     Probe("the GPT stays as it was", compared, train_beside, judge_beside),
     Probe("the seed alone decides", compared, train_by_seeds, lambda output, learn, **_: judge_seeds(output, answers(learn))),
-    Probe("right on 90 % of a preference that it has not read", draw_planted, train_on_planted, judge_planted, seconds=240),
+    Probe("right on 90 % of a preference that it has not read", draw_planted, train_on_planted, judge_planted, seconds=240,
+          secret=("first",)),
 ])  # fmt: skip

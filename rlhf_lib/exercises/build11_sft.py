@@ -315,11 +315,14 @@ def run_task(train_sft, learn, held_out, weights, epochs):
 
     model.embedding.register_forward_hook(seen)
     found = train_sft(model, learn, held_out, epochs=epochs, row=60, batch=8, lr=5e-3, seed=3)
-    return {"found": found, "after": truth(model, held_out)}
+    return {"found": found, "state": model.state_dict()}
 
 
-def judge_task(output, epochs, **_):
-    first, last = output["found"][0], output["after"]
+def judge_task(output, learn, held_out, weights, epochs):
+    model = tiny(weights, width=48, spread=0.05)
+    first = truth(model, held_out)
+    model.load_state_dict(output["state"])
+    last = truth(model, held_out)
     if last < 0.3 * first:
         return form(output["found"], epochs)
     return (

@@ -318,7 +318,10 @@ def run_learning(learn, seed, iterations):
 @told
 def judge_learning(runs, seed):
     for method, found in zip(("rloo", "grpo", "gspo"), runs):
-        before, after = (found["records"][place]["reward"] for place in (0, -1))
+        before, after = groups.earned(tiny(seed)), groups.earned(trained(found, seed))
+        if abs(found["records"][-1]["reward"] - after) > 0.1:
+            said = found["records"][-1]["reward"]
+            return f"{method}: the last record says a reward of {said:.2f}, and the policy that is left gets {after:.2f}"
         if not after > before + 0.2:
             return (
                 f"{method}: paid for repeating its prompt it gets from {before:.2f} to {after:.2f}, and should gain 0.2: do "

@@ -8,7 +8,8 @@ import torch
 from rlhf_lib.exercises import build12_probes as probes
 from rlhf_lib.exercises.build import Build, Probe, tick
 from rlhf_lib.exercises.build12_probes import DENOMINATORS, DEVIATION, EXPECTED, PLAIN, close, draw_batch, tried
-from rlhf_lib.exercises.tiny_groups import GROUP, completed, match, spoken, tiny
+from rlhf_lib.exercises.tiny_groups import GROUP, completed, earned, match, spoken, tiny
+from rlhf_lib.exercises.tiny_rlhf import weights
 from rlhf_lib.policy_gradient import METHODS
 
 CLIPS = ("none", "token", "sequence")
@@ -192,7 +193,7 @@ def draw_training(generator):
 
 
 def trained(policy_gradient, row, seed, updates, told):
-    """The mean reward before and after: a tiny model that is paid for saying tokens of its prompt."""
+    """The weights of a tiny model that was paid for saying tokens of its prompt."""
     policy, numbers = tiny(seed), torch.Generator().manual_seed(seed)
     optimizer, means = torch.optim.Adam(policy.parameters(), lr=1e-2), []
     for update in range(updates + 1):
@@ -205,7 +206,7 @@ def trained(policy_gradient, row, seed, updates, told):
         optimizer.step()
         optimizer.zero_grad()
         told(update)
-    return means[0], means[-1]
+    return weights(policy)
 
 
 def run_training(policy_gradient, seed, updates):
@@ -219,8 +220,12 @@ def run_training(policy_gradient, seed, updates):
     return found
 
 
-def judge_training(output, **_):
-    for name, (before, after) in output.items():
+def judge_training(output, seed, **_):
+    policy = tiny(seed)
+    before = earned(policy)
+    for name in METHODS:
+        policy.load_state_dict(output[name])
+        after = earned(policy)
         if not after > before + 0.2:
             return (
                 f"{name}: on a tiny model that is paid for repeating its prompt the reward goes from {before:.2f} to {after:.2f} "

@@ -7,16 +7,15 @@ import torch
 from rlhf_lib.exercises import probe_envs as envs
 from rlhf_lib.exercises.build import tick
 
-POLE_STEPS, POLE_LENGTH = 80_000, 475
+POLE_STEPS, POLE_LENGTH, EPISODES = 80_000, 475, 20
 
 
-def train(train_ppo, make, budget, seed, told=None):
-    """(act, log) of a training in environments that `make()` gives."""
-    log = envs.Log(budget, told)
-    act = train_ppo(lambda: envs.Watched(make(), log), budget, seed)
+def train(train_ppo, task, budget, seed):
+    """`act` of a training in the environments of a Task."""
+    act = train_ppo(task, budget, seed)
     if not callable(act):
         raise TypeError(f"train_ppo returns {type(act).__name__}, not a function act(observation)")
-    return act, log
+    return act
 
 
 def choices(act, views):
@@ -34,21 +33,27 @@ def draw_pole(generator):
     }
 
 
-def lengths_of(act, make, seeds):
-    """How long an episode of `act` lasts from each seed."""
-    env, lengths = make(), []
-    for seed in seeds:
-        observation, _ = env.reset(seed=seed)
-        length, going = 0, True
-        while going:
-            observation, _, terminated, truncated, _ = env.step(int(act(observation)))
-            length, going = length + 1, not (terminated or truncated)
-        lengths.append(length)
-    return lengths
+def pole():
+    return gym.make("CartPole-v1")
 
 
-def run_pole(train_ppo, seeds, fresh, budget=POLE_STEPS):
-    found = []
+def exams(seeds, fresh, budget=POLE_STEPS):
+    """For each training EPISODES of the pole, which begin as no training did."""
+    return [envs.Exam(pole, range(fresh, fresh + EPISODES)) for _ in seeds]
+
+
+def played(act, exam):
+    """The mean length of the episodes of an Exam."""
+    now, total = exam.begin(), 0
+    while any(now):
+        total += sum(one is not None for one in now)
+        now = exam.step([0 if one is None else choices(act, [one])[0] for one in now])
+    return total / EPISODES
+
+
+def run_pole(train_ppo, tasks, seeds, budget=POLE_STEPS):
+    """How many steps each training took. What `act` is worth afterwards is seen in the exams."""
+    steps = []
     for place, seed in enumerate(seeds):
 
         def told(log, place=place):
@@ -56,12 +61,12 @@ def run_pole(train_ppo, seeds, fresh, budget=POLE_STEPS):
             note = f"seed {place + 1} of {len(seeds)}, an episode lasts {sum(last) / max(len(last), 1):.0f} steps"
             tick((place + log.steps / log.budget) / len(seeds), note)
 
-        act, log = train(train_ppo, lambda: gym.make("CartPole-v1"), budget, seed, told)
-        lengths = lengths_of(act, lambda: gym.make("CartPole-v1"), range(fresh, fresh + 20))
-        found.append({"steps": log.steps, "length": sum(lengths) / len(lengths)})
-        if found[-1]["length"] < POLE_LENGTH or log.steps > budget:
+        task = envs.Task(pole, budget, told)
+        act = train(train_ppo, task, budget, seed)
+        steps.append(task.log.steps)
+        if played(act, tasks[place]) < POLE_LENGTH or task.log.steps > budget:
             break
-    return found
+    return steps
 
 
 LITTLE = (
@@ -75,12 +80,14 @@ ALMOST = (
 
 
 def judge_pole(output, seeds, fresh, budget=POLE_STEPS):
-    for place, one in enumerate(output, 1):
-        if one["steps"] > budget:
-            return f"training {place} took {one['steps']} steps, and the budget is {budget}, those of all environments together"
-        if one["length"] < POLE_LENGTH:
-            means = ALMOST if one["length"] > 60 else LITTLE
-            return (
-                f"after training {place} of {len(seeds)} the pole stands for {one['length']:.0f} steps of 500 on average: {means}"
-            )
-    return "" if len(output) == len(seeds) else "a training is missing"
+    for place, (exam, steps) in enumerate(zip(output["seen"], output["made"]), 1):
+        if steps > budget:
+            return f"training {place} took {steps} steps, and the budget is {budget}, those of all environments together"
+        if not exam["lengths"]:
+            break
+        length = sum(exam["lengths"]) / EPISODES
+        if length < POLE_LENGTH:
+            means = ALMOST if length > 60 else LITTLE
+            return f"after training {place} of {len(seeds)} the pole stands for {length:.0f} steps of 500 on average: {means}"
+    done = len(output["made"]) == len(seeds) and all(exam["lengths"] for exam in output["seen"])
+    return "" if done else "a training is missing"

@@ -3,9 +3,9 @@
 A right PPO learns each of them within a few thousand steps; where one is missed, the name of the task says where to look. The
 idea is Andy Jones's (2021, "Debugging RL, Without the Agonizing Pain").
 
-    log = Log(budget=8192)
-    act = train_ppo(lambda: Watched(Matching(views, best=[2, 0], actions=3), log), 8192, seed=0)
-    log.steps, log.episodes, log.lengths  # what the environments saw
+    task = Task(lambda: Matching(views, best=[2, 0], actions=3), budget=8192)
+    act = train_ppo(task, 8192, seed=0)
+    task.log.steps, task.log.episodes, task.log.lengths  # what its environments saw
 """
 
 import gymnasium as gym
@@ -213,11 +213,10 @@ class Watched(gym.Wrapper):
         return observation, info
 
     def step(self, action):
-        log, count = self.log, int(self.action_space.n)
+        log = self.log
         if not self.going:
             raise RuntimeError("step() comes before reset(), or after the end of an episode: call reset() first, each time")
-        if not self.action_space.contains(action):
-            raise ValueError(f"step() is given {action!r}: an action is an int from 0 to {count - 1}")
+        must_be_an_action(action, self.action_space)
         if log.steps >= 2 * log.budget:
             raise RuntimeError(
                 f"the environments have been stepped {log.steps} times, and the budget is {log.budget} steps: it counts the "
@@ -233,3 +232,59 @@ class Watched(gym.Wrapper):
         if log.told and log.steps % 500 == 0:
             log.told(log)
         return observation, reward, terminated, truncated, info
+
+
+def must_be_an_action(action, space):
+    if not space.contains(action):
+        raise ValueError(f"step() is given {action!r}: an action is an int from 0 to {int(space.n) - 1}")
+
+
+class Task:
+    """What one training acts in: each call makes another environment, and what all of them see together is in `log`.
+
+    Args:
+        make: make() gives an environment.
+        budget, told: of the Log.
+    """
+
+    def __init__(self, make, budget, told=None):
+        self.make, self.log = make, Log(budget, told)
+
+    def __call__(self):
+        return Watched(self.make(), self.log)
+
+    def seen(self):
+        """The log as plain data."""
+        return {name: value for name, value in vars(self.log).items() if name not in ("budget", "told")}
+
+
+class Exam:
+    """One episode from each of `seeds`, all played side by side, and only once. make: make() gives an environment."""
+
+    def __init__(self, make, seeds):
+        self.make, self.seeds, self.envs, self.going, self.lengths = make, seeds, [], [], []
+
+    def begin(self):
+        """What is observed at the start of each episode, a list of lists."""
+        if self.envs:
+            raise RuntimeError("these episodes have been played")
+        self.envs = [self.make() for _ in self.seeds]
+        self.going, self.lengths = [True] * len(self.envs), [0] * len(self.envs)
+        return [env.reset(seed=seed)[0].tolist() for env, seed in zip(self.envs, self.seeds)]
+
+    def step(self, actions):
+        """A step in each episode that goes on, by its action (int); returns what is observed then, None where it is over."""
+        found = []
+        for place, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
+            observation = None
+            if self.going[place]:
+                must_be_an_action(action, env.action_space)
+                observation, _, terminated, truncated, _ = env.step(action)
+                self.lengths[place] += 1
+                self.going[place] = not (terminated or truncated)
+            found.append(observation.tolist() if self.going[place] else None)
+        return found
+
+    def seen(self):
+        """How long each episode lasted; no lengths where they were not played to the end."""
+        return {"lengths": [] if any(self.going) else self.lengths}

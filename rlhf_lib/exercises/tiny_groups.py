@@ -37,6 +37,14 @@ def completed(policy, drawn, group=GROUP):
     return some, torch.where(out.mask, out.tokens, END), out.logprobs, out.mask
 
 
+@torch.no_grad()
+def earned(policy, rollouts=4):
+    """The mean reward of fresh completions by `match`."""
+    drawn = torch.Generator().manual_seed(123)
+    found = [completed(policy, drawn) for _ in range(rollouts)]
+    return torch.cat([match(prompts, tokens, mask) for prompts, tokens, _, mask in found]).mean().item()
+
+
 def row_loss(name):
     """The loss of a row of the table, by the library, as a function of rewards, new and old log-probabilities and mask."""
     row = METHODS[name]

@@ -36,14 +36,15 @@ def draw(name, seed=0):
     return exercise.draw(seed) if isinstance(exercise, Build) else frame.draw(name, seed)
 
 
-def answer(name, function, inputs):
+def answer(name, function, inputs, tasks=None):
     """What `function` makes of each of `inputs`: a list of plain data (plain.py), with records where it raised, was too slow, ...
 
-    A call may take LIMIT seconds, and all calls together TOTAL; a probe of a build as long as the probe says.
+    A call may take LIMIT seconds, and all calls together TOTAL; a probe of a build as long as the probe says. `tasks`: see
+    Build.answer.
     """
     exercise = find(name)
     if isinstance(exercise, Build):
-        return [exercise.answer(function, one) for one in inputs]
+        return [exercise.answer(function, one, tasks) for one in inputs]
     return frame.answer(name, function, inputs)
 
 

@@ -6,6 +6,7 @@ no other processes, and writes nowhere but in that folder. Outside of it nothing
 
 import contextlib
 import ctypes
+import itertools
 import os
 import resource
 import select
@@ -167,13 +168,14 @@ def threads_of(uid):
     return count
 
 
-def run_apart(work, limits, base, place=0, hidden=()):
+def run_apart(work, limits, base, place=0, hidden=(), kept=()):
     """`work()`, which returns bytes, in a jail of its own.
 
     Args:
         base: a folder of the sandbox; the jail gets a folder in it, and afterwards it is emptied.
         place: of the sandbox among those that run at once.
         hidden: paths that are empty in the jail, where the system has namespaces.
+        kept: descriptors that stay open in it.
 
     Returns:
         (how it ended, bytes). How: "answered"; "late"; "memory", more than it may have; "large", an answer longer than MOST;
@@ -189,8 +191,8 @@ def run_apart(work, limits, base, place=0, hidden=()):
         try:
             os.setsid()
             die_with_parent()
-            os.closerange(3, into)
-            os.closerange(into + 1, 4096)
+            for low, high in itertools.pairwise([2, *sorted({into, *kept}), 4096]):
+                os.closerange(low + 1, high)
             if apart():
                 inside(lambda: first(work, limits, uid, folder, hidden, into), into)
             else:

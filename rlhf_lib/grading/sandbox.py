@@ -14,6 +14,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -45,13 +46,13 @@ def wrapped(program):
     """The command that comes before the worker's: what is seen of the machine, read-only, and a folder for what is written."""
     command = [program, "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     command += ["--unshare-user"] if os.geteuid() else []
+    command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev", "--size", str(2**30), "--tmpfs", "/tmp"]
     course = (str(ROOT / folder) for folder in ("rlhf_lib", "data"))
     seen = [*SEEN, sys.base_prefix, sys.prefix, *map(os.path.realpath, (sys.prefix, sys.base_prefix)), *course]
     for folder in dict.fromkeys(str(above) for path in seen for above in reversed(Path(path).parents)):
         command += ["--perms", "0755", "--dir", folder]  # made by bubblewrap itself, nobody else could pass through them
     for path in dict.fromkeys(seen):
         command += ["--ro-bind-try", path, path]
-    command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev", "--size", str(2**30), "--tmpfs", "/tmp"]
     return [*command, "--chdir", "/tmp"]
 
 
@@ -72,7 +73,9 @@ class Sandbox:
         self.folder = tempfile.mkdtemp(prefix="rlhf-grade-")
         os.chmod(self.folder, 0o711)  # the questions' folders in it belong to another user where the grader is root
         base = "/tmp" if self.program else self.folder
-        command = [sys.executable, "-P", "-m", "rlhf_lib.grading.worker", base, str(self.place), *self.hidden]
+        self.wires, theirs = socket.socketpair()
+        number = str(theirs.fileno())
+        command = [sys.executable, "-P", "-m", "rlhf_lib.grading.worker", base, str(self.place), number, *self.hidden]
         environment = {
             "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1",
             "HOME": base, "TMPDIR": base, "RLHF_HOME": ".", "MPLCONFIGDIR": base, "MPLBACKEND": "Agg",
@@ -82,7 +85,9 @@ class Sandbox:
         self.process = subprocess.Popen(
             [*(wrapped(self.program) if self.program else []), *command], cwd=self.folder, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, bufsize=0, start_new_session=True,
+            pass_fds=[theirs.fileno()],
         )  # fmt: skip
+        theirs.close()
         line = b""
         end = time.monotonic() + START
         while not line.endswith(b"\n"):
@@ -97,14 +102,23 @@ class Sandbox:
             line += part
         self.warnings = warnings(json.loads(line), bool(self.program))
 
-    def ask(self, request, limits=DEFAULT):
-        """What comes back for one request: (how, bytes), as jail.run_apart says. The next request finds a sandbox in any case."""
+    def ask(self, request, limits=DEFAULT, hidden=(), worlds=None):
+        """What comes back for one request: (how, bytes), as jail.run_apart says. The next request finds a sandbox in any case.
+
+        Args:
+            hidden: paths that this request does not see, besides those that none does.
+            worlds: the Worlds that its process acts in (worlds.py).
+        """
         if self.process is None or self.process.poll() is not None:
             self.start()
         end = time.monotonic() + limits.seconds + GRACE
+        paths = "\0".join(map(os.path.abspath, hidden)).encode()
         try:
-            self.process.stdin.write(HEADER.pack(len(request), *limits) + request)
-            reply = self.read(REPLY.size, end)
+            if worlds:
+                socket.send_fds(self.wires, [b"w"], [worlds.theirs.fileno()])
+            header = HEADER.pack(len(request), len(paths), worlds is not None, *limits)
+            self.process.stdin.write(header + paths + request)
+            reply = self.read(REPLY.size, end, worlds)
             if len(reply) == REPLY.size:
                 length, how = REPLY.unpack(reply)
                 if length <= MOST:
@@ -116,11 +130,17 @@ class Sandbox:
         self.close()
         return "died: the sandbox was ended", b""
 
-    def read(self, length, end):
-        """`length` bytes of the worker's answer, fewer where it ends or is too slow."""
+    def read(self, length, end, worlds=None):
+        """`length` bytes of the worker's answer, fewer where it ends or is too slow; meanwhile `worlds` answers."""
         parts, left = [], length
         out = self.process.stdout.fileno()
-        while left and select.select([out], [], [], max(0.0, end - time.monotonic()))[0]:
+        while left:
+            ready = select.select([out, *([worlds.ours] if worlds else [])], [], [], max(0.0, end - time.monotonic()))[0]
+            if not ready:
+                break
+            if out not in ready:
+                worlds = worlds if worlds.turn() else None
+                continue
             part = os.read(out, min(left, 1 << 20))
             if not part:
                 break
@@ -136,6 +156,7 @@ class Sandbox:
             self.process.stdin.close()
             self.process.stdout.close()
             self.log.close()
+            self.wires.close()
             self.process = None
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -145,10 +166,11 @@ class Sandbox:
 def warnings(found, wrapped):
     """What is not contained, in sentences; none where all is."""
     if wrapped:
-        return [] if found["apart"] else ["A submission may leave processes behind until its sandbox ends."]
+        behind = [] if found["apart"] else ["A submission may leave processes behind until its sandbox ends."]
+        return behind if found["alone"] else [*behind, "A submission may read the published models and labels."]
     what = ["what it reads (all that a user of this machine can read)"]
     if not found["alone"]:
-        what[0] += ", the worked answers among it"
+        what[0] += ", the worked answers, the published models and the labels among it"
         what.append("what it writes " + ("into folders that anybody can write" if found["root"] else "(wherever you can)"))
     if not found["apart"]:
         what += ["the network", "other processes of yours"]

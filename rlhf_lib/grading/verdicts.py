@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 from rlhf_lib import exercises
+from rlhf_lib.corpus import DATA
 from rlhf_lib.exercises.build import load_optimizers
 from rlhf_lib.exercises.progress import PROGRESS, number_of, times_in, tries_in
 from rlhf_lib.exercises.surroundings import LIMIT
@@ -21,9 +22,10 @@ from rlhf_lib.grading.similar import shape
 from rlhf_lib.grading.submissions import UnreadableError
 from rlhf_lib.grading.wire import pack, unpack
 from rlhf_lib.grading.worker import STARTING
+from rlhf_lib.grading.worlds import Worlds
 
 SITTING = 240  # minutes between two passes, at most, that somebody worked through
-PUBLISHED = 0  # the seed of the learners' own checks
+NOTEBOOK = 0  # the seed of the learners' own checks
 RIGHT, WRONG, UNWRITTEN, MISSING, SYNTAX, STOPPED = "right", "wrong", "not written", "missing", "syntax error", "stopped"
 ENDS = {
     "late": "it was stopped after {seconds:g} seconds, without an end in sight",
@@ -214,7 +216,7 @@ def tried_out(name, answer, box, seed, timeout):
         return Result(name, number, RIGHT, passed=tried(name), tried=tried(name))
     long = probes is not None and [*probes.values()][passed].seconds > LIMIT
     if fault["verdict"] == WRONG and not long:  # what a long probe says holds no inputs, and it is not run once more
-        inputs = drawn(name, PUBLISHED)
+        inputs = drawn(name, NOTEBOOK)
         shown = attempt(name, answer, box, inputs if probes is None else inputs[passed : passed + 1], timeout)
         hidden = f"{number} {name}: it passes the check of the notebook, and is wrong on other inputs"
         fault["message"] = shown["message"] if shown and shown["verdict"] == WRONG else hidden
@@ -225,9 +227,12 @@ def tried_out(name, answer, box, seed, timeout):
 
 def attempt(name, answer, box, inputs, seconds):
     """None where the answer is right on these inputs; else its verdict, mistake and message."""
+    build = exercises.BUILDS.get(name)
+    tasks, hidden = (build.tasks(inputs[0]), [DATA / one for one in build.hides]) if build else (None, [])
     request = {
         "name": name,
-        "inputs": inputs,
+        "inputs": [build.shown(one) for one in inputs] if build else inputs,
+        "tasks": len(tasks or ()),
         "asked": answer.asked,
         "code": answer.code,
         "own": answer.own,
@@ -235,7 +240,8 @@ def attempt(name, answer, box, inputs, seconds):
         "worked": worked_code(answer, name),
     }
     limits = Limits(seconds=seconds)
-    how, content = box.ask(pack(request), limits)
+    with contextlib.closing(Worlds(tasks)) if tasks else contextlib.nullcontext() as worlds:
+        how, content = box.ask(pack(request), limits, hidden, worlds)
     if how != "answered":
         kind = how.partition(":")[0]
         sentence = ENDS.get(kind, ENDS["died"]).format(seconds=limits.seconds, memory=limits.memory >> 20)
@@ -243,14 +249,14 @@ def attempt(name, answer, box, inputs, seconds):
         return {"verdict": STOPPED, "mistake": sentence, "message": sentence + (f" ({detail})" if detail else "")}
     load_optimizers()  # which some oracles need: here once, else in each process aside
     try:
-        return aside(lambda: judged(name, inputs, content))
+        return aside(lambda: judged(name, inputs, content, tasks))
     except AsideError as error:
         sentence = "what it returns cannot be judged"
         return {"verdict": WRONG, "mistake": sentence, "message": f"{sentence} ({error})"}
 
 
-def judged(name, inputs, content):
-    """See `attempt`; `content` is what the sandbox wrote."""
+def judged(name, inputs, content, tasks=None):
+    """See `attempt`; `content` is what the sandbox wrote. `tasks` have seen what its process did in them."""
     try:
         found = unpack(content)
         if type(found) is not dict or not ({"outputs"} == found.keys() or {"fault"} == found.keys()):
@@ -260,7 +266,9 @@ def judged(name, inputs, content):
             return {"verdict": WRONG, "mistake": "its cells do not run", "message": f"its cells do not run: {fault}"}
         if type(found["outputs"]) is not list:
             raise ValueError("something else came back than a list")
-    except ValueError as error:
+        if tasks and not any(exercises.is_record(one) for one in found["outputs"]):
+            found["outputs"] = [{"made": one["made"], "seen": [task.seen() for task in tasks]} for one in found["outputs"]]
+    except (KeyError, TypeError, ValueError) as error:
         return {
             "verdict": WRONG,
             "mistake": "what it returns cannot be read",

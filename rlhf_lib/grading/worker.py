@@ -4,11 +4,13 @@ It reads requests from its standard input and writes answers to its standard out
 writes is not trusted by anybody.
 """
 
+import functools
 import gc
 import importlib
 import json
 import linecache
 import os
+import socket
 import struct
 import sys
 import tempfile
@@ -23,6 +25,7 @@ from rlhf_lib.exercises.plain import odd
 from rlhf_lib.exercises.surroundings import TimeUp, limited
 from rlhf_lib.grading import jail
 from rlhf_lib.grading.wire import pack, unpack
+from rlhf_lib.grading.worlds import far_tasks
 
 MODULES = (  # what the chapters import besides, and what torch imports when it is first needed: nobody waits for it twice
     "collections", "contextlib", "copy", "dataclasses", "functools", "gymnasium", "hashlib", "heapq", "itertools", "json", "math",
@@ -94,8 +97,11 @@ def said(error):
     return f"{type(error).__name__}" + (f": {text}" if text else "")
 
 
-def outputs_of(request):
-    """The answer to a request, as bytes: {"outputs": a list of plain data} or {"fault": a sentence}."""
+def outputs_of(request, wire=None):
+    """The answer to a request, as bytes: {"outputs": a list of plain data} or {"fault": a sentence}.
+
+    wire: the socket to the tasks of a probe, which stay with the grader (worlds.py).
+    """
     folder = os.getcwd()
     os.environ.update(HOME=folder, TMPDIR=folder)
     tempfile.tempdir = folder
@@ -104,7 +110,8 @@ def outputs_of(request):
         function, fault = build(question)
         if fault:
             return pack({"fault": fault})
-        outputs = exercises.answer(question["name"], function, question["inputs"])
+        tasks = far_tasks(wire, question["tasks"]) if wire else None
+        outputs = exercises.answer(question["name"], function, question["inputs"], tasks)
     except BaseException as error:  # memory that ends outside a call, or something of ours that was patched
         return pack({"fault": f"it stops with {said(error)}"})
     try:
@@ -113,24 +120,34 @@ def outputs_of(request):
         return pack({"outputs": [odd(f"something that cannot be handed on ({error})")] * len(outputs)})
 
 
-def serve(requests, answers, base, place, hidden):
-    """Answer requests until there are no more: a length, limits, then as many bytes."""
+def serve(requests, answers, wires, base, place, hidden):
+    """Answer requests until there are no more: a header, then paths to hide and the request, of as many bytes as it says.
+
+    wires: a socket from which the end of another comes before a request that needs one.
+    """
     while header := requests.read(HEADER.size):
-        length, *limits = HEADER.unpack(header)
-        request = requests.read(length)
-        how, content = jail.run_apart(lambda: outputs_of(request), jail.Limits(*limits), base, place, hidden)  # noqa: B023
+        length, more, has_wire, *limits = HEADER.unpack(header)
+        paths = [*hidden, *filter(None, requests.read(more).decode().split("\0"))]
+        request, wire = requests.read(length), None
+        if has_wire:
+            wire = socket.socket(fileno=socket.recv_fds(wires, 1, 1)[1][0])
+        work, kept = functools.partial(outputs_of, request, wire), [wire.fileno()] if wire else []
+        how, content = jail.run_apart(work, jail.Limits(*limits), base, place, paths, kept)
+        if wire:
+            wire.close()
         answers.write(REPLY.pack(len(content), how.encode()[:64]) + content)
         answers.flush()
 
 
-HEADER = struct.Struct(">QdQQQ")  # length of the request; seconds, memory, processes, size of a file
+HEADER = struct.Struct(">QQ?dQQQ")  # length of the request, of the paths; a socket?; seconds, memory, processes, size of a file
 REPLY = struct.Struct(">Q64s")  # length of the answer, how it ended
 
 
 if __name__ == "__main__":
-    base, place, hidden = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+    base, place, number, *hidden = sys.argv[1:]
     jail.hide()
     jail.die_with_parent()
+    wires = socket.socket(fileno=int(number))
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     os.dup2(0, 1)
@@ -138,4 +155,4 @@ if __name__ == "__main__":
     apart, alone = jail.can_be_apart()
     answers.write((json.dumps({"apart": apart, "alone": alone, "root": os.geteuid() == 0}) + "\n").encode())
     answers.flush()
-    serve(requests, answers, base, place, hidden)
+    serve(requests, answers, wires, base, int(place), hidden)

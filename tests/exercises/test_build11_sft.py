@@ -1,5 +1,6 @@
 """Build it 11.12: right programs pass its probes, and each wrong one is found at the probe that looks for its mistake."""
 
+import itertools
 from pathlib import Path
 
 import nbformat
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from rlhf_lib.exercises import build11_sft
 from rlhf_lib.exercises.build import try_out
 from rlhf_lib.exercises.declare import BUILDS, load
 from rlhf_lib.trainers import sft
@@ -177,11 +179,14 @@ def test_rows_of_one_conversation_do_not_pass_though_they_have_little_padding():
     assert "one conversation alone" in BUILD.fault(inputs, {"steps": steps, "lists": False})
 
 
-def test_losses_of_a_model_that_has_not_learned_the_task_do_not_pass():
+def test_losses_of_a_model_that_has_not_learned_the_task_do_not_pass(monkeypatch):
     inputs = next(one for one in BUILD.draw() if one["probe"] == ANSWERS)
-    assert "2.00 nats a token only" in BUILD.fault(inputs, {"found": [3.0] * 9, "after": 2.0})
-    assert BUILD.fault(inputs, {"found": [3.0] * 9, "after": 0.5}) == ""
-    assert "one before training" in BUILD.fault(inputs, {"found": [3.0] * 8, "after": 0.5})
+    state = build11_sft.tiny(inputs["weights"], width=48, spread=0.05).state_dict()
+    assert "nats a token only" in BUILD.fault(inputs, {"found": [3.0] + [0.1] * 8, "state": state})  # whatever it says
+    before_and_after = itertools.cycle([3.0, 0.5])
+    monkeypatch.setattr(build11_sft, "truth", lambda *_: next(before_and_after))
+    assert BUILD.fault(inputs, {"found": [3.0] * 9, "state": state}) == ""
+    assert "one before training" in BUILD.fault(inputs, {"found": [3.0] * 8, "state": state})
 
 
 def test_the_stub_is_not_written_yet():

@@ -333,7 +333,7 @@ def test_feedback_shows_inputs_of_the_published_seed_alone(box, tmp_path):
     (result,), _ = graded(body(RIGHT.replace(">", ">=")), box, tmp_path)
     assert "The smallest input that fails" in result.message and str(secret)[1:-1] not in result.message
     cheat = "table = {}\nimport torch\n"
-    for one in exercises.draw("share_positive", verdicts.PUBLISHED):
+    for one in exercises.draw("share_positive", verdicts.NOTEBOOK):
         share = sum(score > one["limit"] for score in one["scores"].tolist()) / len(one["scores"])
         cheat += f"table[{one['scores'].tolist()!r}.__repr__() + repr({one['limit']!r})] = {share!r}\n"
     (tmp_path / "b").mkdir()
