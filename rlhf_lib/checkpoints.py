@@ -55,7 +55,7 @@ def read_metadata(folder):
             metadata = json.loads(file.metadata()["metadata"])
         metadata["config"], str.isalnum(metadata["tokenizer"]), hash(metadata.get("kind"))  # as every checkpoint of ours
         if metadata.get("kind") == Branch.kind:
-            dict(metadata["branch"])
+            dict.items(metadata["branch"])
         return metadata
     except (SafetensorError, OSError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(

@@ -509,6 +509,7 @@ def test_what_a_base_says_when_it_cannot_be_had_is_not_called_a_fault_of_the_bra
     [
         ({"branch": None}, "is damaged or not a checkpoint of this project"),
         ({"branch": 7}, "is damaged or not a checkpoint of this project"),
+        ({"branch": ""}, "is damaged or not a checkpoint of this project"),
         ({"branch": {"layers": 9, "rank": 2}}, r"configuration that this version does not know \(layers must lie between 1 and"),
         ({"branch": {"layers": 1, "rank": 99}}, r"configuration that this version does not know \(rank must lie between"),
         (

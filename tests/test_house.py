@@ -37,6 +37,7 @@ WHOLE = {
     "card",
     "environment",
     "figures",
+    "forged",
     "fuzz",
     "gpu",
     "house",

@@ -38,7 +38,7 @@ class GPTConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "context", "layers", "heads", "width"):
-            if getattr(self, name) < 1:
+            if isinstance(getattr(self, name), bool) or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % (2 * self.heads):
             raise ValueError(f"width must be a multiple of 2 * heads, got width {self.width} and heads {self.heads}")

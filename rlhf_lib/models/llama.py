@@ -48,7 +48,7 @@ class LlamaConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "context", "layers", "heads", "kv_heads", "width", "hidden"):
-            if getattr(self, name) < 1:
+            if isinstance(getattr(self, name), bool) or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         stretch = {} if self.rope_scaling is None else {name: self.rope_scaling[name] for name in STRETCH}
         for name, value in {"norm_eps": self.norm_eps, "rope_base": self.rope_base, **stretch}.items():

@@ -58,7 +58,7 @@ def close(a, b, tolerance):
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "context", "layers", "heads", "width"])
-@pytest.mark.parametrize("value", [0, -3])
+@pytest.mark.parametrize("value", [0, -3, True])
 def test_a_size_below_one_is_refused(name, value):
     with pytest.raises(ValueError, match=f"^{name} must be at least 1, got {value}$"):
         GPTConfig(**{name: value})

@@ -52,7 +52,7 @@ def close(a, b, tolerance):
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "context", "layers", "heads", "kv_heads", "width", "hidden"])
-@pytest.mark.parametrize("value", [0, -3])
+@pytest.mark.parametrize("value", [0, -3, True])
 def test_a_size_below_one_is_refused(name, value):
     with pytest.raises(ValueError, match=f"^{name} must be at least 1, got {value}$"):
         LlamaConfig(**{name: value})
