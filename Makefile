@@ -21,7 +21,7 @@ run: $(READY)
 test: $(READY)
 	@echo "Checking style, then running the tests."
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 	@echo "Running the worked notebooks at the smoke preset, two at a time."
 	@RLHF_PRESET=smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval-lax solutions
 	@echo "Widgets and two notebooks again, on the versions that Colab has."

@@ -49,9 +49,12 @@ def read(path):
 
 
 def value(reader, name, default=None):
-    """What the file says under `name`: a number, a text or a list of them."""
+    """What the file says under `name`: a number, a text or a list of them. Raises GGUFError when a text is not UTF-8."""
     field = reader.get_field(name)
-    return default if field is None else field.contents()
+    try:
+        return default if field is None else field.contents()
+    except UnicodeDecodeError:
+        raise GGUFError(f"{name} in {reader.data.filename} is no text in UTF-8: fetch the file again") from None
 
 
 def load(path, reader=None):
@@ -73,10 +76,10 @@ def load(path, reader=None):
         raise GGUFError(f"{path} does not say llama.{missing[0]}: fetch another file")
     if "rope_freqs" in tensors or value(reader, "llama.rope.scaling.type", "none") != "none":
         raise GGUFError(f"{path} has stretched rotary frequencies, which are not read from GGUF: use the safetensors files")
-    heads = say["attention.head_count"]
+    heads, tokens = say["attention.head_count"], value(reader, "tokenizer.ggml.tokens", ())
     try:
         config = LlamaConfig(
-            vocab_size=len(value(reader, "tokenizer.ggml.tokens", ())),
+            vocab_size=len(tokens),
             context=say["context_length"],
             layers=say["block_count"],
             heads=heads,

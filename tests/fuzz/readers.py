@@ -230,7 +230,7 @@ def saved_checkpoints(folder):
 def load_each(folder):
     for name in ("base", "branch", "llama"):
         loaded, tokenizer = checkpoints.load(folder / name)
-        loaded(torch.tensor([tokenizer.encode("abca")]))
+        loaded(torch.tensor([tokenizer.encode("abca")[: loaded.config.context]]))
     checkpoints.same_tokenizer(folder / "base", folder / "branch")
 
 
@@ -331,7 +331,7 @@ def load_gguf(folder):
     path = folder / "model.gguf"
     reader = gguf.read(path)
     loaded, tokenizer = gguf.load(path, reader), published.gguf_tokenizer(path, None, reader)
-    loaded(torch.tensor([tokenizer.prompt(TALK)[:8]]))
+    loaded(torch.tensor([tokenizer.prompt(TALK)[: min(8, loaded.config.context)]]))
 
 
 TEMPLATES = (

@@ -296,3 +296,10 @@ def test_more_entries_than_any_model_has_are_refused_before_they_take_memory(tmp
         gguf.read(path)
     monkeypatch.setattr(gguf, "MOST", 310)
     assert gguf.value(gguf.read(path), "llama.numbers") == list(range(300))
+
+
+def test_a_text_that_is_not_utf8_is_named(tmp_path):
+    path = write(tmp_path / "m.gguf", plain_tensors())
+    path.write_bytes(path.read_bytes().replace(b"t7", b"\x807"))
+    with pytest.raises(gguf.GGUFError, match=r"^tokenizer.ggml.tokens in .*m.gguf is no text in UTF-8: fetch the file again$"):
+        gguf.load(path)
