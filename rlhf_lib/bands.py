@@ -4,13 +4,17 @@ The runs stand in data/bands.json, which `python -m benchmarks.bands` writes. At
 lowest to the highest run, and is widened on both sides by the largest spread of the runs there and at the two points on either
 side, or by the curve's margin where that is more (one run has no spread). Two exceptions: at the first point by `start` alone,
 where the curve has one (a KL begins at 0); and the lower border is at least `floor` times the lowest run (a clip fraction of 0 is
-outside where all runs clip). Between two points a band is a line. A curve leaves it where two points in a row, or its first, or
-its last, lie outside on one side. A few seeds are no law: a curve outside is a reason to look, and no proof of a mistake.
+outside where all runs clip). What is drawn and said of it ends where the curve must (an accuracy at 1). Between two points a band
+is a line. A curve leaves it where two points in a row, or its first, or its last, lie outside on one side. A few seeds are no
+law: a curve outside is a reason to look, and no proof of a mistake.
 """
 
 import functools
 import math
+import textwrap
 from itertools import pairwise
+
+from matplotlib.ticker import MaxNLocator
 
 from rlhf_lib import course, plots
 from rlhf_lib.corpus import DATA
@@ -19,6 +23,32 @@ from rlhf_lib.hunt.symptoms import CAUSES
 
 FILE = DATA / "bands.json"
 SIDES = ("below", "above")
+
+CURVES = {  # each curve in words, and the least and the most that it can be
+    "loss": ("Loss of a batch", 0, math.inf),
+    "val_loss": ("Validation loss", 0, math.inf),
+    "train_loss": ("Training loss", 0, math.inf),
+    "held_out_loss": ("Held-out loss", 0, math.inf),
+    "accuracy": ("Accuracy", 0, 1),
+    "held_out_accuracy": ("Held-out accuracy", 0, 1),
+    "length": ("Length of an episode", 0, 500),
+    "explained_variance": ("Explained variance", -math.inf, 1),
+    "kl": ("KL", 0, math.inf),
+    "approx_kl": ("Approximate KL", 0, math.inf),
+    "ratio": ("First ratio, new to old", 0, math.inf),
+    "first_ratio": ("First ratio, new to old", 0, math.inf),
+    "clip_fraction": ("Clip fraction", 0, 1),
+    "reward": ("Reward", -math.inf, math.inf),
+    "gold": ("Gold score", -1, 1),
+    "entropy": ("Entropy", 0, math.inf),
+}
+AXES = {  # what a chapter calls the axis, where it is not the records' own word
+    "06 labels": "labels learned from",
+    "07": "steps in the environments",
+    "08": "iteration",
+    "11 policy": "iteration",
+    "12 grpo": "iteration",
+}
 
 LIKELY = CAUSES | {
     "rate-high": "too high a learning rate",
@@ -121,6 +151,12 @@ def band(name, curve):
     return at, below, [high + more for high, more in zip(highs, wider)]
 
 
+def possible(curve, value):
+    """A border of a band, moved to what the curve can be: a margin knows nothing of that."""
+    _, least, most = CURVES[curve]
+    return min(max(value, least), most)
+
+
 def between(x, points):
     """The band at x, (low, high), from `points` as `band` gives them; None where x lies outside of them."""
     rows = list(zip(*points))
@@ -189,6 +225,12 @@ def compare(name, records, **settings):
     return told or [f"Within the bands of {found['from']}: {', '.join(found['curves'])}."]
 
 
+def tell(name, records, **settings):
+    """Print what `compare` says, in lines of at most 100 characters."""
+    for sentence in compare(name, records, **settings):
+        print(textwrap.fill(sentence, 100, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
+
+
 def one_curve(curve, points, bounds, axis, left):
     """What is to be said of one curve, a list of one sentence or none; `left`, {curve: side}, of those before it, is added to."""
     broken = [x for x, y in points if not math.isfinite(y)]
@@ -205,7 +247,8 @@ def one_curve(curve, points, bounds, axis, left):
     left[curve], (x, y, low, high) = side, compared[where]
     early = x <= bounds[0][0] + (bounds[0][-1] - bounds[0][0]) / 4
     cause = likely(curve, ways(curve, compared, where, early, left), side)
-    return [f"{curve} lies {side} its band at {axis} {x:g}: {said(y)}, where {said(low)} to {said(high)} is expected{cause}."]
+    low, high = (said(possible(curve, border)) for border in (low, high))
+    return [f"{curve} lies {side} its band at {axis} {x:g}: {said(y)}, where {low} to {high} is expected{cause}."]
 
 
 def first_outside(curve, compared):
@@ -243,13 +286,18 @@ def figure(name, records, **settings):
     found, columns = entry(name), 2 if len(entry(name)["curves"]) in (1, 2, 4) else 3
     curves, reason = found["curves"], other_size(name, settings)
     fig, axes = plots.figure(min(columns, len(curves)), rows=math.ceil(len(curves) / columns), height=2.3, width=3.6)
-    for ax, curve in zip(axes, curves):
+    for ax, (curve, one) in zip(axes, curves.items()):
         if not reason:
-            plots.band(ax, *band(name, curve))
+            at, *borders = band(name, curve)
+            low, high = ([possible(curve, value) for value in border] for border in borders)
+            label = "stored runs, widened" if len(one["runs"]) > 1 else "one stored run, with a margin"
+            plots.band(ax, at, low, high, label)
         rows = readable(records, found["x"], curve)
         plots.curve(ax, rows, curve, "this run", x=found["x"], marker="o" if len(rows) < 50 else "")
-        ax.set(title=curve, xlabel=found["x"], ylabel=curves[curve]["unit"])
+        ax.set(title=CURVES[curve][0], xlabel=AXES.get(name, found["x"]), ylabel=one["unit"])
+        ax.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 4, 5, 10], integer=True))  # three steps: four ticks at most
+        ax.xaxis.set_major_formatter("{x:,.0f}")
     for ax in axes[len(curves) :]:
         ax.axis("off")
-    plots.legend(axes[0], fontsize=8)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return fig

@@ -108,8 +108,14 @@ def fold_answers(notebook):
             card.source = card.source[: hints.start()] + FOLD.format(answer=answer) + hints.group().rstrip()
 
 
+def hide_guesses(notebook):
+    """Put a question mark in the place of each worked guess of the bug hunt."""
+    for cell in notebook.cells:
+        cell.source = re.sub(r'^hunt\.guess\(("\d\d"), .*?\)', r'hunt.guess(\1, "?")', cell.source)
+
+
 def learner_edition(path):
-    """The worked notebook at `path` as a learner gets it: answers folded, and hidden tests and outputs taken out.
+    """The worked notebook at `path` as a learner gets it: answers folded, and guesses, hidden tests and outputs taken out.
 
     Raises:
         ImportError: nbgrader is not installed.
@@ -120,6 +126,7 @@ def learner_edition(path):
     notebook, resources = read(path), {}
     try:
         fold_answers(notebook)
+        hide_guesses(notebook)
         for step in (
             steps.LockCells, steps.ClearSolutions, steps.ClearOutput, steps.CheckCellMetadata,
             steps.ClearHiddenTests, steps.ClearMarkScheme, steps.ComputeChecksums,

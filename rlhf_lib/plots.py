@@ -39,7 +39,12 @@ def curve(ax, records, name, label=None, color=BLUE, x="step", marker=""):
 
 def band(ax, at, low, high, label="stored runs, widened", color=GREEN):
     """Shade what is expected: from `low` to `high` at the points `at`, three lists of one length."""
-    ax.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0, label=label)
+    ax.fill_between(at, low, high, color=color, alpha=0.25, linewidth=0, label=label)
+
+
+def from_zero(ax):
+    """The whole scale of an axis, from 0 to a little above its highest point."""
+    ax.set_ylim(0, 1.08 * (max((max(line.get_ydata()) for line in ax.get_lines()), default=0) or 1))
 
 
 def side_by_side(got, expected, title="", mask=None):
@@ -97,7 +102,7 @@ def policy_diagnostics(records, max_kl=None):
     """Reward, KL to the original model, clip fraction and entropy over the iterations."""
     fig, axes = figure(2, rows=2, height=2.7)
     panels = (
-        ("reward", "Reward", "standard deviations of the base"),
+        ("reward", "Reward", "deviations of the base"),
         ("kl", "KL to the original model", "nats per completion"),
         ("clip_fraction", "Clip fraction", "share of tokens"),
         ("entropy", "Entropy", "nats per token"),
@@ -108,7 +113,7 @@ def policy_diagnostics(records, max_kl=None):
     if max_kl:
         axes[1].axhline(max_kl, color=ORANGE, linestyle="--", linewidth=1.2, label="limit")
     axes[2].axhspan(0.01, 0.2, color=GREEN, alpha=0.12, label="1 to 20 %")
-    axes[3].set_ylim(bottom=0)  # it is estimated from what was drawn: without the whole scale, noise looks like news
+    from_zero(axes[3])  # it is estimated from what was drawn: without the whole scale, noise looks like news
     for ax in axes[1:3]:
         legend(ax)
     return fig

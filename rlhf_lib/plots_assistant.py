@@ -1,6 +1,6 @@
 """Figures of the assistant's records, in the style of `plots`."""
 
-from rlhf_lib.plots import BLUE, GREEN, GREY, ORANGE, curve, figure, legend
+from rlhf_lib.plots import BLUE, GREEN, GREY, ORANGE, curve, figure, from_zero, legend
 
 
 def fine_tuning(records):
@@ -39,7 +39,7 @@ def critic_diagnostics(records, max_kl=None):
     """PPO with a critic: reward, KL to the reference, clip fraction, explained variance, answers that end, and their length."""
     fig, axes = figure(2, rows=3, height=2.7)
     panels = (
-        ("reward", "Reward", "standard deviations of the reference"),
+        ("reward", "Reward", "deviations of the reference"),
         ("kl", "KL to the reference", "nats per answer"),
         ("clip_fraction", "Clip fraction", "share of tokens"),
         ("explained_variance", "Explained variance of the critic", "share"),
@@ -53,8 +53,8 @@ def critic_diagnostics(records, max_kl=None):
         axes[1].axhline(max_kl, color=ORANGE, linestyle="--", linewidth=1.2, label="limit")
     axes[2].axhspan(0.01, 0.2, color=GREEN, alpha=0.12, label="1 to 20 %")
     axes[3].set_ylim(top=1)
-    axes[4].set_ylim(0, 1.02)
-    axes[5].set_ylim(bottom=0)
+    for ax in axes[4:]:
+        from_zero(ax)
     for ax in axes[1:3]:
         legend(ax)
     return fig

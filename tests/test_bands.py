@@ -3,10 +3,12 @@
 import json
 import math
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from benchmarks import bands as made_by
 from rlhf_lib import bands, course
@@ -222,7 +224,7 @@ def test_the_band_is_shaded_behind_the_curve(stored, monkeypatch):
     stored["a"] = entry({"loss": [[1.0] * 5, [2.0] * 5], "kl": [[0.0] * 5]})
     fig = bands.figure("a", steps(loss=[1.5] * 5, kl=[0.25] * 5))
     loss, kl = fig.axes
-    assert shaded(loss) == [[0.0, 0.0, 4.0, 3.0]] and shaded(kl) == [[0.0, -0.5, 4.0, 0.5]]
+    assert shaded(loss) == [[0.0, 0.0, 4.0, 3.0]] and shaded(kl) == [[0.0, 0.0, 4.0, 0.5]]  # a KL is at least 0
     assert loss.lines[0].get_ydata().tolist() == [1.5] * 5 and loss.get_ylabel() == "nats" and loss.get_xlabel() == "step"
     assert loss.collections[0].get_zorder() < loss.lines[0].get_zorder()
     odd = [*steps(loss=[1.0, None, "x", math.nan, 2.0]), {"loss": 3.0}, None]
@@ -230,6 +232,52 @@ def test_the_band_is_shaded_behind_the_curve(stored, monkeypatch):
     assert bands.figure("a", None).axes[0].lines[:] == []
     monkeypatch.setenv("RLHF_PRESET", "smoke")
     assert [shaded(ax) for ax in bands.figure("a", steps(loss=[1.5] * 5)).axes] == [[], []]
+
+
+def test_no_band_reaches_what_its_curve_cannot_be(stored):
+    runs = {
+        "length": ([20.0, 490.0], [0, 500]),
+        "explained_variance": ([-3.0, 0.9], [-3.5, 1]),
+        "clip_fraction": ([0.1, 0.9], [0, 1]),
+        "held_out_accuracy": ([0.4, 0.8], [0, 1]),
+        "reward": ([-2.0, 2.0], [-2.5, 2.5]),
+    }
+    stored["a"] = entry({curve: [values] for curve, (values, _) in runs.items()}, at=(0, 1))
+    stored["a"]["curves"]["length"]["margin"] = 50
+    drawn = bands.figure("a", []).axes[: len(runs)]
+    for ax, (_, (least, most)) in zip(drawn, runs.values()):
+        ((_, low, _, high),) = shaded(ax)
+        assert (low, high) == (least, most), ax.get_title()
+    told = " ".join(bands.compare("a", steps(clip_fraction=[0.7, 0.7])))
+    assert "clip_fraction lies above its band at step 0: 0.700, where 0.000 to 0.600 is expected" in told
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_figure_of_the_stored_runs_has_words_units_and_few_whole_ticks(name):
+    found = STORED[name]
+    fig = bands.figure(name, records_of(found, 0), **found["settings"])
+    FigureCanvasAgg(fig).draw()
+    for ax, (curve, one) in zip(fig.axes, found["curves"].items()):
+        assert "_" not in ax.get_title() + ax.get_xlabel() and ax.get_ylabel() == one["unit"]
+        assert one["unit"] or "new to old" in ax.get_title(), curve
+        low, high = ax.get_xlim()
+        marks = [label.get_text() for label in ax.get_xticklabels() if low <= label.get_position()[0] <= high]
+        assert 2 <= len(marks) <= 4 and all(re.fullmatch(r"\d{1,3}(,\d{3})*", mark) for mark in marks), (curve, marks)
+    (legend,) = fig.legends
+    alone = len(found["curves"][next(iter(found["curves"]))]["runs"]) == 1
+    said = "one stored run, with a margin" if alone else "stored runs, widened"
+    assert sorted(text.get_text() for text in legend.get_texts()) == sorted([said, "this run"])
+    box = legend.get_window_extent()
+    assert all(box.y0 >= ax.get_window_extent().y1 for ax in fig.axes) and box.x1 - box.x0 <= fig.bbox.width
+
+
+def test_sentences_are_printed_in_lines_of_a_hundred_without_a_broken_word(stored, capsys):
+    stored["a"] = entry({"kl": [[0.0, 1.0, 2.0, 3.0, 4.0]]})
+    records = steps(kl=[0.0, 1.75, 3.0, 5.0, 7.0])
+    bands.tell("a", records)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and max(map(len, lines)) <= 100
+    assert " ".join(line.strip() for line in lines) == bands.compare("a", records)[0]
 
 
 # ----------------------------------------------------------------------------------------- the stored runs

@@ -241,6 +241,7 @@ GIVEN = {
     "11/found-11-A": "0.03 32",
     "11/question-read": "16 16",
     # lines, pull requests and numbers of published programs, and of worked examples
+    "13/found-13-A": "19",  # the number of a case
     "13/place-01": "386 390 480 484",
     "13/place-02": "166 192 218 88 96%",
     "13/place-03": "253 273",
@@ -412,7 +413,8 @@ def derived(name, lines):
 
 def cells(path):
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        printed = "".join("".join(output.get("text", "")) for output in cell.get("outputs", []))
+        outputs = [(one.get("text", ""), one.get("data", {}).get("text/markdown", "")) for one in cell.get("outputs", [])]
+        printed = "\n".join("".join(part) for output in outputs for part in output if part)
         yield cell["id"], cell["cell_type"] == "code", "".join(cell["source"]), printed
 
 

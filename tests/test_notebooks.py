@@ -13,6 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from rlhf_lib import exercises, notebooks
 from rlhf_lib.exercises import NotYet
 from rlhf_lib.files import RunError
+from rlhf_lib.hunt.score import ANSWERS, fingerprint
 
 exercises.load()
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,6 +149,32 @@ def test_a_worked_notebook_is_executed_stamped_small_and_without_errors(path):
     assert counts == list(range(1, len(counts) + 1))  # nbval compares nothing in a cell that was never run
     for one in notebook.cells:
         assert not any(output.output_type == "error" for output in one.get("outputs", [])), one.id
+
+
+@pytest.mark.parametrize("path", WORKED, ids=lambda path: path.name)
+def test_no_stored_output_holds_a_path_of_a_machine(path):
+    for one in nbformat.read(path, as_version=4).cells:
+        printed = "\n".join(
+            str(text)
+            for output in one.get("outputs", [])
+            for text in (output.get("text", ""), *(said for kind, said in output.get("data", {}).items() if "image" not in kind))
+        )
+        assert not re.findall(r"(?<![\w.])(?:/(?:work|root|home|tmp|Users|content|opt|var|mnt)/|[A-Z]:\\)\S*", printed), one.id
+
+
+def test_every_case_of_the_hunt_is_guessed_where_it_is_worked_and_asked_in_the_learners_edition():
+    worked, asked = (
+        [
+            one.source.split("  #")[0]
+            for one in nbformat.read(ROOT / folder / "13_the_bug_hunt.ipynb", as_version=4).cells
+            if one.id.startswith("guess-")
+        ]
+        for folder in ("solutions", "notebooks")
+    )
+    assert asked == [f'hunt.guess("{case}", "?")' for case in sorted(ANSWERS)]
+    for case, guess in zip(sorted(ANSWERS), worked):
+        named = re.findall(r'"([\w-]+)"', guess)
+        assert named[0] == case and {fingerprint(case, cause) for cause in named[1:]} == ANSWERS[case]
 
 
 def test_no_grade_id_is_used_twice_and_every_notebook_has_its_learner_edition():

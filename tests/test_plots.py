@@ -31,7 +31,7 @@ POLICY = [
     for step, kl in enumerate((-0.01, 1.0, 4.0))
 ]  # fmt: skip
 LAST = {name: value for name, value in POLICY[0].items() if name not in ("clip_fraction", "entropy")}  # no update behind it
-UNIT = re.compile(r"nats|bits|share|density|-1 to 1|standard deviations|count")
+UNIT = re.compile(r"nats|bits|share|density|-1 to 1|deviations|count")
 CASES = {
     "pretraining": (plots.pretraining, PRETRAIN),
     "reward": (plots.reward_training, REWARD),
@@ -109,6 +109,7 @@ def test_the_policys_panels_show_reward_kl_clip_fraction_and_entropy():
     # the line where training stops
     assert [(0, 6.5), (1, 6.5)] in lines(axes[1]).values()
     assert len(plots.policy_diagnostics(POLICY).axes[1].get_lines()) == 1
+    assert axes[3].get_ylim() == pytest.approx((0, 1.08 * POLICY[0]["entropy"]))  # the top point is not cut
 
 
 def test_gold_and_proxy_are_drawn_over_the_root_of_the_kl():

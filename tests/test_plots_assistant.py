@@ -36,7 +36,7 @@ CASES = {
     "preferences": (plots_assistant.preferences, REWARD),
     "critic": (plots_assistant.critic_diagnostics, POLICY),
 }
-UNIT = re.compile(r"nats|share|standard deviations|tokens per answer")
+UNIT = re.compile(r"nats|share|deviations|tokens per answer")
 
 
 def drawn(figure):
@@ -104,6 +104,7 @@ def test_the_panels_of_ppo_show_what_is_logged():
         assert points([*POLICY, LAST], name) in lines(ax).values(), name
     assert [(0, 6.5), (1, 6.5)] in lines(axes[1]).values()
     assert len(plots_assistant.critic_diagnostics(POLICY).axes[1].get_lines()) == 1
+    assert axes[4].get_ylim() == pytest.approx((0, 1.08)) and axes[5].get_ylim() == pytest.approx((0, 32.4))  # nothing is cut
 
 
 def test_win_rates_have_their_intervals_and_their_names():

@@ -130,7 +130,8 @@ def figure(case, *records, labels=()):
         labels: a name for each of the records.
     """
     units = CASES[number(case)].curves
-    fig, axes = plots.figure(columns=len(units), width=3.6, height=2.8)
+    rows = 2 if len(units) == 4 else 1
+    fig, axes = plots.figure(len(units) // rows, rows, width=3.6, height=2.8)
     last = max(len(record["curves"][name]) for record in records for name in units) - 1
     for ax, (name, unit) in zip(axes, units.items()):
         for place, record in enumerate(records):

@@ -55,6 +55,12 @@ def test_a_figure_has_a_panel_for_each_curve_and_a_line_for_each_record():
     assert fig.axes[0].lines[0].get_ydata()[0] == pytest.approx(run("15")["curves"]["loss"][0])
 
 
+def test_four_panels_stand_in_two_rows():
+    curves = {name: [0.0, 1.0] for name in CASES["06"].curves}
+    rows = {ax.get_subplotspec().rowspan.start for ax in figure("06", {"curves": curves}).axes}
+    assert len(curves) == 4 and rows == {0, 1}
+
+
 def test_rounding_is_drawn_as_a_line():
     (ax, _) = figure("05", {"curves": {"reward": [1e-7, -2e-7, 3e-7], "kl": [0.0, 1.0, 2.0]}}).axes
     low, high = ax.get_ylim()
