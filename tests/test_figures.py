@@ -73,7 +73,7 @@ ALSO = {
     "08/found-8-B": "08/read-samples",
     "08/found-8-C": "08/train",
     "09/proxy-gold-read": "09/weak-reward 09/interval-picture",
-    "09/form-read": "summary settings",
+    "09/form-read": "summary settings 09/form-table",
     "09/best-of-n-read": "09/interval-picture",
     "09/estimate-why": "09/interval-picture",
     "09/push-why": "labels settings",
@@ -81,10 +81,13 @@ ALSO = {
     "12/frontier-ask": "12/frontier-table",
     "12/frontier-read": "12/frontier-table",
     "12/readers-read": "12/frontier-table 12/investigation-12-B",
-    "09/frontier-read": "09/push-compare 09/best-of-n-curve 09/strict-best-of-n",
+    "09/frontier-read": "09/push-compare 09/best-of-n-curve 09/strict-best-of-n 12/readers",
     "09/push-along-why": "pushed blind",
+    "09/push-along-seen": "12/readers",
+    "09/investigation-9-A-found": "09/readers-table 09/frontier",
+    "09/gao-seen": "09/readers-table 09/frontier",
     "09/sense-why": "blind",
-    "09/sense-seen": "09/push-along",
+    "09/sense-seen": "09/push-along 12/readers",
     "09/negative-read": "09/frontier settings",
     "09/readers-why": "blind",
     "09/readers-read": "blind",
@@ -158,7 +161,7 @@ DERIVED = {
     "10/ppo-read": "0.82=0.91-0.09",
     "10/found-10-B": "2.8=12.7-9.9",
     "10/found-10-C": "0.149=2.093-1.944 0.045=1.624-1.579",
-    "11/one-order-read": "10=100-90",
+    "11/one-order-read": "10=100-90 44%=88/2/100 94%=(100+88)/2/100",
     "README/The-assistant": "135=134,515,008/1000/1000 22=30-8",
     "NEGATIVE_RESULTS/The-language-model": "0.04=5.54-5.50 0.04=5.54-5.50 58=184-126 "
     "2.4=100*1.96*sqrt(84.4/100*(1-84.4/100)/867)",
@@ -216,17 +219,20 @@ GIVEN = {
     "09/interval-read": "55%",
     "09/best-of-n-kl-why": "90%",
     "09/best-of-n-read": "0.06",
-    "09/form-read": "0.1",
-    "09/push-read": "0.03",
-    "09/investigation-9-A-found": "40 150",
+    "09/form-read": "0.1 0.81 0.74",
+    "09/push-read": "0.03 28 0.10",
+    "09/push-along-seen": "2.09 2.09 1.99 2.20 2.21 2.07",  # 09/push-along and 12/readers
+    "09/sense-seen": "2.07 2.21 2.09 2.41",  # 09/push-along and 12/readers
+    "09/investigation-9-A-found": "40 150 0.7%",
     "09/gao-seen": "95%",
-    "09/investigation-9-B-found": "0.02",
+    "09/investigation-9-B-found": "0.02 39 39 38",
     "09/questions": "2,000 60% 50% 60%",
     "10/agree-why": "70% 80%",
     "10/agreement-read": "73%",  # Stiennon et al. 2020
     "10/length-read": "0.65",
     "10/strength-zero": "1.3",
     "10/ppo-read": "100%",
+    "10/checkpoints-read": "0.18 0.19 0.15 280",
     "10/questions": "70%",
     "README/What-is-where": "3.0",  # the version of a package
     "07/probe-idea": "0.3 0.3 0.3 0.3",
@@ -236,6 +242,8 @@ GIVEN = {
     "11/sft-run-why": "49,152",  # tokens of SmolLM2's
     "11/published-read": "10",  # the limit
     "11/blind-read": "16 16",
+    "11/heads-read": "69.7%",  # README
+    "11/found-11-B": "0.95",
     "11/mistakes-read": "28 386 501",  # lines of minChatGPT's
     "11/next": "11.7",  # an exercise
     "11/found-11-A": "0.03 32",
