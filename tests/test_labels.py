@@ -146,7 +146,7 @@ BAD = {
     "start before the work": ({**RANGE, "start": -1}, "the range -1 to 28 lies outside hamlet"),
     "start at the end": ({**RANGE, "start": 28}, "the range 28 to 28 lies outside hamlet"),
     "range backwards": ({**RANGE, "start": 29}, "the range 29 to 28 lies outside hamlet"),
-    "range in words": ({**RANGE, "end": "28"}, "the range 8 to 28 lies outside hamlet"),
+    "range in words": ({**RANGE, "end": "28"}, "the range 8 to '28' lies outside hamlet"),
     "range in fractions": ({**RANGE, "end": 28.5}, "the range 8 to 28.5 lies outside hamlet"),
     "range of blanks": ({**RANGE, "start": 28, "end": 30}, "the passage is empty; delete the line"),
     "empty text": ({**OWN, "text": ""}, "the passage is empty; delete the line"),
