@@ -113,7 +113,7 @@ SYMPTOMS = [
         "the loss stays near ln 2",
         ("frozen-head", "sign", "padding-pooled"),
         "the gradient's norm by layer, and which layers move in ten steps",
-        "ten steps on one batch of eight pairs bring the loss under 0.1",
+        "enough steps on one batch of eight pairs bring the loss under 0.1",
     ),
     Symptom(
         "the first loss is not ln 2",
@@ -146,10 +146,10 @@ SYMPTOMS = [
         "more padding behind the same texts leaves their scores as they are",
     ),
     Symptom(
-        "the gap between training and test is a leak",
+        "a small gap between training and test that is a leak: test is better than anybody could be",
         ("leak",),
         "the number of test rows that are in the training set",
-        "the two sets share no row, and share none with another seed",
+        "the two sets share no row, with any seed",
     ),
     Symptom(
         "the gap between training and validation is honest",
