@@ -1,4 +1,4 @@
-"""Build it 2.10: right builds pass (the worked one in its notebook), and each wrong one fails at its own."""
+"""Build it 2.10: right builds pass every probe, and each wrong one fails at its own."""
 
 import math
 
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from rlhf_lib.exercises import find
 from rlhf_lib.exercises.build import try_out
+from rlhf_lib.exercises.keep import the_course
 from rlhf_lib.models.gpt import GPT as LibraryGPT
 from rlhf_lib.models.gpt import GPTConfig
 
@@ -103,6 +104,11 @@ class Right(nn.Module):
 
     def forward(self, tokens, mask=None):
         return self.head(self.hidden(tokens, mask))
+
+
+@pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
+def test_the_worked_answer_passes_every_probe(seed):
+    assert try_out(BUILD, the_course("GPT"), seed) == ("", "")
 
 
 @pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0

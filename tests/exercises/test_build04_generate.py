@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from rlhf_lib.exercises import find
+from rlhf_lib.exercises.keep import the_course
 from rlhf_lib.exercises.reading import Named, made, without_cache
 from rlhf_lib.exercises.surroundings import LIMIT
 
@@ -99,6 +100,11 @@ def first_fault(function, probes=CHEAP, seed=0, shorter=False):
 
 def with_options(**options):
     return lambda *given, **named: built(*given, **named, **options)
+
+
+@pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
+def test_the_worked_answer_passes_every_probe(seed):
+    assert first_fault(the_course("generate"), BUILD.probes, seed) == ("", "")
 
 
 @pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
