@@ -12,7 +12,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from rlhf_lib import tokenization
 from rlhf_lib.devices import world
-from rlhf_lib.files import shown, write_atomic
+from rlhf_lib.files import one_line, shown, write_atomic
 from rlhf_lib.models import published
 from rlhf_lib.models.gpt import GPT
 from rlhf_lib.models.heads import RewardModel
@@ -59,13 +59,8 @@ def read_metadata(folder):
         return metadata
     except (SafetensorError, OSError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is damaged or not a checkpoint of this project ({one_line(error)}): train it again"
+            f"{path} is damaged or not a checkpoint of this project ({one_line(error, kind=False)}): train it again"
         ) from None
-
-
-def one_line(error):
-    """What an error says, for a sentence of ours."""
-    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def read_tensors(folder):
@@ -110,7 +105,7 @@ def load(folder, device="cpu", kind="gpt", base=None):
             model = KINDS[metadata["kind"]].from_metadata(metadata)
     except (AttributeError, TypeError, KeyError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
-            f"{path} has a configuration that this version does not know ({one_line(error)}): train it again"
+            f"{path} has a configuration that this version does not know ({one_line(error, kind=False)}): train it again"
         ) from None
     return load_tensors(model, tensors, path).to(device).eval(), tokenizer
 

@@ -142,6 +142,15 @@ def lock(path):
     return file
 
 
+def one_line(error, kind=True):
+    """What an exception says, after its kind, for a sentence of ours: one line of at most 120 characters.
+
+    kind=False: what it says alone, where it says anything.
+    """
+    name = type(error).__name__
+    return " ".join((f"{name}: {error}" if kind else str(error) or name).split())[:120]
+
+
 def shown(value):
     """`repr(value)` for a message: short, however long or deeply nested the value is."""
     return SHORT.repr(value)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import nbformat
 
-from rlhf_lib.files import RunError, write_atomic
+from rlhf_lib.files import RunError, one_line, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,8 +75,7 @@ def read(path):
         notebook.nbformat_minor = max(5, notebook.nbformat_minor)
         nbformat.validate(notebook)
     except Exception as error:  # nbformat reads older forms, and fails in many ways where they are none
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise RunError(f"{path} is no notebook that can be read ({reason}): take the good one back") from None
+        raise RunError(f"{path} is no notebook that can be read ({one_line(error)}): take the good one back") from None
     return notebook
 
 

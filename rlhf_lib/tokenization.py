@@ -14,7 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from rlhf_lib.chat import check_messages
-from rlhf_lib.files import write_atomic
+from rlhf_lib.files import one_line, write_atomic
 
 END = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
@@ -219,8 +219,9 @@ class ChatTokenizer(BPETokenizer):
         except Refused as error:
             raise ValueError(f"the model's chat template refuses this conversation: {error}") from None
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            raise ValueError(f"the model's chat template fails on this conversation ({reason}): use another model") from None
+            raise ValueError(
+                f"the model's chat template fails on this conversation ({one_line(error)}): use another model"
+            ) from None
 
     def prompt(self, messages):
         """The tokens from which the assistant's next turn goes on."""

@@ -396,3 +396,10 @@ def test_whatever_a_file_holds_it_is_read_or_refused_in_a_sentence(tmp_path_fact
         path.write_bytes(len(content).to_bytes(8, "little") + content if name == "model.safetensors" and head else content)
         with contextlib.suppress(error):
             read(path)
+
+
+def test_an_exception_is_told_in_one_line_with_its_kind():
+    assert files.one_line(ValueError("two\n  lines")) == "ValueError: two lines"
+    assert files.one_line(ValueError("two\n  lines"), kind=False) == "two lines"
+    assert files.one_line(KeyError()) == "KeyError:" and files.one_line(KeyError(), kind=False) == "KeyError"
+    assert len(files.one_line(ValueError("x" * 500))) == 120
