@@ -14,6 +14,7 @@ RUNS = HOME / "runs" if os.environ.get("RLHF_HOME") else DATA.parent / "runs"
 CHOICES = "choices.json"  # in HOME
 MODELS = ("published", "own")
 PUBLISHED = DATA / "checkpoints" / "laptop-0"
+LARGE = DATA / "checkpoints" / "large"  # a base of 19 million weights, its reward model and policy: to read
 ASSISTANT = DATA / "checkpoints" / "assistant"
 
 

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import decode, frontier, growth, measure, pipeline, ppo, pretrain, table
+from benchmarks import decode, frontier, growth, measure, pipeline, ppo, pretrain, reading, table
 from benchmarks.__main__ import GROUPS, main
 from benchmarks.measure import BenchmarkError, Row
-from rlhf_lib import checkpoints, runs
+from rlhf_lib import checkpoints, corpus, labels, runs
 from rlhf_lib.files import read_json
 from rlhf_lib.judge import GoldJudge
 from rlhf_lib.models.gpt import GPT, GPTConfig
@@ -502,3 +502,31 @@ def test_passages_are_laid_out_for_readers_who_cannot_see_who_wrote_them(tiny_fr
         **{f"{m}-2": 2 for m in frontier.METHODS},
     }
     assert {name: writers.count(name) for name in writers} == expected
+
+
+# ----------------------------------------------------------------------------------------- the sheet for blind readers
+
+
+def test_the_sheet_has_what_the_key_has_and_names_no_writer(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "WRITERS", {name: reading.WRITERS[name] for name in ("laptop-0", "laptop-0/policy")})
+    reading.sheet(tmp_path, each=4, of_plays=3)
+    key, sheet = json.loads((tmp_path / "key.json").read_text()), (tmp_path / "sheet.txt").read_text()
+    writers = [row["checkpoint"] for row in key]
+    assert {name: writers.count(name) for name in set(writers)} == {"laptop-0": 4, "laptop-0/policy": 4, "plays": 3}
+    assert writers != sorted(writers) and "laptop" not in sheet and "plays" not in sheet
+    assert sheet == "\n\n".join(f"=== {number}\n{row['text']}" for number, row in enumerate(key))
+    text = corpus.SEPARATOR.join(corpus.split(corpus.load())["validation"]["text"])
+    for row in key:
+        assert len(row["text"]) >= 30 and row["text"] == labels.whole_phrases(row["text"])
+        assert (row["checkpoint"] == "plays") == (f"\n\n{row['text']}" in text)
+
+
+def test_the_readings_are_of_the_sheets_writers():
+    read = labels.read(labels.LARGE)
+    first = labels.first_readings(read)
+    writers = [label.source[1] for label in first]
+    assert {name: writers.count(name) for name in set(writers)} == {
+        **dict.fromkeys(reading.WRITERS, reading.EACH),
+        "plays": reading.REAL,
+    }
+    assert len(read) - len(first) == 117 and all(label.sense in range(1, 6) for label in read)

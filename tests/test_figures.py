@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lib import blind, comparisons, corpus, labels
+from rlhf_lib import blind, checkpoints, comparisons, corpus, labels
 from rlhf_lib.files import read_json
 from rlhf_lib.pairwise import summary as of_pairs
 
@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ASSISTANT = ROOT / "data" / "checkpoints" / "assistant"
 RESULTS = ROOT / "benchmarks" / "results"
 PUBLISHED = ROOT / "data" / "checkpoints" / "laptop-0"
+LARGE = ROOT / "data" / "checkpoints" / "large"
 CHAPTERS = {path.name[:2]: path for path in sorted((ROOT / "solutions").glob("[01]*.ipynb")) if "report" not in path.name}
 
 PAGES = ("README", "NEGATIVE_RESULTS")
@@ -93,15 +94,20 @@ ALSO = {
     "09/readers-read": "blind",
     "10/compare-read": "10/leak",
     "10/found-10-C": "10/read-before",
+    "09/large-read-why": "read-large summary large",
+    "09/large-read-seen": "09/readers-table",
+    "08/large-why": "large",
+    "08/large-seen": "large card settings",
     "09/questions": "09/readers-test",
     "README/What-it-reaches": "runs card summary blind 09/readers-table 09/readers-test",
+    "README/A-larger-writer,-to-read": "large 09/large-read",
     "README/Seven-ways,-one-reward": "12/readers 12/frontier-table",
     "README/How-fast-it-is": "speed",
     "08/kl-read": "summary 09/frontier",
     "11/verdicts-read": "10/agreement",
     "README/The-assistant": "assistant 11/blind 11/kinds 11/question 11/ranks",
     "NEGATIVE_RESULTS/The-language-model": "03/investigation-a 03/investigation-b 03/overfitting-run 02/investigation-2C "
-    "03/ladder-figure 03/investigation-c 10/read-before 10/investigation-10-C 06/test summary runs card",
+    "03/ladder-figure 03/investigation-c 10/read-before 10/investigation-10-C 06/test summary runs card large",
     "NEGATIVE_RESULTS/Labels-and-the-reward-model": "06/investigation-6A 06/test 06/frozen 06/curve 06/investigation-6B "
     "05/investigation-5B-answer 05/active-figure 10/leak 10/compare 10/investigation-10-A 10/absolute 09/sense-judge",
     "NEGATIVE_RESULTS/PPO-and-its-relatives": "08/investigation-8-A 08/investigation-8-B 08/investigation-8-C 08/read-samples "
@@ -212,6 +218,7 @@ GIVEN = {
     "08/rules-why": "20%",
     "08/form-why": "1.5",
     "08/run-read": "10",
+    "08/large-seen": "29",  # million weights of the gpu preset
     "08/questions": "0.08 0.65",
     "09/interval-why": "95% 97.5%",
     "09/interval-read": "55%",
@@ -282,7 +289,7 @@ GIVEN = {
     "12/questions": "70% 70% 0.80 0.84 0.71 99%",
     "12/next": "6,144",
     "README/The-assistant": "0.1 30 95% 16 12 24",  # the version of a package, SmolLM2's blocks
-    "NEGATIVE_RESULTS/The-language-model": "135 29 200 1.96",  # sizes of models, of pieces, of an interval
+    "NEGATIVE_RESULTS/The-language-model": "29 200 22 19",  # sizes of models, of pieces, of an interval; passes over the text
     "NEGATIVE_RESULTS/Labels-and-the-reward-model": "2,593 1.96",
     "NEGATIVE_RESULTS/PPO-and-its-relatives": "0.08 0.08 96 500 0.06 2,048",
     "NEGATIVE_RESULTS/The-assistant": "32 1.96",
@@ -472,6 +479,20 @@ def on_card():
     yield f"{found['busy']['pretrain']} {found['busy']['policy']} {small['busy']}"
     yield f"{' '.join(map(str, small['seconds'].values()))} seconds, {small['peak_card_megabytes'] / 1000:.4f} GB"
     yield from (f"{row['work']}: {row['median']:.4f} {row['gain']:.4f}" for row in found["decode"]["rows"])
+    chapter = found["chapters"]["08"]
+    yield f"{chapter['seconds'] / 60:.4f} minutes, {chapter['card_megabytes'] / 1000:.4f} GB"
+
+
+def larger():
+    """The larger writer: its run in a line, its settings, and what else was tried for it."""
+    found = {key: number for key, number in read_json(LARGE / "summary.json").items() if key not in ("raters", "command")}
+    yield json.dumps(found)
+    yield f"{found['seconds']['total'] / 60:.4f} minutes, {found['reward_passages']} passages"
+    yield from (LARGE / "settings.json").read_text(encoding="utf-8").splitlines()
+    yield from (f"{path.stat().st_size / 1e6:.4f} MB" for path in sorted(LARGE.rglob("model.safetensors")))
+    yield f"{sum(one.numel() for one in checkpoints.read_tensors(LARGE / 'base').values()) / 1e6:.4f} million weights"
+    tried = read_json(RESULTS / "gpu.json")["large"]
+    yield from (json.dumps(one) for one in [*tried["bases"], *tried["policies"]])
 
 
 def speed():
@@ -533,6 +554,8 @@ def stored():
         "runs": laptop_runs(),
         "speed": speed(),
         "card": on_card(),
+        "large": larger(),
+        "read-large": read_blind(labels.LARGE),
         "assistant": assistant(),
     }
     return found | {name: as_lines("\n".join(lines)) for name, lines in files.items()}

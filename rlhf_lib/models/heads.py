@@ -44,9 +44,13 @@ class RewardModel(nn.Module):
 
     def forward(self, tokens, mask=None):
         """tokens, mask: (B, T). Returns log-odds (B, T); what stands at a padded position means nothing."""
-        return self.pool(self.body.hidden(tokens, mask), torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask)
+        return self.values(self.hidden(tokens, mask), torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask)
 
-    def pool(self, hidden, mask):
+    def hidden(self, tokens, mask=None):
+        """The body's final hidden states, (B, T, C)."""
+        return self.body.hidden(tokens, mask)
+
+    def values(self, hidden, mask):
         """The log-odds (B, T) out of the body's hidden states (B, T, C), in float32 under any autocast."""
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()

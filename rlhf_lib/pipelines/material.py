@@ -134,6 +134,13 @@ def check_taken(settings):
         measured(folder / name, *stats)
     checkpoints.same_tokenizer(folder / "base", folder / "reward")
     check_room(tokenizer, settings.ppo.max_new_tokens, base.config.context)
+    check_rank("ppo", settings.ppo.rank, base.config.width)
+
+
+def check_rank(name, rank, width):
+    """Raises ValueError where adapters of this rank would be no smaller than the matrices of a model of this width."""
+    if rank > width:
+        raise ValueError(f"{name}.rank must be at most the model's width, got {rank} and {width}")
 
 
 def taken_fingerprint(folder):

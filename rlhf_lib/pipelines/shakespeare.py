@@ -13,7 +13,7 @@ from rlhf_lib.files import write_atomic, write_json, write_json_rows
 from rlhf_lib.models.gpt import GPTConfig
 from rlhf_lib.pipelines import stages
 from rlhf_lib.pipelines.estimate import estimate, sentence
-from rlhf_lib.pipelines.material import TAKEN, Material, check_taken
+from rlhf_lib.pipelines.material import TAKEN, Material, check_rank, check_taken
 from rlhf_lib.pipelines.report import write_report
 from rlhf_lib.pipelines.settings import check_numbers
 from rlhf_lib.pipelines.stages import Stages, constants, measured
@@ -71,6 +71,9 @@ class Settings:
         for name in ("normaliser_samples", "evaluate_samples"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
+        for name, part in (("reward", self.reward), ("ppo", self.ppo)):
+            if not self.init_from:
+                check_rank(name, part.rank, self.model.width)
         if self.ppo.max_new_tokens >= self.model.context:
             raise ValueError(
                 f"ppo.max_new_tokens must be below model.context, got {self.ppo.max_new_tokens} and {self.model.context}"

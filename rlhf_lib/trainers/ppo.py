@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from rlhf_lib import checkpoints, ppo, runs
-from rlhf_lib.devices import agreed, average_gradients, gather, generator, shard, world
+from rlhf_lib.devices import agreed, average_gradients, gather, generator, seed_for, shard, world
+from rlhf_lib.models.lora import Branch
 from rlhf_lib.trainers.rollouts import completion_kl, in_turn, logprobs_of, minibatches, sample, score, shape_advantages
 
 
@@ -32,6 +33,7 @@ class PPOConfig:
         clip: how far the probability ratio may leave 1.
         kl_coef: penalty on the KL to the original model, in reward per nat; 0 for none.
         max_kl: training stops when the KL of a completion passes it, in nats.
+        rank: of the adapters (LoRA) that are trained in place of the weights, so that a checkpoint is small; 0 for none.
         keep_every: iterations between the checkpoints that are kept on the way.
     """
 
@@ -46,6 +48,7 @@ class PPOConfig:
     clip: float = 0.2
     kl_coef: float = 0.08
     max_kl: float = 10.0
+    rank: int = 0
     keep_every: int = 5
 
     def __post_init__(self):
@@ -55,6 +58,8 @@ class PPOConfig:
         for name in ("lr", "clip", "max_kl", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"ppo.{name} must be above 0, got {getattr(self, name)}")
+        if self.rank < 0:
+            raise ValueError(f"ppo.rank must not be negative, got {self.rank}")
         if not self.kl_coef >= 0:
             raise ValueError(f"ppo.kl_coef must not be negative, got {self.kl_coef}")
         if self.rollout_size % self.minibatch:
@@ -70,7 +75,7 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
     `config.max_kl` and stop if it is not, then update. The policy that is kept has always been measured.
 
     Args:
-        base: the GPT to start from; it stays as it is and is the reference.
+        base: the GPT to start from; it stays as it is and is the reference. With adapters it is the one in `folder/base`.
         prompts: a list of lists of tokens, one a completion; each rollout goes on where the last one stopped, and round again.
         reward: a function of a Rollout that gives one number a completion, (B,).
         watch: a function of a Rollout and its rewards that gives a dict of numbers to log; training never uses them.
@@ -81,6 +86,9 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
     Raises:
         RunError: a loss or the KL is not finite; the last good policy is kept.
     """
+    if config.rank:
+        torch.manual_seed(seed_for(seed, "policy adapters"))
+        base = Branch(base, rank=config.rank, alpha=2 * config.rank, source="../base")  # starts as the base does
     policy = copy.deepcopy(base).eval().requires_grad_(True)  # no dropout: the update sees the distribution that was sampled from
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr)
     memory = {"baseline": torch.zeros(config.max_new_tokens), "rollout_size": config.rollout_size, "rare": 0}
@@ -111,7 +119,8 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
         stage.log(**stats)
         stage.keep(iteration=iteration, **stats)
         if iteration % config.keep_every == 0:
-            checkpoints.save(stage.out / f"iteration-{iteration:03d}", policy, tokenizer, seed=seed, iteration=iteration, **stats)
+            whole = policy.merged() if config.rank else policy
+            checkpoints.save(stage.out / f"iteration-{iteration:03d}", whole, tokenizer, seed=seed, iteration=iteration, **stats)
         if iteration == config.iterations:
             continue
 

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from rlhf_lib import labels as label_sets
 from rlhf_lib import runs
-from rlhf_lib.devices import autocast, generator, grad_scaler
+from rlhf_lib.devices import autocast, generator, grad_scaler, seed_for
 from rlhf_lib.models.heads import RewardModel
 from rlhf_lib.models.layers import evaluating, last_real, pad
+from rlhf_lib.models.lora import Branch
 
 
 @dataclass
@@ -26,6 +27,7 @@ class RewardConfig:
         language_coef: weight of the language-model loss on the same passages, which keeps the body from learning the
             few labels by heart (Radford et al. 2018, GPT, section 3.2, equation 5); 0 for none.
         pooling: "mean" or "last".
+        rank: of the adapters (LoRA) that are trained in place of the body's weights, so that a checkpoint is small; 0 for none.
         held_out: the share of labels kept for the test.
     """
 
@@ -36,6 +38,7 @@ class RewardConfig:
     dropout: float = 0.1
     language_coef: float = 0.2
     pooling: str = "mean"
+    rank: int = 0
     held_out: float = 0.15
 
     def __post_init__(self):
@@ -47,6 +50,8 @@ class RewardConfig:
             raise ValueError(f"reward.held_out must lie between 0 and 1, got {self.held_out}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"reward.dropout must lie in [0, 1), got {self.dropout}")
+        if self.rank < 0:
+            raise ValueError(f"reward.rank must not be negative, got {self.rank}")
         if self.weight_decay < 0 or self.language_coef < 0:
             raise ValueError("reward.weight_decay and reward.language_coef must not be negative")
 
@@ -144,7 +149,7 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
     """Train a reward model on `labels`, from a pretrained GPT, and leave it in `folder/reward`.
 
     Args:
-        gpt: a GPT; it stays as it is.
+        gpt: a GPT; it stays as it is. With adapters it is the one in `folder/base`, on `device`.
         labels: a list of Label; `labels.split` keeps a part of it for the test.
 
     Returns:
@@ -162,7 +167,12 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
     if longest > gpt.config.context:
         raise ValueError(f"a passage has {longest} tokens, more than the context of {gpt.config.context}: use a longer context")
     targets = torch.tensor([label.target for label in learn])
-    model = RewardModel(gpt, config.pooling, config.dropout).to(device)
+    if config.rank:
+        torch.manual_seed(seed_for(seed, "reward adapters"))
+        branch = dict(rank=config.rank, alpha=2 * config.rank, pooling=config.pooling, source="../base")
+        model = Branch(gpt, scalar=True, **branch).requires_grad_(True)
+    else:
+        model = RewardModel(gpt, config.pooling, config.dropout).to(device)
     head = nn.Linear(gpt.config.width, gpt.config.vocab_size, bias=False).to(device)
     head.load_state_dict(gpt.head.state_dict())
     both = nn.ModuleDict({"reward": model, "language_head": head})
@@ -182,10 +192,10 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
         model.train()
         tokens, mask = pad([rows[row] for row in chosen.tolist()], "right", device)  # (B, T) each
         with autocast(device, gpt.config.width):
-            hidden = model.body.hidden(tokens, mask)  # (B, T, C)
+            hidden = model.hidden(tokens, mask)  # (B, T, C)
             real = mask[:, 1:].nonzero(as_tuple=True)  # once: a card is waited for to know how many there are
             language = head(hidden[:, :-1][real])  # (real next tokens, V)
-        loss = sentiment_loss(model.pool(hidden, mask), targets[chosen].to(device), mask)
+        loss = sentiment_loss(model.values(hidden, mask), targets[chosen].to(device), mask)
         language_loss = torch.zeros((), device=device)  # passages of one token have no next one
         if len(language):
             language_loss = F.cross_entropy(language.float(), tokens[:, 1:][real])

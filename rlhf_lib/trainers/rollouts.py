@@ -109,12 +109,12 @@ def trunk_of(branch, rollout, batch=32):
 def logprobs_of(model, rollout, temperature=1.0):
     """`model`'s log-probabilities of a rollout's tokens, (B, T) in nats, with a gradient: the way all scoring goes.
 
-    Where the rollout has a trunk, `model` is a Branch that shares it, and goes on from there.
+    Where the rollout has a trunk, a Branch shares it and goes on from there.
     """
     tokens, mask = rollout.tokens, rollout.mask
     dtype = torch.bfloat16 if has_bf16(tokens.device) else torch.float32  # of the head, where most of the work is
     with autocast(tokens.device, model.config.width, exact=True):
-        if rollout.trunk is None:
+        if rollout.trunk is None or not isinstance(model, Branch):
             return token_logprobs(model, rollout.prompts, tokens, mask, temperature=temperature, dtype=dtype)
         hidden = model.top(*rollout.trunk)[:, -tokens.shape[1] - 1 : -1]  # (B, T, C): predicted from the place before it
         found = head_logprobs(hidden[mask], model.head.weight, tokens[mask], temperature, dtype)

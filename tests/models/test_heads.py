@@ -140,7 +140,7 @@ def test_dropout_is_its_own_and_acts_in_the_body_and_before_the_output(dropout):
         nn.init.normal_(parameter, std=0.4)
     tokens, mask = torch.arange(8)[None], torch.ones(1, 8, dtype=torch.bool)
     hidden = torch.ones(1, 8, 16)
-    for of in (lambda: model(tokens), lambda: model.body.hidden(tokens), lambda: model.pool(hidden, mask)):
+    for of in (lambda: model(tokens), lambda: model.body.hidden(tokens), lambda: model.values(hidden, mask)):
         model.train()
         assert torch.equal(of(), of()) == (dropout == 0)
         model.eval()
@@ -182,9 +182,9 @@ def test_hidden_states_of_any_type_are_pooled_in_float32(pooling):
     hidden = torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
     mask = torch.ones(3, 12, dtype=torch.bool)
     with torch.autocast("cpu", torch.bfloat16):
-        found = model.pool(hidden, mask)
+        found = model.values(hidden, mask)
     assert found.dtype == torch.float32
-    assert torch.equal(found, model.pool(hidden.float(), mask))
+    assert torch.equal(found, model.values(hidden.float(), mask))
 
 
 # ----------------------------------------------------------------------------------------- the log-probability of a token

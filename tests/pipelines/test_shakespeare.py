@@ -521,6 +521,38 @@ def test_a_published_run_serves_like_the_run_in_half_the_space(tiny_run, begun, 
     assert again.stages.done()["reward"]["reward_accuracy"] == summary["reward_accuracy"]
 
 
+def test_a_run_of_adapters_is_published_small_and_serves_like_any_other(tiny_run, begun, tmp_path, capsys):
+    ranks = {"reward.rank": 4, "ppo.rank": 2}
+    run, folder = begun({**ranks, "ppo.lr": 1e-2, "ppo.max_kl": 100.0}), tmp_path / "published"
+    summary = run.run()
+    assert summary["kl_nats"] > 0.01 and summary["reward_accuracy"] > 0.6 and (tmp_path / "run" / "report.html").exists()
+    shakespeare.publish(tmp_path / "run", folder)
+    sizes = {stage: (folder / stage / "model.safetensors").stat().st_size for stage in ("base", "reward", "policy")}
+    assert max(sizes["reward"], sizes["policy"]) < sizes["base"] / 2
+    assert read(folder / "settings.json")["ppo.rank"] == 2
+    kl, error = kl_between(folder)
+    assert kl == pytest.approx(summary["kl_nats"], abs=4 * math.hypot(error, summary["kl_nats_error"]))
+    assert command_line.main(["sample", "--checkpoint", str(folder), "-n", "2"]) == 0
+    (tmp_path / "texts.jsonl").write_text('{"text": "Love and joy."}\n', encoding="utf-8")
+    assert command_line.main(["score", "--checkpoint", str(folder), "--file", str(tmp_path / "texts.jsonl")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 3
+    again = Shakespeare(run.settings.__class__(**{**vars(run.settings), "init_from": str(folder)}), tmp_path / "again", "cpu")
+    again.pretrain()
+    again.train_reward()
+    again.train_policy()
+    assert (tmp_path / "again" / "policy" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["ppo", "reward"])
+def test_adapters_wider_than_the_model_are_refused_before_the_first_step(tiny_settings, tiny_run, begun, tmp_path, name):
+    with pytest.raises(ValueError, match=rf"{name}\.rank must be at most the model's width, got 33 and 32"):
+        tiny_settings({f"{name}.rank": 33})
+    if name == "ppo":
+        with pytest.raises(ValueError, match=r"ppo\.rank must be at most the model's width, got 33 and 32"):
+            begun({"init_from": str(tiny_run), "ppo.rank": 33}).run()
+        assert not (tmp_path / "run" / "base").exists()
+
+
 def test_only_a_finished_run_is_published(begun, tmp_path):
     begun()
     with pytest.raises(RunError, match=r"holds no finished run: only one with a summary\.json is published"):

@@ -15,6 +15,7 @@ from rlhf_lib import checkpoints, devices, runs
 from rlhf_lib import ppo as kernels
 from rlhf_lib.files import RunError
 from rlhf_lib.models.gpt import GPT, GPTConfig
+from rlhf_lib.models.lora import Branch
 from rlhf_lib.sampling import completion_logits
 from rlhf_lib.tokenization import CharTokenizer
 from rlhf_lib.trainers import ppo, rollouts
@@ -123,6 +124,7 @@ def log_probabilities(model, rollout, temperature=1.0):
             for name in ("lr", "clip", "max_kl", "temperature")
             for value in (0.0, -1.0, math.nan)
         ),
+        ({"rank": -1}, r"ppo\.rank must not be negative, got -1"),
         ({"kl_coef": -0.1}, r"ppo\.kl_coef must not be negative, got -0\.1"),
         ({"kl_coef": float("nan")}, r"ppo\.kl_coef must not be negative, got nan"),
         (
@@ -650,3 +652,56 @@ def test_the_stop_is_decided_once_for_all(two):
     assert [said["only 0 would stop"]["iterations"] for said in two.said] == [2, 2]
     assert [said["only 1 would stop"]["iterations"] for said in two.said] == [5, 5]
     assert 1 < two.said[0]["stopped"]["iterations"] == two.said[1]["stopped"]["iterations"] < 5
+
+
+# ----------------------------------------------------------------------------------------- adapters in place of all weights
+
+
+def with_adapters(folder, seed=0, **changes):
+    base = gpt()
+    checkpoints.save(folder / "base", base, TOKENIZER)
+    config = small(**{**dict(iterations=6, rollout_size=64, max_rollout_size=64, lr=2e-2, rank=4), **changes})
+    return train(folder, base=base, config=config, seed=seed), config
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapted")
+    return folder, *with_adapters(folder)
+
+
+def test_adapters_learn_what_the_reward_likes_and_the_base_stays(adapted):
+    folder, policy, config = adapted
+    assert isinstance(policy, Branch) and share(policy, config) > share(gpt(), config) + 0.05
+    assert same(weights(policy.base), weights(gpt()))
+    first, last = records(folder)[0], records(folder)[-1]
+    assert first["first_ratio"] == pytest.approx(1, abs=1e-5) and first["kl"] == 0 and last["kl_k3"] > 0.01
+
+
+def test_the_checkpoint_holds_the_adapters_alone_and_those_on_the_way_are_whole(adapted):
+    folder, policy, config = adapted
+    assert {name.rsplit(".", 1)[1] for name in checkpoints.read_tensors(folder / "policy")} == {"A", "B"}
+    loaded, _ = checkpoints.load(folder / "policy")
+    rollout = drawn(policy, 20, config)
+    assert torch.equal(drawn(loaded, 20, config).logprobs, rollout.logprobs)
+    torch.testing.assert_close(rollouts.score(policy.merged(), rollout), rollout.logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rollouts.score(gpt(), rollout), rollouts.score(policy.base, rollout), atol=0, rtol=0)
+    kept, _ = checkpoints.load(folder / "policy" / "iteration-006")
+    assert isinstance(kept, GPT) and same(weights(kept), weights(policy.merged()))
+
+
+def test_the_seed_draws_the_adapters_whatever_was_drawn_before(adapted, tmp_path):
+    torch.manual_seed(99)
+    again, _ = with_adapters(tmp_path / "again")
+    other, _ = with_adapters(tmp_path / "other", seed=1)
+    assert same(weights(again), weights(adapted[1])) and not same(weights(other), weights(adapted[1]))
+
+
+@pytest.mark.parametrize(("saved", "stop"), [(0, 2), (3, 4)])
+def test_a_resumed_run_of_adapters_ends_with_the_figures_of_one_that_was_not_stopped(adapted, tmp_path, interrupted, saved, stop):
+    with pytest.raises(KeyboardInterrupt), interrupted(saved, stop):
+        with_adapters(tmp_path)
+    torch.manual_seed(1234)
+    policy, _ = with_adapters(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (adapted[0] / "metrics.jsonl").read_bytes()
+    assert same(weights(policy), weights(adapted[1]))

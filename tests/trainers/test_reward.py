@@ -190,6 +190,7 @@ def test_neutral_passages_alone_test_nothing():
         ("held_out", 1.0, r"reward\.held_out must lie between 0 and 1, got 1\.0"),
         ("dropout", 1.0, r"reward\.dropout must lie in \[0, 1\)"),
         ("dropout", -0.1, r"reward\.dropout must lie in \[0, 1\)"),
+        ("rank", -1, r"reward\.rank must not be negative, got -1"),
         ("weight_decay", -1.0, r"reward\.weight_decay .*not be negative"),
     ],
 )
@@ -435,3 +436,37 @@ def test_half_precision_tells_passages_apart(monkeypatch, dtype):
         texts.add("".join(draw.choices("abcdefghi", k=draw.randint(3, 12))))
     scores = reward.score_texts(random_model(), LETTERS, sorted(texts))
     assert scores.unique().numel() >= 398
+
+
+# ----------------------------------------------------------------------------------------- adapters in place of all weights
+
+
+def with_adapters(folder, seed=0, **changes):
+    gpt = fresh_gpt().eval()
+    checkpoints.save(folder / "base", gpt, WORDS)
+    return gpt, *train(folder, config={**CONFIG, "rank": 8, "lr": 0.03, **changes}, seed=seed, gpt=gpt)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_adapters_separate_the_passages_and_their_checkpoint_scores_alike(tmp_path, pooling):
+    gpt, model, scores = with_adapters(tmp_path, pooling=pooling)
+    assert scores["accuracy"] > 0.95 and scores["loss"] < 0.6 * LN2
+    for mine, theirs in zip(gpt.parameters(), fresh_gpt().parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    names = set(checkpoints.read_tensors(tmp_path / "reward"))
+    assert {"score.weight", "score.bias"} < names and {name.rsplit(".", 1)[1] for name in names} == {"A", "B", "weight", "bias"}
+    loaded, _ = checkpoints.load(tmp_path / "reward", kind="reward")
+    texts = [label.text for label in LABELS]
+    assert torch.equal(reward.score_texts(loaded, WORDS, texts), reward.score_texts(model, WORDS, texts))
+
+
+def test_a_stopped_run_of_adapters_ends_with_the_figures_of_one_that_was_not(tmp_path, interrupted):
+    short = {"epochs": 2}
+    _, model, scores = with_adapters(tmp_path / "whole", **short)
+    torch.manual_seed(99)
+    with interrupted(3, 5), pytest.raises(KeyboardInterrupt):
+        with_adapters(tmp_path / "again", **short)
+    _, resumed, again = with_adapters(tmp_path / "again", **short)
+    assert again == scores
+    for mine, theirs in zip(resumed.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
