@@ -177,7 +177,7 @@ def in_zip(path, above=(), content=None, place=()):
     place = place or (str(path),)
     try:
         archive = zipfile.ZipFile(path if content is None else io.BytesIO(content))
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, EOFError) as error:
         if not above:
             raise zipfile.BadZipFile(str(error)) from None
         yield above, place, 0, 0.0, f"it is no zip that can be read ({error})"
@@ -187,6 +187,9 @@ def in_zip(path, above=(), content=None, place=()):
             yield above, place, 0, 0.0, f"it has more than {STUFFED} files in it"
             return
         for number, info in enumerate(archive.infolist()[: ENTRIES + 1]):
+            if not info.filename:
+                yield above or ("?",), place, 0, 0.0, "it has no name in the zip"
+                continue
             parts = tuple(clean(part) for part in PurePosixPath(info.filename.replace("\\", "/")).parts)
             if info.is_dir() or not parts or any(hidden(part) for part in parts):
                 continue

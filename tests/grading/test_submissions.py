@@ -136,6 +136,30 @@ def test_a_zip_inside_is_looked_into_once(tmp_path):
     assert cleo.files == [] and "no zip that can be read" in cleo.skipped[0]
 
 
+def of_a_later_version(content):
+    """The zip with its first entry as of version 25.5, which no zipfile reads."""
+    place = content.index(b"PK\x01\x02")
+    return content[: place + 6] + b"\xff" + content[place + 7 :]
+
+
+def test_a_zip_of_a_later_version_is_said_to_be_one_that_cannot_be_read(tmp_path):
+    newer = of_a_later_version(zipped({"07.ipynb": "x"}))
+    with pytest.raises(
+        RunError, match=r"all\.zip cannot be read \(zip file version 25\.5\): give a folder or a zip of submissions"
+    ):
+        find(at(tmp_path / "all.zip", newer))
+    found, _ = find(at(tmp_path / "some.zip", zipped({"anna/a.ipynb": "a", "ben/new.zip": newer})))
+    assert [file.name for file in found[0].files] == ["a.ipynb"]
+    assert found[1].files == [] and "no zip that can be read (zip file version 25.5)" in found[1].skipped[0]
+
+
+def test_an_entry_without_a_name_is_left_out_and_counted(tmp_path):
+    content = zipped({"ben/b.ipynb": "b", "x": "a"}).replace(b"x", b"\0")  # a name ends at the first zero byte
+    found, lost = find(at(tmp_path / "all.zip", content))
+    assert [file.name for one in found for file in one.files] == ["b.ipynb"]
+    assert any("it has no name in the zip" in line for line in [*lost, *(line for one in found for line in one.skipped)])
+
+
 def test_names_that_lead_out_of_a_zip_are_left_out(tmp_path):
     content = zipped(
         {"anna/../../../etc/evil.ipynb": "x", "/root/evil.ipynb": "x", "C:\\evil.ipynb": "x", "anna/good.ipynb": "x"}
