@@ -2,7 +2,7 @@
 
     python -m benchmarks.reading runs/reading   sheet.txt, the shuffled passages, and key.json, where each came from
 
-data/labels/large.jsonl has what readers said of them; chapters 00, 08 and 09 show it.
+data/labels/large.jsonl has what readers said of them; chapter 09 shows it.
 """
 
 import argparse

@@ -84,11 +84,10 @@ ALSO = {
     "12/readers-read": "12/frontier-table 12/investigation-12-B",
     "09/frontier-read": "09/push-compare 09/best-of-n-curve 09/strict-best-of-n 12/readers",
     "09/push-along-why": "pushed blind",
-    "09/push-along-seen": "12/readers",
     "09/investigation-9-A-found": "09/readers-table 09/frontier",
     "09/gao-seen": "09/readers-table 09/frontier",
     "09/sense-why": "blind",
-    "09/sense-seen": "09/push-along 12/readers",
+    "09/sense-seen": "09/push-along 09/readers-table",
     "09/negative-read": "09/frontier settings",
     "09/readers-why": "blind",
     "09/readers-read": "blind",
@@ -219,6 +218,7 @@ GIVEN = {
     "08/form-why": "1.5",
     "08/run-read": "10",
     "08/large-seen": "29",  # million weights of the gpu preset
+    "README/A-larger-writer,-to-read": "19",  # million weights
     "08/questions": "0.08 0.65",
     "09/interval-why": "95% 97.5%",
     "09/interval-read": "55%",
@@ -226,10 +226,8 @@ GIVEN = {
     "09/best-of-n-read": "0.06",
     "09/form-read": "0.1 0.81 0.74",
     "09/push-read": "0.03 28 0.10",
-    "09/push-along-seen": "2.09 2.09 1.99 2.20 2.21 2.07",  # 09/push-along and 12/readers
-    "09/sense-seen": "2.07 2.21 2.09 2.41",  # 09/push-along and 12/readers
     "09/investigation-9-A-found": "40 150 0.7%",
-    "09/gao-seen": "95%",
+    "09/gao-seen": "95% 99%",
     "09/investigation-9-B-found": "0.02 39 39 38",
     "09/questions": "2,000 60% 50% 60%",
     "10/agree-why": "70% 80%",

@@ -168,7 +168,9 @@ def program_14(seed=0, rollouts=200):
         beta *= 1 + 0.1 * max(-0.2, min(0.2, seen / 2.0 - 1))  # the controller of Ziegler et al.: 2 nats are wanted
         for name, value in zip(curves, (score.mean().item(), kl, beta, mask.sum(1).float().mean().item())):
             curves[name].append(value)
-    return {"curves": curves, "samples": ["".join(".abcdefg"[i] for i in row).rstrip(".") + "." for row in text[:5].tolist()]}
+    samples = ["".join(".abcdefg"[i] for i in row) for row in text[:5].tolist()]
+    samples = [sample.split(".")[0] + "." if "." in sample else sample for sample in samples]  # up to the end
+    return {"curves": curves, "samples": samples}
 
 
 def program_16(seed=0, rollouts=200):
@@ -273,4 +275,6 @@ def program_19(seed=0, rollouts=120):
         found = score.mean(), values[mask].mean(), error, mask.sum(1).float().mean()
         for name, value in zip(curves, found):
             curves[name].append(value.item())
-    return {"curves": curves, "samples": ["".join(".abcdefg"[i] for i in row).rstrip(".") + "." for row in text[:5].tolist()]}
+    samples = ["".join(".abcdefg"[i] for i in row) for row in text[:5].tolist()]
+    samples = [sample.split(".")[0] + "." if "." in sample else sample for sample in samples]  # up to the end
+    return {"curves": curves, "samples": samples}
