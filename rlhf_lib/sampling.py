@@ -136,7 +136,8 @@ def generate(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones are more than the model's context of "
             f"{model.config.context}: shorten the prompt or ask for fewer tokens"
         )
-    tokens, mask = pad(prompts, "left", device)
+    shared = beginning(prompts)
+    tokens, mask = pad([prompt[shared:] for prompt in prompts], "left", device)
     if uniforms is None:
         uniforms = torch.rand(len(prompts), max_new_tokens, generator=generator)
     uniforms = uniforms.to(device)
@@ -147,7 +148,11 @@ def generate(
     end = torch.tensor([end_token] if isinstance(end_token, int) else end_token or [], dtype=torch.long, device=device)
 
     with evaluating(model):
-        cache = KVCache(model.config, len(prompts), longest + max_new_tokens, device, next(model.parameters()).dtype)
+        rows, size = 1 if shared else len(prompts), longest + max_new_tokens
+        cache = KVCache(model.config, rows, size, device, next(model.parameters()).dtype)
+        if shared:
+            model.hidden(torch.tensor([prompts[0][:shared]], device=device), None, cache)
+            cache.select(torch.zeros(len(prompts), dtype=torch.long, device=device))  # for all rows
         hidden = model.hidden(tokens, mask if len(set(map(len, prompts))) > 1 else None, cache)[:, -1]  # (B, C)
         going = torch.ones(len(prompts), dtype=torch.bool, device=device)
         for step in range(max_new_tokens):
@@ -169,6 +174,13 @@ def generate(
                     cache.select(rows)
             hidden = model.hidden(chosen[:, None], None, cache)[:, -1]
     return Samples(out, logprobs, out_mask)
+
+
+def beginning(prompts, least=8):
+    """How many tokens all `prompts` begin with, and that are read once for all; 0 where it is too few to pay. Each keeps one."""
+    shortest = min(map(len, prompts)) - 1
+    count = next((place for place in range(shortest) if len({prompt[place] for prompt in prompts}) > 1), shortest)
+    return count if len(prompts) > 1 and count >= least else 0
 
 
 def completion_hidden(model, prompts, tokens, mask):

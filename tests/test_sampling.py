@@ -11,6 +11,7 @@ from rlhf_lib.models.gpt import GPT, RECIPES, GPTConfig
 from rlhf_lib.models.layers import KVCache
 from rlhf_lib.sampling import (
     Samples,
+    beginning,
     completion_hidden,
     completion_logits,
     distribution,
@@ -629,3 +630,35 @@ def test_completions_are_likelier_the_more_the_model_agrees_with_itself():
     with torch.no_grad():
         theirs = token_logprobs(other, PROMPTS * 50, samples.tokens, samples.mask)
     assert samples.logprobs.sum(1).mean() > theirs.sum(1).mean() + 0.5
+
+
+# ----------------------------------------------------------------------------------------- what all prompts begin with
+
+
+@given(st.integers(0, 12), st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=60)
+def test_the_beginning_is_what_all_prompts_begin_with_and_each_keeps_a_token(count, rest):
+    prompts = [[6] * count + row for row in rest]
+    found = beginning(prompts)
+    same = next((n for n, column in enumerate(zip(*prompts)) if len(set(column)) > 1), min(map(len, prompts)))
+    same = min(same, min(map(len, prompts)) - 1)
+    assert found == (same if same >= 8 and len(prompts) > 1 else 0)
+
+
+@pytest.mark.parametrize("rest", [[[1], [2, 3, 4], [5, 5]], [[7, 8]] * 3], ids=["then they differ", "all the same"])
+@pytest.mark.parametrize("recipe", ["modern", "gpt2"])
+def test_a_beginning_that_is_read_once_changes_no_completion(recipe, rest):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=20, context=64, layers=2, heads=2, width=32, recipe=recipe)).eval()
+    for weight in model.parameters():
+        if weight.dim() == 2:
+            torch.nn.init.normal_(weight, std=0.3)
+    prompts = [[9, 8, 7, 6, 5, 4, 3, 2, 1, 9, *row] for row in rest]
+    assert beginning(prompts) >= 10
+    uniforms = torch.rand(len(rest), 12, generator=torch.Generator().manual_seed(1))
+    found = generate(model, prompts, 12, uniforms=uniforms, end_token=0)
+    for row, prompt in enumerate(prompts):  # one by one nothing is shared
+        alone = generate(model, [prompt], 12, uniforms=uniforms[row : row + 1], end_token=0)
+        length = alone.mask.shape[1]
+        assert torch.equal(found.tokens[row, :length], alone.tokens[0]) and torch.equal(found.mask[row, :length], alone.mask[0])
+        torch.testing.assert_close(found.logprobs[row, :length], alone.logprobs[0], atol=1e-5, rtol=0)

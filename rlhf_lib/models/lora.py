@@ -191,11 +191,12 @@ class Branch(nn.Module):
         return model
 
 
-def trunk_rows(trunk, rows):
-    """Some `rows` of what `Branch.trunk` says; what is the same for all rows stays as it is."""
+def trunk_rows(trunk, rows, columns=slice(None)):
+    """Some `rows` of what `Branch.trunk` says, in some `columns`; what is the same for all rows stays so."""
     x, table, mask = trunk
-    some = lambda part: part if part is None or len(part) == 1 else part[rows]  # noqa: E731
-    return x[rows], table and tuple(map(some, table)), some(mask)
+    some = lambda part: part if len(part) == 1 else part[rows]  # noqa: E731
+    table = table and tuple(some(half)[:, :, columns] for half in table)  # (b, 1, S, D/2) each
+    return x[rows, columns], table, None if mask is None else some(mask)[:, :, columns, columns]
 
 
 def counts(model):

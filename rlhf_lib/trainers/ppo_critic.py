@@ -17,8 +17,7 @@ from rlhf_lib import checkpoints, ppo, runs
 from rlhf_lib.devices import autocast, generator, has_bf16
 from rlhf_lib.models.heads import head_logprobs
 from rlhf_lib.models.layers import evaluating
-from rlhf_lib.models.lora import trunk_rows
-from rlhf_lib.trainers.rollouts import completion_kl, draw, minibatches, trunk_of
+from rlhf_lib.trainers.rollouts import by_length, completion_kl, cut, draw, minibatches, trunk_of
 
 
 @dataclass
@@ -94,6 +93,18 @@ def values_of(critic, trunk, start, mask):
     return torch.where(mask, critic.values(hidden), 0)
 
 
+@torch.no_grad()
+def scored(policy, reference, critic, rollout, start, temperature, batch=16):
+    """Log-probabilities of the policy and of the reference, and the critic's values, (3, B, T), 0 where masked."""
+    found = torch.zeros(3, *rollout.mask.shape, device=rollout.mask.device)
+    with evaluating(reference):
+        for rows in by_length(rollout).split(batch):
+            trunk, begin, tokens, mask = cut(rollout, start, rows)
+            models = [logprobs_of(model, trunk, begin, tokens, mask, temperature) for model in (policy, reference)]
+            found[:, rows, : mask.shape[1]] = torch.stack([*models, values_of(critic, trunk, begin, mask)])
+    return found
+
+
 def token_rewards(scores, ended, logprobs, ref_logprobs, mask, kl_coef, end_penalty):
     """What every token is paid, (B, T), without a gradient: the KL penalty, and at the last token the completion's score.
 
@@ -147,10 +158,7 @@ def train(policy, critic, reference, tokenizer, prompts, reward, config, folder,
         rollout = draw(policy, tokenizer, some, config.max_new_tokens, generator(seed, "rollout", iteration), config.temperature)
         tokens, mask = rollout.tokens, rollout.mask
         rollout.trunk, start = trunk_of(policy, rollout)
-        with torch.no_grad(), evaluating(reference):
-            ref_logprobs = logprobs_of(reference, rollout.trunk, start, tokens, mask, config.temperature)  # (B, T)
-            logprobs = logprobs_of(policy, rollout.trunk, start, tokens, mask, config.temperature)
-            values = values_of(critic, rollout.trunk, start, mask)
+        logprobs, ref_logprobs, values = scored(policy, reference, critic, rollout, start, config.temperature)  # (B, T) each
         rollout.logprobs = logprobs
         kl = completion_kl(logprobs, ref_logprobs, mask)  # (B,)
         stage.check(kl.mean().item(), limit=100 * config.max_kl, what="KL to the reference")
@@ -187,17 +195,21 @@ def train(policy, critic, reference, tokenizer, prompts, reward, config, folder,
             group["lr"] = group["full"] * factor
         measured = []
         for rows in minibatches(len(kl), config.minibatch, config.epochs, generator(seed, "minibatches", iteration)):
-            trunk, seen = trunk_rows(rollout.trunk, rows), mask[rows]
-            new_logprobs = logprobs_of(policy, trunk, start, tokens[rows], seen, config.temperature)  # (b, T)
-            new_values = values_of(critic, trunk, start, seen)
-            loss, clip_fraction, approx_kl = ppo.policy_loss(new_logprobs, logprobs[rows], advantages[rows], seen, config.clip)
-            value_loss = ppo.value_loss(new_values, values[rows], returns[rows], seen, config.value_clip)
+            trunk, begin, some, seen = cut(rollout, start, rows)
+            short = slice(seen.shape[1])
+            old_logprobs, old_values = logprobs[rows, short], values[rows, short]
+            new_logprobs = logprobs_of(policy, trunk, begin, some, seen, config.temperature)  # (b, up to T)
+            new_values = values_of(critic, trunk, begin, seen)
+            loss, clip_fraction, approx_kl = ppo.policy_loss(
+                new_logprobs, old_logprobs, advantages[rows, short], seen, config.clip
+            )
+            value_loss = ppo.value_loss(new_values, old_values, returns[rows, short], seen, config.value_clip)
             (loss + value_loss).backward()  # two models, so no weight between the two
             for model in (policy, critic):
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            ratio = ppo.masked_mean((new_logprobs.detach() - logprobs[rows]).exp(), seen)
+            ratio = ppo.masked_mean((new_logprobs.detach() - old_logprobs).exp(), seen)
             measured.append(torch.stack([loss.detach(), value_loss.detach(), clip_fraction, approx_kl, ratio]))
         measured = torch.stack(measured)  # (minibatches, 5)
         means = measured.mean(0).tolist()

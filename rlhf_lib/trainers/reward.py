@@ -27,7 +27,8 @@ class RewardConfig:
         language_coef: weight of the language-model loss on the same passages, which keeps the body from learning the
             few labels by heart (Radford et al. 2018, GPT, section 3.2, equation 5); 0 for none.
         pooling: "mean" or "last".
-        rank: of the adapters (LoRA) that are trained in place of the body's weights, so that a checkpoint is small; 0 for none.
+        rank: of the adapters (LoRA) that are trained in place of the body's weights, so that a checkpoint is small; 0 for
+            none. With adapters the dropout is the one that the base was pretrained with.
         held_out: the share of labels kept for the test.
     """
 

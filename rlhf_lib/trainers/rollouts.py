@@ -95,15 +95,37 @@ def sample(model, tokenizer, prompts, max_new_tokens, generator, temperature=1.0
 
 
 @torch.no_grad()
-def trunk_of(branch, rollout, batch=32):
+def trunk_of(branch, rollout, batch=16):
     """The trunk's states of prompts and completions, and S - T, where completions begin."""
     prompts, prompt_mask = pad(rollout.prompts, "left", rollout.tokens.device)
     tokens, mask = torch.cat([prompts, rollout.tokens], 1), torch.cat([prompt_mask, rollout.mask], 1)  # (B, S)
+    start = prompts.shape[1]
     with evaluating(branch), autocast(tokens.device, branch.config.width, exact=True):
-        parts = [branch.trunk(*part) for part in zip(tokens.split(batch), mask.split(batch))]
-    xs, tables, masks = zip(*parts)
-    table = tables[0] and tuple(torch.cat(halves) for halves in zip(*tables))
-    return (torch.cat(xs), table, torch.cat(masks)), prompts.shape[1]
+        x, table, attention_mask = branch.base.begin(tokens, mask)
+        x = torch.zeros_like(x)
+        for rows in by_length(rollout).split(batch):
+            some = columns(rollout, start, rows)
+            x[rows, some] = branch.trunk(tokens[rows, some], mask[rows, some])[0]
+    return (x, table, attention_mask), start
+
+
+def by_length(rollout):
+    """The rows of a rollout, (B,), those of like length together: little is padding in a batch of them."""
+    lengths = torch.tensor([len(prompt) for prompt in rollout.prompts]) + rollout.mask.sum(1).cpu()
+    return lengths.argsort(stable=True)
+
+
+def columns(rollout, start, rows):
+    """The columns of prompts and completions, of S, that some `rows` need: the others are padding in all of them."""
+    longest = max(len(rollout.prompts[row]) for row in rows.tolist())
+    return slice(start - longest, start + int(rollout.mask[rows].sum(1).max()))
+
+
+def cut(rollout, start, rows):
+    """Some `rows` of a rollout, without what is padding in all of them: their trunk, where completions begin, tokens, mask."""
+    some = columns(rollout, start, rows)
+    T = some.stop - start
+    return trunk_rows(rollout.trunk, rows, some), start - some.start, rollout.tokens[rows, :T], rollout.mask[rows, :T]
 
 
 def logprobs_of(model, rollout, temperature=1.0):

@@ -193,7 +193,8 @@ def test_diversity_and_separators_are_policy_over_base(tiny_run, drawn):
         distinct[side] = len(set(pairs)) / len(pairs)
         blank[side] = sum(row["text"].count("\n\n") for row in rows)
     assert summary["distinct_2_ratio"] == pytest.approx(distinct["policy"] / distinct["base"])
-    assert summary["separator_ratio"] == pytest.approx(blank["policy"] / blank["base"])
+    wanted = blank["policy"] / blank["base"] if blank["base"] else None  # some machines' tiny base writes none
+    assert summary["separator_ratio"] == (wanted and pytest.approx(wanted))
 
 
 def test_a_ratio_over_nothing_is_none():
@@ -227,12 +228,15 @@ def test_the_kl_is_that_between_the_saved_policy_and_base(tiny_run):
 
 @pytest.fixture(scope="module")
 def priced(tiny_settings, tiny_run, tmp_path_factory):
-    """A policy stage whose completions are long enough for blank lines; every iteration's policy is kept."""
+    """A policy stage whose completions are many and long enough for blank lines; every iteration's policy is kept."""
     changes = {
         "init_from": str(tiny_run),
         "ppo.keep_every": 1,
         "ppo.lr": 1e-3,
         "blank_line_coef": 100.0,
+        "normaliser_samples": 512,
+        "ppo.rollout_size": 128,
+        "ppo.max_rollout_size": 128,
         "ppo.max_new_tokens": 40,
     }
     run = Shakespeare(tiny_settings(changes), tmp_path_factory.mktemp("priced"), CPU)
@@ -249,9 +253,9 @@ def test_the_rewards_constants_are_those_of_the_bases_own_completions(priced):
     own = rollouts.sample(base, tokenizer, prompts, 40, torch.Generator().manual_seed(5))
     given = rewards.log_reward(priced.load("reward")[0], own)
     lines = torch.tensor([float(text.count("\n\n")) for text in own.texts])
-    assert kept["mean"] == pytest.approx(given.mean().item(), abs=5 * given.std().item() / math.sqrt(64))
+    assert kept["mean"] == pytest.approx(given.mean().item(), abs=5 * given.std().item() / math.sqrt(400))
     assert kept["std"] == pytest.approx(given.std().item(), rel=0.5)
-    assert kept["blanks"] == pytest.approx(lines.mean().item(), abs=5 * lines.std().item() / math.sqrt(64))
+    assert kept["blanks"] == pytest.approx(lines.mean().item(), abs=5 * lines.std().item() / math.sqrt(400))
     assert kept["blanks"] > 0
 
 
@@ -264,7 +268,7 @@ def test_the_rewards_constants_are_the_same_in_every_iteration_and_the_price_is_
     for record in records:
         policy, _ = checkpoints.load(priced.folder / "policy" / f"iteration-{record['step']:03d}")
         drawn = devices.generator(0, "rollout", record["step"])
-        rollout = rollouts.sample(policy, tokenizer, [tokenizer.encode("\n\n")] * 32, 40, drawn)
+        rollout = rollouts.sample(policy, tokenizer, [tokenizer.encode("\n\n")] * 128, 40, drawn)
         plain = (rewards.log_reward(model, rollout) - kept["mean"]) / kept["std"]
         lines = torch.tensor([float(text.count("\n\n")) for text in rollout.texts])
         prices.append((100 * (lines.mean() - kept["blanks"]) * lines).mean().item())
@@ -272,7 +276,7 @@ def test_the_rewards_constants_are_the_same_in_every_iteration_and_the_price_is_
         assert record["reward"] == pytest.approx(plain.mean().item() - prices[-1], abs=1e-4)
         assert record["gold"] == pytest.approx(GoldJudge().score(rollout.texts).mean().item())
         assert record["separators"] == pytest.approx(lines.mean().item())
-    assert max(map(abs, prices)) > 0.01
+    assert max(map(abs, prices)) > 1e-3  # ten times the tolerance above
 
 
 @pytest.mark.parametrize("saved", [0, 1, 2])

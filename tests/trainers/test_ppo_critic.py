@@ -11,10 +11,11 @@ from torch import nn
 
 from rlhf_lib import checkpoints, devices, ppo, runs
 from rlhf_lib.files import RunError
+from rlhf_lib.models.layers import pad
 from rlhf_lib.models.lora import trunk_rows
 from rlhf_lib.tokenization import CharTokenizer
 from rlhf_lib.trainers import ppo_critic, rollouts
-from rlhf_lib.trainers.ppo_critic import PPOCriticConfig, logprobs_of, token_rewards, values_of
+from rlhf_lib.trainers.ppo_critic import PPOCriticConfig, logprobs_of, scored, token_rewards, values_of
 from rlhf_lib.trainers.rewards import PreferenceReward, answer_scores, fit_normaliser
 
 from .helpers import FAMILIES, branch, language_model, mutant, same, weights
@@ -119,8 +120,9 @@ def test_the_trunk_in_parts_is_the_trunk_and_its_rows_are_the_rows_of_the_scores
     critic, rollout = branch(m.base, seed=2, scalar=True), drawn(m.policy)
     (whole, start), (parts, _) = rollouts.trunk_of(m.policy, rollout), rollouts.trunk_of(m.policy, rollout, batch=5)
     assert (whole[1] is None) == (parts[1] is None) == (family == "gpt2")  # learned positions have no table
-    for one, other in zip((whole[0], *(whole[1] or ()), whole[2]), (parts[0], *(parts[1] or ()), parts[2])):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    real = torch.cat([pad(rollout.prompts, "left", "cpu")[1], rollout.mask], 1)  # (B, S)
+    torch.testing.assert_close(whole[0][real], parts[0][real], rtol=0, atol=1e-5)
+    assert all(map(torch.equal, (*(whole[1] or ()), whole[2]), (*(parts[1] or ()), parts[2])))
     rows = torch.tensor([7, 0, 3])
     for trunk in (whole, parts):
         with torch.no_grad():
@@ -130,6 +132,43 @@ def test_the_trunk_in_parts_is_the_trunk_and_its_rows_are_the_rows_of_the_scores
             found = logprobs_of(m.policy, some, start, rollout.tokens[rows], rollout.mask[rows])
             torch.testing.assert_close(found, logprobs[rows], rtol=0, atol=1e-5)
             torch.testing.assert_close(values_of(critic, some, start, rollout.mask[rows]), values[rows], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_of_rows_of_like_length_are_those_of_all_at_once(family, temperature):
+    m = four(family)
+    critic, rollout = branch(m.base, seed=2, scalar=True), drawn(m.policy)
+    other = branch(m.base, seed=3, spread=0.2)
+    rollout.trunk, start = rollouts.trunk_of(m.policy, rollout)
+    with torch.no_grad():
+        wanted = [logprobs_of(one, rollout.trunk, start, rollout.tokens, rollout.mask, temperature) for one in (m.policy, other)]
+        wanted.append(values_of(critic, rollout.trunk, start, rollout.mask))
+    for batch in (1, 5, 100):
+        found = scored(m.policy, other, critic, rollout, start, temperature, batch)
+        torch.testing.assert_close(found, torch.stack(wanted), rtol=0, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 11), min_size=1, max_size=6, unique=True))
+def test_what_is_cut_off_is_padding_in_every_row_and_nothing_more_could_be(rows):
+    m, rows = four(), torch.tensor(rows)
+    rollout = drawn(m.policy)
+    rollout.trunk, start = rollouts.trunk_of(m.policy, rollout)
+    trunk, begin, tokens, mask = rollouts.cut(rollout, start, rows)
+    prompts = pad(rollout.prompts, "left", "cpu")[1][rows]
+    assert begin == int(prompts.any(0).sum()) and tokens.shape[1] == int(rollout.mask[rows].any(0).sum())
+    assert trunk[0].shape[1] == begin + tokens.shape[1] == trunk[1][0].shape[2] == trunk[2].shape[3]
+    assert torch.equal(tokens, rollout.tokens[rows, : tokens.shape[1]]) and torch.equal(
+        mask, rollout.mask[rows, : tokens.shape[1]]
+    )
+
+
+def test_rows_come_by_their_length():
+    rollout = drawn(four().policy)
+    lengths = [len(prompt) + int(kept) for prompt, kept in zip(rollout.prompts, rollout.mask.sum(1))]
+    order = rollouts.by_length(rollout).tolist()
+    assert sorted(order) == list(range(12)) and [lengths[row] for row in order] == sorted(lengths)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -329,23 +368,21 @@ def never_stops():
     return mutant(rollouts, ("end_token=tokenizer.end_token", "end_token=None")).draw
 
 
-SCORED = "logprobs = logprobs_of(policy, rollout.trunk, start, tokens, mask, config.temperature)"
+SCORED = "scored(policy, reference, critic, rollout, start, config.temperature)  # (B, T) each"
+AT_1 = "scored(policy, reference, critic, rollout, start, 1.0)"
 K1 = 'ppo.kl_estimate(logprobs, ref_logprobs, "k1")'
-UPDATED = "ppo.policy_loss(new_logprobs, logprobs[rows], advantages[rows], seen, config.clip)"
+UPDATED = "advantages[rows, short], seen, config.clip"
 MUTANTS = {  # minChatGPT's are those of commit 311aa3a
     "the loss ignores the mask: minChatGPT, src/loss.py line 28": (UPDATED, UPDATED.replace("seen", "torch.ones_like(seen)")),
     "k3 upside down: minChatGPT, src/trainers.py line 177": (K1, 'ppo.kl_estimate(ref_logprobs, logprobs, "k3")'),
     "dropout in the update: minChatGPT, src/trainers.py line 256": ("critic}).eval()", "critic}).train()"),
-    "old log-probabilities at temperature 1": (SCORED, SCORED.replace(", config.temperature", "")),
-    "old log-probabilities in bfloat16": (SCORED, SCORED + ".bfloat16().float()"),
-    "the reference at temperature 1": (
-        "logprobs_of(reference, rollout.trunk, start, tokens, mask, config.temperature)",
-        "logprobs_of(reference, rollout.trunk, start, tokens, mask)",
-    ),
-    "the update at temperature 1": ("tokens[rows], seen, config.temperature)", "tokens[rows], seen)"),
+    "old log-probabilities at temperature 1": (SCORED, f"{SCORED}\n        logprobs = {AT_1}[0]"),
+    "old log-probabilities in bfloat16": (SCORED, f"{SCORED}\n        logprobs = logprobs.bfloat16().float()"),
+    "the reference at temperature 1": (SCORED, f"{SCORED}\n        ref_logprobs = {AT_1}[1]"),
+    "the update at temperature 1": ("begin, some, seen, config.temperature)", "begin, some, seen)"),
     "the value loss ignores the mask": (
-        "returns[rows], seen, config.value_clip)",
-        "returns[rows], torch.ones_like(seen), config.value_clip)",
+        "returns[rows, short], seen, config.value_clip)",
+        "returns[rows, short], torch.ones_like(seen), config.value_clip)",
     ),
     "the score at the last column": (
         "last = mask.sum(1, keepdim=True) - 1",
@@ -406,7 +443,7 @@ def test_at_first_the_ratio_is_1_nothing_is_clipped_and_the_kl_to_the_reference_
 
 def test_a_ratio_that_left_the_clip_range_shows(tmp_path):
     """Every old log-probability is lowered by ln 1.5, so that the ratio is 1.5 everywhere."""
-    older = mutant(ppo_critic, (SCORED, SCORED + " - math.log(1.5)"), **no_bf16)
+    older = mutant(ppo_critic, (SCORED, f"{SCORED}\n        logprobs = logprobs - math.log(1.5)"), **no_bf16)
     train(tmp_path, config=small(minibatch=16, epochs=1, iterations=1, max_kl=1e3), module=older)
     stats = records(tmp_path)[0]
     assert stats["first_ratio"] == pytest.approx(1.5, abs=1e-4) and stats["clip_fraction"] == 1
