@@ -4,7 +4,7 @@ import json
 import os
 import sys
 
-from rlhf_lib import corpus, labels
+from rlhf_lib import checkpoints, corpus, labels
 from rlhf_lib.corpus import DATA
 from rlhf_lib.files import home, write_json
 from rlhf_lib.pipelines.shakespeare import PRESETS
@@ -48,7 +48,8 @@ def choose(models=None, preset=None):
         wanted[name] = value or wanted[name]
     own = RUNS / (os.environ.get("RLHF_PRESET") or wanted["preset"])
     if wanted["models"] == "own" and not finished(own):
-        raise ValueError(f"there is no finished run in {own}: make one with `python -m rlhf_lib run --out {own}`")
+        make = f"make one with `python -m rlhf_lib run --out {own}`, without adapters"
+        raise ValueError(f"there is no finished run in {own}: {make}")
     write_json(HOME / CHOICES, wanted)
     print(f"The chapters start from the {wanted['models']} models, and their experiments have the size {wanted['preset']}.")
 
@@ -74,10 +75,10 @@ def start_from(stage):
 
 
 def finished(folder):
-    """Whether a run in `folder` has all it needs to be started from."""
-    return (folder / "summary.json").exists() and all(
-        (folder / stage / "model.safetensors").exists() for stage in ("base", "reward", "policy")
-    )
+    """Whether a run in `folder` has all it needs to be started from, whole models: chapters take the reward model apart."""
+    stages = ("base", "reward", "policy")
+    whole = (folder / "summary.json").exists() and all((folder / stage / "model.safetensors").exists() for stage in stages)
+    return whole and all("branch" not in checkpoints.read_metadata(folder / stage) for stage in stages)
 
 
 def whole_loop(names):

@@ -114,7 +114,7 @@ def generate(
         temperature, top_k, top_p: see `restricted`.
         generator: a torch.Generator on the CPU, for repeatable samples.
         uniforms: (B, max_new_tokens) numbers in [0, 1) to draw with, instead of a generator. Row b's completion depends
-            on row b's numbers alone, whatever else is in the batch.
+            on row b's numbers alone, whatever else is in the batch, but for rounding.
         end_token: where it is drawn the completion ends, or a list of tokens: where they are drawn one after another, as the two
             line breaks behind a speech. None to go on to the full length.
 

@@ -1,7 +1,10 @@
+import shutil
+
 import pytest
 import torch
 
 from rlhf_lib import checkpoints, course
+from rlhf_lib.models.lora import Branch
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +76,18 @@ def test_chapters_start_from_the_published_run_until_a_finished_one_of_your_own_
     own.symlink_to(tiny_run)
     course.choose(models="published")
     assert course.start_from("policy") == course.PUBLISHED / "policy"
+
+
+def test_a_run_of_adapters_is_no_start_since_chapters_take_the_reward_model_apart(monkeypatch, tiny_run):
+    monkeypatch.setenv("RLHF_PRESET", "smoke")
+    own = course.RUNS / "smoke"
+    shutil.copytree(tiny_run, own)
+    course.choose(models="own")
+    base, tokenizer = checkpoints.load(own / "base")
+    checkpoints.save(own / "reward", Branch(base, rank=2, scalar=True, source="../base"), tokenizer)
+    with pytest.raises(ValueError, match=r"there is no finished run in .*smoke: make one with .*, without adapters"):
+        course.choose(models="own")
+    assert course.start_from("reward") == course.PUBLISHED / "reward"
 
 
 def test_the_whole_loop_gets_texts_and_labels_as_plain_data(monkeypatch):

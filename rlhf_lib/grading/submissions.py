@@ -123,10 +123,11 @@ def find(path):
         raise RunError(f"{path} cannot be read ({error}): give a folder or a zip of submissions") from None
     if len(found) > ENTRIES:
         raise RunError(f"{path} has more than {ENTRIES} files: give one assignment at a time")
+    nameless, found = [one for one in found if not one[0]], [one for one in found if one[0]]
     people = gradescope(found)
     found = [one for one in found if one[0][-1] != "submission_metadata.yml"]
     found = stripped(found, path.stem)
-    students, lost, sizes = {}, [], {}
+    students, lost, sizes = {}, [f"{path.name}: one of its files has no name in the zip"] * len(nameless), {}
     for parts, place, size, when, why in found:
         person = whose(parts, people)
         if person is None:
@@ -188,7 +189,7 @@ def in_zip(path, above=(), content=None, place=()):
             return
         for number, info in enumerate(archive.infolist()[: ENTRIES + 1]):
             if not info.filename:
-                yield above or ("?",), place, 0, 0.0, "it has no name in the zip"
+                yield above, place, 0, 0.0, "it has no name in the zip"
                 continue
             parts = tuple(clean(part) for part in PurePosixPath(info.filename.replace("\\", "/")).parts)
             if info.is_dir() or not parts or any(hidden(part) for part in parts):

@@ -73,7 +73,7 @@ def estimate_assistant(run):
     below, tuning = pace(run.sft_branch(), device)
     rows, new = min(64, s.ppo.rollout_size), min(16, s.ppo.max_new_tokens)
     quick = rollouts.quick_copy(model)
-    sampled = timed(lambda: generate(quick, [[0] * 32] * rows, new), device) / (rows * new)
+    sampled = timed(lambda: generate(quick, [[row] + [0] * 31 for row in range(rows)], new), device) / (rows * new)
     read = trunk + learn / 3  # a third of learning is the way forward
 
     talks = [sum(len(run.tokenizer.turns(talk)[0]) for talk in half) for half in run.inputs.demonstrations]

@@ -10,6 +10,7 @@ and PPO makes whatever was sampled likelier, good or bad.
 import copy
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -75,7 +76,8 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
     `config.max_kl` and stop if it is not, then update. The policy that is kept has always been measured.
 
     Args:
-        base: the GPT to start from; it stays as it is and is the reference. With adapters it is the one in `folder/base`.
+        base: the GPT to start from; it stays as it is and is the reference. With adapters it is the one in `folder/base`, and is
+            put into evaluation mode.
         prompts: a list of lists of tokens, one a completion; each rollout goes on where the last one stopped, and round again.
         reward: a function of a Rollout that gives one number a completion, (B,).
         watch: a function of a Rollout and its rewards that gives a dict of numbers to log; training never uses them.
@@ -85,8 +87,10 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
 
     Raises:
         RunError: a loss or the KL is not finite; the last good policy is kept.
+        CheckpointError: adapters are to be trained, and there is no base in `folder/base`.
     """
     if config.rank:
+        checkpoints.read_metadata(Path(folder) / "base")  # adapters stand on it: not there, they could not be loaded
         torch.manual_seed(seed_for(seed, "policy adapters"))
         base = Branch(base, rank=config.rank, alpha=2 * config.rank, source="../base")  # starts as the base does
     policy = copy.deepcopy(base).eval().requires_grad_(True)  # no dropout: the update sees the distribution that was sampled from
@@ -154,4 +158,4 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
         if memory["rare"] == 3 and 2 * size <= config.max_rollout_size:  # steps this small leave room for a less noisy gradient
             memory["rollout_size"], memory["rare"] = 2 * size, 0
     stage.finish()
-    return checkpoints.load(stage.out, next(base.parameters()).device)[0]
+    return checkpoints.load(stage.out, next(base.parameters()).device, base=base.base if config.rank else None)[0]

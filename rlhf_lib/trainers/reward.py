@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from rlhf_lib import checkpoints, runs
 from rlhf_lib import labels as label_sets
-from rlhf_lib import runs
 from rlhf_lib.devices import autocast, generator, grad_scaler, seed_for
 from rlhf_lib.models.heads import RewardModel
 from rlhf_lib.models.layers import evaluating, last_real, pad
@@ -28,7 +29,7 @@ class RewardConfig:
             few labels by heart (Radford et al. 2018, GPT, section 3.2, equation 5); 0 for none.
         pooling: "mean" or "last".
         rank: of the adapters (LoRA) that are trained in place of the body's weights, so that a checkpoint is small; 0 for
-            none. With adapters the dropout is the one that the base was pretrained with.
+            none. With adapters `dropout` is not used: the blocks have the base's own.
         held_out: the share of labels kept for the test.
     """
 
@@ -150,7 +151,7 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
     """Train a reward model on `labels`, from a pretrained GPT, and leave it in `folder/reward`.
 
     Args:
-        gpt: a GPT; it stays as it is. With adapters it is the one in `folder/base`, on `device`.
+        gpt: a GPT; it stays as it is. With adapters it is the one in `folder/base`, on `device`, and is put into evaluation mode.
         labels: a list of Label; `labels.split` keeps a part of it for the test.
 
     Returns:
@@ -169,6 +170,7 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
         raise ValueError(f"a passage has {longest} tokens, more than the context of {gpt.config.context}: use a longer context")
     targets = torch.tensor([label.target for label in learn])
     if config.rank:
+        checkpoints.read_metadata(Path(folder) / "base")  # adapters stand on it: not there, they could not be loaded
         torch.manual_seed(seed_for(seed, "reward adapters"))
         branch = dict(rank=config.rank, alpha=2 * config.rank, pooling=config.pooling, source="../base")
         model = Branch(gpt, scalar=True, **branch).requires_grad_(True)

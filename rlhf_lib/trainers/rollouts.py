@@ -102,6 +102,8 @@ def trunk_of(branch, rollout, batch=16):
     start = prompts.shape[1]
     with evaluating(branch), autocast(tokens.device, branch.config.width, exact=True):
         x, table, attention_mask = branch.base.begin(tokens, mask)
+        if branch.lower == 0:  # nothing below the branch but the embedding
+            return (x, table, attention_mask), start
         x = torch.zeros_like(x)
         for rows in by_length(rollout).split(batch):
             some = columns(rollout, start, rows)

@@ -154,10 +154,14 @@ def test_a_zip_of_a_later_version_is_said_to_be_one_that_cannot_be_read(tmp_path
 
 
 def test_an_entry_without_a_name_is_left_out_and_counted(tmp_path):
-    content = zipped({"ben/b.ipynb": "b", "x": "a"}).replace(b"x", b"\0")  # a name ends at the first zero byte
-    found, lost = find(at(tmp_path / "all.zip", content))
-    assert [file.name for one in found for file in one.files] == ["b.ipynb"]
-    assert any("it has no name in the zip" in line for line in [*lost, *(line for one in found for line in one.skipped)])
+    entries = {"class/anna/a.ipynb": "a", "class/ben/b.ipynb": "b"}
+    content = zipped({**entries, "x": "c"}).replace(b"x", b"\0")  # a name ends at the first zero byte
+    found, lost = find(at(tmp_path / "class.zip", content))
+    assert files((found, lost)) == {"anna": ["a.ipynb"], "ben": ["b.ipynb"]}
+    assert lost == ["class.zip: one of its files has no name in the zip"]
+    inner = zipped({"b.ipynb": "b", "x": "c"}).replace(b"x", b"\0")
+    (ben,), _ = find(at(tmp_path / "all.zip", zipped({"ben/work.zip": inner})))
+    assert [file.name for file in ben.files] == ["b.ipynb"] and "it has no name in the zip" in ben.skipped[0]
 
 
 def test_names_that_lead_out_of_a_zip_are_left_out(tmp_path):

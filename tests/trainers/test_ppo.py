@@ -697,6 +697,12 @@ def test_the_seed_draws_the_adapters_whatever_was_drawn_before(adapted, tmp_path
     assert same(weights(again), weights(adapted[1])) and not same(weights(other), weights(adapted[1]))
 
 
+def test_adapters_without_a_base_to_stand_on_are_refused_before_the_first_step(tmp_path):
+    with pytest.raises(checkpoints.CheckpointError, match=r"no checkpoint in .*base: it needs a model\.safetensors"):
+        train(tmp_path, config=small(rank=2))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize(("saved", "stop"), [(0, 2), (3, 4)])
 def test_a_resumed_run_of_adapters_ends_with_the_figures_of_one_that_was_not_stopped(adapted, tmp_path, interrupted, saved, stop):
     with pytest.raises(KeyboardInterrupt), interrupted(saved, stop):

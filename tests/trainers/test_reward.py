@@ -460,6 +460,12 @@ def test_adapters_separate_the_passages_and_their_checkpoint_scores_alike(tmp_pa
     assert torch.equal(reward.score_texts(loaded, WORDS, texts), reward.score_texts(model, WORDS, texts))
 
 
+def test_adapters_without_a_base_to_stand_on_are_refused_before_the_first_step(tmp_path):
+    with pytest.raises(checkpoints.CheckpointError, match=r"no checkpoint in .*base: it needs a model\.safetensors"):
+        train(tmp_path, config={**SHORT, "rank": 2})
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 def test_a_stopped_run_of_adapters_ends_with_the_figures_of_one_that_was_not(tmp_path, interrupted):
     short = {"epochs": 2}
     _, model, scores = with_adapters(tmp_path / "whole", **short)
