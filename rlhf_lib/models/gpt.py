@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from rlhf_lib.files import shown
 from rlhf_lib.models.layers import attend, places, rms_norm, rotary_table, rotate
 
 RECIPES = ("modern", "gpt2")
@@ -38,8 +39,11 @@ class GPTConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "context", "layers", "heads", "width"):
-            if isinstance(getattr(self, name), bool) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int):
+                raise ValueError(f"{name} must be a whole number, got {shown(value)}")
+            if isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be at least 1, got {shown(value)}")
         if self.width % (2 * self.heads):
             raise ValueError(f"width must be a multiple of 2 * heads, got width {self.width} and heads {self.heads}")
         if not 0 <= self.dropout < 1:

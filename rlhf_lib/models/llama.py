@@ -3,7 +3,6 @@
 B: batch    T: new positions    S: all positions, cached ones included    C: width    H: heads    KV: key-value heads    D: C // H
 """
 
-import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -48,12 +47,15 @@ class LlamaConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "context", "layers", "heads", "kv_heads", "width", "hidden"):
-            if isinstance(getattr(self, name), bool) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int):
+                raise ValueError(f"{name} must be a whole number, got {shown(value)}")
+            if isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be at least 1, got {shown(value)}")
         stretch = {} if self.rope_scaling is None else {name: self.rope_scaling[name] for name in STRETCH}
         for name, value in {"norm_eps": self.norm_eps, "rope_base": self.rope_base, **stretch}.items():
-            if not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise ValueError(f"{name} must be a number above 0, got {shown(value)}")
+            if not (isinstance(value, int | float) and 0 < value < 1e18):  # as more, int64 and float32 have no room
+                raise ValueError(f"{name} must be a number above 0 and below 1e18, got {shown(value)}")
         if self.width % (2 * self.heads):
             raise ValueError(f"width must be a multiple of 2 * heads, got width {self.width} and heads {self.heads}")
         if self.heads % self.kv_heads:

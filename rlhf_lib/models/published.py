@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from rlhf_lib import wheels
 from rlhf_lib.corpus import cached
-from rlhf_lib.files import write_atomic
+from rlhf_lib.files import shown, write_atomic
 from rlhf_lib.models import gguf
 from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.models.llama import Llama, LlamaConfig
@@ -101,10 +101,9 @@ def gguf_tokenizer(path, source=None, reader=None):
     """The ChatTokenizer in the GGUF file at `path`; `reader` as for `gguf.load`."""
     reader = reader or gguf.read(path)
     say = lambda name: gguf.value(reader, f"tokenizer.{name}")  # noqa: E731
-    if say("ggml.model") != "gpt2" or say("ggml.pre") not in ("smollm", "gpt-2"):
-        raise PublishedError(
-            f"{path} has a tokenizer {say('ggml.model')}/{say('ggml.pre')}: only gpt2 with smollm or gpt-2 is known"
-        )
+    kind, pre = say("ggml.model"), say("ggml.pre")
+    if kind != "gpt2" or pre not in ("smollm", "gpt-2"):
+        raise PublishedError(f"{path} has a tokenizer {shown(kind)}, {shown(pre)}: only gpt2 with smollm or gpt-2 is known")
     try:
         pieces, kinds = say("ggml.tokens"), say("ggml.token_type")
         merges = [tuple(merge.split(" ")) for merge in say("ggml.merges")]

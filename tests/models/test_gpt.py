@@ -64,6 +64,12 @@ def test_a_size_below_one_is_refused(name, value):
         GPTConfig(**{name: value})
 
 
+@pytest.mark.parametrize("value", [2.5, 4.0, "4", None])
+def test_a_size_that_is_no_whole_number_is_refused(value):
+    with pytest.raises(ValueError, match=f"^context must be a whole number, got {value!r}$"):
+        GPTConfig(context=value)
+
+
 @pytest.mark.parametrize("width, heads", [(256, 3), (20, 4), (12, 12)])
 def test_a_width_that_leaves_a_head_an_odd_or_broken_size_is_refused(width, heads):
     with pytest.raises(ValueError, match=rf"width must be a multiple of 2 \* heads, got width {width} and heads {heads}"):

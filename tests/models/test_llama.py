@@ -58,6 +58,12 @@ def test_a_size_below_one_is_refused(name, value):
         LlamaConfig(**{name: value})
 
 
+@pytest.mark.parametrize("value", [2.5, 4.0, "4", None])
+def test_a_size_that_is_no_whole_number_is_refused(value):
+    with pytest.raises(ValueError, match=f"^context must be a whole number, got {value!r}$"):
+        LlamaConfig(context=value)
+
+
 def test_sizes_that_do_not_go_together_are_refused():
     with pytest.raises(ValueError, match=r"width must be a multiple of 2 \* heads, got width 27 and heads 9"):
         LlamaConfig(width=27)
@@ -330,9 +336,10 @@ def test_log_probabilities_of_samples_equal_rescoring(kv_heads, temperature):
         {"norm_eps": "x"},
         {"norm_eps": float("nan")},
         {"rope_base": float("inf")},
+        {"rope_base": 10**19},
         {"rope_scaling": {"factor": "x", "low": 1.0, "high": 4.0, "original": 8}},
     ],
 )
 def test_a_number_of_the_shape_that_is_none_is_refused_by_name(change):
-    with pytest.raises(ValueError, match=r"must be a number above 0, got"):
+    with pytest.raises(ValueError, match=r"must be a number above 0 and below 1e18, got"):
         LlamaConfig(**change)

@@ -237,9 +237,9 @@ def test_a_gguf_file_without_a_template_is_laid_out_as_a_dialogue(tmp_path):
 
 
 @pytest.mark.parametrize("changes, said", [
-    ({"ggml.model": "llama"}, "has a tokenizer llama/smollm: only gpt2 with smollm or gpt-2 is known"),
-    ({"ggml.pre": "llama-bpe"}, "has a tokenizer gpt2/llama-bpe: only gpt2 with smollm or gpt-2 is known"),
-    ({"ggml.model": None}, "has a tokenizer None/smollm"),
+    ({"ggml.model": "llama"}, "has a tokenizer 'llama', 'smollm': only gpt2 with smollm or gpt-2 is known"),
+    ({"ggml.pre": "llama-bpe"}, "has a tokenizer 'gpt2', 'llama-bpe': only gpt2 with smollm or gpt-2 is known"),
+    ({"ggml.model": None}, "has a tokenizer None, 'smollm'"),
     ({"ggml.tokens": None}, r"has a damaged tokenizer \(.+\): fetch it again"),
     ({"ggml.token_type": None}, r"has a damaged tokenizer \(.+\): fetch it again"),
     ({"ggml.merges": None}, r"has a damaged tokenizer \(.+\): fetch it again"),
