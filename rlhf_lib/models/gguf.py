@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from gguf import GGUFReader, dequantize
 
+from rlhf_lib.files import one_line
 from rlhf_lib.models.llama import Llama, LlamaConfig
 
 NAMES = {
@@ -40,9 +41,7 @@ def read(path):
     except FileNotFoundError:
         raise GGUFError(f"no GGUF file at {path}") from None
     except Exception as error:  # the package has no error of its own for a damaged file
-        raise GGUFError(
-            f"{path} is damaged or no GGUF file ({type(error).__name__}: {str(error)[:80]}): fetch it again"
-        ) from None
+        raise GGUFError(f"{path} is damaged or no GGUF file ({one_line(error)}): fetch it again") from None
     if architecture != "llama":
         raise GGUFError(f"{path} holds a model of the architecture {architecture!r}: only llama is known")
     return reader

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from rlhf_lib import wheels
 from rlhf_lib.corpus import cached
-from rlhf_lib.files import shown, write_atomic
+from rlhf_lib.files import one_line, shown, write_atomic
 from rlhf_lib.models import gguf
 from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.models.llama import Llama, LlamaConfig
@@ -111,7 +111,7 @@ def gguf_tokenizer(path, source=None, reader=None):
         tokenizer.add_special_tokens([piece for piece, kind in zip(pieces, kinds) if kind == 3])  # 3: control tokens
         end, begin = pieces[say("ggml.eos_token_id")], pieces[say("ggml.bos_token_id")]
     except Exception as error:  # a field that is missing, or what the tokenizers library says
-        raise PublishedError(f"{path} has a damaged tokenizer ({str(error)[:80]}): fetch it again") from None
+        raise PublishedError(f"{path} has a damaged tokenizer ({one_line(error, kind=False)}): fetch it again") from None
     steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     if say("ggml.pre") == "smollm":
         steps = [pre_tokenizers.Digits(individual_digits=True), *steps]
@@ -157,7 +157,7 @@ def from_files(get, where, source=None):
         try:
             tensors |= {key: tensor.float() for key, tensor in load_file(path).items()}
         except (SafetensorError, OSError) as error:
-            raise PublishedError(f"{path} is damaged ({str(error)[:80]}): delete it and fetch it again") from None
+            raise PublishedError(f"{path} is damaged ({one_line(error, kind=False)}): delete it and fetch it again") from None
     try:
         if values["model_type"] == "llama":
             model = Llama.of(LlamaConfig(**llama_config(values)), llama_weights(tensors))
@@ -209,4 +209,4 @@ def read(get, file):
     try:
         return dict(json.loads(Path(path).read_text(encoding="utf-8"))) if path else {}
     except (OSError, ValueError, TypeError, RecursionError) as error:  # not JSON, not UTF-8, or JSON of another shape
-        raise PublishedError(f"{path} is damaged ({str(error)[:80]}): delete it and fetch it again") from None
+        raise PublishedError(f"{path} is damaged ({one_line(error, kind=False)}): delete it and fetch it again") from None

@@ -243,6 +243,7 @@ def test_a_gguf_file_without_a_template_is_laid_out_as_a_dialogue(tmp_path):
     ({"ggml.tokens": None}, r"has a damaged tokenizer \(.+\): fetch it again"),
     ({"ggml.token_type": None}, r"has a damaged tokenizer \(.+\): fetch it again"),
     ({"ggml.merges": None}, r"has a damaged tokenizer \(.+\): fetch it again"),
+    ({"ggml.merges": ["a  b c"]}, r"has a damaged tokenizer \([^\n]+\): fetch it again"),
     ({"ggml.merges": ["ab cd"]}, r"has a damaged tokenizer \(.+\): fetch it again"),
     ({"ggml.eos_token_id": None}, r"has a damaged tokenizer \(.+\): fetch it again"),
     ({"ggml.eos_token_id": 999}, r"has a damaged tokenizer \(.+\): fetch it again"),
