@@ -35,7 +35,7 @@ def completions(folder, count, seed):
 
 def real(count, seed):
     """The same of the plays' validation part: what stands behind a blank line that was drawn."""
-    _, tokenizer = checkpoints.load(course.PUBLISHED / "base")
+    tokenizer = checkpoints.load_tokenizer(course.PUBLISHED / "base")
     text, draw, found = corpus.SEPARATOR.join(corpus.split(corpus.load())["validation"]["text"]), random.Random(seed), []
     places = [place for place in range(len(text) - 1000) if text.startswith(corpus.SEPARATOR, place)]
     for place in draw.sample(places, len(places)):
