@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rlhf_lib.models.layers import last_real, mean_so_far
+from rlhf_lib.models.layers import causal_mask, last_real, mean_so_far
 
 
 class LoRALinear(nn.Module):
@@ -85,6 +85,44 @@ def merged(block, branch):
     return new
 
 
+class Beginning:
+    """A cache for what all rows begin with: it stands in the first row, and every row looks at its keys and values.
+
+    Args:
+        length: P, how many of that row's positions are real.
+    """
+
+    def __init__(self, length):
+        self.length = length
+
+    def append(self, layer, keys, values):
+        """Keys and values (B, KV, P + T, D) from those (B, KV, T, D) of the rows."""
+        parts = keys, values
+        return tuple(torch.cat([part[:1, :, : self.length].expand(len(part), -1, -1, -1), part], 2) for part in parts)
+
+
+def through(blocks, x, table, mask, cache=None, shared=0):
+    """The states (B, S, C) behind some blocks, from those before them; arguments as for `Branch.top`.
+
+    The `shared` positions go through the blocks once, as one more row: as many products, and fewer rows in each.
+    """
+    B, S, _ = x.shape
+    P, T = shared, S - shared
+    if not 0 < P <= T:  # a longer beginning would need longer rows for all
+        for block in blocks:
+            x = block(x, table, mask, cache)
+        return x
+    rows = torch.cat([F.pad(x[:1, :P], (0, 0, 0, T - P)), x[:, P:]])  # (B + 1, T, C)
+    rest = causal_mask(T, S, None, x.device) if mask is None else mask[:, :, P:]  # (B or 1, 1, T, S)
+    own = F.pad(torch.ones(T, T, dtype=torch.bool, device=x.device).tril(), (P, 0))  # the first row looks at itself alone
+    mask = torch.cat([own[None, None], rest.expand(B, -1, -1, -1)])
+    if table:
+        table = [torch.cat([F.pad(half[:1, :, :P], (0, 0, 0, T - P)), half[:, :, P:].expand(B, -1, -1, -1)]) for half in table]
+    for block in blocks:
+        rows = block(rows, table, mask, Beginning(P))
+    return torch.cat([rows[:1, :P].expand(B, -1, -1), rows[1:]], 1)
+
+
 class Branch(nn.Module):
     """A model of its own on the base's trunk: the last blocks with adapters, and perhaps a scalar head.
 
@@ -142,22 +180,22 @@ class Branch(nn.Module):
         return {"kind": self.kind, "branch": self.shape, "config": self.base.metadata()["config"]}
 
     @torch.no_grad()
-    def trunk(self, tokens, mask=None, cache=None):
-        """What the lower blocks say, the same for all branches with as many `layers`: states (B, T, C), rotary table, mask."""
-        x, table, attention_mask = self.base.begin(tokens, mask, cache)
-        for block in self.base.blocks[: self.lower]:
-            x = block(x, table, attention_mask, cache)
-        return x, table, attention_mask
+    def trunk(self, tokens, mask=None, cache=None, shared=0):
+        """What the lower blocks say, the same for all branches with as many `layers`: states (B, T, C), rotary table, mask.
 
-    def top(self, x, table, attention_mask, cache=None):
-        """The final hidden states (B, T, C) from the trunk's, with a gradient to the adapters."""
-        for block in self.blocks:
-            x = block(x, table, attention_mask, cache)
-        return self.norm(x)
+        Args:
+            shared: how many positions all rows begin with, real ones: they are computed once. Not with a cache.
+        """
+        x, table, attention_mask = self.base.begin(tokens, mask, cache)
+        return through(self.base.blocks[: self.lower], x, table, attention_mask, cache, shared), table, attention_mask
+
+    def top(self, x, table, attention_mask, shared=0, cache=None):
+        """The final hidden states (B, T, C) from the trunk's, with a gradient to the adapters; `shared` as for `trunk`."""
+        return self.norm(through(self.blocks, x, table, attention_mask, cache, shared))
 
     def hidden(self, tokens, mask=None, cache=None):
         """The final hidden states (B, T, C); arguments as for `GPT.hidden`."""
-        return self.top(*self.trunk(tokens, mask, cache), cache)
+        return self.top(*self.trunk(tokens, mask, cache), cache=cache)
 
     def pooled(self, hidden, mask=None):
         """What the scalar head reads at every position, (B, T, C) in float32, from the hidden states (B, T, C).
@@ -193,10 +231,10 @@ class Branch(nn.Module):
 
 def trunk_rows(trunk, rows, columns=slice(None)):
     """Some `rows` of what `Branch.trunk` says, in some `columns`; what is the same for all rows stays so."""
-    x, table, mask = trunk
+    x, table, mask, *shared = trunk
     some = lambda part: part if len(part) == 1 else part[rows]  # noqa: E731
     table = table and tuple(some(half)[:, :, columns] for half in table)  # (b, 1, S, D/2) each
-    return x[rows, columns], table, None if mask is None else some(mask)[:, :, columns, columns]
+    return x[rows][:, columns], table, None if mask is None else some(mask)[:, :, columns][..., columns], *shared
 
 
 def counts(model):

@@ -7,8 +7,9 @@ from torch.nn import functional as F
 
 from rlhf_lib.corpus import SEPARATOR
 from rlhf_lib.devices import autocast, shared_out
-from rlhf_lib.models.layers import evaluating, last_real, pad
+from rlhf_lib.models.layers import evaluating, last_real
 from rlhf_lib.models.lora import trunk_rows
+from rlhf_lib.trainers.rollouts import whole
 
 SENTIMENTS = ("positive", "negative")
 
@@ -113,12 +114,11 @@ def fit_reward(reward_model, originals, sentiment="positive", coef=1.0):
 @torch.no_grad()
 def answer_scores(reward_model, rollout, batch=32):
     """A scalar branch's number at the last token of each completion, (B,), from the trunk's states in `rollout.trunk`."""
-    prompt_mask = pad(rollout.prompts, "left", rollout.tokens.device)[1]
-    whole, scores = torch.cat([prompt_mask, rollout.mask], 1), []  # (B, S)
+    real, scores = whole(rollout, rollout.trunk[3])[1], []  # (B, S)
     with evaluating(reward_model), autocast(rollout.tokens.device, reward_model.config.width, exact=True):
         for rows in torch.arange(len(rollout)).split(batch):
             hidden = reward_model.top(*trunk_rows(rollout.trunk, rows))  # (b, S, C)
-            scores.append(last_real(reward_model.values(hidden, whole[rows]), whole[rows]))
+            scores.append(last_real(reward_model.values(hidden, real[rows]), real[rows]))
     return torch.cat(scores)
 
 

@@ -14,7 +14,7 @@ from rlhf_lib.devices import agreed, autocast, gather, has_bf16, precision, shar
 from rlhf_lib.models.heads import head_logprobs
 from rlhf_lib.models.layers import evaluating, pad
 from rlhf_lib.models.lora import Branch, trunk_rows
-from rlhf_lib.sampling import generate, token_logprobs
+from rlhf_lib.sampling import beginning, generate, token_logprobs
 
 
 @dataclass(eq=False)
@@ -96,19 +96,30 @@ def sample(model, tokenizer, prompts, max_new_tokens, generator, temperature=1.0
 
 @torch.no_grad()
 def trunk_of(branch, rollout, batch=16):
-    """The trunk's states of prompts and completions, and S - T, where completions begin."""
-    prompts, prompt_mask = pad(rollout.prompts, "left", rollout.tokens.device)
-    tokens, mask = torch.cat([prompts, rollout.tokens], 1), torch.cat([prompt_mask, rollout.mask], 1)  # (B, S)
-    start = prompts.shape[1]
+    """The trunk's states of prompts and completions, and S - T, where completions begin.
+
+    What all prompts begin with stands before their padding, and is computed once.
+    """
+    shared = beginning(rollout.prompts)
+    tokens, mask = whole(rollout, shared)
+    start = tokens.shape[1] - rollout.tokens.shape[1]
     with evaluating(branch), autocast(tokens.device, branch.config.width, exact=True):
         x, table, attention_mask = branch.base.begin(tokens, mask)
         if branch.lower == 0:  # nothing below the branch but the embedding
-            return (x, table, attention_mask), start
+            return (x, table, attention_mask, shared), start
         x = torch.zeros_like(x)
         for rows in by_length(rollout).split(batch):
-            some = columns(rollout, start, rows)
-            x[rows, some] = branch.trunk(tokens[rows, some], mask[rows, some])[0]
-    return (x, table, attention_mask), start
+            place = rows[:, None], columns(rollout, start, rows, shared)
+            x[place] = branch.trunk(tokens[place], mask[place], shared=shared)[0]
+    return (x, table, attention_mask, shared), start
+
+
+def whole(rollout, shared):
+    """Prompts and completions (B, S), and which are real (B, S): the `shared` tokens of all prompts, padding, and the rest."""
+    rest, real = pad([prompt[shared:] for prompt in rollout.prompts], "left", rollout.tokens.device)
+    first = torch.tensor([prompt[:shared] for prompt in rollout.prompts], dtype=torch.long, device=rest.device)  # (B, P)
+    tokens, mask = [first, rest, rollout.tokens], [torch.ones_like(first, dtype=torch.bool), real, rollout.mask]
+    return torch.cat(tokens, 1), torch.cat(mask, 1)
 
 
 def by_length(rollout):
@@ -117,17 +128,18 @@ def by_length(rollout):
     return lengths.argsort(stable=True)
 
 
-def columns(rollout, start, rows):
+def columns(rollout, start, rows, shared):
     """The columns of prompts and completions, of S, that some `rows` need: the others are padding in all of them."""
-    longest = max(len(rollout.prompts[row]) for row in rows.tolist())
-    return slice(start - longest, start + int(rollout.mask[rows].sum(1).max()))
+    longest = max(len(rollout.prompts[row]) for row in rows.tolist()) - shared
+    needed = torch.arange(start - longest, start + int(rollout.mask[rows].sum(1).max()))
+    return torch.cat([torch.arange(shared), needed]).to(rollout.tokens.device)
 
 
 def cut(rollout, start, rows):
     """Some `rows` of a rollout, without what is padding in all of them: their trunk, where completions begin, tokens, mask."""
-    some = columns(rollout, start, rows)
-    T = some.stop - start
-    return trunk_rows(rollout.trunk, rows, some), start - some.start, rollout.tokens[rows, :T], rollout.mask[rows, :T]
+    some = columns(rollout, start, rows, rollout.trunk[3])
+    T = int(some[-1]) + 1 - start
+    return trunk_rows(rollout.trunk, rows, some), len(some) - T, rollout.tokens[rows, :T], rollout.mask[rows, :T]
 
 
 def logprobs_of(model, rollout, temperature=1.0):

@@ -23,6 +23,8 @@ from .helpers import FAMILIES, branch, language_model, mutant, same, weights
 TOKENIZER = CharTokenizer(list("\nabcdefgh"))  # END, UNKNOWN, the line break, and eight letters: 11 tokens
 V, A, END = TOKENIZER.vocab_size, TOKENIZER.encode("a")[0], TOKENIZER.end_token
 PROMPTS = [[2, 2], [3, 4, 5, 6, 7], [8], [4, 2, 9]]
+SYSTEM = [9, 3, 3, 10, 4, 8, 2, 5, 7]  # as all of a chat's prompts begin with
+LONG = [SYSTEM + prompt for prompt in PROMPTS]
 TEMPERATURES = (1.0, 0.7, 1.6)
 no_bf16 = {"has_bf16": lambda device: False}
 
@@ -88,16 +90,17 @@ def behind_the_end(rollout, seed=3):
 # ----------------------------------------------------------------------------------------- scores that go on from the trunk
 
 
+@pytest.mark.parametrize("prompts", [PROMPTS, LONG])
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scores_from_the_trunk_are_those_of_the_definition(family, layers):
+def test_scores_from_the_trunk_are_those_of_the_definition(family, layers, prompts):
     """The oracle reads one prompt with some of its completion at a time: no padding, no mask, no trunk, and nothing to come."""
     base = language_model(family, dropout=0.3)
     policy, critic = branch(base, layers, seed=1), branch(base, layers, seed=2, scalar=True)
-    rollout = drawn(policy)
-    assert len(set(rollout.mask.sum(1).tolist())) > 2
+    rollout = drawn(policy, prompts=prompts)
+    assert len(set(rollout.mask.sum(1).tolist())) >= 2
     trunk, start = rollouts.trunk_of(policy, rollout)
-    assert start == 5
+    assert start == max(map(len, prompts)) and trunk[3] == (9 if prompts is LONG else 0)
     with torch.no_grad():
         found = {t: logprobs_of(policy, trunk, start, rollout.tokens, rollout.mask, t) for t in TEMPERATURES}
         values = values_of(critic, trunk, start, rollout.mask)
@@ -114,13 +117,15 @@ def test_scores_from_the_trunk_are_those_of_the_definition(family, layers):
     assert values[rollout.mask].std() > 0.1
 
 
+@pytest.mark.parametrize("prompts", [PROMPTS, LONG])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_trunk_in_parts_is_the_trunk_and_its_rows_are_the_rows_of_the_scores(family):
+def test_the_trunk_in_parts_is_the_trunk_and_its_rows_are_the_rows_of_the_scores(family, prompts):
     m = four(family)
-    critic, rollout = branch(m.base, seed=2, scalar=True), drawn(m.policy)
+    critic, rollout = branch(m.base, seed=2, scalar=True), drawn(m.policy, prompts=prompts)
     (whole, start), (parts, _) = rollouts.trunk_of(m.policy, rollout), rollouts.trunk_of(m.policy, rollout, batch=5)
     assert (whole[1] is None) == (parts[1] is None) == (family == "gpt2")  # learned positions have no table
-    real = torch.cat([pad(rollout.prompts, "left", "cpu")[1], rollout.mask], 1)  # (B, S)
+    _, real = rollouts.whole(rollout, whole[3])  # (B, S)
+    assert torch.equal(real.sum(1), torch.tensor([len(p) for p in rollout.prompts]) + rollout.mask.sum(1))
     torch.testing.assert_close(whole[0][real], parts[0][real], rtol=0, atol=1e-5)
     assert all(map(torch.equal, (*(whole[1] or ()), whole[2]), (*(parts[1] or ()), parts[2])))
     rows = torch.tensor([7, 0, 3])
@@ -134,11 +139,12 @@ def test_the_trunk_in_parts_is_the_trunk_and_its_rows_are_the_rows_of_the_scores
             torch.testing.assert_close(values_of(critic, some, start, rollout.mask[rows]), values[rows], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("prompts", [PROMPTS, LONG])
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scores_of_rows_of_like_length_are_those_of_all_at_once(family, temperature):
+def test_scores_of_rows_of_like_length_are_those_of_all_at_once(family, temperature, prompts):
     m = four(family)
-    critic, rollout = branch(m.base, seed=2, scalar=True), drawn(m.policy)
+    critic, rollout = branch(m.base, seed=2, scalar=True), drawn(m.policy, prompts=prompts)
     other = branch(m.base, seed=3, spread=0.2)
     rollout.trunk, start = rollouts.trunk_of(m.policy, rollout)
     with torch.no_grad():
@@ -150,14 +156,15 @@ def test_scores_of_rows_of_like_length_are_those_of_all_at_once(family, temperat
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(0, 11), min_size=1, max_size=6, unique=True))
-def test_what_is_cut_off_is_padding_in_every_row_and_nothing_more_could_be(rows):
+@given(st.lists(st.integers(0, 11), min_size=1, max_size=6, unique=True), st.sampled_from([PROMPTS, LONG]))
+def test_what_is_cut_off_is_padding_in_every_row_and_nothing_more_could_be(rows, prompts):
     m, rows = four(), torch.tensor(rows)
-    rollout = drawn(m.policy)
+    rollout = drawn(m.policy, prompts=prompts)
     rollout.trunk, start = rollouts.trunk_of(m.policy, rollout)
     trunk, begin, tokens, mask = rollouts.cut(rollout, start, rows)
     prompts = pad(rollout.prompts, "left", "cpu")[1][rows]
-    assert begin == int(prompts.any(0).sum()) and tokens.shape[1] == int(rollout.mask[rows].any(0).sum())
+    assert trunk[3] == rollout.trunk[3] and begin == int(prompts.any(0).sum())
+    assert tokens.shape[1] == int(rollout.mask[rows].any(0).sum())
     assert trunk[0].shape[1] == begin + tokens.shape[1] == trunk[1][0].shape[2] == trunk[2].shape[3]
     assert torch.equal(tokens, rollout.tokens[rows, : tokens.shape[1]]) and torch.equal(
         mask, rollout.mask[rows, : tokens.shape[1]]
@@ -196,10 +203,11 @@ def test_a_value_does_not_know_the_token_that_it_stands_before_nor_what_follows(
         assert ((one - two)[:, place + 1].abs() > 1e-3).all()
 
 
+@pytest.mark.parametrize("prompts", [PROMPTS, LONG])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_stands_behind_the_end_changes_no_score_and_no_loss(family):
+def test_what_stands_behind_the_end_changes_no_score_and_no_loss(family, prompts):
     m = four(family)
-    critic, rollout = branch(m.base, seed=2, scalar=True), drawn(m.policy)
+    critic, rollout = branch(m.base, seed=2, scalar=True), drawn(m.policy, prompts=prompts)
     losses = []
     for some in (rollout, behind_the_end(rollout)):
         trunk, start = rollouts.trunk_of(m.policy, some)

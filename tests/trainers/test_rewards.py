@@ -199,10 +199,10 @@ def float32(monkeypatch):
         monkeypatch.setattr(module, "has_bf16", lambda device: False)
 
 
-def answered(family, layers=1, count=40):
-    """A base and a rollout of it on prompts of many lengths, with the trunk's states."""
+def answered(family, layers=1, count=40, begin=()):
+    """A base and a rollout of it on prompts of many lengths, which begin alike, with the trunk's states."""
     base = language_model(family, dropout=0.4)
-    prompts = [[[3, 4], [5, 6, 7, 8, 9], [10]][place % 3] for place in range(count)]
+    prompts = [[*begin, *[[3, 4], [5, 6, 7, 8, 9], [10]][place % 3]] for place in range(count)]
     policy = branch(base, layers, seed=1)
     rollout = rollouts.draw(policy, TOKENIZER, prompts, 6, torch.Generator().manual_seed(0))
     rollout.trunk, _ = rollouts.trunk_of(policy, rollout)
@@ -213,12 +213,14 @@ def whole_rows(rollout):
     return [prompt + tokens[mask].tolist() for prompt, tokens, mask in zip(rollout.prompts, rollout.tokens, rollout.mask)]
 
 
+@pytest.mark.parametrize("begin", [(), (4, 2, 9, 9, 3, 8, 7, 5, 2)])
 @pytest.mark.parametrize("batch", [1, 7, 32])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_answers_score_from_the_trunk_is_that_of_prompt_and_answer_read_by_themselves(float32, family, batch):
-    base, rollout = answered(family)
+def test_an_answers_score_from_the_trunk_is_that_of_prompt_and_answer_read_by_themselves(float32, family, batch, begin):
+    base, rollout = answered(family, begin=begin)
+    assert rollout.trunk[3] == len(begin)
     judge = branch(base, seed=4, scalar=True).train()
-    assert len(set(rollout.mask.sum(1).tolist())) > 2
+    assert len(set(rollout.mask.sum(1).tolist())) >= 2
     scores = answer_scores(judge, rollout, batch)
     assert judge.training and not scores.requires_grad and scores.std() > 0.1
     torch.testing.assert_close(scores, preference.score(judge, whole_rows(rollout)), rtol=0, atol=1e-4)
