@@ -13,6 +13,7 @@ def draw_scores(generator):
         yield {"scores": steps / 8, "limit": steps[torch.randint(count, (1,), generator=generator)].item() / 8}
     yield {"scores": torch.tensor([0.5, 0.75]), "limit": -1.0}
     yield {"scores": torch.tensor([-0.5, -0.25, 0.0]), "limit": 0.125}
+    yield {"scores": torch.tensor([0.5001, 0.5, 0.4999]), "limit": 0.5}  # barely above, and barely not
 
 
 def share_by_counting(scores, limit):

@@ -217,7 +217,8 @@ def draw_most_frequent_pair(generator):
         ("t o", [1]), ("a|th", [3, 1]), ("h o|s o|e s", [2, 4, 3]), ("n o|t o|n o t", [2, 4, 1]), ("b o w|s o|n o w", [5, 6, 11]),
         ("m n|x y|a b", [2, 2, 2]), ("the re|o|w e r e", [7, 20, 4]), ("a b a b a b|c d", [1, 2]), ("b c|a a a", [3, 2]),
         ("a b|a b c|d e", [5, 3, 6]), ("a b|a b c|d e", [5, 3, 4]), ("a x b|a y b|c d e", [2, 2, 3]), ("e a b|c d", [1, 1]),
-        ("a b|th e", [2, 2]), ("th e|b a", [2, 2]), ("b a|c d|a b", [2, 3, 2])))  # fmt: skip
+        ("a b|th e", [2, 2]), ("th e|b a", [2, 2]), ("b a|c d|a b", [2, 3, 2]),
+        ("a b|c d|e a b", [1, 2, 1]), ("a bc|ab c|d e", [2, 2, 3])))  # fmt: skip
     for size in (4, 8, 0):
         words = [[pick(generator, ["a", "b", "c", "th"]) for _ in range(1 + place % 4)] for place in range(size)]
         yield {"words": words, "counts": torch.randint(1, 16, (size,), generator=generator).tolist()}
@@ -574,6 +575,7 @@ def draw_windows(generator):
     yield {"tokens": torch.tensor([4, 9]), "context": 1}
     for count, context in ((11, 5), (10, 5), (15, 4), (14, 3), (7, 1), (44, 8)):
         yield {"tokens": torch.randint(1, 100, (count,), generator=generator), "context": context}
+    yield {"tokens": torch.randint(30_000, 200_000, (13,), generator=generator), "context": 4}  # of a large vocabulary
 
 
 def windows_by_lists(tokens, context):
@@ -644,6 +646,7 @@ def draw_bits_per_character(generator):
     for count in (1, 5, 12):
         text = "".join(pick(generator, WORDS) + pick(generator, (" ", "\n", ", ")) for _ in range(count)) + "cafe\u0301\t\r\n"
         yield {"losses": 0.01 + 4 * torch.rand(count, generator=generator), "text": text}
+    yield {"losses": torch.tensor([0.5, 120.0]), "text": "Alas"}  # exp(120) is infinite in float32
 
 
 def by_code_length(losses, text):

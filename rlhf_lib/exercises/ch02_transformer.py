@@ -28,7 +28,7 @@ def pictured(title, matrix=same):
 
 
 def with_gradients(function, *arguments):
-    """What a function makes of tensors that want a gradient; it must pass one on."""
+    """What a function makes of tensors that want a gradient; it must pass on that of its output, and not of a part of it."""
 
     def wanting(value):
         if isinstance(value, dict):
@@ -39,7 +39,27 @@ def with_gradients(function, *arguments):
     for one in output if isinstance(output, tuple) else [output]:
         if torch.is_tensor(one) and one.is_floating_point() and not one.requires_grad:
             one.sum().backward()  # raises, and says that there is no gradient
+    x = arguments[0]
+    if torch.is_tensor(output) and torch.is_tensor(x) and output.is_floating_point() and x.is_floating_point():
+        check_gradient(function, x, arguments[1:])
     return output
+
+
+def check_gradient(function, x, others, step=1e-3):
+    """Raise where the gradient with respect to `x` is not how the output changes along a drawn direction."""
+    generator = torch.Generator().manual_seed(0)
+    x, one, way = x.detach(), x.detach().clone().requires_grad_(), torch.randn(x.shape, generator=generator)
+    output = function(one * 1, *others)
+    weights = torch.randn(output.shape, generator=generator)
+    (gradient,) = torch.autograd.grad((output * weights).sum(), one, allow_unused=True)
+    found = torch.zeros(()) if gradient is None else (gradient * way).sum()
+    with torch.no_grad():
+        ends = [[function(x + sign * h * way, *others).double() for sign in (1, -1)] for h in (step, step / 2)]
+    expected, again = (((up - down) * weights).sum() / (2 * h) for (up, down), h in zip(ends, (step, step / 2)))
+    room = 0.02 * expected.abs() + 0.02 + output.detach().abs().max() * weights.abs().sum() * 1e-6 / step  # for rounding
+    straight = (expected - again).abs() < room  # else the step is too long here to say anything
+    if straight and (found - expected).abs() > 2 * room:
+        raise RuntimeError("the gradient that comes back is not that of the output: a part is cut off, as by detach or .data")
 
 
 def call_with_gradients(function, **arguments):
@@ -55,6 +75,7 @@ def draw_causal_mask(generator):
     for _ in range(3):
         T, more = torch.randint(2, 7, (2,), generator=generator).tolist()
         yield {"T": T, "S": T + more}
+    yield {"T": 3, "S": 1500}  # a long text
 
 
 def triangle(T, S, first=lambda T, S: S - T, more=0, last=same):
@@ -251,6 +272,7 @@ def draw_rotary(generator):
         ((1, 1, 2, 4), [0, 1]), ((1, 2, 4, 6), [3, 4, 5, 6]), ((2, 2, 5, 8), [0, 0, 0, 1, 2]), ((2, 3, 3, 16), [70, 7, 2]),
     ):  # fmt: skip
         yield {"x": torch.randn(shape, generator=generator), "positions": torch.tensor(positions)}
+    yield {"x": torch.randn((1, 1, 2, 4), generator=generator), "positions": torch.tensor([300, 3])}  # beyond most tables
 
 
 def rotary_by_complex(x, positions):
@@ -330,6 +352,8 @@ def draw_layer_norm(generator):
     for shape, eps in (((4,), 1e-3), ((3, 4), 1e-5), ((2, 3, 5), 0.1), ((2, 1, 3, 4), 2.0), ((2, 1), 0.3)):
         gain, bias = torch.randn(2, shape[-1], generator=generator)
         yield {"x": 1 + 2 * torch.randn(shape, generator=generator), "gain": gain, "bias": bias, "eps": eps}
+    far = torch.tensor([[3000.0, 3001.0, 3005.0]])  # the square of the mean has no room for the variance
+    yield {"x": far, "gain": torch.ones(3), "bias": torch.zeros(3), "eps": 1e-5}
 
 
 def by_root(centred, variance, eps):

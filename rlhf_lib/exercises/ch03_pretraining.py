@@ -104,6 +104,8 @@ def draw_scores(generator):
         yield {"losses": losses, "counts": counts, "characters": letters * int(counts.sum()) - 1}
     losses, counts = 0.5 + torch.rand(4, generator=generator), torch.randint(1, 40, (4,), generator=generator)
     yield {"losses": losses, "counts": counts, "characters": 200}
+    yield {"losses": torch.tensor([1.75]), "counts": torch.tensor([12]), "characters": 40}
+    yield {"losses": torch.tensor([21.0, 26.0]), "counts": torch.tensor([3, 1]), "characters": 9}  # worse than any guess
 
 
 def scores_by_token(losses, counts, characters):
@@ -163,6 +165,7 @@ def draw_rates(generator):
     for steps in (10, 40):
         peak = 0.1 + torch.rand(1, generator=generator).item()
         yield {"peak": peak, "warmup": torch.randint(3, steps // 2, (1,), generator=generator).item(), "steps": steps}
+    yield {"peak": 3e-4, "warmup": 7, "steps": 20}  # as small as Adam's
 
 
 def rate_by_tables(step, peak, warmup, steps):
@@ -178,7 +181,8 @@ def rate_of(step, peak, warmup, steps, *, rise=lambda t, w: (t + 1) / w, fall=la
 def rates_of_run(function, **given):
     rates = [function(step, *given.values()) for step in range(given["steps"])]
     numbers = all(isinstance(rate, (int, float)) for rate in rates)
-    return {"rates": torch.tensor([float(rate) for rate in rates]), "rates are numbers": numbers}
+    unit = given["peak"] if given["peak"] < 0.01 else 1.0  # small rates are compared as parts of the peak
+    return {"rates": torch.tensor([float(rate) / unit for rate in rates]), "rates are numbers": numbers}
 
 
 def rates_picture(arguments, got, expected):

@@ -19,6 +19,8 @@ def draw_logits(generator):
     for shape, temperature in (((2, 3), 2.0), ((4, 6), 0.7), ((2, 3, 5), 1.3)):
         yield {"logits": 2 * torch.randn(shape, generator=generator), "temperature": temperature}
     yield {"logits": torch.tensor([[0.0, -150.0], [410.0, 400.0]]), "temperature": 0.25}  # exp(-600) is 0, exp(1640) infinite
+    for shape, temperature in (((1, 4), 1.0), ((2, 1, 3), 0.05), ((3, 4), 12.0)):
+        yield {"logits": 2 * torch.randn(shape, generator=generator), "temperature": temperature}
 
 
 def tempered(logits, temperature, *, heat=lambda x, t: x / t, normal=lambda x: x.log_softmax(-1), after=lambda y, t: y):
@@ -59,6 +61,19 @@ def draw_top_k(generator):
     for *shape, k in ((4, 1), (2, 4, 1), (3, 6, 3), (5, 9, 4), (2, 3, 7, 2), (2, 3, 3), (2, 3, 5)):  # k may be V, or more
         yield {"logits": 2 * torch.randn(shape, generator=generator), "k": k}
     yield {"logits": torch.tensor([[3.0, 3.0, 1.0, 2.0], [0.0, 5.0, 5.0, 0.0], [-1.0, -2.0, -2.0, -1.0]]), "k": 2}  # equal ones
+    yield {"logits": torch.tensor([[200.0, -50.0, 0.0]]), "k": 2}  # two probabilities are 0 in float32
+    yield {"logits": torch.tensor([3.0, 2.0, 2.0, 1.0]), "k": 2}  # the second and the third are equal
+
+
+def ties_either_way(function, logits, k):
+    """What comes back; where the k-th largest has equals, k tokens may stay, or all the equal ones: then they all do."""
+    out = function(logits=logits, k=k)
+    if logits.dim() == 1 and k < len(logits) and torch.is_tensor(out) and out.shape == logits.shape:
+        edge = logits.sort(descending=True).values[k - 1]
+        tied = logits == edge
+        if tied.sum() > 1 and (out == edge)[tied].sum() == k - (logits > edge).sum():
+            return torch.where(tied, edge, out)
+    return out
 
 
 def top_k_by_counting(logits, k):
@@ -85,7 +100,7 @@ def below(threshold):
     return lambda logits, k: logits.masked_fill(logits < threshold(logits, min(k, logits.shape[-1])), -math.inf)
 
 
-Exercise("4.2", "top_k_filter", draw=draw_top_k, right=top_k_by_counting, formula=best, mistakes={
+Exercise("4.2", "top_k_filter", draw=draw_top_k, call=ties_either_way, right=top_k_by_counting, formula=best, mistakes={
     "cut tokens got a logit of 0, which is exp(0) = 1 before normalising: use minus infinity": {"cut": 0.0},
     "cut tokens got a large negative number; minus infinity makes their probability 0": [{"cut": cut} for cut in FINITE],
     "the logits that stay became 0: they should be as they were": {"after": lambda y: torch.where(y.isinf(), y, 0)},
@@ -117,7 +132,7 @@ def draw_top_p(generator):
     yield {"logits": torch.tensor([0.2, 0.5, 0.3]).log(), "p": 0.6}
     yield {"logits": torch.zeros(2), "p": 0.5}  # the first of two equal ones reaches p exactly
     yield {"logits": torch.tensor([0.05, 0.1, 0.6, 0.25]).log(), "p": 0.8}
-    for *shape, p in ((2, 5, 0.05), (3, 6, 0.5), (4, 9, 0.9), (2, 2, 4, 0.7), (2, 4, 1.0)):
+    for *shape, p in ((2, 5, 0.05), (3, 6, 0.5), (4, 9, 0.9), (2, 2, 4, 0.7), (2, 4, 1.0), (1, 7, 0.6)):
         yield {"logits": 1.5 * torch.randn(shape, generator=generator), "p": p}
     yield {"logits": torch.tensor([[200.0, 201.0, 100.0], [-300.0, -299.0, -300.5]]), "p": 0.8}  # exp would be infinite, or 0
     for count, p in ((3, 0.5), (4, 0.75)):
@@ -205,6 +220,8 @@ def draw_uniforms(generator):
     ends = torch.tensor([[0.0, 0.0, 0.6, 0.4, 0.0], [0.2, 0.7999, 0.0, 0.0, 0.0]])
     yield {"logprobs": ends.log(), "uniforms": torch.tensor([0.0, 0.99995])}
     yield {"logprobs": torch.zeros(2, 1), "uniforms": torch.tensor([0.0, 0.7])}
+    yield {"logprobs": torch.tensor([[0.5, 0.3, 0.1999, 0.0]]).log(), "uniforms": torch.tensor([0.99995])}
+    yield {"logprobs": torch.tensor([[1e-8, 0.6, 0.4]]).log(), "uniforms": torch.tensor([0.0])}
     for rows, count in ((4, 4), (16, 5), (32, 9)):
         logits = 1.5 * torch.randn(rows, count, generator=generator)
         logits[1::2, torch.randint(count, (1,), generator=generator)] = -math.inf
@@ -296,6 +313,7 @@ def draw_ends(generator):
         rows = torch.randint(0, 5, (5, 8), generator=generator)
         rows[0] = torch.tensor([4, 4, 0, end, 1, end, 0, 4])
         yield {"tokens": rows, "end_token": end}
+    yield {"tokens": torch.full((1, 300), 6), "end_token": 6}  # filled up with the end token
 
 
 def until_by_loops(tokens, end_token):
@@ -434,6 +452,9 @@ def draw_scored(generator):
         picked = torch.randint(choices.shape[2], (rows, length, 1), generator=generator)
         tokens = torch.where(mask, choices.gather(2, picked)[:, :, 0], tokens)
         yield {"logits": logits, "tokens": tokens, "mask": mask, "temperature": temperature, "top_k": top_k}
+    logits, tokens = 2 * torch.randn(3, 2, 5, generator=generator), torch.tensor([[0, 4], [2, 1], [3, 3]])
+    mask = torch.tensor([[False, True], [False, True], [False, False]])
+    yield {"logits": logits, "tokens": tokens, "mask": mask, "temperature": 0.8, "top_k": 0}  # prompts and answers of one token
 
 
 def scores_and_gradient(function, logits, **others):

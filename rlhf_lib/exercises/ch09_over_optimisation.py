@@ -153,6 +153,7 @@ def draw_best_of_n(generator):
     yield {"rewards": torch.tensor([9.0, 2.0, 8.0, 7.0, 1.0, 4.0, 3.0, 99.0]), "n": 3}
     for count, n, left in ((1, between(generator, 5, 9), 2), (3, 4, 0), (between(generator, 4, 6), 3, 2), (2, 8, 5)):
         yield {"rewards": torch.randn(count * n + left, generator=generator) - 1, "n": n}
+    yield {"rewards": torch.tensor([5.0, 1.0, 2.0, 5.0, 4.0, 5.0]), "n": 2}  # the same reward wins in every group
 
 
 def looked_up(function, rewards, n):

@@ -352,6 +352,7 @@ def draw_models(generator):
         layers, others, rank = (int(torch.randint(2, most, (), generator=generator)) for most in (20, 5000, 9))
         branched, width = 1 + layers // 3, sides[0][1]
         yield dict(matrices=[*map(tuple, sides)], layers=layers, others=others, width=width, branched=branched, rank=rank)
+    yield {"matrices": [(5, 12), (12, 5)], "layers": 4, "others": 7, "width": 5, "branched": 2, "rank": 3}
 
 
 def models_by_tensors(matrices, layers, others, width, branched, rank):

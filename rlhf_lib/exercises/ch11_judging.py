@@ -186,6 +186,7 @@ def draw_lengths(generator):
     yield {"outcomes": [1.0, 0.5, 0.0], "ours": [100, 75, 126], "theirs": [80, 100, 100]}
     yield {"outcomes": [1.0, 0.0], "ours": [11, 12], "theirs": [10, 10]}  # ours is always the longer
     yield {"outcomes": [1.0, 1.0], "ours": [40, 5], "theirs": [10, 50]}  # none is alike
+    yield {"outcomes": [0.0, 0.0, 1.0], "ours": [9, 10, 30], "theirs": [10, 10, 10]}  # a rate of 0
     yield {"outcomes": [1.0, 0.0, 0.0], "ours": [4, 5, 0], "theirs": [4, 4, 0]}
     yield {"outcomes": [1.0, 0.0, 0.5, 1.0, 1.0], "ours": [9, 10, 12, 10, 14], "theirs": [10, 10, 11, 11, 11]}  # by a word; by 3
     for count in (9, 16):
