@@ -104,7 +104,7 @@ def draw_texts(generator):
     for count, held_out in ((251, 0.35), (401, 0.65)):
         numbers = torch.randint(2 * count, (count,), generator=generator).tolist()
         texts = [f"{'ABCDÉFGHIJK'[n % 11]}. Say on{LONG}.\nTwas {n} of us\n{'who went ' * (n % 5)}{LONG}." for n in numbers]
-        yield {"texts": texts, "held_out": held_out}
+        yield {"texts": [*texts, " Exit. \n"], "held_out": held_out}
 
 
 def what_is_wrong(function, texts, held_out):
@@ -226,7 +226,7 @@ split_labels = Exercise(
 
 def draw_votes(generator):
     for votes in (["p"], ["pn"], ["npp", "p0", "n"], ["0ppn", "npnp", "n0"], ["p0n", "nn0pp", "pp"], ["00pnp", "n00pn", "nnn"],
-                  ["p0np0n", "00p", "nnnpppp"], ["0ppnpnn", "n00p0", "n0pn"]):  # fmt: skip
+                  ["p0np0n", "00p", "nnnpppp"], ["0ppnpnn", "n00p0", "n0pn"], ["pp0nnp0", "n0"]):  # fmt: skip
         yield {"votes": list(map(spelled, votes))}
     for passages, readers in ((4, 3), (8, 5), (12, 4)):
         yield {"votes": [read_by(generator, readers, (1 / 3, 1 / 3, 1 / 3)) for _ in range(passages)]}
@@ -316,6 +316,7 @@ def draw_readings(generator):
     for count in (12, 60):
         first = [POSITIVE, *read_by(generator, count)]
         yield {"first": first, "second": [NEGATIVE, *read_again(generator, first[1:])]}
+    yield {"first": [NEUTRAL] * 300, "second": [NEUTRAL] * 299 + [POSITIVE]}
 
 
 def counts_by_place(first, second):
@@ -381,6 +382,7 @@ def draw_pairs_of_readers(generator):
     for count in (20, 60):
         first = [*LABELS, *read_by(generator, count)]
         yield {"first": first, "second": [POSITIVE, NEUTRAL, POSITIVE, *read_again(generator, first[3:])]}
+    yield {"first": [NEUTRAL] * 150, "second": [NEUTRAL] * 149 + [POSITIVE]}  # chance is nearly 1
 
 
 def kappa_by_pairs(first, second):
@@ -632,6 +634,7 @@ def draw_probabilities(generator):
     for p, known, count in (
         ([0.9, 0.6, 0.1], [0] * 3, 1), ([0.5, 0.95, 0.3, 0.55], [1, 0, 0, 0], 2), ([0.2, 0.35, 0.41], [0, 1, 0], 1),
         ([0.51, 0.96, 0.03, 0.5], [1, 0, 0, 1], 2), ([0.7, 0.4996, 0.5003, 0.5], [0] * 4, 3),
+        ([0.5, 1.0, 0.3, 0.0], [1, 0, 0, 1], 2),
     ):  # fmt: skip
         yield {"p_positive": torch.tensor(p), "labelled": torch.tensor(known).bool(), "count": count}
     for size, count in ((8, 3), (20, 6)):

@@ -20,6 +20,7 @@ def draw_returns(generator):
     yield {"rewards": torch.tensor([0.0, 0.0, 1.0]), "gamma": 0.5}
     for length, gamma in ((1, 0.3), (4, 0.9), (3, 0.0), (5, 1.0), (9, 0.8), (60, 0.1)):  # 0.1 ** 60 is 0 in float32
         yield {"rewards": 2 * torch.randn(length, generator=generator), "gamma": gamma}
+    yield {"rewards": torch.ones(150), "gamma": 1.0}  # a long episode at CartPole
 
 
 def returns_by_definition(rewards, gamma):
@@ -118,6 +119,9 @@ def draw_gae(generator):
         mask = ragged(rows, steps, generator)
         rewards, values = torch.randn(2, rows, steps, generator=generator)
         yield {"rewards": rewards, "values": values + 1, "gamma": gamma, "lam": lam, "mask": mask}
+    rewards, values = torch.randn(2, 3, 4, generator=generator)
+    first = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]).bool()  # the first row is the shortest
+    yield {"rewards": rewards, "values": values, "gamma": 0.9, "lam": 0.7, "mask": first}
 
 
 def gae_backwards(rewards, values, gamma, lam, mask):
@@ -423,6 +427,7 @@ def draw_kl_estimate(generator):
     for shape in ((3,), (), (2, 3), (2, 1, 4), (12,)):
         logprobs, ref_logprobs = -torch.rand(2, *shape, generator=generator) * 3 - 0.01
         yield {"logprobs": logprobs, "ref_logprobs": ref_logprobs}
+    yield {"logprobs": torch.tensor([-0.1, -14.0]), "ref_logprobs": torch.tensor([-15.0, -0.2])}  # far apart
 
 
 def kl_by_numbers(logprobs, ref_logprobs):

@@ -209,6 +209,11 @@ def draw_completion_kl(generator):
         yield scored(generator, rows, steps)
     last = scored(generator, 3, 5)
     yield {**last, "ref_logprobs": torch.where(last["mask"], last["ref_logprobs"], -math.inf)}
+    behind = torch.tensor([[0, 0, 1, 1, 0], [0, 1, 1, 1, 1]]).bool()  # prompts come first, as in 8.3
+    logprobs, ref_logprobs = -3 * torch.rand(2, 2, 5, generator=generator) - 0.1
+    yield {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "mask": behind}
+    long = torch.full((1, 60), -8.0)  # a completion whose probability is 0 in float32
+    yield {"logprobs": long, "ref_logprobs": long - 0.125, "mask": long < 0}
 
 
 def kl_of_rows(logprobs, ref_logprobs, mask):
@@ -349,6 +354,7 @@ def draw_baseline(generator):
         mask[:, steps - 1] &= rows == 3  # at the end nobody is going any more
         worth = torch.where(mask, 1, 4) + torch.randn(rows, steps, generator=generator)
         yield {"worth": worth, "mask": mask, "baseline": torch.randn(steps, generator=generator)}
+    yield {"worth": torch.tensor([[1.0, 3.0], [2.0, 9.0]]), "mask": ended, "baseline": torch.zeros(2)}  # as before any rollout
 
 
 def by_position(x, mask, empty=0.0):

@@ -27,6 +27,7 @@ def draw_speeches(generator):
         tokens[0] = 1 + line_break  # a speech that was cut off
         tokens[1, 1:5] = torch.tensor([line_break, line_break, 4, line_break])
         yield {"tokens": tokens, "line_break": line_break}
+    yield {"tokens": torch.tensor([[9], [4]]), "line_break": 9}
 
 
 def speech_by_loop(tokens, line_break):
@@ -93,7 +94,10 @@ def draw_counts(generator):
 def with_generator(function, seed, **given):
     """What comes out with a generator of this seed, and what the generator gives next: a call may not draw more, or less."""
     generator = torch.Generator().manual_seed(seed)
-    return {"result": function(**given, generator=generator), "drawn next": torch.rand(1, generator=generator)}
+    result = function(**given, generator=generator)
+    if torch.is_tensor(result) and result.is_floating_point() and torch.equal(result, result.round()):
+        torch.empty(0)[result]  # raises: nothing can be looked up with floats
+    return {"result": result, "drawn next": torch.rand(1, generator=generator)}
 
 
 def prompts_by_list(count, size, rollouts, generator):
@@ -171,6 +175,7 @@ def draw_prompted(generator):
     numbers = [[4, 4, 4, 7], [9, 2, 2, 9, 5, 5, 5], [0, 1, 0, 1, 2, 0], [30, 10, 20, 10, 30, 30, 50, 40, 40]]
     for prompts, share in zip(numbers, (0.5, 0.34, 0.01, 0.6)):
         yield {"prompts": torch.tensor(prompts), "share": share, "seed": int(torch.randint(10**6, (1,), generator=generator))}
+    yield {"prompts": torch.tensor([5, 1, 3, 2, 4]), "share": 0.5, "seed": 7}  # half of five: round(2.5) is 2
     for size, most, share in ((40, 12, 0.23), (60, 30, 0.15), (12, 5, 0.97)):
         prompts = 3 * torch.randint(most, (size,), generator=generator) + 1
         yield {"prompts": prompts, "share": share, "seed": int(torch.randint(10**6, (1,), generator=generator))}
@@ -327,6 +332,7 @@ def draw_answers(generator):
             pick = lambda n: [WORDS[place] for place in torch.randint(len(WORDS), (n,), generator=generator).tolist()]  # noqa: E731
             pairs.append(tuple("\n".join(pick(n)) if n % 2 else " ".join(pick(n)) for n in lengths))
         yield {"pairs": [*pairs, ("O my", "my lord")]}
+    yield {"pairs": [(" ay me\n", "so be it"), ("no", ""), ("a b", "c d e"), ("a b", "c d e")]}  # ends, nothing, one twice
 
 
 def as_number(function, **given):
@@ -467,7 +473,8 @@ def draw_ranks(generator):
 
 
 def in_order(function, ranks):
-    return sorted([int(one) for one in pair] for pair in function(ranks=list(ranks)))
+    pairs = function(ranks=list(ranks))
+    return sorted([int(one) for one in pair] for pair in pairs) if isinstance(pairs, (list, tuple)) else pairs
 
 
 def pairs_by_sorting(ranks):
@@ -600,6 +607,7 @@ def draw_agreements(generator):
     yield {"agreement": 0.5, "accuracy": 0.5}
     yield {"agreement": 0.3, "accuracy": 0.7}
     yield {"agreement": 0.6, "accuracy": 0.8}  # truly right on more than all
+    yield {"agreement": 0.82, "accuracy": 0.45}
     for _ in range(4):
         a, m = torch.rand(2, generator=generator).tolist()
         yield {"agreement": 0.55 + 0.4 * a, "accuracy": 0.5 + 0.4 * m}

@@ -109,6 +109,8 @@ def draw_groups(generator):
             orders = torch.stack([torch.randperm(size, generator=generator) for _ in range(groups)])
             rewards = orders + 0.5 * torch.rand(groups, size, generator=generator)  # so far apart that 1e-8 is nothing
             yield {"rewards": rewards + 2 * torch.rand(groups, 1, generator=generator), "normaliser": normaliser}
+    for normaliser in ("none", "deviation"):  # rewards below 0
+        yield {"rewards": torch.tensor([[-3.0, -1.0, -2.0], [-8.0, -2.0, 4.0]]), "normaliser": normaliser}
 
 
 def groups_by_loops(rewards, normaliser):
@@ -221,6 +223,9 @@ def draw_averages(generator):
             mask[:, -1] = False  # no completion is as long as it may be
             losses = hidden(generator, mask, torch.randn(rows, steps, generator=generator) + 0.3)
             yield {"losses": losses, "mask": mask, "denominator": denominator}
+    for denominator in DENOMINATORS:  # some tokens cost nothing
+        losses = torch.tensor([[0.0, 2.0, 0.0, 7.0], [1.0, 0.0, 7.0, 7.0]])
+        yield {"losses": losses, "mask": losses < 7, "denominator": denominator}
 
 
 def call_average(function, **arguments):
@@ -296,6 +301,8 @@ def draw_sequences(generator):
     for rows, steps in ((2, 3), (3, 6), (4, 20)):
         new, old, mask = scored(generator, rows, steps)
         yield {"logprobs": new, "old_logprobs": old, "mask": mask}
+    old = torch.full((2, 120), -2.0)
+    yield {"logprobs": old + torch.tensor([[1.0], [-1.0]]), "old_logprobs": old, "mask": torch.ones(2, 120).bool()}  # a long one
 
 
 def call_sequences(function, **arguments):
@@ -305,8 +312,8 @@ def call_sequences(function, **arguments):
 
 def sequences_by_roots(logprobs, old_logprobs, mask):
     """The n-th root of the product of n ratios."""
-    ratios = [(new[here] - old[here].detach()).exp() for new, old, here in zip(logprobs, old_logprobs, mask)]
-    return torch.stack([one.prod() ** (1 / len(one)) for one in ratios])
+    ratios = [(new[here] - old[here].detach()).double().exp() for new, old, here in zip(logprobs, old_logprobs, mask)]
+    return torch.stack([one.prod() ** (1 / len(one)) for one in ratios]).float()
 
 
 def sequences_formula(
@@ -503,6 +510,9 @@ def draw_kto(generator):
         desirable = torch.arange(count) % 3 > 0
         kl = 2 * torch.rand((), generator=generator) + 0.5
         yield {"policy": policy, "ref": ref, "desirable": desirable, "kl": kl, "beta": beta}
+    for good in (True, False):  # one kind alone, and whole answers: their probabilities are 0 in float32
+        policy, ref = torch.tensor([-320.0, -311.0]), torch.tensor([-317.0, -314.0])
+        yield {"policy": policy, "ref": ref, "desirable": torch.tensor([good, good]), "kl": torch.tensor(1.0), "beta": 0.2}
 
 
 def call_kto(function, **arguments):
