@@ -14,6 +14,7 @@ RUNS = HOME / "runs" if os.environ.get("RLHF_HOME") else DATA.parent / "runs"
 CHOICES = "choices.json"  # in HOME
 MODELS = ("published", "own")
 PUBLISHED = DATA / "checkpoints" / "laptop-0"
+SMOKE = DATA / "checkpoints" / "smoke"  # so small that every experiment takes seconds: what the smoke preset starts from
 LARGE = DATA / "checkpoints" / "large"  # a base of 19 million weights, its reward model and policy: to read
 ASSISTANT = DATA / "checkpoints" / "assistant"
 
@@ -68,10 +69,11 @@ def pick(smoke, laptop, gpu=None):
 
 
 def start_from(stage):
-    """The folder of the checkpoint `stage` (base, reward or policy) to start from: the published one, or the learner's own
-    where that was chosen and the run of this preset is finished."""
+    """The folder of the checkpoint `stage` (base, reward or policy) to start from: the published one, a tiny one for smoke, or
+    the learner's own where that was chosen and the run of this preset is finished."""
     own = RUNS / preset()
-    return (own if choices()["models"] == "own" and finished(own) else PUBLISHED) / stage
+    published = pick(smoke=SMOKE, laptop=PUBLISHED)
+    return (own if choices()["models"] == "own" and finished(own) else published) / stage
 
 
 def finished(folder):

@@ -68,14 +68,14 @@ def test_chapters_start_from_the_published_run_until_a_finished_one_of_your_own_
     (own / "summary.json").unlink()
     own.rmdir()
     own.symlink_to(tiny_run)
-    assert course.start_from("base") == course.PUBLISHED / "base"
+    assert course.start_from("base") == course.SMOKE / "base"
     course.choose(models="own")
     assert course.start_from("policy") == own / "policy"
     own.unlink()
-    assert course.start_from("policy") == course.PUBLISHED / "policy"  # it was deleted since
+    assert course.start_from("policy") == course.SMOKE / "policy"  # it was deleted since
     own.symlink_to(tiny_run)
     course.choose(models="published")
-    assert course.start_from("policy") == course.PUBLISHED / "policy"
+    assert course.start_from("policy") == course.SMOKE / "policy"
 
 
 def test_a_run_of_adapters_is_no_start_since_chapters_take_the_reward_model_apart(monkeypatch, tiny_run):
@@ -87,7 +87,7 @@ def test_a_run_of_adapters_is_no_start_since_chapters_take_the_reward_model_apar
     checkpoints.save(own / "reward", Branch(base, rank=2, scalar=True, source="../base"), tokenizer)
     with pytest.raises(ValueError, match=r"there is no finished run in .*smoke: make one with .*, without adapters"):
         course.choose(models="own")
-    assert course.start_from("reward") == course.PUBLISHED / "reward"
+    assert course.start_from("reward") == course.SMOKE / "reward"
 
 
 def test_the_whole_loop_gets_texts_and_labels_as_plain_data(monkeypatch):
@@ -103,7 +103,15 @@ def test_the_whole_loop_gets_texts_and_labels_as_plain_data(monkeypatch):
         course.whole_loop({})
 
 
+@pytest.mark.parametrize(("preset", "run"), [("smoke", "SMOKE"), ("laptop", "PUBLISHED"), ("gpu", "PUBLISHED")])
+def test_the_smoke_preset_starts_from_tiny_models_and_the_others_from_the_published_ones(monkeypatch, preset, run):
+    monkeypatch.setenv("RLHF_PRESET", preset)
+    assert course.start_from("base") == getattr(course, run) / "base"
+
+
+@pytest.mark.parametrize("run", ["PUBLISHED", "SMOKE"])
 @pytest.mark.parametrize("stage", ["base", "reward", "policy"])
-def test_the_published_models_load(stage):
-    model, tokenizer = checkpoints.load(course.PUBLISHED / stage, kind="reward" if stage == "reward" else "gpt")
+def test_the_published_models_load(stage, run):
+    model, tokenizer = checkpoints.load(getattr(course, run) / stage, kind="reward" if stage == "reward" else "gpt")
     assert model.config.vocab_size == tokenizer.vocab_size
+    assert run == "PUBLISHED" or sum(weight.numel() for weight in model.parameters()) < 700_000

@@ -256,7 +256,7 @@ reward_model = Build("6.10", "train_reward_model", [
     Probe("learns 40 passages by heart", draw_by_heart, train_by_heart, judge_by_heart),
     Probe("right on 80 % of the labels that it has not read", draw_labels, train_on_labels, judge_labels, seconds=540,
           secret=("answers",)),
-], hides=("checkpoints/laptop-0/reward", "checkpoints/large", "labels"))  # fmt: skip
+], hides=("checkpoints/laptop-0/reward", "checkpoints/large", "checkpoints/smoke", "labels"))  # fmt: skip
 
 Investigation("6.A", "Another draw of the labels")
 Investigation("6.B", "Which state knows the feeling?")

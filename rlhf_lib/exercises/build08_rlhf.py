@@ -338,7 +338,7 @@ rlhf = Build("8.10", "rlhf", [
     Probe("stops within max_kl", drawn(iterations=12), run_stop, judge_stop),
     Probe("depends on its seed alone", drawn(iterations=2), run_seeds, judge_seeds),
     Probe("writes happier lines", drawn(**REAL), run_training, judge_training, seconds=600),
-], hides=("checkpoints/laptop-0/policy", "checkpoints/large"))  # fmt: skip
+], hides=("checkpoints/laptop-0/policy", "checkpoints/large", "checkpoints/smoke"))  # fmt: skip
 
 Investigation("8.A", "Take a part out")
 Investigation("8.B", "Which checkpoint would you publish?")

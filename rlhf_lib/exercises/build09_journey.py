@@ -229,7 +229,7 @@ Build(
         Probe("a tiny journey arrives, and reports what is true", draw_tiny, travel, judge_tiny, secret=("sides",)),
         Probe("the whole journey", draw_whole, travel, judge_whole, seconds=600, secret=("sides",)),
     ],
-    hides=("checkpoints/laptop-0/reward", "checkpoints/large", "labels"),
+    hides=("checkpoints/laptop-0/reward", "checkpoints/large", "checkpoints/smoke", "labels"),
 )  # fmt: skip
 
 Investigation("9.A", "Where does it start to go wrong?")

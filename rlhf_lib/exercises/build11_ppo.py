@@ -89,7 +89,7 @@ train_assistant = Build("11.13", "train_assistant", [
     Probe("stops within max_kl", drawn(iterations=12), probes.run_stop, probes.judge_stop),
     Probe("depends on its seed alone", drawn(iterations=2), probes.run_seeds, probes.judge_seeds),
     Probe("answers more happily", drawn(**REAL), run_training, judge_training, seconds=600),
-], hides=("checkpoints/laptop-0/policy", "checkpoints/large"))  # fmt: skip
+], hides=("checkpoints/laptop-0/policy", "checkpoints/large", "checkpoints/smoke"))  # fmt: skip
 
 Investigation("11.A", "The price of a nat")
 Investigation("11.B", "Without a critic")
