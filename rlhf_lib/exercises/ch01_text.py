@@ -540,11 +540,12 @@ split_works = Exercise(
         "there are two shuffles without a seed: training works turn up in validation; shuffle once, seeded":
             {"order": lambda works, seed: shuffled(works), "other": lambda works, seed: shuffled(works)},
         "validation is cut from the list as it was, so training works turn up in it": {"other": lambda works, seed: works},
-        "the same seed splits otherwise in the next run, which trains on this one's validation: use a generator with the seed":
+        "the same seed splits otherwise the next time, and trains on this time's validation: make a generator with the seed":
             ({"order": lambda works, seed: shuffled(works)}, {"order": lambda works, seed: shuffled([*set(works)], seed)}),
         "the seed is given to the generator that all share: later random numbers are the same again; use one of your own":
             {"order": lambda works, seed: (torch.manual_seed(seed), shuffled(works))[1]},
-        "nothing is shuffled: works come in some order, and the last are not like the rest": {"order": lambda works, seed: works},
+        "nothing is shuffled before the cut: works come in some order, and the last are not like the rest":
+            {"order": lambda works, seed: works},
         "nothing is shuffled: the list is only turned, and neighbours stay together":
             {"order": lambda works, seed: works[seed % len(works) :] + works[: seed % len(works)]},
         "the split is the same for every seed: give the seed to the generator": {"order": lambda works, seed: shuffled(works, 0)},

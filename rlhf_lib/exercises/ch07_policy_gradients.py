@@ -234,7 +234,7 @@ masked_whiten = Exercise(
             [{"real": lambda x, mask: x, "n": n} for n in (0, 1)],
         "padding is set to 0, and these zeros take part in the mean and the variance: use the real positions alone":
             [{"real": lambda x, mask: x * mask, "n": n} for n in (0, 1)],
-        "the sums are divided by the number of all positions, padding included; divide by the number of real ones":
+        "a sum is divided by the number of all positions, padding included; divide by the number of real ones":
             [whiten_wrong_count, lambda x, mask: whiten_wrong_count(x, mask, both=False)],
         "the mask is turned round: mean and variance are those of the padding":
             [{"real": lambda x, mask: x[~mask]}, {"real": lambda x, mask: x[~mask] if not mask.all() else x},

@@ -247,7 +247,7 @@ completion_kl = Exercise(
              {"real": lambda mask: F.pad(mask[:, :-1], (1, 0))}],
         "a single completion's estimate may well be negative; with abs the mean would be far too large":
             [{"term": lambda x, p: x.abs()}, {"end": lambda total, mask: total.abs()}],
-        "a negative estimate becomes 0: then the mean is too large":
+        "negative estimates, of completions or of single tokens, become 0: then the mean is too large":
             [{"end": lambda total, mask: total.clamp(min=0)}, {"term": lambda x, p: x.clamp(min=0)}],
         "these are k3 terms; asked for is k1, the log-ratio itself": {"term": k3_term},
         "these are k2 terms; asked for is k1, the log-ratio": [{"term": lambda x, p: x**2 / 2}, {"term": lambda x, p: x**2}],
@@ -331,7 +331,7 @@ token_advantages = Exercise(
         "the KL to come is averaged over its tokens; it is their sum":
             {"over": lambda x, mask: to_go(x, mask) / to_go(mask.float(), mask).clamp(min=1)},
         "k3 of each token is charged; asked for is the log-ratio itself": {"term": k3_term},
-        "the log-ratio loses its sign": [{"term": torch.abs}, {"term": lambda x: x.clamp(min=0)}],
+        "a negative log-ratio becomes 0 or loses its sign": [{"term": torch.abs}, {"term": lambda x: x.clamp(min=0)}],
         "the reward stands at the last token only; without a value function it is the advantage of every token":
             [{"pay": lambda rewards, mask: rewards * last_of(mask)},
              {"pay": lambda rewards, mask: rewards * (torch.arange(mask.shape[1]) == mask.shape[1] - 1)}],
@@ -515,6 +515,7 @@ def draw_sizes(generator):
     yield {"clip_fractions": [0.3, 0.3, 0.3, 0.3, 0.001], "completions": 128, "most": 1024}
     yield {"clip_fractions": [0.002] * 7 + [0.2, 0.004, 0.004], "completions": 128, "most": 500}
     yield {"clip_fractions": [0.002] * 10, "completions": 512, "most": 4096}
+    yield {"clip_fractions": [0.002, 0.015, 0.003, 0.004, 0.001], "completions": 64, "most": 512}  # rare in the mean of three
     for completions in (64, 48):
         drawn = 0.009 * torch.rand(14, generator=generator) + 0.02 * (torch.rand(14, generator=generator) < 0.15)
         yield {"clip_fractions": drawn.tolist(), "completions": completions, "most": 512}

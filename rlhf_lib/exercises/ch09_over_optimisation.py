@@ -403,7 +403,7 @@ distinct_n = Exercise(
         "the first or the last n-gram of each text is missing: a text of w words has w - n + 1 of them":
             [{"cut": lambda ws, n, part=part: grams(ws, n)[part]} for part in (slice(1, None), slice(-1))],
         "a text of just n words has one n-gram; it is left out here": {"cut": lambda ws, n: grams(ws, n) if len(ws) > n else []},
-        "some n-grams have fewer than n words: the last one of a text begins n words before its end": [
+        "some n-grams have fewer than n words: the last begins n words before the end, and a shorter text has none": [
             {"cut": lambda ws, n: [tuple(ws[i : i + n]) for i in range(len(ws))]},
             *({"cut": lambda ws, n, least=least: grams(ws, n) or [tuple(ws)][: len(ws) + least]} for least in (0, 1)),
         ],

@@ -150,7 +150,7 @@ def wins_counted(ours_first, ours_second):
 
 place_and_win = Exercise(
     "11.9", "place_and_win", draw=draw_places, right=places_by_halves, formula=places_formula, mistakes={
-        "all verdicts are thrown together; where one order was asked oftener, our own strength looks like a bias of the place. "
+        "all verdicts are thrown together; where one order was asked oftener, strength and the bias of the place are mixed up. "
         "Take each order's rate, then their mean":
             [{"pooled": pooled} for pooled in ((True, True), (True, False), (False, True))],
         "the win rate is that of the order with our answer first": {"orders": (0,)},

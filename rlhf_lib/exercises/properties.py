@@ -26,7 +26,7 @@ def of_tensor(name, x):
             yield f"there is an infinity or a NaN in {name}", not bool(x.isfinite().all())
             yield f"there are values above 1 in {name}", bool((x > 1).any())
             yield f"there are large values (above 50) in {name}", bool((x.abs() > 50).any())
-    for dim, words in enumerate(("row", "column")[: x.dim()] if x.dim() > 1 else ("value",) * x.dim()):
+    for dim, words in enumerate(((), ("value",), ("row", "column"))[x.dim()] if x.dim() < 3 else ()):
         yield f"{name} has more than one {words}", x.shape[dim] > 1
     yield f"{name} is empty", x.numel() == 0
 

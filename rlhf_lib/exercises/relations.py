@@ -4,6 +4,8 @@
 relations explain equally well is not claimed of one of them.
 """
 
+import math
+
 import torch
 
 from rlhf_lib.exercises import properties, values, whatif
@@ -14,6 +16,7 @@ from rlhf_lib.exercises.surroundings import limited, quiet, settled
 TRIES = 5000  # calls of our own functions that the search may make, about three times what any exercise needs
 SECONDS = 20.0  # that one way of searching may take in any case; by TRIES a busy machine says the same as an idle one
 ENOUGH = 3  # see `information`
+FEW = 15  # see `by_inputs`
 PLACES = ("first", "second", "third", "fourth", "fifth")
 
 
@@ -174,7 +177,8 @@ def by_parts(exercise, inputs, outputs, expected, wrong):
         for name, pairs in parts.items()
     }
     good, bad = [name for name, pairs in bad.items() if not pairs], {name: pairs for name, pairs in bad.items() if pairs}
-    said = [sentence for name, pairs in bad.items() if (sentence := of_values(name, pairs, exercise.tolerance))]
+    count = len(inputs)
+    said = [sentence for name, pairs in bad.items() if (sentence := of_values(name, pairs, exercise.tolerance, count))]
     good = [name for name in good if not isinstance(parts[name][0][1], bool)]  # these are no part of the answer itself
     if not said and not (good and len(bad) == 1):
         return ""
@@ -195,19 +199,39 @@ def parts_of(outputs, expected):
     return {"what comes back": pairs}
 
 
-def of_values(name, pairs, tolerance):
-    """What holds of one part: a relation of its values, or the places where it is wrong. `pairs`: (got, expected, arguments)."""
+def of_values(name, pairs, tolerance, inputs):
+    """What holds of one part: a relation of its values, or the places where it is wrong.
+
+    Args:
+        pairs: a list of (got, expected, arguments), one for each input on which the part is wrong.
+        inputs: how many there are. On a single one of several, anything can be found by chance.
+    """
+    if len(pairs) == 1 < inputs:
+        return by_truth(name, pairs, tolerance)
     numbers = [(values.numbers_of(got), values.numbers_of(right), arguments) for got, right, arguments in pairs]
     same_shape = all(a is not None and b is not None and a.shape == b.shape for a, b, _ in numbers)
     if same_shape:
         for relation in values.ALL:
             sentence = relation(numbers)
             if sentence:
-                return sentence.replace("{y}", name)
+                where = "on all inputs" if len(pairs) == inputs else "wherever it is wrong"
+                return sentence.replace("{y}", name).replace("on all inputs", where)
     if all(is_number(a) and is_number(b) and as_tensor(a).shape == as_tensor(b).shape for a, b, _ in pairs):
-        where = values.place_of([(as_tensor(right), arguments, off(got, right, tolerance)) for got, right, arguments in pairs])
+        where = places_of(pairs, tolerance)
         return f"{name} is wrong only {where}" if where else ""
     return of_texts(name, pairs)
+
+
+def places_of(pairs, tolerance):
+    return values.place_of([(as_tensor(right), arguments, off(got, right, tolerance)) for got, right, arguments in pairs])
+
+
+def by_truth(name, pairs, tolerance):
+    """Of one wrong input: whether just True, or just False, came out wrong; which takes many values to be chance."""
+    if not all(is_number(a) and is_number(b) and as_tensor(a).shape == as_tensor(b).shape for a, b, _ in pairs):
+        return ""
+    where = places_of(pairs, tolerance)
+    return f"{name} is wrong only {where}" if "expected, and never" in where else ""
 
 
 def off(got, right, tolerance):
@@ -256,4 +280,6 @@ def by_inputs(exercise, inputs, outputs, expected, wrong):
     """What just those inputs have in common on which the answer is wrong."""
     right = len(inputs) - len(wrong)
     found = properties.separating(inputs, wrong) if right > 1 and len(inputs) > 4 else []
+    if math.comb(len(inputs), right) < FEW:  # so few ways to be wrong that some property fits by chance
+        found = [words for words in found if words.endswith(" is 0") or "large values" in words]
     return f"right on {right} of {len(inputs)} inputs, and wrong on just those where {found[0]}" if len(found) == 1 else ""

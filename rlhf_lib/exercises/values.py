@@ -89,7 +89,8 @@ def a_factor_each(pairs):
     if len(factors) < 2 or len(factors) < len(pairs) / 2:
         return ""
     two = f"{one(factors[0])}, {one(factors[1])}"
-    return f"{{y}} is right up to a factor, another one for each input ({two}): is it divided by the right number?"
+    question = "is it divided by the right number, and not scaled or clipped afterwards?"
+    return f"{{y}} is right up to a factor, another one for each input ({two}): {question}"
 
 
 def a_summand_each(pairs):
@@ -227,7 +228,7 @@ def regions(off, expected, arguments):
         if isinstance(value, torch.Tensor) and value.dtype == torch.bool and value.shape == off.shape[: value.dim()]:
             mask = value.reshape(value.shape + (1,) * (off.dim() - value.dim())).expand_as(off)
             found[f"where {name} is False"], found[f"where {name} is True"] = ~mask, mask
-    for dim in range(min(2, off.dim())):
+    for dim in range(off.dim() if off.dim() < 3 else 0):
         places = torch.arange(off.shape[dim]).reshape([-1 if i == dim else 1 for i in range(off.dim())]).expand_as(off)
         word = "place" if off.dim() == 1 else ("row", "column")[dim]
         found[f"in the first {word}"], found[f"in the last {word}"] = places == 0, places == off.shape[dim] - 1

@@ -69,7 +69,8 @@ def candidates(exercise, inputs, wrong):
     if call is None:
         return
     nothing = lambda *given, **named: exercise.right(*copy.deepcopy(given), **copy.deepcopy(named))  # noqa: E731
-    yield Candidate(0, "nothing", "what the call should change is as it was before: nothing is done with it", nothing)
+    sentence = "what the call should change, or send a gradient to, is as if nothing had been done (a copy, detach or .item()?)"
+    yield Candidate(0, "nothing", sentence, nothing)
     yield from of_result(exercise, call)
     yield from of_arguments(exercise, call, example)
     yield from of_factors(exercise, call)

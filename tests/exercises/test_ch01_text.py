@@ -191,7 +191,7 @@ def test_the_order_of_a_set_is_no_shuffle_since_it_is_another_in_every_run():
         random.Random(seed).shuffle(order)
         return order[: round(fraction * len(works))], order[round(fraction * len(works)) :]
 
-    assert "in the next run" in verdict("split_works", from_a_set).mistake
+    assert "the next time" in verdict("split_works", from_a_set).mistake
 
     def with_a_set(works, fraction, seed):  # to look up in a set does no harm
         train, _ = split_works(works, fraction, seed)

@@ -70,7 +70,7 @@ BY_HAND = [  # (exercise, a wrong answer as a learner may write it, what has to 
     ("confusion", lambda right, first, second: right(first, second[1:] + second[:1]), ""),  # nobody does that
     ("best_of_n_kl", lambda right, n: right(n) / 0.6931471805599453, "divided by ln 2"),
     ("masked_whiten", lambda right, x, mask: right(x, mask) + 0.25, "too large by 0.25, on all inputs"),
-    ("masked_whiten", lambda right, x, mask: right(x, mask) * 1.7, "is 1.7 times what is expected, on all inputs"),
+    ("masked_whiten", lambda right, x, mask: right(x, mask) * 1.7, "1.7 times what is expected, wherever it is wrong"),
 ]  # fmt: skip
 
 

@@ -249,7 +249,8 @@ def test_pairs_of_rows_are_families_of_their_own():
 
 def test_the_likely_ranks_before_the_odd():
     found = ranks(difference, {"x": X, "y": Y, "scale": 2})
-    assert found["what the call should change is as it was before: nothing is done with it"] == 0
+    nothing = "what the call should change, or send a gradient to, is as if nothing had been done (a copy, detach or .item()?)"
+    assert found[nothing] == 0
     assert found["what comes back is minus what is expected: a sign is turned"] == 0
     assert found["x and y are exchanged"] == found["the sign of x is turned"] == 1
     assert found["y is used in the place of x"] == found["x is summed up along its last dimension first"] == 2
