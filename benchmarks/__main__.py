@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks [ROWS] [--quick]`, and `python -m benchmarks frontier`."""
+"""The command line: `python -m benchmarks [ROWS] [--quick]`, and `python -m benchmarks frontier` or `lower`."""
 
 import argparse
 import importlib
@@ -22,7 +22,8 @@ def parser():
     main = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure ours and the peers side by side.",
         epilog="rows: " + "; ".join(f"{name}: {text}" for name, (_, _, text) in GROUPS.items())
-        + "; and by itself, frontier: gold against KL for every method of chapter 12 (frontier --help)",
+        + "; and by themselves, frontier: gold against KL for every method of chapter 12 (frontier --help), and lower: fewer "
+        "bits per character in the same minutes (lower --help)",
     )  # fmt: skip
     main.add_argument("groups", nargs="*", metavar="ROWS", help=f"{', '.join(GROUPS)} (all)")
     main.add_argument("--corpus", default="tiny", help="tiny Shakespeare as a text file; without it, through `datasets`")
@@ -39,10 +40,8 @@ def parser():
 
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["frontier"]:  # no rows of the table: runs of hours, and a file of its own
-        from benchmarks import frontier
-
-        return frontier.main(arguments[1:])
+    if arguments[:1] in (["frontier"], ["lower"]):  # no rows of the table: runs of hours, and a file of their own
+        return importlib.import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
     options = parser().parse_args(arguments)
     if unknown := set(options.groups) - set(GROUPS):
         parser().error(f"no rows called {', '.join(sorted(unknown))}: choose from {', '.join(GROUPS)}")

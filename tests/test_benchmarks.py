@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 
-from benchmarks import decode, frontier, growth, measure, pipeline, ppo, pretrain, reading, table
+from benchmarks import decode, frontier, growth, lower, measure, pipeline, ppo, pretrain, reading, table
 from benchmarks.__main__ import GROUPS, main
 from benchmarks.measure import BenchmarkError, Row
 from rlhf_lib import checkpoints, corpus, labels, runs
@@ -22,6 +23,7 @@ from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.models.heads import RewardModel
 from rlhf_lib.pipelines.shakespeare import PRESETS
 from rlhf_lib.tokenization import CharTokenizer
+from rlhf_lib.trainers import pretrain as pretrain_loop
 from rlhf_lib.trainers.ppo import train
 from rlhf_lib.trainers.pretrain import evaluate
 
@@ -530,3 +532,84 @@ def test_the_readings_are_of_the_sheets_writers():
         "plays": reading.REAL,
     }
     assert len(read) - len(first) == 117 and all(label.sense in range(1, 6) for label in read)
+
+
+# ----------------------------------------------------------------------------------------- lower: fewer bits per character
+
+
+SMALL = GPTConfig(vocab_size=11, context=8, layers=3, heads=2, width=8)
+
+
+def shaken(**added):
+    torch.manual_seed(0)
+    model = lower.Lower(SMALL, **added)
+    generator = torch.Generator().manual_seed(1)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3, generator=generator)
+    return model
+
+
+def test_without_additions_it_is_the_presets_model():
+    model = shaken()
+    plain = GPT(SMALL)
+    plain.load_state_dict(model.state_dict())
+    tokens = torch.randint(11, (2, 8), generator=torch.Generator().manual_seed(2))
+    assert torch.equal(model(tokens), plain(tokens))
+
+
+def test_a_fresh_table_and_no_share_of_the_embedding_change_nothing_yet():
+    torch.manual_seed(0)
+    model = lower.Lower(SMALL, mixed=True, table=True)
+    torch.nn.init.normal_(model.head.weight)
+    tokens = torch.randint(11, (2, 8), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        model.mix_embedding[:, 1] = 0
+        plain = GPT(SMALL)
+        plain.load_state_dict({name: one for name, one in model.state_dict().items() if name in plain.state_dict()})
+        assert torch.equal(model(tokens), plain(tokens))
+        model.table_embedding.weight += torch.randn(
+            model.table_embedding.weight.shape, generator=torch.Generator().manual_seed(3)
+        )
+        assert not torch.allclose(model(tokens), plain(tokens))
+
+
+@pytest.mark.parametrize("row", ["mixed", "values", "table"])
+def test_no_addition_sees_what_is_still_to_come(row):
+    model = shaken(**lower.ROWS[row])
+    tokens = torch.randint(11, (1, 8), generator=torch.Generator().manual_seed(2))
+    other = tokens.clone()
+    other[0, 5:] = (other[0, 5:] + 1) % 11
+    one, two = model(tokens), model(other)
+    torch.testing.assert_close(one[:, :5], two[:, :5], rtol=0, atol=1e-6)
+    assert ((one - two)[:, 5:].abs() > 1e-4).any(-1).all()
+
+
+def test_every_weight_of_an_addition_is_trained_as_an_embedding():
+    model = shaken(**lower.ROWS["table"])
+    _, adam = pretrain_loop.make_optimizers(model, pretrain_loop.PretrainConfig())
+    trained = {id(weight) for weight in adam.param_groups[0]["params"]}
+    assert {id(model.mix_embedding), id(model.table_embedding.weight), id(model.value_embeddings["1"].weight)} <= trained
+    assert list(model.value_embeddings) == ["1"]
+
+
+def test_a_board_goes_on_where_it_was_stopped_and_has_a_line_a_row(tmp_path, monkeypatch, capsys):
+    text = Dataset.from_dict({"text": ["O joy, my lord.\n\n" * 60, "Ay me, alas!\n\n" * 60], "work": ["a", "b"]})
+    shape = replace(SMALL, vocab_size=64)
+    brief = replace(PRESETS["smoke"].ppo, max_new_tokens=4)
+    small = replace(PRESETS["smoke"], tokenizer="char", model=shape, ppo=brief)
+    monkeypatch.setattr(lower, "PRESETS", {"laptop": small})
+    monkeypatch.setattr(lower.Material, "text", text)
+    asked = ["--rows", "start", "halves", "--seeds", "0", "1", "--steps", "3"]
+    asked += ["--folder", str(tmp_path / "runs"), "--out", str(tmp_path / "board.json")]
+    main(["lower", *asked])
+    board = json.loads((tmp_path / "board.json").read_text())
+    lines = list(board.values())
+    assert list(board) == ["start", "halves"] and [line["batch"] for line in lines] == [8, 16]
+    assert all(len(line["bits_per_char"]) == 2 and line["bits_per_char"][0] != line["bits_per_char"][1] for line in lines)
+    assert lines[0]["mean"] == pytest.approx(sum(lines[0]["bits_per_char"]) / 2) and lines[1]["weights"] > lines[0]["weights"]
+    (tmp_path / "runs" / "start-0.json").unlink()
+    before = (tmp_path / "runs" / "halves-1.json").stat().st_mtime_ns
+    main(["lower", *asked])
+    again = json.loads((tmp_path / "board.json").read_text())
+    assert all(again[row]["bits_per_char"] == line["bits_per_char"] for row, line in board.items())
+    assert (tmp_path / "runs" / "halves-1.json").stat().st_mtime_ns == before

@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import lower as board
 from rlhf_lib import blind, checkpoints, comparisons, corpus, labels
 from rlhf_lib.files import read_json
 from rlhf_lib.pairwise import summary as of_pairs
@@ -48,7 +49,7 @@ ALSO = {
     "03/overfitting-reading": "03/ladder-figure",
     "03/invest-b-found": "03/investigation-a",
     "03/published": "settings 03/data",
-    "03/invest-c-found": "03/ladder-figure",
+    "03/invest-c-found": "03/ladder-figure lower settings",
     "03/questions": "settings 02/sizes",
     "04/same-text-read": "settings",
     "04/questions": "settings",
@@ -106,7 +107,7 @@ ALSO = {
     "11/verdicts-read": "10/agreement",
     "README/The-assistant": "assistant 11/blind 11/kinds 11/question 11/ranks",
     "NEGATIVE_RESULTS/The-language-model": "03/investigation-a 03/investigation-b 03/overfitting-run 02/investigation-2C "
-    "03/ladder-figure 03/investigation-c 10/read-before 10/investigation-10-C 06/test summary runs card large",
+    "03/ladder-figure 03/investigation-c 10/read-before 10/investigation-10-C 06/test summary runs card large lower",
     "NEGATIVE_RESULTS/Labels-and-the-reward-model": "06/investigation-6A 06/test 06/frozen 06/curve 06/investigation-6B "
     "05/investigation-5B-answer 05/active-figure 10/leak 10/compare 10/investigation-10-A 10/absolute 09/sense-judge",
     "NEGATIVE_RESULTS/PPO-and-its-relatives": "08/investigation-8-A 08/investigation-8-B 08/investigation-8-C 08/read-samples "
@@ -133,7 +134,7 @@ DERIVED = {
     "03/invest-a-found": "0.02=5.73-5.71 0.06=5.42-5.36 0.21=5.96-5.75 0.1=5.50-5.42 0.5=5.96-5.42",
     "03/invest-b-found": "480=1920/4 30=1920/64 6e-3=3e-3*sqrt(64/16) 0.04=5.54-5.50 480=1920/4 30=1920/64 30=1920/64",
     "03/published": "2.9=700*32*128/1000/1000 1.7=700*32*128/1,651,060",
-    "03/invest-c-found": "0.4=2.563-2.165 0.01=2.576-2.563 0.07=2.238-2.165",
+    "03/invest-c-found": "0.4=2.563-2.165 0.01=2.576-2.563 0.07=2.238-2.165 0.068=1.85553-1.78788 6=(211.08-198.46)/198.46*100",
     "03/questions": "3.7=(4,196,608-524,288)/1000/1000 2.9=700*32*128/1000/1000",
     "04/questions": "1,048,576=2*4*128*256*4",
     "05/crowd-reading": "90%=1-0.1",
@@ -493,6 +494,15 @@ def larger():
     yield from (json.dumps(one) for one in [*tried["bases"], *tried["policies"]])
 
 
+def lower():
+    """The board of fewer bits per character."""
+    for row in read_json(RESULTS / "lower.json").values():
+        bits, seconds = row["bits_per_char"], sum(row["processor_seconds"]) / len(row["processor_seconds"])
+        yield f"{row['mean']:.5f} {seconds:.2f} {max(bits) - min(bits):.5f} {row['weights'] / 1e6:.4f} million"
+        yield f"{row['steps']} steps of {row['batch']}"
+    yield f"{board.SIZE} rows"
+
+
 def speed():
     for path in (RESULTS / "intel" / "results.json", RESULTS / "results.json"):
         measured = read_json(path)["cpu"]
@@ -553,6 +563,7 @@ def stored():
         "speed": speed(),
         "card": on_card(),
         "large": larger(),
+        "lower": lower(),
         "read-large": read_blind(labels.LARGE),
         "assistant": assistant(),
     }

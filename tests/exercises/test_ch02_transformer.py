@@ -310,22 +310,3 @@ def test_layer_norm_by_hand(by_hand):
     *x, low, high = by_hand
     came = EXERCISES["layer_norm"].formula(torch.tensor([x]), torch.ones(2), torch.zeros(2), 1e-5)
     torch.testing.assert_close(came, torch.tensor([[low, high]]), atol=1e-4, rtol=0)
-
-
-def test_a_gradient_of_a_part_of_the_output_alone_is_refused():
-    def skip_cut_off(x, norm1, attend, norm2, feed):
-        x = x.detach() + attend(norm1(x))
-        return x + feed(norm2(x))
-
-    def without_the_spread(x, gain, bias, eps):
-        centred = x - x.mean(-1, keepdim=True)
-        return centred / (x.var(-1, correction=0, keepdim=True) + eps).sqrt().detach() * gain + bias
-
-    def half_of_it(x, positions):
-        half = x.shape[-1] // 2
-        angles = positions[:, None] * 10000.0 ** (-torch.arange(half) / half)
-        a, b = x[..., :half], x[..., half:].detach()
-        return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], -1)
-
-    for name, function in (("block", skip_cut_off), ("layer_norm", without_the_spread), ("rotary", half_of_it)):
-        assert "a part is cut off" in said(name, function), name
