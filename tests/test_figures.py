@@ -49,7 +49,7 @@ ALSO = {
     "03/overfitting-reading": "03/ladder-figure",
     "03/invest-b-found": "03/investigation-a",
     "03/published": "settings 03/data",
-    "03/invest-c-found": "03/ladder-figure lower settings",
+    "03/invest-c-found": "03/ladder-figure 03/published-score lower settings",
     "03/questions": "settings 02/sizes",
     "04/same-text-read": "settings",
     "04/questions": "settings",
