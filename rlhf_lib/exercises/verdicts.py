@@ -14,6 +14,10 @@ from rlhf_lib.exercises.surroundings import LIMIT, settled
 LINES = 20  # of a message
 
 
+def probes(count):
+    return "1 probe" if count == 1 else f"{count} probes"
+
+
 class Verdict(NamedTuple):
     """What `judge` found. `message` is one sentence or a few lines for the learner; the rest is of the smallest failing input."""
 
@@ -65,7 +69,7 @@ def judge(name, inputs, outputs):
         fault = exercise.fault(one, plain(output, trusted=True))
         if fault:
             return failed(exercise, one["probe"], fault)
-    return Verdict(True, f"{exercise.number} {name}: does what it must in {len(inputs)} probes")
+    return Verdict(True, f"{exercise.number} {name}: does what it must in {probes(len(inputs))}")
 
 
 def failed(build, probe, sentence):
@@ -130,6 +134,6 @@ def verdict(name, function, seed=0):
         rest = (
             "" if tried == len(exercise.probes) else f" ({len(exercise.probes) - tried} long ones left out at the smoke preset)"
         )
-        return Verdict(True, f"{exercise.number} {name}: does what it must in {tried} probes{rest}")
+        return Verdict(True, f"{exercise.number} {name}: does what it must in {probes(tried)}{rest}")
     inputs = draw(name, seed)
     return judge(name, inputs, answer(name, function, inputs))
