@@ -1,12 +1,12 @@
-"""Fewer bits per character in the laptop preset's pretraining minutes: a board of what was tried, three seeds each.
+"""Fewer bits per character in about the laptop preset's pretraining minutes: a board of what was tried, three seeds each.
 
     python -m benchmarks lower                             every row with seeds 0 to 2; goes on where it was stopped
     python -m benchmarks lower --rows start halves --seeds 0 --steps 40
 
 Each row adds to the one before it. The first is the preset as it is.
 
-    runs/lower/ROW-SEED.json        one run: bits per character, steps, and seconds of the processor, with one thread
-    benchmarks/results/lower.json   all of them; chapter 03 shows it
+    runs/lower/ROW-SEED-STEPS.json   one run: bits per character, steps, and seconds of the processor, with one thread
+    runs/lower/board.json            all runs that were asked for; chapter 03 shows that of benchmarks/results/lower.json
 
 B: batch    T: positions    C: width    V: vocabulary
 """
@@ -90,10 +90,17 @@ class Lower(gpt.GPT):
 
 
 def train(row, material, seed, steps=None, every=20):
-    """One run of the loop of `pretrain.train`: a dict of `bits_per_char`, `seconds`, `steps`, `batch` and `weights`."""
+    """One run of the loop of `pretrain.train`, whose last weights are taken.
+
+    Args:
+        steps: of the preset's batch; a row with another batch takes as many tokens. None for the preset's.
+
+    Returns:
+        A dict: `bits_per_char`, `processor_seconds`, `steps`, `batch`, `weights`.
+    """
     s, added = material.settings, dict(ROWS[row])
     batch = added.pop("batch", s.pretrain.batch)
-    config = pretrain.PretrainConfig(steps=steps or s.pretrain.steps * s.pretrain.batch // batch, batch=batch)
+    config = pretrain.PretrainConfig(steps=(steps or s.pretrain.steps) * s.pretrain.batch // batch, batch=batch)
     torch.manual_seed(seed_for(seed, "weights"))
     model = Lower(s.model, **added)
     optimizers, (tokens, validation) = pretrain.make_optimizers(model, config), material.tokens
@@ -123,20 +130,20 @@ def main(arguments=None):
     options = argparse.ArgumentParser(prog="python -m benchmarks lower", description="A board of lower bits per character.")
     options.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
-    options.add_argument("--steps", type=int, metavar="N", help="optimiser steps (the preset's, at its tokens)")
+    options.add_argument("--steps", type=int, metavar="N", help="optimiser steps of the preset's batch (the preset's)")
     options.add_argument("--folder", type=Path, default=Path("runs/lower"), metavar="DIR")
-    options.add_argument("--out", type=Path, default=Path("benchmarks/results/lower.json"), metavar="FILE")
     options = options.parse_args(arguments)
     torch.set_num_threads(1)
     material = Material(PRESETS["laptop"])
     options.folder.mkdir(parents=True, exist_ok=True)
+    found = []
     for seed in options.seeds:
         for row in options.rows:
-            path = options.folder / f"{row}-{seed}.json"
+            path = options.folder / f"{row}-{seed}-{options.steps or material.settings.pretrain.steps}.json"
             if not path.exists():
                 write_json(path, train(row, material, seed, options.steps))
-    found = [read_json(path) for path in sorted(options.folder.glob("*.json"))]
-    write_json(options.out, board(found))
+            found.append(read_json(path))
+    write_json(options.folder / "board.json", board(found))
     for row, line in board(found).items():
         print(f"{row}: {line['mean']:.3f} bits per character ({' '.join(f'{bits:.3f}' for bits in line['bits_per_char'])})")
 

@@ -52,7 +52,8 @@ def choose(models=None, preset=None):
         make = f"make one with `python -m rlhf_lib run --out {own}`, without adapters"
         raise ValueError(f"there is no finished run in {own}: {make}")
     write_json(HOME / CHOICES, wanted)
-    print(f"The chapters start from the {wanted['models']} models, and their experiments have the size {wanted['preset']}.")
+    kind = "tiny" if (wanted["models"], wanted["preset"]) == ("published", "smoke") else wanted["models"]
+    print(f"The chapters start from the {kind} models, and their experiments have the size {wanted['preset']}.")
 
 
 def preset():

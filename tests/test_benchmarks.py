@@ -599,17 +599,17 @@ def test_a_board_goes_on_where_it_was_stopped_and_has_a_line_a_row(tmp_path, mon
     small = replace(PRESETS["smoke"], tokenizer="char", model=shape, ppo=brief)
     monkeypatch.setattr(lower, "PRESETS", {"laptop": small})
     monkeypatch.setattr(lower.Material, "text", text)
-    asked = ["--rows", "start", "halves", "--seeds", "0", "1", "--steps", "3"]
-    asked += ["--folder", str(tmp_path / "runs"), "--out", str(tmp_path / "board.json")]
-    main(["lower", *asked])
-    board = json.loads((tmp_path / "board.json").read_text())
+    asked = ["--rows", "start", "halves", "--seeds", "0", "1", "--folder", str(tmp_path / "runs"), "--steps"]
+    main(["lower", *asked, "2"])  # shorter runs are others
+    main(["lower", *asked, "4"])
+    board = json.loads((tmp_path / "runs" / "board.json").read_text())
     lines = list(board.values())
-    assert list(board) == ["start", "halves"] and [line["batch"] for line in lines] == [8, 16]
+    assert list(board) == ["start", "halves"] and [(line["batch"], line["steps"]) for line in lines] == [(8, 4), (16, 2)]
     assert all(len(line["bits_per_char"]) == 2 and line["bits_per_char"][0] != line["bits_per_char"][1] for line in lines)
     assert lines[0]["mean"] == pytest.approx(sum(lines[0]["bits_per_char"]) / 2) and lines[1]["weights"] > lines[0]["weights"]
-    (tmp_path / "runs" / "start-0.json").unlink()
-    before = (tmp_path / "runs" / "halves-1.json").stat().st_mtime_ns
-    main(["lower", *asked])
-    again = json.loads((tmp_path / "board.json").read_text())
+    (tmp_path / "runs" / "start-0-4.json").unlink()
+    before = (tmp_path / "runs" / "halves-1-4.json").stat().st_mtime_ns
+    main(["lower", *asked, "4"])
+    again = json.loads((tmp_path / "runs" / "board.json").read_text())
     assert all(again[row]["bits_per_char"] == line["bits_per_char"] for row, line in board.items())
-    assert (tmp_path / "runs" / "halves-1.json").stat().st_mtime_ns == before
+    assert (tmp_path / "runs" / "halves-1-4.json").stat().st_mtime_ns == before

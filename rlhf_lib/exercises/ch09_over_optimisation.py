@@ -625,7 +625,6 @@ def draw_rating_table(generator):
                 ratings.append(rating(sample, source, rater, *scores.tolist()))
         order = torch.randperm(len(ratings), generator=generator).tolist()
         yield {"ratings": [ratings[place] for place in order], "score": score}
-    yield {"ratings": [rating("0", "base", "me", 2), rating("0", "base", "me", 5), two[1]], "score": "positivity"}  # rated twice
 
 
 def table_by_ranks(ratings, score):

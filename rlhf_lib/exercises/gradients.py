@@ -1,10 +1,14 @@
-"""Whether a gradient comes back from what a learner's function makes, and whether it is that of all of it."""
+"""Whether a gradient comes back from what a learner's function makes, and whether it is that of the whole way from its input."""
 
 import torch
 
 
 def with_gradients(function, *arguments):
-    """What a function makes of tensors that want a gradient; it must pass on that of its output, and not of a part of it."""
+    """What a function makes of tensors that want a gradient; it must pass one on.
+
+    Where the first argument and what comes back are tensors of floats, the gradient between the two must be that of all ways
+    from the one to the other.
+    """
 
     def wanting(value):
         if isinstance(value, dict):
@@ -16,24 +20,24 @@ def with_gradients(function, *arguments):
         if torch.is_tensor(one) and one.is_floating_point() and not one.requires_grad:
             one.sum().backward()  # raises, and says that there is no gradient
     x = arguments[0]
-    if torch.is_tensor(output) and torch.is_tensor(x) and output.is_floating_point() and x.is_floating_point():
-        check_gradient(function, x, arguments[1:])
+    if all(torch.is_tensor(one) and one.is_floating_point() and one.numel() for one in (x, output)):
+        check_gradient(function, x, arguments[1:], output)
     return output
 
 
-def check_gradient(function, x, others, step=1e-3):
-    """Raise where the gradient with respect to `x` is not how the output changes along a drawn direction."""
+def check_gradient(function, x, others, output, step=1e-3):
+    """Raise where the gradient of `output` with respect to `x` is not how it changes along a drawn direction."""
     generator = torch.Generator().manual_seed(0)
-    x, one, way = x.detach(), x.detach().clone().requires_grad_(), torch.randn(x.shape, generator=generator)
-    output = function(one * 1, *others)
-    weights = torch.randn(output.shape, generator=generator)
-    (gradient,) = torch.autograd.grad((output * weights).sum(), one, allow_unused=True)
+    way, weights = (torch.randn(one.shape, generator=generator) for one in (x, output))
+    (gradient,) = torch.autograd.grad((output * weights).sum(), x, retain_graph=True, allow_unused=True)
     found = torch.zeros(()) if gradient is None else (gradient * way).sum()
+    here = output.detach().double()
+    steps = step, step / 2, -step  # how steep it is ahead, on half of the way, and back
     with torch.no_grad():
-        ends = [[function(x + sign * h * way, *others).double() for sign in (1, -1)] for h in (step, step / 2)]
-    expected, again = (((up - down) * weights).sum() / (2 * h) for (up, down), h in zip(ends, (step, step / 2)))
-    room = 0.02 * expected.abs() + 0.02 + output.detach().abs().max() * weights.abs().sum() * 1e-6 / step  # for rounding
-    straight = (expected - again).abs() < room  # else the step is too long here to say anything
+        ahead, half, back = (((function(x + h * way, *others).double() - here) * weights).sum() / h for h in steps)
+    expected = (ahead + back) / 2
+    room = 0.02 * expected.abs() + 0.02 + here.abs().max() * weights.abs().sum() * 1e-6 / step  # for rounding
+    straight = max((ahead - back).abs(), (ahead - half).abs()) < room  # else there is an edge or a bend within the step
     if straight and (found - expected).abs() > 2 * room:
         raise RuntimeError("the gradient that comes back is not that of the output: a part is cut off, as by detach or .data")
 

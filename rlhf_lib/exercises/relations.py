@@ -280,6 +280,6 @@ def by_inputs(exercise, inputs, outputs, expected, wrong):
     """What just those inputs have in common on which the answer is wrong."""
     right = len(inputs) - len(wrong)
     found = properties.separating(inputs, wrong) if right > 1 and len(inputs) > 4 else []
-    if math.comb(len(inputs), right) < FEW:  # so few ways to be wrong that some property fits by chance
+    if len(wrong) == 1 or math.comb(len(inputs), right) < FEW:  # so few ways to be wrong that some property fits by chance
         found = [words for words in found if words.endswith(" is 0") or "large values" in words]
     return f"right on {right} of {len(inputs)} inputs, and wrong on just those where {found[0]}" if len(found) == 1 else ""

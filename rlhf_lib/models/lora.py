@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rlhf_lib.models.layers import causal_mask, last_real, mean_so_far
+from rlhf_lib.models.layers import last_real, mean_so_far
 
 
 class LoRALinear(nn.Module):
@@ -104,16 +104,19 @@ class Beginning:
 def through(blocks, x, table, mask, cache=None, shared=0):
     """The states (B, S, C) behind some blocks, from those before them; arguments as for `Branch.top`.
 
-    The `shared` positions go through the blocks once, as one more row: as many products, and fewer rows in each.
+    What is `shared` goes through the blocks once, as one more row (half of the positions at most): as many products, and fewer
+    rows in each.
     """
     B, S, _ = x.shape
-    P, T = shared, S - shared
-    if not 0 < P <= T:  # a longer beginning would need longer rows for all
+    P = min(shared, S // 2)  # as much of it as fits into one row beside the others
+    T = S - P
+    if P == 0:
         for block in blocks:
             x = block(x, table, mask, cache)
         return x
     rows = torch.cat([F.pad(x[:1, :P], (0, 0, 0, T - P)), x[:, P:]])  # (B + 1, T, C)
-    rest = causal_mask(T, S, None, x.device) if mask is None else mask[:, :, P:]  # (B or 1, 1, T, S)
+    after = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(P)
+    rest = after[None, None] if mask is None else mask[:, :, P:]  # (B or 1, 1, T, S)
     own = F.pad(torch.ones(T, T, dtype=torch.bool, device=x.device).tril(), (P, 0))  # the first row looks at itself alone
     mask = torch.cat([own[None, None], rest.expand(B, -1, -1, -1)])
     if table:
@@ -184,7 +187,7 @@ class Branch(nn.Module):
         """What the lower blocks say, the same for all branches with as many `layers`: states (B, T, C), rotary table, mask.
 
         Args:
-            shared: how many positions all rows begin with, real ones: they are computed once. Not with a cache.
+            shared: how many positions all rows begin with, real ones: so they need not be computed for each. Not with a cache.
         """
         x, table, attention_mask = self.base.begin(tokens, mask, cache)
         return through(self.base.blocks[: self.lower], x, table, attention_mask, cache, shared), table, attention_mask

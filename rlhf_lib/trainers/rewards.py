@@ -115,6 +115,7 @@ def fit_reward(reward_model, originals, sentiment="positive", coef=1.0):
 def answer_scores(reward_model, rollout, batch=32):
     """A scalar branch's number at the last token of each completion, (B,), from the trunk's states in `rollout.trunk`."""
     real, scores = whole(rollout, rollout.trunk[3])[1], []  # (B, S)
+    assert real.shape == rollout.trunk[0].shape[:2], "a part of a rollout needs a trunk of its own"
     with evaluating(reward_model), autocast(rollout.tokens.device, reward_model.config.width, exact=True):
         for rows in torch.arange(len(rollout)).split(batch):
             hidden = reward_model.top(*trunk_rows(rollout.trunk, rows))  # (b, S, C)

@@ -98,7 +98,7 @@ def sample(model, tokenizer, prompts, max_new_tokens, generator, temperature=1.0
 def trunk_of(branch, rollout, batch=16):
     """The trunk's states of prompts and completions, and S - T, where completions begin.
 
-    What all prompts begin with stands before their padding, and is computed once.
+    What all prompts begin with stands before their padding, so that it need not be computed for each.
     """
     shared = beginning(rollout.prompts)
     tokens, mask = whole(rollout, shared)

@@ -43,6 +43,19 @@ def test_a_whole_gradient_passes_and_half_of_it_does_not(seed, function):
         with_gradients(lambda x: function(x) + 30 * x.detach(), x)
 
 
+@pytest.mark.parametrize("seed", [802, 850, 1084])
+def test_a_right_block_passes_where_a_relu_has_its_edge_within_the_step(seed):
+    def block(x, norm1, attend, norm2, feed):
+        x = x + attend(norm1(x))
+        return x + feed(norm2(x))
+
+    assert verdict("block", block, seed).passed
+
+
+def test_what_is_empty_is_compared_and_not_differentiated():
+    assert with_gradients(lambda x: x[:, :0], torch.ones(1, 3)).shape == (1, 0)
+
+
 def test_of_an_edge_that_is_too_sharp_for_the_step_nothing_is_said():
     sharp = lambda x: (x / 1e-4).sigmoid()  # noqa: E731
     assert with_gradients(lambda x: sharp(x.detach()) + x, torch.zeros(5)).shape == (5,)

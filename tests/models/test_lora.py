@@ -336,14 +336,14 @@ def test_four_branches_share_the_base_and_their_trunks_say_the_same(family):
 
 @every_family
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("shared", [1, 4])
+@pytest.mark.parametrize("shared", [1, 4, 6])
 def test_what_all_rows_begin_with_is_computed_once_and_has_the_gradient_of_all(family, padded, shared):
     """The oracle computes every row whole. Padding stands behind what is shared."""
     tokens = torch.randint(1, 9, (5, 10), generator=torch.Generator().manual_seed(0))
-    tokens[:, :4] = tokens[0, :4]
+    tokens[:, :6] = tokens[0, :6]
     mask = torch.ones_like(tokens, dtype=torch.bool)
     if padded:
-        mask[1, 4:6] = mask[3, 4] = mask[0, 8:] = False
+        mask[1, 6:8] = mask[3, 6] = mask[0, 8:] = False
     branch = shaken(Branch(base_of(family).double(), 2, rank=2)).double()
     found = []
     for count in (0, shared):
@@ -351,11 +351,19 @@ def test_what_all_rows_begin_with_is_computed_once_and_has_the_gradient_of_all(f
         hook = branch.blocks[0].register_forward_hook(lambda block, inputs, out, read=read: read.append(inputs[0].shape[:2]))
         hidden = branch.top(*branch.trunk(tokens, mask if padded else None, shared=count), shared=count)
         hook.remove()
-        assert [tuple(size) for size in read] == ([(6, 10 - count)] if count else [(5, 10)])
+        assert [tuple(size) for size in read] == ([(6, 10 - min(count, 5))] if count else [(5, 10)])
         found.append([hidden[mask], *torch.autograd.grad(hidden[mask].sin().sum(), branch.parameters())])
     for one, other in zip(*found):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
     assert all(part.abs().max() > 1e-3 for part in found[1])
+
+
+@every_family
+def test_two_positions_are_enough_to_share_one_and_one_is_not(family):
+    branch = shaken(Branch(base_of(family), 2, rank=2)).eval()
+    for tokens in (torch.tensor([[1, 2], [1, 3]]), torch.tensor([[4], [4]])):
+        hidden = branch.top(*branch.trunk(tokens, shared=1), shared=1)
+        torch.testing.assert_close(hidden, branch.hidden(tokens), rtol=1e-4, atol=1e-4)
 
 
 @every_family
