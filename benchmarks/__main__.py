@@ -23,7 +23,7 @@ def parser():
         prog="python -m benchmarks", description="Measure ours and the peers side by side.",
         epilog="rows: " + "; ".join(f"{name}: {text}" for name, (_, _, text) in GROUPS.items())
         + "; and by themselves, frontier: gold against KL for every method of chapter 12 (frontier --help), and lower: fewer "
-        "bits per character in the same minutes (lower --help)",
+        "bits per character in about the same minutes (lower --help)",
     )  # fmt: skip
     main.add_argument("groups", nargs="*", metavar="ROWS", help=f"{', '.join(GROUPS)} (all)")
     main.add_argument("--corpus", default="tiny", help="tiny Shakespeare as a text file; without it, through `datasets`")

@@ -143,8 +143,9 @@ def main(arguments=None):
             if not path.exists():
                 write_json(path, train(row, material, seed, options.steps))
             found.append(read_json(path))
-    write_json(options.folder / "board.json", board(found))
-    for row, line in board(found).items():
+    lines = board(found)
+    write_json(options.folder / "board.json", lines)
+    for row, line in lines.items():
         print(f"{row}: {line['mean']:.3f} bits per character ({' '.join(f'{bits:.3f}' for bits in line['bits_per_char'])})")
 
 

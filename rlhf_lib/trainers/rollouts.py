@@ -109,7 +109,7 @@ def trunk_of(branch, rollout, batch=16):
             return (x, table, attention_mask, shared), start
         x = torch.zeros_like(x)
         for rows in by_length(rollout).split(batch):
-            place = rows[:, None], columns(rollout, start, rows, shared)
+            place = rows[:, None], columns(rollout, start, rows, shared)[0]
             x[place] = branch.trunk(tokens[place], mask[place], shared=shared)[0]
     return (x, table, attention_mask, shared), start
 
@@ -129,17 +129,20 @@ def by_length(rollout):
 
 
 def columns(rollout, start, rows, shared):
-    """The columns of prompts and completions, of S, that some `rows` need: the others are padding in all of them."""
-    longest = max(len(rollout.prompts[row]) for row in rows.tolist()) - shared
-    needed = torch.arange(start - longest, start + int(rollout.mask[rows].sum(1).max()))
-    return torch.cat([torch.arange(shared), needed]).to(rollout.tokens.device)
+    """The columns of prompts and completions, of S, that some `rows` need, and how many of them are prompts'.
+
+    The others are padding in all of these rows.
+    """
+    longest = max(len(rollout.prompts[row]) for row in rows.tolist())
+    needed = torch.arange(start - longest + shared, start + int(rollout.mask[rows].sum(1).max()))
+    return torch.cat([torch.arange(shared), needed]).to(rollout.tokens.device), longest
 
 
 def cut(rollout, start, rows):
     """Some `rows` of a rollout, without what is padding in all of them: their trunk, where completions begin, tokens, mask."""
-    some = columns(rollout, start, rows, rollout.trunk[3])
-    T = int(some[-1]) + 1 - start
-    return trunk_rows(rollout.trunk, rows, some), len(some) - T, rollout.tokens[rows, :T], rollout.mask[rows, :T]
+    some, begin = columns(rollout, start, rows, rollout.trunk[3])
+    T = len(some) - begin
+    return trunk_rows(rollout.trunk, rows, some), begin, rollout.tokens[rows, :T], rollout.mask[rows, :T]
 
 
 def logprobs_of(model, rollout, temperature=1.0):

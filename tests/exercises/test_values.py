@@ -86,7 +86,7 @@ def test_a_straight_line_is_found_with_both_numbers(seed, slope, start):
 def test_another_factor_or_summand_for_each_input_is_found(seed):
     wanted = expected_values(seed)
     names, sentence = claimed([((place + 2) * y, y) for place, y in enumerate(wanted)])
-    assert names[0] == "a_factor_each" and "(2.0, 3.0): is it divided by the right number" in sentence
+    assert names[0] == "a_factor_each" and "(2.0, 3.0): is it divided by the right number, and not" in sentence
     names, sentence = claimed([(y + place + 2, y) for place, y in enumerate(wanted)])
     assert names[0] == "a_summand_each" and "(2.0, 3.0)" in sentence
 

@@ -2,16 +2,19 @@
 
 import functools
 import io
+import itertools
 import json
+import math
 import re
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from rlhf_lib import exercises
-from rlhf_lib.exercises import EXERCISES, NotYet, answer, check, draw, equal, frame, is_record, judge, verdicts
+from rlhf_lib.exercises import EXERCISES, NotYet, answer, check, draw, equal, find, frame, is_record, judge, verdicts
 from rlhf_lib.exercises.plain import plain
 
 exercises.load()
@@ -240,3 +243,56 @@ def test_a_picture_is_drawn_for_a_wrong_output_and_odd_outputs_do_no_harm(here, 
     with pytest.raises(NotYet):
         check("gae", lambda **given: "nothing like it")
     assert len(drawn) == 1
+
+
+# ----------------------------------------------------------------------------------------- edges that a draw has to have
+
+
+def up_to_a_hundred(rewards, gamma):
+    return torch.stack([sum(gamma**k * r for k, r in enumerate(rewards[t : t + 100])) for t in range(len(rewards))])
+
+
+def first_row_for_all(rewards, values, gamma, lam, mask):
+    steps = int(mask[0].sum())
+    some = [part[:, :steps] for part in (rewards, values)]
+    return tuple(F.pad(part, (0, mask.shape[1] - steps)) for part in find("gae").right(*some, gamma, lam, mask[:, :steps]))
+
+
+def by_highest_so_far(words, counts):
+    total, best, most = {}, None, 0
+    for word, count in zip(words, counts):
+        for pair in itertools.pairwise(word):
+            total[pair] = total.get(pair, 0) + count
+            if total[pair] > most:
+                best, most = pair, total[pair]
+    return best
+
+
+EDGES = {  # what only one input shows: {exercise: a wrong answer}
+    "share_positive": lambda scores, limit: (scores > limit + 1e-3).double().mean().item(),
+    "most_frequent_pair": by_highest_so_far,
+    "windows": lambda tokens, context: find("windows").right(tokens.to(torch.int16).long(), context),
+    "causal_mask": lambda T, S: torch.ones(64, 64, dtype=torch.bool).tril()[S - T : S, :S],
+    "with_temperature": lambda logits, temperature: (logits / max(temperature, 0.1)).log_softmax(-1),
+    "top_k_filter": lambda logits, k: logits.masked_fill(find("top_k_filter").right(logits.softmax(-1), k).isinf(), -math.inf),
+    "draw_token": lambda logprobs, uniforms: find("draw_token").right(logprobs, uniforms.clamp(min=1e-6)),
+    "until_end": lambda tokens, end_token: (x := (tokens == end_token).byte()).cumsum(1, dtype=torch.uint8) - x == 0,
+    "majority_vote": lambda votes: [
+        label if one.count(label) >= len(one) / 2 else "neutral" for one, label in zip(votes, find("majority_vote").right(votes))
+    ],
+    "discounted_returns": up_to_a_hundred,
+    "gae": first_row_for_all,
+    "with_baseline": lambda worth, mask, baseline: find("with_baseline").right(
+        worth, mask, baseline if baseline.any() else torch.where(mask, worth, 0).sum(0) / mask.sum(0).clamp(min=1)
+    ),
+    "sequence_ratio": lambda logprobs, old_logprobs, mask: (
+        torch.where(mask, logprobs - old_logprobs.detach(), 0).exp().prod(1) ** (1 / mask.sum(1))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_what_is_wrong_at_one_edge_alone_is_refused(name):
+    inputs, exercise = draw(name), find(name)
+    pairs = zip(answer(name, EDGES[name], inputs), (frame.right_answer(exercise, one) for one in inputs))
+    assert 1 <= sum(not equal(got, right, exercise.tolerance) for got, right in pairs) <= 2
