@@ -114,7 +114,8 @@ def overflowing(q, k, v, mask):
 
 
 attention = Exercise(
-    "2.2", "attention", draw=draw_attention, right=attention_by_operator, formula=looked_up, call=call_with_gradients,
+    "2.2", "attention", draw=draw_attention, right=attention_by_operator, formula=looked_up,
+    call=functools.partial(call_with_gradients, first=3),
     picture=pictured("weights: a row for each query, a column for each key", lambda pair: pair[1][0, 0]),
     mistakes={
         "this is attention without the 1/sqrt(D): divide the scores by the root of the head's size": {"scale": lambda q, k: 1.0},
@@ -474,7 +475,7 @@ def call_gpt_logits(function, tokens, layers, heads, width, vocab_size, context,
     weights = {name: 0.6 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     for name in ("embedding.weight", "position_embedding.weight"):
         weights[name] *= spread
-    logits = with_gradients(function, tokens, weights, layers, heads)
+    logits = with_gradients(function, tokens, weights, layers, heads, first=2)
     return logits / spread if torch.is_tensor(logits) else logits
 
 

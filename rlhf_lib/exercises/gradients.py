@@ -1,46 +1,76 @@
-"""Whether a gradient comes back from what a learner's function makes, and whether it is that of the whole way from its input."""
+"""Whether a gradient comes back from what a learner's function makes, and whether it is that of all ways from its arguments."""
 
 import torch
 
+CUT_OFF = "the gradient that comes back is not that of the output: a part is cut off, as by detach or .data"
 
-def with_gradients(function, *arguments):
-    """What a function makes of tensors that want a gradient; it must pass one on.
 
-    Where the first argument and what comes back are tensors of floats, the gradient between the two must be that of all ways
-    from the one to the other.
+def is_float(value):
+    return torch.is_tensor(value) and value.is_floating_point()
+
+
+def changed(value, change):
+    """An argument with `change` applied to it where it is a tensor of floats, or to those in it where it is a dict."""
+    if isinstance(value, dict):
+        return {name: changed(one, change) for name, one in value.items()}
+    return change(value) if is_float(value) else value
+
+
+def with_gradients(function, *arguments, first=1):
+    """What a function makes of tensors that want a gradient; it must pass one on, and the right one.
+
+    Args:
+        first: from how many of the arguments the gradient must be that of all ways to what comes back, counted from the first.
     """
+    wanting = []
 
-    def wanting(value):
-        if isinstance(value, dict):
-            return {name: wanting(one) for name, one in value.items()}
-        return value.requires_grad_() * 1 if torch.is_tensor(value) and value.is_floating_point() else value
+    def copied(tensor):
+        wanting.append(tensor.requires_grad_())
+        return tensor * 1
 
-    output = function(*map(wanting, arguments))
-    for one in output if isinstance(output, tuple) else [output]:
-        if torch.is_tensor(one) and one.is_floating_point() and not one.requires_grad:
+    some = [changed(one, copied) for one in arguments[:first]]
+    leaves = list(wanting)
+    output = function(*some, *(changed(one, copied) for one in arguments[first:]))
+    parts = floats_of(output)
+    for one in parts:
+        if not one.requires_grad:
             one.sum().backward()  # raises, and says that there is no gradient
-    x = arguments[0]
-    if all(torch.is_tensor(one) and one.is_floating_point() and one.numel() for one in (x, output)):
-        check_gradient(function, x, arguments[1:], output)
+    if leaves and parts and all(one.numel() for one in [*leaves, *parts]):
+        again = lambda *moved: function(*moved, *arguments[first:])  # noqa: E731
+        if all(differs(again, arguments[:first], leaves, parts, seed) for seed in (0, 1)):  # of one, rounding may be the cause
+            raise RuntimeError(CUT_OFF)
     return output
 
 
-def check_gradient(function, x, others, output, step=1e-3):
-    """Raise where the gradient of `output` with respect to `x` is not how it changes along a drawn direction."""
-    generator = torch.Generator().manual_seed(0)
-    way, weights = (torch.randn(one.shape, generator=generator) for one in (x, output))
-    (gradient,) = torch.autograd.grad((output * weights).sum(), x, retain_graph=True, allow_unused=True)
-    found = torch.zeros(()) if gradient is None else (gradient * way).sum()
-    here = output.detach().double()
-    steps = step, step / 2, -step  # how steep it is ahead, on half of the way, and back
+def floats_of(output):
+    return [one for one in (output if isinstance(output, tuple) else [output]) if is_float(one)]
+
+
+def differs(function, arguments, leaves, parts, seed, step=1e-3):
+    """Whether the gradient of `parts` with respect to `leaves` is not how they change along a direction drawn from `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    ways, weights = ([torch.randn(one.shape, generator=generator) for one in some] for some in (leaves, parts))
+    gradients = torch.autograd.grad(weighed(parts, weights), leaves, retain_graph=True, allow_unused=True)
+    found = sum((gradient * way).sum() for gradient, way in zip(gradients, ways) if gradient is not None)
+    here = [one.detach().double() for one in parts]
+
+    def slope(h):
+        along = iter(ways)
+        there = floats_of(function(*(changed(one, lambda tensor: tensor + h * next(along)) for one in arguments)))
+        return weighed([one.double() - before for one, before in zip(there, here)], weights) / h
+
     with torch.no_grad():
-        ahead, half, back = (((function(x + h * way, *others).double() - here) * weights).sum() / h for h in steps)
+        ahead, half, back = slope(step), slope(step / 2), slope(-step)
     expected = (ahead + back) / 2
-    room = 0.02 * expected.abs() + 0.02 + here.abs().max() * weights.abs().sum() * 1e-6 / step  # for rounding
+    most, weight = max(one.abs().max() for one in here), sum(one.abs().sum() for one in weights)
+    room = 0.02 * expected.abs() + 0.02 + most * weight * 1e-6 / step  # for rounding
     straight = max((ahead - back).abs(), (ahead - half).abs()) < room  # else there is an edge or a bend within the step
-    if straight and (found - expected).abs() > 2 * room:
-        raise RuntimeError("the gradient that comes back is not that of the output: a part is cut off, as by detach or .data")
+    return bool(straight and abs(found - expected) > 2 * room)
 
 
-def call_with_gradients(function, **arguments):
-    return with_gradients(function, *arguments.values())
+def weighed(parts, weights):
+    return sum((one * weight).sum() for one, weight in zip(parts, weights))
+
+
+def call_with_gradients(function, first=1, **arguments):
+    return with_gradients(function, *arguments.values(), first=first)

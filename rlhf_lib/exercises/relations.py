@@ -9,7 +9,7 @@ import math
 import torch
 
 from rlhf_lib.exercises import properties, values, whatif
-from rlhf_lib.exercises.compare import alike, as_tensor, difference, equal, is_number, shown
+from rlhf_lib.exercises.compare import alike, as_tensor, difference, equal, is_number, off_at, shown
 from rlhf_lib.exercises.plain import is_record
 from rlhf_lib.exercises.surroundings import limited, quiet, settled
 
@@ -236,15 +236,14 @@ def by_truth(name, pairs, tolerance):
 
 def off(got, right, tolerance):
     """Where two values of one shape differ: a bool tensor."""
-    got, right = as_tensor(got), as_tensor(right)
-    near = (got.double() - right.double()).abs() <= tolerance * (1 + right.double().abs())
-    return ~(near | (got == right) | ((got != got) & (right != right)))
+    return off_at(as_tensor(got).double(), as_tensor(right).double(), tolerance)
 
 
 TEXTS = [  # (sentence, whether two texts or lists have this relation)
     ("{y} differs in capital letters only", lambda a, b: a.lower() == b.lower()),
     ("{y} differs in white space only", lambda a, b: "".join(a.split()) == "".join(b.split())),
     ("{y} has the right values in another order", lambda a, b: sorted(map(repr, a)) == sorted(map(repr, b))),
+    ("{y} is empty wherever it is wrong", lambda a, b: not a and b),
     ("{y} stops too early: its end is missing", lambda a, b: len(a) < len(b) and a == b[: len(a)]),
     ("{y} begins too late: its beginning is missing", lambda a, b: len(a) < len(b) and a == b[len(b) - len(a) :]),
     ("{y} goes on too long: its end is too much", lambda a, b: len(a) > len(b) and a[: len(b)] == b),

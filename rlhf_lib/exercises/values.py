@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from rlhf_lib.exercises.compare import as_tensor, is_number, one
+from rlhf_lib.exercises.compare import as_tensor, is_number, off_at, one
 
 CLOSE = 1e-4  # how near a relation must be met, relatively
 
@@ -38,7 +38,7 @@ def enough(pairs, fitted):
 def nothing(pairs):
     if any(got.any() or not expected.any() for got, expected, _ in pairs) or not enough(pairs, 0):
         return ""
-    return "{y} is 0 everywhere"
+    return "{y} is 0 on all inputs"
 
 
 KNOWN = [
@@ -167,7 +167,7 @@ def cut_below(pairs):
 def cut(pairs, sign, word):
     """got = min(expected, bound) for sign 1, max for -1, with one bound everywhere."""
     got, expected = (sign * torch.cat([pair[i].flatten() for pair in pairs]) for i in (0, 1))
-    off = (got - expected).abs() > CLOSE * (1 + expected.abs())
+    off = off_at(got, expected, CLOSE)
     if len(set(expected[off].tolist())) < 3 or len(set(expected[~off].tolist())) < 3 or not got[off].isfinite().all():
         return ""
     bound = got[off][0]
@@ -179,7 +179,7 @@ def cut(pairs, sign, word):
 def one_for_another(pairs):
     """One number stands wherever one other is expected, and all else is right."""
     got, expected = (torch.cat([pair[i].flatten() for pair in pairs]) for i in (0, 1))
-    off = (got - expected).abs() > CLOSE * (1 + expected.abs())
+    off = off_at(got, expected, CLOSE)
     values, wanted = set(got[off].tolist()), set(expected[off].tolist())
     if len(values) != 1 or len(wanted) != 1 or int(off.sum()) < 3 or off.all() or (expected[~off] == expected[off][0]).any():
         return ""
@@ -206,6 +206,7 @@ def off_by_one_in_places(pairs):
         or (gap.abs() > 1).any()
         or len(set(gap.tolist())) != 2
         or len(gap) < 4
+        or len(set(expected[gap != 0].tolist())) < 2  # one number for another, perhaps by chance
     ):
         return ""
     way = "large" if gap.max() > 0 else "small"

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rlhf_lib.exercises import EXERCISES, verdict
-from rlhf_lib.exercises.compare import alike, as_tensor, difference, equal, one, same, shown
+from rlhf_lib.exercises.compare import alike, as_tensor, difference, equal, off_at, one, same, shown
 from rlhf_lib.exercises.plain import changed, late, odd, raised, unwritten
 
 NAN, INF = math.nan, math.inf
@@ -338,3 +338,10 @@ def test_a_number_too_long_for_python_to_write_out_gets_a_message_too():
         found = verdict(name, lambda rewards, gamma, value=value: value)
         assert not found.passed and "came out: " in found.message
     assert verdict(name, EXERCISES[name].right).passed
+
+
+def test_where_values_are_off_infinities_count_as_values():
+    inf, nan = math.inf, math.nan
+    got = torch.tensor([1.0, 1.0, 5.0, inf, -inf, -inf, nan, nan, 1.05], dtype=torch.float64)
+    expected = torch.tensor([1.0, 1.2, -inf, inf, inf, 5.0, nan, 1.0, 1.0], dtype=torch.float64)
+    assert off_at(got, expected, 0.05).tolist() == [False, True, True, False, True, True, False, True, False]

@@ -133,7 +133,7 @@ def test_a_change_is_found_through_a_call_that_takes_gradients(exercise):
     assert "minus what is expected" in found(RESULTS["minus what is expected"])
     assert "mask is not used" in found(lambda x, y, mask, clip, n: errors(x, y, torch.ones_like(mask), clip, n))
     said = found(lambda x, y, mask, clip, n: errors(x, y, mask, clip, n).detach() + 0 * x.sum())
-    assert said == "'loss' is right; 'gradient' is 0 everywhere"
+    assert said == "'loss' is right; 'gradient' is 0 on all inputs"
     assert "without a gradient" in verdict("made_up", lambda *given: errors(*given).detach()).message
 
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_lib.exercises import verdict
+from rlhf_lib.exercises import find, verdict
 from rlhf_lib.exercises.gradients import call_with_gradients, with_gradients
 
 
@@ -24,6 +24,25 @@ def test_a_gradient_of_a_part_of_the_output_alone_is_refused():
 
     for name, function in (("block", skip_cut_off), ("layer_norm", without_the_spread), ("rotary", half_of_it)):
         assert "a part is cut off" in verdict(name, function).message, name
+
+
+def test_a_gradient_that_one_argument_or_one_output_lacks_is_refused():
+    def keys_cut_off(q, k, v, mask):
+        weights = (q @ k.detach().mT / q.shape[-1] ** 0.5).masked_fill(~mask, -torch.inf).softmax(-1)
+        return weights @ v, weights
+
+    def weights_cut_off(q, k, v, mask):
+        weights = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~mask, -torch.inf).softmax(-1)
+        return weights.detach() @ v, weights
+
+    for function in (keys_cut_off, weights_cut_off):
+        assert "a part is cut off" in verdict("attention", function).message
+    plain = find("gpt_logits").right
+    for cut in ("blocks.0.attention.qkv.weight", "position_embedding.weight", "norm.bias"):
+        some = lambda tokens, weights, layers, heads: plain(  # noqa: E731
+            tokens, weights | {cut: weights[cut].detach()}, layers, heads
+        )
+        assert "a part is cut off" in verdict("gpt_logits", some).message, cut
 
 
 def test_what_has_no_gradient_at_all_raises():

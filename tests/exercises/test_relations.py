@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rlhf_lib import exercises
@@ -89,20 +89,21 @@ def candidates_of_weighed(seed):
     return exercise, list(whatif.candidates(exercise, inputs, range(len(inputs)))), inputs, list(tables(seed + 50_000))
 
 
-def makes_the_same(exercise, one, other, inputs):
+def makes_the_same(exercise, one, other, inputs, tolerance=1e-4):
     return all(
-        equal(*(whatif.answer_of(exercise, function, arguments) for function in (one, other)), 1e-4) for arguments in inputs
+        equal(*(whatif.answer_of(exercise, function, arguments) for function in (one, other)), tolerance) for arguments in inputs
     )
 
 
 @given(st.integers(0, 3), st.integers(0, 10_000))
+@example(0, 1701)  # rounded to 4 digits: to the check wrong, and nearly right
 @settings(max_examples=10, deadline=None)
 def test_what_is_claimed_of_a_candidate_is_true_on_fresh_inputs_too(seed, number):
     exercise, candidates, inputs, fresh = candidates_of_weighed(seed)
     one = candidates[number % len(candidates)]
     sentence = said(exercise, one.function, inputs)
     told = [other for other in candidates if other.sentence in sentence.split("; or: ")]
-    if makes_the_same(exercise, one.function, exercise.right, inputs):
+    if makes_the_same(exercise, one.function, exercise.right, inputs, exercise.tolerance):
         assert sentence == ""
     elif told:
         assert any(makes_the_same(exercise, one.function, other.function, fresh) for other in told)
@@ -331,6 +332,7 @@ def test_the_place_of_wrong_values_is_told():
     [
         (lambda words: [one.upper() for one in words], ""),
         (lambda words: words[::-1], "what comes back has the right values in another order"),
+        (lambda words: [], "what comes back is empty wherever it is wrong"),
         (lambda words: words[:-2], "what comes back stops too early: its end is missing"),
         (lambda words: words[2:], "what comes back begins too late: its beginning is missing"),
         (lambda words: [*words, "a"], "what comes back goes on too long: its end is too much"),
