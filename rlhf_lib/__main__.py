@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from rlhf_lib.files import RunError, read_json
+from rlhf_lib.files import RunError, parse_row, read_json, read_text, shown
 from rlhf_lib.instructors import add_commands
 
 STAGES = {
@@ -103,7 +103,7 @@ def boolean(text):
 def settings_of(options):
     """The settings that the options ask for: those of a run that was begun in the folder, or a preset with changes."""
     from rlhf_lib.pipelines.settings import changed, flat
-    from rlhf_lib.pipelines.stages import saved_settings
+    from rlhf_lib.pipelines.stages import check_preset, saved_settings
 
     presets = presets_of(getattr(options, "command", "run"))
     base = presets[getattr(options, "preset", "laptop")]
@@ -111,9 +111,7 @@ def settings_of(options):
     saved = Path(options.out) / "settings.json"
     if saved.exists():
         begun = saved_settings(options.out, type(base))
-        if begun["preset"] not in presets:
-            names = ", ".join(presets)
-            raise RunError(f"{saved}: preset is {begun['preset']!r}, none of {names}; mend the file or choose another --out")
+        check_preset(options.out, begun, presets)
         preset = getattr(options, "preset", begun["preset"])
         base = presets[preset]
         if preset == begun["preset"]:
@@ -148,11 +146,14 @@ def sample(options):
     model, tokenizer = checkpoints.load(stage_folder(options.checkpoint, "policy", "base"), pick_device())
     prompt = tokenizer.encode(options.prompt)
     room = model.config.context - len(prompt)
-    length = options.max_new_tokens if options.max_new_tokens is not None else max(1, min(48, room))
-    if length < 1:
-        raise ValueError(f"--max-new-tokens must be at least 1, got {length}")
-    uniforms = torch.rand(options.n, length, generator=torch.Generator().manual_seed(options.seed))
-    for some in uniforms.split(128):
+    if room < 1:
+        raise ValueError(f"--prompt has {len(prompt)} tokens, and the model reads {model.config.context}: give a shorter one")
+    length = options.max_new_tokens if options.max_new_tokens is not None else min(48, room)
+    if not 1 <= length <= room:
+        raise ValueError(f"--max-new-tokens must be from 1 to {room}, what the context leaves beside the prompt, got {length}")
+    drawn = torch.Generator().manual_seed(options.seed)
+    for start in range(0, options.n, 128):
+        some = torch.rand(min(128, options.n - start), length, generator=drawn)
         samples = sampling.generate(
             model, [prompt] * len(some), length, uniforms=some, end_token=tokenizer.end_token,
             temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
@@ -165,35 +166,30 @@ def sample(options):
 def score(options):
     from rlhf_lib import checkpoints
     from rlhf_lib.devices import pick_device
+    from rlhf_lib.tokenization import ChatTokenizer
     from rlhf_lib.trainers import reward
 
     model, tokenizer = checkpoints.load(stage_folder(options.checkpoint, "reward"), pick_device(), "reward")
-    try:
-        text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ValueError(f"no file at {options.file}: give a file of JSON lines with `text`") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{options.file}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    except OSError as error:
-        raise ValueError(f"{options.file} cannot be read ({error.strerror}): give a file of JSON lines with `text`") from None
+    if isinstance(tokenizer, ChatTokenizer):
+        raise ValueError(f"{options.checkpoint} holds a reward model of answers: give the folder of a run on the plays")
+    text = sys.stdin.read() if options.file == "-" else read_text(options.file, ValueError)
     rows, windows = [], []
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-            tokens = tokenizer.encode(row["text"])
-            json.dumps(row, ensure_ascii=False).encode()  # half a character would not be printed
-        except (TypeError, KeyError, ValueError, RecursionError) as error:
-            raise ValueError(f"{options.file}, line {number}: not a JSON object with `text` ({type(error).__name__})") from None
+        here = f"{options.file}, line {number}"
+        row = parse_row(line, here, ValueError)
+        if not isinstance(row.get("text"), str):
+            raise ValueError(f"{here}: the field `text` must be a text, got {shown(row.get('text'))}; mend the line")
+        tokens = tokenizer.encode(row["text"])
         if not tokens:
-            raise ValueError(f"{options.file}, line {number}: 0 tokens; the reward model reads 1 to {model.config.context}")
+            raise ValueError(f"{here}: 0 tokens; the reward model reads 1 to {model.config.context}")
         rows.append(row)
         windows.append(reward.windows(tokens, model.config.context))
         if len(windows[-1]) > 1:
             row["windows"] = len(windows[-1])
             print(
-                f"{options.file}, line {number}: {len(tokens)} tokens, and the reward model reads {model.config.context}: "
+                f"{here}: {len(tokens)} tokens, and the reward model reads {model.config.context}: "
                 f"scored in {len(windows[-1])} windows, whose log-odds are averaged",
                 file=sys.stderr,
             )
@@ -308,7 +304,8 @@ def main(arguments=None):
         }
         others.get(options.command, stage)(options)
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from the last saved step.", file=sys.stderr)
+        goes_on = options.command in (*STAGES, "assistant", "grade")
+        print("\nStopped." + " The same command goes on from the last saved step." * goes_on, file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0

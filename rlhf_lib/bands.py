@@ -125,7 +125,7 @@ TRAINED_ON = {"val_loss": "loss", "held_out_loss": "train_loss", "gold": "reward
 @functools.cache
 def stored():
     """All of data/bands.json: {name: what was run, its settings, the points and the curves of each run}."""
-    return read_json(FILE)
+    return read_json(FILE, "take the repository's own")
 
 
 def entry(name):

@@ -35,8 +35,8 @@ def write_atomic(path, content):
     """
     path = Path(path)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    new = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     try:
+        new = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(fresh, "wb") as file:
             file.write(content)
@@ -195,8 +195,9 @@ def append_json(path, record):
         write_atomic(path, before + (json.dumps(record, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path):
-    """The JSON object at `path`, a dict; a byte order mark is read over. Raises RunError, naming it, when it is damaged."""
+def read_json(path, advice="choose another --out, or delete the run's folder"):
+    """The JSON object at `path`, a dict; a byte order mark is read over. Raises RunError, naming it and with `advice` what to do,
+    when it is damaged."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         record = json.loads(text)
@@ -206,7 +207,7 @@ def read_json(path):
             raise ValueError("not an object with named fields")
         return record
     except (OSError, ValueError, RecursionError) as error:  # unreadable, not JSON, or not UTF-8
-        raise RunError(f"{path} is damaged ({str(error)[:160]}): choose another --out, or delete the run's folder") from None
+        raise RunError(f"{path} is damaged ({str(error)[:160]}): {advice}") from None
 
 
 def read_text(path, error=RunError):

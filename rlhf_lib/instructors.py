@@ -1,8 +1,9 @@
 """The commands of those who teach: what a class gets, its grades, and its curves in one picture."""
 
+import io
 from pathlib import Path
 
-from rlhf_lib.files import RunError
+from rlhf_lib.files import RunError, write_atomic
 
 
 def add_commands(commands):
@@ -38,9 +39,9 @@ def draw_figures(options):
     out = Path(options.out)
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--out must end in .png, .svg or .pdf, got {options.out}")
-    runs = find_runs(options.runs)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    curves(runs).savefig(out, dpi=150)
+    runs, picture = find_runs(options.runs), io.BytesIO()
+    curves(runs).savefig(picture, format=out.suffix[1:].lower(), dpi=150)
+    write_atomic(out, picture.getvalue())
     print(f"{len(runs)} runs in {out}")
 
 

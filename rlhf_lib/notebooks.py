@@ -8,6 +8,7 @@ The repository's address stands in pyproject.toml alone. From there it is stampe
 `badge`) and into its first code cell (the cell `setup`).
 """
 
+import argparse
 import ast
 import hashlib
 import json
@@ -216,11 +217,25 @@ def hand_out(target, source=ROOT / "notebooks"):
     return lines + [f"{name} is newer than your copy in {target}. {how}." for name in newer]
 
 
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m rlhf_lib.notebooks", description="Write notebooks/ and solutions/my_rlhf.py."
+    )
+    parser.add_argument("--copy", metavar="FOLDER", help="instead, copy notebooks/ to a learner's folder, overwriting nothing")
+    options = parser.parse_args(arguments)
+    try:
+        if options.copy is not None:
+            print(*hand_out(options.copy), sep="\n")
+            return 0
+        for written in write_all():
+            print(f"wrote {written.relative_to(ROOT)}")
+        write_atomic(ROOT / "solutions" / "my_rlhf.py", worked_file().encode())
+        print("wrote solutions/my_rlhf.py")
+    except (RunError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--copy"]:
-        print(*hand_out(Path(sys.argv[2])), sep="\n")
-        sys.exit()
-    for written in write_all():
-        print(f"wrote {written.relative_to(ROOT)}")
-    write_atomic(ROOT / "solutions" / "my_rlhf.py", worked_file().encode())
-    print("wrote solutions/my_rlhf.py")
+    sys.exit(main())

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rlhf_lib.comparisons import words
 from rlhf_lib.judge import WinRate
 
 FOR_FIRST = {"first": 1.0, "tie": 0.5, "second": 0.0}  # the points that a verdict gives the answer in the first place
@@ -156,18 +157,15 @@ def length_controlled(records):
 
     Pairs of which the longer answer has at most a quarter more words than the other; the mean over those where ours is the
     longer and over those where it is the shorter (a pair of equal length is in both), so that a judge of length alone gives a
-    half. None where ours is always the longer or always the shorter: length and side cannot be told apart then. Dubois et al.
-    2024, "Length-Controlled AlpacaEval", fit a logistic regression instead. It uses all pairs, but where a judge follows length
-    closely, as a gamed reward does, its value at equal length is one of the curve and not of the pairs.
+    half, or about that where some are of equal length. None where ours is always the longer or always the shorter: length and
+    side cannot be told apart then. Dubois et al. 2024, "Length-Controlled AlpacaEval", fit a logistic regression instead. It uses
+    all pairs, but where a judge follows length closely, as a gamed reward does, its value at equal length is one of the curve and
+    not of the pairs.
     """
     gaps = [(record, words(record.ours), words(record.theirs)) for record in records]
     like = [(record, mine - other) for record, mine, other in gaps if max(mine, other) <= 1.25 * min(mine, other)]
     given = [[(side, outcome(record)) for side, there in ((0, gap >= 0), (1, gap <= 0)) if there] for record, gap in like]
     return len(like), balanced([record for record, _ in like], given)
-
-
-def words(text):
-    return len(text.split())
 
 
 def summary(records):

@@ -3,6 +3,7 @@
 python -m rlhf_lib release --out DIR [--without-hints]   (make student-release)
 """
 
+import os
 import re
 import shutil
 import zipfile
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 
-from rlhf_lib.files import RunError, write_atomic
+from rlhf_lib.files import RunError, one_line, write_atomic
 from rlhf_lib.notebooks import ROOT
 
 FILES = (
@@ -67,13 +68,32 @@ def student_release(target, hints=True, root=ROOT):
         hints: whether the cards keep their hints. Worked answers and what investigations found are left out always.
 
     Raises:
-        RunError: the folder or the zip is there already.
+        RunError: the folder or the zip is there already, `root` is no clone of the repository, or the disk is full.
     """
     target, root = Path(target), Path(root)
     archive = target.with_name(target.name + ".zip")
     for there in (target, archive):
         if there.exists():
             raise RunError(f"{there} is there already: choose another --out, or delete it")
+    if missing := [name for name in (*FOLDERS, "notebooks") if not (root / name).is_dir()]:
+        raise RunError(f"{root} has no folder {missing[0]}: make a release in a clone of the repository")
+    whole = target.with_name(f".{target.name}.tmp")  # it gets its name when all is in it
+    shutil.rmtree(whole, ignore_errors=True)
+    try:
+        write_release(whole / target.name, hints, root)
+        pack(whole / target.name, whole / archive.name)
+        os.replace(whole / archive.name, archive)
+        os.replace(whole / target.name, target)
+    except (OSError, shutil.Error) as error:
+        raise RunError(
+            f"cannot write {target} ({one_line(error, kind=False)}): free some space, or choose another --out"
+        ) from error
+    finally:
+        shutil.rmtree(whole, ignore_errors=True)
+    return target, archive
+
+
+def write_release(target, hints, root):
     for name in FILES:
         if (root / name).exists():
             write_atomic(target / name, (root / name).read_bytes())
@@ -83,8 +103,19 @@ def student_release(target, hints=True, root=ROOT):
         notebook = student_edition(nbformat.read(path, as_version=4), hints)
         write_atomic(target / "notebooks" / path.name, (nbformat.writes(notebook) + "\n").encode())
     write_atomic(target / "solutions" / "README.md", WITHHELD.encode())
+    readme = target / "README.md"
+    write_atomic(readme, with_links_that_lead_somewhere(readme.read_text(encoding="utf-8"), target).encode())
+
+
+def with_links_that_lead_somewhere(text, folder):
+    """`text`, a page in `folder`, in which a link to a file that is not there is its words alone."""
+    there = lambda link: "://" in link or link.startswith("#") or (folder / link.partition("#")[0]).exists()  # noqa: E731
+    return re.sub(r"\[([^\]]+)\]\(([^)]+)\)", lambda found: found[0] if there(found[2]) else found[1], text)
+
+
+def pack(folder, archive):
+    """Write the zip `archive` of all files in `folder`, by their names from its own on."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-        for path in sorted(target.rglob("*")):
+        for path in sorted(folder.rglob("*")):
             if path.is_file():
-                packed.write(path, Path(target.name) / path.relative_to(target))
-    return target, archive
+                packed.write(path, Path(folder.name) / path.relative_to(folder))

@@ -24,7 +24,7 @@ from rlhf_lib.checkpoints import CheckpointError
 from rlhf_lib.devices import seed_for, wait, world
 from rlhf_lib.files import RunError, read_text, write_atomic
 
-SAVE_SECONDS = float(os.environ.get("RLHF_SAVE_SECONDS", 20))
+SAVE_SECONDS = 20.0
 
 
 class Metrics:
@@ -177,8 +177,9 @@ class stage:
         """Stop the run when a loss, or `what` else (a number), is not finite, or over `limit`; what was kept is on disk then."""
         if not math.isfinite(loss) or loss > limit:
             self.write_kept()
+            kept = "; the last good weights are kept" if (self.out / "model.safetensors").exists() else ""
             raise RunError(
-                f"{self.name}: the {what} is {loss:.4g} at step {self.step}; the last good weights are kept. "
+                f"{self.name}: the {what} is {loss:.4g} at step {self.step}{kept}. "
                 "Lower the learning rate, or give another --seed, and start in a new --out"
             )
 

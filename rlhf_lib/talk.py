@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_lib import checkpoints
+from rlhf_lib import checkpoints, sampling
 from rlhf_lib.checkpoints import CheckpointError
 from rlhf_lib.devices import generator
 from rlhf_lib.tokenization import ChatTokenizer
@@ -77,8 +77,9 @@ def talk(model, tokenizer, lines, say, max_new_tokens=128, temperature=1.0, seed
         say: called with each answer, and with what there is to say beside.
     """
     most = model.config.context - max_new_tokens
-    if most < 1:
-        raise ValueError(f"--max-new-tokens must be below the model's context of {model.config.context}, got {max_new_tokens}")
+    if max_new_tokens < 1 or most < 1:
+        raise ValueError(f"--max-new-tokens must be from 1 to {model.config.context - 1}, got {max_new_tokens}")
+    sampling.check_temperature(temperature)
     model, messages = quick_copy(model), []
     for turn, line in enumerate(lines):
         asked = line.strip()

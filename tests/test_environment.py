@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import setuptools
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -158,8 +159,5 @@ def test_the_readmes_links_lead_somewhere():
 def test_the_package_holds_every_module_and_the_page_of_the_report():
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "rlhf_lib").rglob("*.py")}
-    assert folders == set(tools["packages"])
-    for page in (ROOT / "rlhf_lib").rglob("*.j2"):
-        package = ".".join(page.parent.relative_to(ROOT).parts)
-        assert "*.j2" in tools["package-data"][package], page
-    assert list((ROOT / "rlhf_lib").rglob("*.j2"))
+    assert folders <= set(setuptools.find_namespace_packages(ROOT, include=tools["packages"]["find"]["include"]))
+    assert "*.j2" in tools["package-data"]["*"] and list((ROOT / "rlhf_lib").rglob("*.j2"))

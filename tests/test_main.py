@@ -248,12 +248,15 @@ def test_a_runs_folder_stands_for_its_policy_and_a_checkpoints_for_itself(rows, 
     ("flags", "sentence"),
     [
         (["-n", 0], "-n must be at least 1, got 0"),
-        (["--max-new-tokens", 8, "--temperature", 0], "temperature must be above 0, got 0.0"),
+        (["--max-new-tokens", 8, "--temperature", 0], "temperature must be above 0 .*, got 0.0"),
+        (["--max-new-tokens", 8, "--temperature", 1e-40], "temperature must be above 0 .*, got 1e-40"),
         (["--max-new-tokens", 8, "--top-k", -1], "top_k must be 0"),
         (["--max-new-tokens", 8, "--top-p", 1.5], r"top_p must lie in \(0, 1\], got 1.5"),
         (["--prompt", ""], "every prompt needs at least one token"),
-        (["--max-new-tokens", 0], "must be at least 1"),
-        (["--max-new-tokens", 31], "a prompt of 2 tokens and 31 new ones are more than the model's context of 32"),
+        (["--max-new-tokens", 0], "--max-new-tokens must be from 1 to 30, .* got 0"),
+        (["--max-new-tokens", 10**13], "--max-new-tokens must be from 1 to 30, .* got 10000000000000"),
+        (["--prompt", "a" * 32], "--prompt has 32 tokens, and the model reads 32: give a shorter one"),
+        (["--max-new-tokens", 31], "--max-new-tokens must be from 1 to 30, .* got 31"),
     ],
 )
 def test_sample_refuses_what_cannot_be_sampled(call, letters, flags, sentence):
@@ -419,12 +422,12 @@ GOOD = '{"text": "love"}\n'
 @pytest.mark.parametrize(
     ("lines", "sentence"),
     [
-        (GOOD + "\n{text: love}\n", "line 3: not a JSON object with `text`"),
-        (GOOD + '{"txt": "love"}\n', "line 2: not a JSON object with `text`"),
-        ('{"text": 5}\n' + GOOD, "line 1: not a JSON object with `text`"),
-        ('{"text": null}\n', "line 1: not a JSON object with `text`"),
-        (GOOD + "[1, 2]\n", "line 2: not a JSON object with `text`"),
-        (GOOD + '"text"\n', "line 2: not a JSON object with `text`"),
+        (GOOD + "\n{text: love}\n", "line 3: not JSON"),
+        (GOOD + '{"txt": "love"}\n', "line 2: the field `text` must be a text, got None; mend the line"),
+        ('{"text": 5}\n' + GOOD, "line 1: the field `text` must be a text, got 5"),
+        ('{"text": ["a", "b"]}\n', "line 1: the field `text` must be a text, got ['a', 'b']"),
+        (GOOD + "[1, 2]\n", "line 2: not a JSON object with named fields"),
+        (GOOD + '"text"\n', "line 2: not a JSON object with named fields"),
         (GOOD + GOOD + '{"text": ""}\n', "line 3: 0 tokens; the reward model reads 1 to 64"),
         (GOOD + '{"text": "\\ud800"}\n', "line 2: "),  # half a character: no text at all
     ],
@@ -441,9 +444,33 @@ def test_score_says_what_is_wrong_with_the_file(call, tiny_run, tmp_path):
     assert code == 1 and err.startswith(f"error: no file at {tmp_path / 'none.jsonl'}")
     (tmp_path / "latin.jsonl").write_bytes('{"text": "é"}'.encode("latin-1"))
     code, _, err = call("score", "--checkpoint", tiny_run, "--file", tmp_path / "latin.jsonl")
-    assert code == 1 and "not UTF-8 at byte 10" in err
+    assert code == 1 and "line 1: not UTF-8 (byte 10); save the file as UTF-8" in err
     code, _, err = call("score", "--checkpoint", tiny_run, "--file", tmp_path)
     assert code == 1 and err.startswith("error: ") and str(tmp_path) in err
+
+
+def test_score_refuses_a_reward_model_of_answers(call, assistant_run):
+    code, out, err = call("score", "--checkpoint", assistant_run, "--file", "none.jsonl")
+    assert (code, out) == (1, "") and err.startswith(f"error: {assistant_run} holds a reward model of answers: give the folder")
+
+
+@pytest.mark.parametrize("flags", [["--max-new-tokens", -5], ["--max-new-tokens", 0], ["--temperature", 0]])
+def test_chat_refuses_its_flags_before_anybody_has_typed(call, assistant_run, monkeypatch, flags):
+    typed = iter(())
+    monkeypatch.setattr("rlhf_lib.talk.typed", lambda: typed)  # nothing is typed
+    code, out, err = call("chat", "--checkpoint", assistant_run, *flags)
+    assert (code, out) == (1, "") and re.match(r"error: (--max-new-tokens must be from 1 to|temperature must be above 0)", err)
+
+
+@pytest.mark.parametrize("command, goes_on", [("run", True), ("assistant", True), ("sample", False), ("chat", False)])
+def test_ctrl_c_promises_to_go_on_only_where_something_does(call, command, goes_on, monkeypatch, tmp_path):
+    def stopped(options):
+        raise KeyboardInterrupt
+
+    for name in ("stage", "assist", "sample", "chat"):
+        monkeypatch.setattr(command_line, name, stopped)
+    code, _, err = call(command, *(["--out"] if goes_on else ["--checkpoint"]), tmp_path)
+    assert code == 130 and err.startswith("\nStopped.") and ("goes on from the last saved step" in err) == goes_on
 
 
 # ----------------------------------------------------------------------------------------- errors in a sentence

@@ -322,6 +322,18 @@ def test_a_worked_answer_that_leans_on_its_notebook_is_refused(worked, monkeypat
         notebooks.worked_file(worked / "solutions")
 
 
+def test_the_command_writes_everything_only_when_nothing_else_is_asked_for(worked, monkeypatch, capsys):
+    monkeypatch.setattr(notebooks, "write_all", lambda: pytest.fail("everything was written"))
+    for words in (["--help"], ["--Copy", "mine"], ["--copy"]):
+        with pytest.raises(SystemExit):
+            notebooks.main(words)
+    (worked / "file").write_text("")
+    capsys.readouterr()
+    assert notebooks.main(["--copy", str(worked / "file" / "mine")]) == 1
+    assert capsys.readouterr().err.startswith("error: cannot write")
+    assert notebooks.main(["--copy", str(worked / "mine")]) == 0 and "Copied to" in capsys.readouterr().out
+
+
 def test_a_learners_copy_is_made_once_and_never_overwritten(worked):
     notebooks.write_all(worked / "solutions", worked / "notebooks")
     mine, theirs = worked / "mine" / "42_a_chapter.ipynb", worked / "notebooks" / "42_a_chapter.ipynb"

@@ -61,5 +61,8 @@ def test_the_command_writes_a_picture_and_refuses_other_kinds(tmp_path, capsys):
     made(tmp_path / "run", [2.0, 1.0])
     assert main(["figures", str(tmp_path / "run"), "--out", str(tmp_path / "new" / "curves.png")]) == 0
     assert (tmp_path / "new" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "file").write_text("")
+    assert main(["figures", str(tmp_path / "run"), "--out", str(tmp_path / "file" / "curves.svg")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: cannot write {tmp_path / 'file' / 'curves.svg'}")
     assert main(["figures", str(tmp_path / "run"), "--out", str(tmp_path / "curves.txt")]) == 1
     assert "--out must end in .png, .svg or .pdf" in capsys.readouterr().err

@@ -1,12 +1,16 @@
 import ast
+import errno
 import re
+import shutil
+import subprocess
+import sys
 import textwrap
 import zipfile
 
 import nbformat
 import pytest
 
-from rlhf_lib import exercises
+from rlhf_lib import exercises, release
 from rlhf_lib.__main__ import main
 from rlhf_lib.files import RunError
 from rlhf_lib.notebooks import ROOT, read
@@ -47,6 +51,38 @@ def code_of(text):
         except SyntaxError:
             continue
         yield from (bare(one) for one in ast.walk(tree) if isinstance(one, ast.FunctionDef))
+
+
+def test_a_release_can_be_installed(released, tmp_path):
+    """As `pip install -e .` does, which `make run` and `make lab` call."""
+    program = "import sys; from setuptools import build_meta; build_meta.build_editable(sys.argv[1])"
+    for folder, _ in released.values():
+        copy = shutil.copytree(folder, tmp_path / folder.name)  # the build leaves files
+        subprocess.run([sys.executable, "-c", program, tmp_path], cwd=copy, check=True, capture_output=True, timeout=120)
+        assert list(tmp_path.glob("*.whl"))
+
+
+def test_the_links_of_a_release_lead_somewhere(released):
+    for folder, _ in released.values():
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+        assert links and all((folder / link).exists() for link in links)
+        assert "INSTRUCTORS.md" in text and "(INSTRUCTORS.md)" not in text
+
+
+def test_a_release_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    with pytest.raises(RunError, match=r"has no folder rlhf_lib: make a release in a clone"):
+        student_release(tmp_path / "class", root=tmp_path)
+
+    def full(folder, archive):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(RunError, match=r"cannot write .*class \(.*No space left.*choose another"):
+        patch.setattr(release, "pack", full)
+        student_release(tmp_path / "class")
+    assert list(tmp_path.iterdir()) == []
+    assert all(path.exists() for path in student_release(tmp_path / "class"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["class", "class.zip"]
 
 
 def test_no_notebook_of_a_release_holds_an_answer(released):

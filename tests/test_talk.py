@@ -123,8 +123,9 @@ def test_a_message_that_alone_is_too_long_is_said_and_the_talk_goes_on(base, ask
 
 
 def test_answers_need_room(base):
-    with pytest.raises(ValueError, match="--max-new-tokens must be below the model's context of 220, got 220"):
-        said(base, "why", max_new_tokens=220)
+    for most in (220, 0, -5):
+        with pytest.raises(ValueError, match=f"--max-new-tokens must be from 1 to 219, got {most}"):
+            said(base, "why", max_new_tokens=most)
 
 
 def test_answers_are_those_of_the_model_and_depend_on_the_seed(base, monkeypatch):

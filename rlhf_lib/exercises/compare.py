@@ -163,7 +163,7 @@ def difference_of_numbers(got, expected, tolerance):
 
 
 def off_at(got, expected, tolerance):
-    """Where two tensors of float64 differ by more than `tolerance`, relatively above 1; infinities of one sign, or two NaN, do not."""
+    """Where two tensors of float64 differ by more than `tolerance`, relatively above 1; equal infinities and two NaN do not."""
     near = expected.isfinite() & ((got - expected).abs() <= tolerance * (1 + expected.abs()))
     return ~(near | (got == expected) | (got.isnan() & expected.isnan()))
 

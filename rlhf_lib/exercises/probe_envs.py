@@ -1,4 +1,4 @@
-"""Probe environments: tasks so small that the right answer is known, each of which only one class of bug can miss.
+"""Probe environments: tasks so small that the right answer is known; where one is not learnt, few bugs can be the reason.
 
 A right PPO learns each of them within a few thousand steps; where one is missed, the name of the task says where to look. The
 idea is Andy Jones's (2021, "Debugging RL, Without the Agonizing Pain").

@@ -111,9 +111,10 @@ def settled_seed(out, seed):
     """The seed: as given, else that of the folder, else a new one. Noted in the folder."""
     path = Path(out) / "seed.json"
     if seed is None:
-        seed = read_json(path).get("seed") if path.exists() else secrets.randbelow(2**31)
+        advice = "give --seed, or delete the folder to grade all again"
+        seed = read_json(path, advice).get("seed") if path.exists() else secrets.randbelow(2**31)
         if type(seed) is not int or not 0 <= seed < 2**31:
-            raise RunError(f"{path} is damaged: its seed is {shown(seed)}; give --seed, or delete the folder to grade all again")
+            raise RunError(f"{path} is damaged: its seed is {shown(seed)}; {advice}")
     if not 0 <= seed < 2**31:
         raise RunError(f"--seed must be from 0 to {2**31 - 1}, got {seed}")
     write_json(path, {"seed": seed})

@@ -69,7 +69,7 @@ def load(path, fingerprint=None):
     """The Entry at `path`, or None where there is none, or one of another fingerprint."""
     if not Path(path).exists():
         return None
-    found = read_json(path)
+    found = read_json(path, "delete the file, and the submission is graded again")
     if fingerprint is not None and found.get("fingerprint") != fingerprint:
         return None
     found.pop("fingerprint", None)

@@ -7,7 +7,6 @@ DIR/gold                   the judge, where it was trained in the run
 DIR/metrics.jsonl, summary.json, answers.jsonl, verdicts.jsonl, report.html
 """
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ from rlhf_lib.pipelines.estimate import estimate_assistant, sentence
 from rlhf_lib.pipelines.report import write_assistant_report
 from rlhf_lib.pipelines.stages import Stages, constants
 from rlhf_lib.tokenization import ChatTokenizer
-from rlhf_lib.trainers import ppo_critic, preference, rewards, sft
+from rlhf_lib.trainers import ppo_critic, preference, rewards, rollouts, sft
 
 
 def watch(rollout, scores):
@@ -163,7 +162,7 @@ class Assistant:
         self.stages.need("reward", "assistant")
         if "policy" in self.stages.done():
             return
-        started = self.stages.begin("policy")
+        started = self.stages.begin("policy", comparisons=self.contents["comparisons"])
         s = self.settings
         policy, reference = self.language("policy"), self.language("reference")
         pays = self.preference_reward(reference)
@@ -194,7 +193,7 @@ class Assistant:
         self.stages.need("policy", "assistant")
         if "judge" in self.stages.done():
             return
-        started = self.stages.begin("gold/reward")
+        started = self.stages.begin("gold/reward", comparisons=self.contents["comparisons"])
         rows, stats = self.answers(), {}
         judge = self.endpoint
         if judge is None:
@@ -219,7 +218,7 @@ class Assistant:
             count = s.best_of if side == "best_of" else 1
             rollout = judging.draw(model, self.tokenizer, prompts, s.ppo, devices.generator(s.seed, f"judge {side}"), count)
             scores = pays.normalise(judging.score(pays.reward_model, rollout))
-            best = judging.best_rows(scores, count)
+            best = rollouts.best_rows(scores, count)
             rollout, scores = rollout[best], scores[best]
             kl = judging.kl_to(reference, policy, rollout, s.ppo.temperature) if side == "policy" else None
             rows += judging.rows_of(side, prompts, rollout, scores, self.tokenizer.end_token, kl)
@@ -271,5 +270,4 @@ def publish(run, folder):
     run, folder = Path(run), Path(folder)
     names = {"base": "base", "sft": "sft", "reward": "reward", "policy": "policy", "gold/reward": "gold"}
     kept = {name: new for name, new in names.items() if name in ("sft", "reward", "policy") or (run / name).exists()}
-    stages.publish(run, folder, kept, "assistant", PRESETS)
-    shutil.copy(run / "metrics.jsonl", folder)
+    stages.publish(run, folder, kept, "assistant", PRESETS, ["metrics.jsonl"])

@@ -1,13 +1,15 @@
 """How long a run will take on this machine: a small piece of each kind of work, timed, times how often it is done."""
 
 import time
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
-from rlhf_lib import devices
+from rlhf_lib import checkpoints, devices
 from rlhf_lib.models.gpt import GPT
 from rlhf_lib.models.heads import RewardModel, head_logprobs
+from rlhf_lib.models.lora import Branch
 from rlhf_lib.pipelines.inputs import prompt_tokens
 from rlhf_lib.sampling import generate
 from rlhf_lib.trainers import pretrain, rollouts
@@ -19,7 +21,39 @@ def estimate(settings, labels, device):
     """Seconds by stage of a run with `settings` (of the Shakespeare pipeline) on `labels` passages; it takes a few itself."""
     s = settings
     torch.manual_seed(0)
-    model = GPT(s.model).to(device)
+    parts = {} if s.init_from else estimate_learning(s, labels, device)
+    model = checkpoints.load(Path(s.init_from) / "base", device)[0] if s.init_from else GPT(s.model).to(device)
+    policy = Branch(model, rank=s.ppo.rank) if s.ppo.rank else model
+    body = Branch(model, rank=s.reward.rank, scalar=True) if s.reward.rank else RewardModel(model).to(device).eval()
+    rows, length = min(256, s.ppo.rollout_size), min(16, s.ppo.max_new_tokens)
+    quick = rollouts.quick_copy(policy)
+    prompts = [[0]] * s.ppo.minibatch
+    tokens = torch.zeros(s.ppo.minibatch, s.ppo.max_new_tokens, dtype=torch.long, device=device)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    minibatch = rollouts.Rollout(prompts, tokens, torch.zeros(tokens.shape, device=device), mask, [""] * len(prompts))
+
+    def update():
+        rollouts.logprobs_of(policy, minibatch).sum().backward()
+
+    @torch.no_grad()
+    def score():
+        rollouts.logprobs_of(policy, minibatch)
+        body.logits(tokens, mask)
+
+    sampled = timed(lambda: generate(quick, [[0]] * rows, length), device) / (rows * length)  # seconds a token
+    updated, scored = timed(update, device), timed(score, device)
+    drawn = (s.ppo.iterations + 1) * s.ppo.rollout_size + s.normaliser_samples  # completions
+    return {
+        **parts,
+        "policy": drawn * (s.ppo.max_new_tokens * sampled + 1.5 * scored / s.ppo.minibatch)
+        + s.ppo.iterations * s.ppo.epochs * s.ppo.rollout_size / s.ppo.minibatch * updated,
+        "evaluation": 2 * s.evaluate_samples * (s.ppo.max_new_tokens * sampled + scored / s.ppo.minibatch),
+    }
+
+
+def estimate_learning(settings, labels, device):
+    """Seconds of pretraining, and of the reward model on `labels` passages."""
+    s, model = settings, GPT(settings.model).to(device)
     windows = torch.zeros(s.pretrain.batch, s.model.context, dtype=torch.long, device=device)
     optimizers = pretrain.make_optimizers(model, s.pretrain)
 
@@ -31,35 +65,9 @@ def estimate(settings, labels, device):
             optimizer.step()
             optimizer.zero_grad()
 
-    rows, length = min(256, s.ppo.rollout_size), min(16, s.ppo.max_new_tokens)
-    quick = rollouts.quick_copy(model)
-    prompts = [[0]] * s.ppo.minibatch
-    tokens = torch.zeros(s.ppo.minibatch, s.ppo.max_new_tokens, dtype=torch.long, device=device)
-    mask = torch.ones_like(tokens, dtype=torch.bool)
-    minibatch = rollouts.Rollout(prompts, tokens, torch.zeros(tokens.shape, device=device), mask, [""] * len(prompts))
-    body = RewardModel(model).to(device).eval()
-
-    def update():
-        rollouts.logprobs_of(model, minibatch).sum().backward()
-
-    @torch.no_grad()
-    def score():
-        rollouts.logprobs_of(model, minibatch)
-        body.logits(tokens, mask)
-
     step = timed(learn, device)
-    sampled = timed(lambda: generate(quick, [[0]] * rows, length), device) / (rows * length)  # seconds a token
-    updated, scored = timed(update, device), timed(score, device)
     share = s.reward.batch * LABEL_TOKENS / windows.numel()  # of a step of pretraining that a step of the reward model is
-    drawn = (s.ppo.iterations + 1) * s.ppo.rollout_size + s.normaliser_samples  # completions
-    parts = {
-        "pretraining": s.pretrain.steps * step,
-        "reward model": s.reward.epochs * labels / s.reward.batch * share * step,
-        "policy": drawn * (s.ppo.max_new_tokens * sampled + 1.5 * scored / s.ppo.minibatch)
-        + s.ppo.iterations * s.ppo.epochs * s.ppo.rollout_size / s.ppo.minibatch * updated,
-        "evaluation": 2 * s.evaluate_samples * (s.ppo.max_new_tokens * sampled + scored / s.ppo.minibatch),
-    }
-    return dict(list(parts.items())[2:]) if s.init_from else parts
+    return {"pretraining": s.pretrain.steps * step, "reward model": s.reward.epochs * labels / s.reward.batch * share * step}
 
 
 def estimate_assistant(run):

@@ -3,7 +3,7 @@
 from functools import cached_property
 from pathlib import Path
 
-from rlhf_lib import checkpoints, corpus, judge, labels, tokenization
+from rlhf_lib import checkpoints, corpus, devices, judge, labels, tokenization
 from rlhf_lib.corpus import SEPARATOR
 from rlhf_lib.files import RunError, fingerprint
 from rlhf_lib.labels import LabelError
@@ -107,7 +107,7 @@ class Material:
         """What gives the fingerprint of the content of each setting that names a file."""
         return {
             "corpus": lambda: fingerprint([self.text["work"][:], self.text["text"][:]]),
-            "labels": lambda: fingerprint([labels.row(label) for label in self.labels]),
+            "labels": lambda: fingerprint([[labels.row(label), label.text] for label in self.labels]),
             "init_from": lambda: taken_fingerprint(self.settings.init_from),
         }
 
@@ -135,6 +135,20 @@ def check_taken(settings):
     checkpoints.same_tokenizer(folder / "base", folder / "reward")
     check_room(tokenizer, settings.ppo.max_new_tokens, base.config.context)
     check_rank("ppo", settings.ppo.rank, base.config.width)
+
+
+def check_shares(settings):
+    """Refuse numbers of rows that do not divide among the processes of a run."""
+    world, s = devices.world()[1], settings
+    rows = {
+        "pretrain.batch": s.pretrain.batch,
+        "ppo.minibatch": s.ppo.minibatch,  # and with it the rollout, which is a multiple of it
+        "normaliser_samples": s.normaliser_samples,
+        "evaluate_samples": s.evaluate_samples,
+    }
+    for name, count in rows.items():
+        if count % world:
+            raise ValueError(f"{name} is {count}, which does not divide among {world} processes: choose a multiple of {world}")
 
 
 def check_rank(name, rank, width):

@@ -61,31 +61,40 @@ def png(figure):
 def write_report(folder, samples=20):
     """Write `folder/report.html` from the run's summary, metrics and samples."""
     folder = Path(folder)
-    summary, max_kl = read_json(folder / "summary.json"), settings_of(folder).get("ppo.max_kl")
+    summary, settings = read_json(folder / "summary.json"), settings_of(folder)
     metrics = runs.Metrics(folder)
     pretraining, reward, policy = (metrics.read(stage) for stage in ("pretrain", "reward", "policy"))
     drawn = rows_of(folder / "samples.jsonl")
     with readable(folder):
         base, tuned = ([row for row in drawn if row["source"] == side] for side in ("base", "policy"))
-        figures = {"policy": plots.policy_diagnostics(policy, max_kl), "over_optimisation": plots.over_optimisation(policy)}
+        figures = {
+            "policy": plots.policy_diagnostics(policy, settings.get("ppo.max_kl")),
+            "over_optimisation": plots.over_optimisation(policy),
+        }
         if drawn:
             figures["gold"] = plots.gold_histogram([row["gold"] for row in base], [row["gold"] for row in tuned])
         if pretraining:  # a run that started from another's checkpoints has none
             figures["pretraining"] = plots.pretraining(pretraining)
         if reward:
             figures["reward"] = plots.reward_training(reward)
-        readers = [rater for rater in summary.get("raters", ()) if rater != SYNTHETIC]
         html = render(
             PAGE,
             summary=summary,
             minutes=minutes(summary),
-            raters=f"the labels of {len(readers)} readers (who they are: data/README.md)"
-            if readers
-            else "the synthetic rater, which is also the gold judge",
+            raters=who(summary.get("raters", ()), settings.get("labels")),
+            negative=settings.get("sentiment") == "negative",
             figures={name: png(fig) for name, fig in figures.items()},
             pairs=list(zip(base[:samples], tuned[:samples])),
         )
     write_atomic(folder / "report.html", html)
+
+
+def who(raters, labels):
+    """In words, whose labels the reward model learned from."""
+    readers = [rater for rater in raters if rater != SYNTHETIC]
+    if readers:
+        return f"the labels of {len(readers)} readers" + " (who they are: data/README.md)" * (labels == "hand")
+    return "the synthetic rater, which is also the gold judge" if raters else "labels of which its summary does not say whose"
 
 
 def settings_of(folder):

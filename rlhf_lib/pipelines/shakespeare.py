@@ -13,7 +13,7 @@ from rlhf_lib.files import write_atomic, write_json, write_json_rows
 from rlhf_lib.models.gpt import GPTConfig
 from rlhf_lib.pipelines import stages
 from rlhf_lib.pipelines.estimate import estimate, sentence
-from rlhf_lib.pipelines.material import TAKEN, Material, check_rank, check_taken
+from rlhf_lib.pipelines.material import TAKEN, Material, check_rank, check_shares, check_taken
 from rlhf_lib.pipelines.report import write_report
 from rlhf_lib.pipelines.settings import check_numbers
 from rlhf_lib.pipelines.stages import Stages, constants, measured
@@ -74,7 +74,7 @@ class Settings:
         for name, part in (("reward", self.reward), ("ppo", self.ppo)):
             if not self.init_from:
                 check_rank(name, part.rank, self.model.width)
-        if self.ppo.max_new_tokens >= self.model.context:
+        if not self.init_from and self.ppo.max_new_tokens >= self.model.context:
             raise ValueError(
                 f"ppo.max_new_tokens must be below model.context, got {self.ppo.max_new_tokens} and {self.model.context}"
             )
@@ -166,6 +166,7 @@ class Shakespeare:
     def read(self):
         """Read and check what the stages that are not done learn from; returns how many labelled passages that is."""
         done, begun = self.stages.done(), time.monotonic()
+        check_shares(self.settings)
         if self.settings.init_from:
             if not {"pretrain", "reward"} <= done.keys():
                 check_taken(self.settings)
@@ -307,6 +308,7 @@ class Shakespeare:
         self.stages.need("evaluate", "evaluate")
         fresh = "report" not in self.stages.done()
         started = self.stages.begin() if fresh else None
+        self.summarise()  # also where a kill came before
         if devices.world()[0] == 0:
             write_report(self.folder)
         if fresh:

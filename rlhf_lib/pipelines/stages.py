@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rlhf_lib import checkpoints, devices, runs
 from rlhf_lib.checkpoints import CheckpointError
-from rlhf_lib.files import RunError, lock, read_json, shown, write_json
+from rlhf_lib.files import RunError, lock, read_json, read_text, shown, write_atomic, write_json
 from rlhf_lib.pipelines.settings import flat
 
 # What a setting meant before there was one: a run that was begun then goes on with that.
@@ -163,30 +163,54 @@ class Stages:
         summary["seconds"] = {name: record["seconds"] for name, record in done.items()}
         summary["seconds"]["total"] = round(sum(summary["seconds"].values()), 2)
         for peak in PEAKS:
-            if any(peak in record for record in done.values()):
-                summary[peak] = max(record.get(peak) or 0 for record in done.values())
+            known = [record[peak] for record in done.values() if record.get(peak) is not None]
+            if known:
+                summary[peak] = max(known)
         return summary
 
 
-def publish(run, folder, names, command, presets):
-    """Copy checkpoints of a finished run to `folder` in half precision, with its settings and summary.
+def check_preset(folder, settings, presets):
+    """Refuse the `settings` of the run in `folder`, a dict by dotted name, where their preset is none of `presets`."""
+    if settings["preset"] not in presets:
+        where, names = Path(folder) / "settings.json", ", ".join(presets)
+        raise RunError(f"{where}: preset is {settings['preset']!r}, none of {names}; mend the file or choose another --out")
+
+
+def publish(run, folder, names, command, presets, files=()):
+    """Copy checkpoints of a finished run to `folder` in half precision, with its settings and summary. All is read before
+    anything is written.
 
     Args:
+        folder: one that is not there yet.
         names: {a checkpoint in the run, at most one folder deep: its name in `folder`}.
         command, presets: what began the run, "run" or "assistant", and its settings by preset: the summary has the whole command.
+        files: names of files that are copied as they are.
+
+    Raises:
+        RunError: the folder is there already, the run is not finished, or a file is missing or damaged.
+        CheckpointError: a checkpoint is missing or damaged.
     """
     run, folder = Path(run), Path(folder)
+    if folder.exists():
+        raise RunError(f"{folder} is there already: choose another --to, or delete it")
     if not (run / "summary.json").exists():
         raise RunError(f"{run} holds no finished run: only one with a summary.json is published")
     settings, summary = saved_settings(run, type(presets["laptop"])), read_json(run / "summary.json")
+    check_preset(run, settings, presets)
+    summary = {"command": command_of(command, settings, presets), **summary}
+    contents, found = {name: read_text(run / name).encode() for name in files}, {}
     for name, new in names.items():
-        tensors = {part: tensor.half() for part, tensor in checkpoints.read_tensors(run / name).items()}
         metadata, tokenizer = checkpoints.read_metadata(run / name), checkpoints.load_tokenizer(run / name)
+        tensors = {part: tensor.half() for part, tensor in checkpoints.read_tensors(run / name).items()}
         if "/" in name and "branch" in metadata:  # its base is now one folder nearer
             metadata["branch"]["source"] = metadata["branch"]["source"].removeprefix("../")
-        checkpoints.write(folder / new, tensors, metadata, tokenizer)
+        found[new] = tensors, metadata, tokenizer
+    for new, checkpoint in found.items():
+        checkpoints.write(folder / new, *checkpoint)
+    for name, content in contents.items():
+        write_atomic(folder / name, content)
     write_json(folder / "settings.json", settings)
-    write_json(folder / "summary.json", {"command": command_of(command, settings, presets), **summary})
+    write_json(folder / "summary.json", summary)
 
 
 def command_of(command, settings, presets):

@@ -13,6 +13,9 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
 KILLS = int(os.environ.get("RLHF_KILLS", 3))  # 30 for a night
 
 
+SAVING_ALWAYS = "import sys; from rlhf_lib import __main__, runs; runs.SAVE_SECONDS = 0; sys.exit(__main__.main())"
+
+
 def listen_to_ctrl_c():
     """A test run in the background ignores SIGINT, and its children would too."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -38,7 +41,7 @@ def killed_at_drawn_moments(arguments, folder, work):
     """SIGKILL, up to KILLS times, each at a drawn moment of the work; the training state is saved at every step.
 
     Args:
-        arguments: of Python, the command that leaves a run in `folder`.
+        arguments: of Python, `-m rlhf_lib` and the command that leaves a run in `folder`.
         work: seconds that the whole run takes, without the imports.
 
     Returns:
@@ -48,7 +51,7 @@ def killed_at_drawn_moments(arguments, folder, work):
     saved = folder / "settings.json"  # written anew when the work begins, behind the imports
     for attempt in range(KILLS + 1):
         before = inode(saved)
-        process = started(arguments, RLHF_SAVE_SECONDS="0")
+        process = started(["-c", SAVING_ALWAYS, *arguments[2:]])
         if attempt < KILLS:
             while process.poll() is None and inode(saved) == before:
                 time.sleep(0.02)

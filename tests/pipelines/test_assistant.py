@@ -407,6 +407,30 @@ def test_demonstrations_that_changed_behind_their_path_stop_the_run_and_may_move
         begun()
 
 
+def test_comparisons_that_changed_behind_their_path_stop_policy_and_judge(
+    assistant_settings, tiny_talks, interrupted, monkeypatch, tmp_path
+):
+    path = tmp_path / "comparisons.jsonl"
+    text = Path(tiny_talks["comparisons"]).read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+
+    def begun():
+        return Assistant(assistant_settings({"comparisons": str(path)}), tmp_path / "run", CPU)
+
+    begun().train_sft()
+    begun().train_reward()
+    with interrupted(1, stop=2), pytest.raises(KeyboardInterrupt):
+        begun().train_policy()
+    rows = text.splitlines(keepends=True)
+    for again in ("train_policy", "judge"):
+        path.write_text("".join(rows[1:]), encoding="utf-8")
+        with pytest.raises(RunError, match=rf"begun with another content of comparisons {path}: put that back"):
+            getattr(begun(), again)()
+        path.write_text(text, encoding="utf-8")
+        if again == "train_policy":
+            begun().train_policy()
+
+
 def test_a_stage_of_another_tokenizer_is_refused(copied):
     run = copied("policy")
     tensors, metadata = checkpoints.read_tensors(run.folder / "reward"), checkpoints.read_metadata(run.folder / "reward")

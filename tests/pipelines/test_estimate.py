@@ -6,13 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlhf_lib import corpus
+from rlhf_lib import checkpoints, corpus
+from rlhf_lib.models.gpt import GPT
+from rlhf_lib.models.lora import Branch
 from rlhf_lib.pipelines import estimate as module
 from rlhf_lib.pipelines import shakespeare
 from rlhf_lib.pipelines.assistant import Assistant
 from rlhf_lib.pipelines.estimate import estimate, estimate_assistant, sentence, timed
 from rlhf_lib.pipelines.settings import flat
 from rlhf_lib.pipelines.shakespeare import Shakespeare
+from rlhf_lib.trainers import rollouts
 
 CPU = torch.device("cpu")
 STAGES = ["pretraining", "reward model", "policy", "evaluation"]
@@ -63,9 +66,24 @@ def test_every_piece_counts_as_often_as_the_run_does_it(tiny_settings, pieces):
     assert [device for _, device in pieces] == [CPU] * 4
 
 
-def test_a_run_that_begins_from_another_trains_neither_base_nor_reward_model(tiny_settings, pieces, tmp_path):
-    parts = estimate(tiny_settings({"init_from": str(tmp_path)}), 150, CPU)
-    assert parts == pytest.approx({"policy": 73.6, "evaluation": 33.28})
+def test_a_run_that_begins_from_another_times_that_one_s_base_and_trains_neither(tiny_settings, tiny_run, pieces, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "generate", lambda model, prompts, length: seen.append(model.config))
+    parts = estimate(tiny_settings({"init_from": str(tiny_run), "model.width": 16, "model.heads": 2}), 150, CPU)
+    policy, evaluation = 160 * (16 * 8 / 512 + 1.5 * 3 / 16) + 8 * 5.12, 128 * (16 * 8 / 512 + 3 / 16)
+    assert parts == pytest.approx({"policy": policy, "evaluation": evaluation})  # of what was timed first, second and third
+    assert [config.width for config in seen] == [checkpoints.read_metadata(tiny_run / "base")["config"]["width"]]
+
+
+def test_with_adapters_it_is_adapters_that_are_timed(tiny_settings, monkeypatch):
+    trained = []
+    logprobs_of = rollouts.logprobs_of
+    monkeypatch.setattr(rollouts, "logprobs_of", lambda model, some: (trained.append(type(model)), logprobs_of(model, some))[1])
+    for rank, kind in ((0, GPT), (2, Branch)):
+        parts = estimate(tiny_settings({"ppo.rank": rank, "reward.rank": rank}), 150, CPU)
+        assert list(parts) == STAGES and all(seconds > 0 for seconds in parts.values())
+        assert {*trained} == {kind}
+        trained.clear()
 
 
 @pytest.mark.parametrize(

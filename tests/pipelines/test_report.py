@@ -78,12 +78,12 @@ class Page(HTMLParser):
             self.words.append(data)
 
 
-def page(folder, metrics=METRICS, samples=SAMPLES, count=20, **changes):
+def page(folder, metrics=METRICS, samples=SAMPLES, count=20, settings=None, **changes):
     """The report of a made-up run."""
     folder.mkdir(parents=True, exist_ok=True)
     summary = {**copy.deepcopy(SUMMARY), **changes}
     write_json(folder / "summary.json", summary)
-    write_json(folder / "settings.json", {"ppo.max_kl": 10.0})
+    write_json(folder / "settings.json", {"ppo.max_kl": 10.0, **(settings or {})})
     for stage, step, stats in metrics:
         runs.Metrics(folder).log(stage, step, **stats)
     lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
@@ -201,7 +201,20 @@ def test_the_synthetic_rater_is_named(tmp_path, plain):
     text = page(tmp_path / "a", raters=["synthetic"]).text
     assert "the synthetic rater, which is also the gold judge" in text
     assert "readers" not in text
-    assert "the labels of 2 readers" in page(tmp_path / "b", raters=["r1", "r2"]).text
+    assert "the labels of 2 readers. " in page(tmp_path / "b", raters=["r1", "r2"]).text + " "
+    assert "labels of which its summary does not say whose" in page(tmp_path / "c", raters=[]).text
+
+
+def test_only_of_our_own_labels_it_is_said_where_their_readers_are_described(tmp_path, plain):
+    for labels in ("hand", "mine.jsonl"):
+        text = page(tmp_path / labels, settings={"labels": labels}).text
+        assert ("the labels of 3 readers (who they are: data/README.md)" in text) == (labels == "hand")
+
+
+def test_a_run_that_pays_for_the_negative_is_called_by_its_aim(tmp_path, plain):
+    happier, sadder = (page(tmp_path / one, settings={"sentiment": one}).text for one in ("positive", "negative"))
+    assert "While the gold score climbs with it, the policy really gets happier;" in happier
+    assert "While the gold score falls with it, the policy really gets unhappier, which is what this run pays for;" in sadder
 
 
 def test_writing_again_gives_the_same_page(tmp_path):

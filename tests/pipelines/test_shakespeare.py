@@ -2,6 +2,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from rlhf_lib import __main__ as command_line
 from rlhf_lib import checkpoints, corpus, devices, labels, runs
+from rlhf_lib.checkpoints import CheckpointError
 from rlhf_lib.files import RunError, write_json
 from rlhf_lib.judge import GoldJudge
 from rlhf_lib.pipelines import shakespeare
@@ -397,6 +399,24 @@ def test_labels_that_changed_behind_their_path_stop_the_stage_that_has_begun_to_
         own().train_reward()
 
 
+def test_a_text_that_changed_under_labels_by_place_stops_the_stage_that_learns_from_them(own, interrupted):
+    rows = [json.loads(line) for line in own.paths["labels"].read_text(encoding="utf-8").splitlines()]
+    text = own.paths["corpus"].read_text(encoding="utf-8")
+    work = own().material.text["work"][0]
+    for number, row in enumerate(rows):
+        row |= {"work": work, "start": 40 * number, "end": 40 * number + 30}
+        del row["text"], row["checkpoint"]
+    own.paths["labels"].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    own().pretrain()
+    with interrupted(saved=2, stop=3), pytest.raises(KeyboardInterrupt):
+        own().train_reward()
+    own.paths["corpus"].write_text("Xx" + text[2:], encoding="utf-8")  # at the same places stands something else
+    with pytest.raises(RunError, match=rf"begun with another content of labels {own.paths['labels']}: put that back"):
+        own().train_reward()
+    own.paths["corpus"].write_text(text, encoding="utf-8")
+    own().train_reward()
+
+
 def test_text_and_labels_may_move_with_the_run_and_the_figures_stay(own, interrupted, tiny_run, tmp_path):
     with interrupted(saved=2, stop=3), pytest.raises(KeyboardInterrupt):
         own().pretrain()
@@ -555,6 +575,56 @@ def test_adapters_wider_than_the_model_are_refused_before_the_first_step(tiny_se
         with pytest.raises(ValueError, match=r"ppo\.rank must be at most the model's width, got 33 and 32"):
             begun({"init_from": str(tiny_run), "ppo.rank": 33}).run()
         assert not (tmp_path / "run" / "base").exists()
+
+
+def test_what_cannot_be_published_whole_is_not_published_in_part(tiny_run, tmp_path):
+    folder, run = tmp_path / "published", shutil.copytree(tiny_run, tmp_path / "run")
+    before = stamps(run)
+    for there in (run, tmp_path):
+        with pytest.raises(RunError, match=rf"{there} is there already: choose another --to, or delete it"):
+            shakespeare.publish(run, there)
+    assert stamps(run) == before
+    for path, content, kind, words in (
+        (
+            run / "settings.json",
+            json.dumps({**read(run / "settings.json"), "preset": "huge"}),
+            RunError,
+            "preset is 'huge', none of",
+        ),
+        (run / "policy" / "model.safetensors", None, CheckpointError, "no checkpoint in .*policy"),
+        (run / "reward" / "model.safetensors", "rubbish", CheckpointError, "reward"),
+    ):
+        good = path.read_bytes()
+        path.unlink()
+        if content is not None:
+            path.write_text(content, encoding="utf-8")
+        with pytest.raises(kind, match=words):
+            shakespeare.publish(run, folder)
+        assert not folder.exists(), path
+        path.write_bytes(good)
+    shakespeare.publish(run, folder)
+    assert {path.name for path in folder.iterdir()} >= {"base", "reward", "policy", "settings.json", "summary.json"}
+
+
+def test_a_kill_between_the_evaluation_and_its_summary_loses_nothing(tiny_run, tiny_settings, tmp_path):
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    for name in ("summary.json", "report.html"):
+        (folder / name).unlink()
+    write_json(folder / "stages.json", {name: one for name, one in read(folder / "stages.json").items() if name != "report"})
+    Shakespeare(tiny_settings(), folder, CPU).run()
+    assert stats_of(folder) == stats_of(tiny_run) and (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["pretrain.batch", "ppo.minibatch", "normaliser_samples", "evaluate_samples"]
+)
+def test_rows_that_do_not_divide_among_processes_are_refused_before_the_first_step(begun, monkeypatch, tmp_path, name):
+    sizes = {"pretrain.batch": 6, "ppo.rollout_size": 96, "ppo.minibatch": 24, "normaliser_samples": 66, "evaluate_samples": 66}
+    run = begun({**sizes, name: 32})
+    monkeypatch.setattr(devices, "world", lambda: (0, 3))
+    with pytest.raises(ValueError, match=rf"{name} is 32, which does not divide among 3 processes: choose a multiple of 3"):
+        run.run()
+    assert not (tmp_path / "run").exists()
 
 
 def test_only_a_finished_run_is_published(begun, tmp_path):
