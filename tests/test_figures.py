@@ -228,7 +228,7 @@ GIVEN = {
     "09/form-read": "0.1 0.81 0.74",
     "09/push-read": "0.03 28 0.10",
     "09/investigation-9-A-found": "40 150 0.7% 10.0%",  # good lines of the policy in data/labels/large.jsonl, 15 of 150
-    "09/gao-seen": "95% 99%",
+    "09/gao-seen": "95% 99% 25 15.3% 10.0%",  # nats of push-along; the policy in data/labels/large.jsonl
     "09/investigation-9-B-found": "0.02 39 39 38",
     "09/questions": "2,000 60% 50% 60%",
     "10/agree-why": "70% 80%",
