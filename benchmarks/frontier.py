@@ -131,7 +131,7 @@ def sheet(seeds, folder):
             rows += [(f"{method}-{seed}", text) for text in texts]
     for part in (1, 2):
         many = drawn(base, BEST_READ * READ, part, "read best")
-        rows += [(f"best-of-{BEST_READ}", many.texts[row]) for row in rejection.best_rows(pays(many), BEST_READ).tolist()]
+        rows += [(f"best-of-{BEST_READ}", many.texts[row]) for row in rollouts.best_rows(pays(many), BEST_READ).tolist()]
     random.Random(1).shuffle(rows)
     texts = [{"id": number, "text": text} for number, (_, text) in enumerate(rows)]
     keys = [{**one, "writer": writer} for one, (writer, _) in zip(texts, rows)]

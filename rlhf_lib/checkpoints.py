@@ -85,6 +85,8 @@ def load(folder, device="cpu", kind="gpt", base=None):
 
     Raises:
         CheckpointError: no checkpoint there, a damaged one, one of another kind, or beside another tokeniser.
+        PublishedError: it stands on a published model that cannot be read.
+        ValueError: its tokenizer.json is missing or damaged. Both errors above are ValueErrors too.
     """
     metadata = read_metadata(folder)
     path = Path(folder) / "model.safetensors"

@@ -333,18 +333,3 @@ def word(comparison):
 def words(text):
     """How many words a text has."""
     return len(text.split())
-
-
-def longer_accuracy(pairs, length=words):
-    """How often the longer answer is the chosen one, equal lengths as half (Singhal et al. 2023, "A Long Way to Go").
-
-    Print it beside a reward model's accuracy: a model that only counts words has this one, or one minus it.
-
-    Args:
-        pairs: a list of (prompt, chosen, rejected), the answers as texts.
-        length: a text's length, a function.
-    """
-    if not pairs:
-        raise ComparisonError("no pair: the accuracy of the longer answer needs at least one comparison that is no tie")
-    lengths = [(length(chosen), length(rejected)) for _, chosen, rejected in pairs]
-    return sum((a > b) + 0.5 * (a == b) for a, b in lengths) / len(lengths)

@@ -91,7 +91,7 @@ def card_name():
 
 
 # ------------------------------------------------------------------------- data-parallel training
-# Every process holds the whole model and a slice of each batch; gradients are summed over processes, so that N processes
+# Every process holds the whole model and a slice of each batch; gradients are averaged over processes, so that N processes
 # take the step that one process takes on the whole batch. Start with: torchrun --nproc-per-node=N -m rlhf_lib ...
 
 

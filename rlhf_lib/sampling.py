@@ -13,6 +13,9 @@ from rlhf_lib.models.heads import head_logprobs
 from rlhf_lib.models.layers import KVCache, evaluating, pad
 from rlhf_lib.tokenization import check_tokens
 
+BLOCK = 64  # tokens whose probabilities are added up before one is drawn
+SHORTEST = 8  # tokens at the beginning of all prompts that pay to be read once for all
+
 
 class Samples(NamedTuple):
     """Completions: `tokens` (B, T) int64; their `logprobs` (B, T) in nats, under the distribution they were drawn from;
@@ -23,17 +26,23 @@ class Samples(NamedTuple):
     mask: torch.Tensor
 
 
+def check_temperature(temperature):
+    """Refuse a temperature by which logits cannot be divided: 0, or so little that they overflow."""
+    if not 1e-6 <= temperature < math.inf:
+        least = "above 0 (0.000001 at least)"
+        raise ValueError(f"temperature must be {least}, got {temperature}; for the most likely token use top_k=1")
+
+
 def restricted(logits, temperature=1.0, top_k=0, top_p=1.0):
     """The logits (..., V), float32, of what is sampled from: divided by the temperature, -inf for tokens that are cut.
 
     Args:
         logits: (..., V).
-        temperature: above 0; divides the logits.
+        temperature: at least 1e-6; divides the logits.
         top_k: keep the k most likely tokens (Fan et al. 2018); 0 keeps all.
         top_p: of those, keep the fewest whose probability reaches p (Holtzman et al. 2020, section 3.1); 1 keeps all.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}; for the most likely token use top_k=1")
+    check_temperature(temperature)
     if top_k < 0:
         raise ValueError(f"top_k must be 0 (keep all) or more, got {top_k}")
     if not 0 < top_p <= 1:
@@ -59,7 +68,7 @@ def draw(logits, uniforms):
     return draw_with_logprobs(logits, uniforms)[0]
 
 
-def draw_with_logprobs(logits, uniforms, block=64):
+def draw_with_logprobs(logits, uniforms):
     """One token a row by inverting the cumulative distribution: many times faster on a CPU than torch.multinomial.
 
     The vocabulary is added up in blocks: first the block is found, then the token in it. So the running sums are short; and where
@@ -75,14 +84,14 @@ def draw_with_logprobs(logits, uniforms, block=64):
     V = logits.shape[1]
     top = logits.amax(-1, keepdim=True)  # (B, 1)
     weights = (logits - top).exp_()
-    weights = (F.pad(weights, (0, -V % block)) if V % block else weights).view(len(logits), -1, block)  # (B, blocks, block)
+    weights = (F.pad(weights, (0, -V % BLOCK)) if V % BLOCK else weights).view(len(logits), -1, BLOCK)  # (B, blocks, BLOCK)
     sums = weights.sum(-1)  # (B, blocks)
     below = sums.cumsum(-1)
     total = below[:, -1:]
     which = first(below > uniforms[:, None] * total, sums)  # (B, 1)
-    inside = weights.gather(1, which[:, :, None].expand(-1, -1, block))[:, 0]  # (B, block)
+    inside = weights.gather(1, which[:, :, None].expand(-1, -1, BLOCK))[:, 0]  # (B, BLOCK)
     rest = uniforms[:, None] * total - (below - sums).gather(1, which)
-    tokens = which * block + first(inside.cumsum(-1) > rest, inside)  # (B, 1)
+    tokens = which * BLOCK + first(inside.cumsum(-1) > rest, inside)  # (B, 1)
     return tokens[:, 0], (logits.gather(1, tokens) - top - total.log())[:, 0]
 
 
@@ -109,7 +118,7 @@ def generate(
     """Continue each prompt by up to `max_new_tokens` tokens.
 
     Args:
-        model: a GPT.
+        model: a language model: a GPT, a Llama, or a Branch of one.
         prompts: a list of lists of tokens, or a (B, P) tensor of prompts of one length.
         temperature, top_k, top_p: see `restricted`.
         generator: a torch.Generator on the CPU, for repeatable samples.
@@ -176,11 +185,11 @@ def generate(
     return Samples(out, logprobs, out_mask)
 
 
-def beginning(prompts, least=8):
+def beginning(prompts):
     """How many tokens all `prompts` begin with, and that are read once for all; 0 where it is too few to pay. Each keeps one."""
     shortest = min(map(len, prompts)) - 1
     count = next((place for place in range(shortest) if len({prompt[place] for prompt in prompts}) > 1), shortest)
-    return count if len(prompts) > 1 and count >= least else 0
+    return count if len(prompts) > 1 and count >= SHORTEST else 0
 
 
 def completion_hidden(model, prompts, tokens, mask):

@@ -1,4 +1,3 @@
-import itertools
 import json
 from collections import Counter
 from dataclasses import FrozenInstanceError, replace
@@ -428,33 +427,8 @@ def test_only_pairs_that_both_compared_count():
         comparisons.agreement(first, others)
 
 
-# ----------------------------------------------------------------------------------------- length
-
-
-def test_the_longer_answer_is_right_as_often_as_counted_and_half_where_none_is_longer():
-    pairs = [
-        ("p", "one two three", "one two"),
-        ("p", "one", "a b"),
-        ("p", "a  b\nc", "some much-longer words"),
-        ("p", "a b", "c"),
-    ]
-    assert comparisons.longer_accuracy(pairs) == (1 + 0 + 0.5 + 1) / 4  # words: 3 to 2, 1 to 2, 3 to 3, 2 to 1
-    assert comparisons.longer_accuracy(pairs, len) == (1 + 0.5 + 0 + 1) / 4  # characters: 13 to 7, 3 to 3, 6 to 22, 3 to 1
-    assert comparisons.longer_accuracy(pairs, lambda text: 7) == 0.5
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.just("p"), TEXT, TEXT), min_size=1, max_size=8))
-def test_with_the_verdicts_turned_round_it_is_what_is_left_to_one(pairs):
-    turned = [(prompt, rejected, chosen) for prompt, chosen, rejected in pairs]
-    assert comparisons.longer_accuracy(pairs) + comparisons.longer_accuracy(turned) == pytest.approx(1)
-    for order in itertools.islice(itertools.permutations(pairs), 3):
-        assert comparisons.longer_accuracy(list(order)) == pytest.approx(comparisons.longer_accuracy(pairs))
-
-
-def test_no_pair_has_no_length_accuracy():
-    with pytest.raises(ComparisonError, match="no pair: the accuracy of the longer answer needs"):
-        comparisons.longer_accuracy([])
+def test_words_are_what_stands_between_spaces_and_line_breaks():
+    assert [comparisons.words(text) for text in ("a  b\nc", "some much-longer words", " one ", "")] == [3, 3, 1, 0]
 
 
 # ----------------------------------------------------------------------------------------- the plays' comparisons

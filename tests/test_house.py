@@ -16,8 +16,8 @@ FLOORS = [
     "ppo policy_gradient preference verse corpus chat tokenization labels label_exports comparisons public_sets",
     "models.layers models.gpt models.llama models.heads models.weights models.lora models.gguf models.published checkpoints runs",
     "sampling judge pairwise blind endpoint",
-    "trainers.muon trainers.pretrain trainers.sft trainers.reward trainers.preference trainers.rollouts trainers.rewards "
-    "trainers.ppo trainers.ppo_critic trainers.grpo trainers.dpo trainers.rejection",
+    "trainers.rates trainers.muon trainers.pretrain trainers.sft trainers.reward trainers.preference trainers.rollouts "
+    "trainers.rewards trainers.ppo trainers.ppo_critic trainers.grpo trainers.dpo trainers.rejection",
     "plots plots_assistant plots_runs pipelines.settings pipelines.stages pipelines.material pipelines.inputs pipelines.estimate "
     "pipelines.report pipelines.shakespeare pipelines.judging pipelines.referee pipelines.assistant_settings "
     "pipelines.assistant talk",

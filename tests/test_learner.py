@@ -18,6 +18,8 @@ from rlhf_lib.exercises.keep import COURSE, keep
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
 
+TAKING = [name for name in CHAPTERS if "yours(" in (ROOT / "notebooks" / name).read_text(encoding="utf-8")]  # a learner's code
+
 exercises.load()
 
 pytestmark = pytest.mark.timeout(900)  # chapters train models, and a slow machine takes its time
@@ -71,12 +73,12 @@ def test_most_exercises_have_a_differently_written_answer_that_can_be_kept(anoth
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("chapter", CHAPTERS)
+@pytest.mark.parametrize("chapter", TAKING)
 def test_later_cells_run_on_what_a_learner_wrote_in_another_way(another_way, chapter):
     folder, kept = another_way
     mine, theirs = taken(sit(chapter, folder))
     assert mine <= kept and not theirs & kept
-    if chapter[:2] not in ("00", "09", "13"):
+    if chapter[:2] not in ("00", "09"):
         assert mine, "no cell of this chapter runs on the learner's code"
 
 

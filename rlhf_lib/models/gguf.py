@@ -39,7 +39,7 @@ def read(path):
         reader = Reader(path)
         architecture = value(reader, "general.architecture")
     except FileNotFoundError:
-        raise GGUFError(f"no GGUF file at {path}") from None
+        raise GGUFError(f"no GGUF file at {path}: check the path, or fetch the file") from None
     except Exception as error:  # the package has no error of its own for a damaged file
         raise GGUFError(f"{path} is damaged or no GGUF file ({one_line(error)}): fetch it again") from None
     if architecture != "llama":

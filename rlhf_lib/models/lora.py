@@ -225,7 +225,8 @@ class Branch(nn.Module):
         return last_real(self(tokens, mask), torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask)
 
     def merged(self):
-        """The plain model that writes as this language model does. What is not adapted is the base's own, shared."""
+        """The plain model that writes as this language model does. Of a block with adapters it has a copy; everything else is the
+        base's own, shared."""
         model = copy.copy(self.base)
         tops = [merged(*pair) for pair in zip(self.base.blocks[self.lower :], self.blocks)]
         model._modules = {**self.base._modules, "blocks": nn.ModuleList([*self.base.blocks[: self.lower], *tops])}

@@ -6,12 +6,11 @@ n answers of sft by the reward model (Stiennon et al. 2020, appendix G.3), which
 
 import torch
 
-from rlhf_lib import pairwise
+from rlhf_lib import comparisons, pairwise
 from rlhf_lib.chat import as_messages
 from rlhf_lib.judge import distinct_n
 from rlhf_lib.pipelines.inputs import prompt_tokens
 from rlhf_lib.trainers import rollouts
-from rlhf_lib.trainers.ppo_critic import logprobs_of
 from rlhf_lib.trainers.rewards import answer_scores
 
 SIDES = ("start", "sft", "policy", "best_of")
@@ -40,7 +39,8 @@ def kl_to(reference, policy, rollout, temperature):
     for rows in torch.arange(len(rollout)).split(BATCH):
         part = rollout[rows]
         trunk, start = rollouts.trunk_of(policy, part)
-        ours, theirs = (logprobs_of(model, trunk, start, part.tokens, part.mask, temperature) for model in (policy, reference))
+        models = policy, reference
+        ours, theirs = (rollouts.trunk_logprobs(model, trunk, start, part.tokens, part.mask, temperature) for model in models)
         found.append(rollouts.completion_kl(ours, theirs, part.mask).cpu())
     return torch.cat(found)
 
@@ -53,11 +53,6 @@ def draw(model, tokenizer, prompts, config, generator, count=1):
     """
     tokens = [prompt_tokens(tokenizer, prompt) for prompt in prompts for _ in range(count)]
     return rollouts.draw(model, tokenizer, tokens, config.max_new_tokens, generator, config.temperature, BATCH)
-
-
-def best_rows(scores, count):
-    """The row of the highest of each `count` scores that stand together, from scores (N * count,): (N,)."""
-    return scores.view(-1, count).argmax(1) + torch.arange(0, len(scores), count)
 
 
 def rows_of(side, prompts, rollout, rewards, end_token, kl=None):
@@ -120,7 +115,7 @@ def side_statistics(rows):
     """Means over the answers of one side, and how varied they are."""
     mean = lambda values: sum(values) / len(rows)  # noqa: E731
     return {
-        "words": mean([pairwise.words(row["answer"]) for row in rows]),
+        "words": mean([comparisons.words(row["answer"]) for row in rows]),
         "tokens": mean([row["tokens"] for row in rows]),
         "ended_share": mean([row["ended"] for row in rows]),
         "distinct_2": distinct_n([row["answer"] for row in rows]),

@@ -14,7 +14,8 @@ from rlhf_lib import checkpoints, runs
 from rlhf_lib.devices import generator
 from rlhf_lib.models.layers import pad
 from rlhf_lib.preference import dpo_loss, ipo_loss, kto_loss
-from rlhf_lib.trainers.preference import Ranking, check
+from rlhf_lib.trainers.preference import Ranking, check, right
+from rlhf_lib.trainers.rates import up_then_down
 from rlhf_lib.trainers.rollouts import Rollout, check_prompts, in_turn, logprobs_of, measure, sample, score
 
 LOSSES = {"dpo": dpo_loss, "ipo": ipo_loss, "kto": kto_loss}
@@ -29,7 +30,8 @@ class DPOConfig:
         beta: what a nat is worth, in reward; the larger, the closer the policy stays to the reference.
         epochs, batch: passes over the comparisons, and comparisons in an optimiser step.
         lr: Adam's learning rate at its height; it rises over the first tenth of the steps and falls to zero in a line.
-        evaluations: how often the policy is measured on the way, on the held-out comparisons and on fresh samples.
+        evaluations: about how often the policy is measured on the way, on the held-out comparisons and on fresh samples; and once
+            more at the end.
         samples, max_new_tokens, temperature: completions in such a measurement, the most tokens in each, and how they are drawn.
         max_kl: training stops when the KL of a completion passes it, in nats.
     """
@@ -85,11 +87,6 @@ def pairs_of(rankings):
     return tuple(map(list, zip(*pairs)))
 
 
-def share_right(margins):
-    """The share of margins above 0, a tie half."""
-    return ((margins > 0).float() + 0.5 * (margins == 0)).mean().item()
-
-
 def evaluate(policy, pairs, reference, config):
     """How a policy does on pairs that it did not learn from.
 
@@ -106,7 +103,7 @@ def evaluate(policy, pairs, reference, config):
     margins = (ours[0] - reference[0]) - (ours[1] - reference[1])
     return {
         "loss": dpo_loss(*ours, *reference, config.beta).item(),
-        "accuracy": share_right(margins),
+        "accuracy": right(margins).mean().item(),
         "margin": margins.mean().item(),
         "chosen_logprob": ours[0].mean().item(),
         "rejected_logprob": ours[1].mean().item(),
@@ -176,13 +173,14 @@ def train(base, tokenizer, learn, held_out, prompts, reward, config, folder, see
             loss = LOSSES[config.loss](policy_chosen, policy_rejected, ref_chosen, ref_rejected, config.beta)
         stage.check(loss.item())
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * min((step + 1) / (0.1 * steps + 1), (steps - step) / (0.9 * steps))
+            group["lr"] = config.lr * up_then_down(step, steps)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         gains = (policy_chosen - ref_chosen).detach(), (policy_rejected - ref_rejected).detach()
-        stage.log(train_loss=loss.item(), margin=(gains[0] - gains[1]).mean().item(), accuracy=share_right(gains[0] - gains[1]))
+        margins = gains[0] - gains[1]
+        stage.log(train_loss=loss.item(), margin=margins.mean().item(), accuracy=right(margins).mean().item())
         stage.log(chosen_gain=gains[0].mean().item(), rejected_gain=gains[1].mean().item())  # nats over the reference
     stage.finish()
     return checkpoints.load_tensors(policy, checkpoints.read_tensors(stage.out), stage.out).eval()

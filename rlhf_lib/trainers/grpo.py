@@ -12,7 +12,8 @@ import torch
 from rlhf_lib import checkpoints, ppo, runs
 from rlhf_lib.devices import average_gradients, gather, generator, shard, world
 from rlhf_lib.policy_gradient import METHODS, advantages, importance_weights, policy_gradient_loss
-from rlhf_lib.trainers.rollouts import check_prompts, in_turn, logprobs_of, measure, minibatches, sample, score
+from rlhf_lib.trainers.rates import level_then_down
+from rlhf_lib.trainers.rollouts import check_prompts, in_turn, logprobs_of, measure, minibatches, sample, save_on_the_way, score
 
 
 @dataclass
@@ -54,9 +55,11 @@ class GRPOConfig:
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"grpo.method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        for name in ("iterations", "rollout_size", "group", "max_new_tokens", "epochs", "minibatch", "keep_every"):
+        for name in ("iterations", "group", "max_new_tokens", "epochs", "minibatch", "keep_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"grpo.{name} must be at least 1, got {getattr(self, name)}")
+        if self.rollout_size < 2:
+            raise ValueError(f"grpo.rollout_size must be at least 2, got {self.rollout_size}")
         for name in ("lr", "clip", "max_kl", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"grpo.{name} must be above 0, got {getattr(self, name)}")
@@ -110,12 +113,12 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
         if measured is None:
             break
         if iteration % config.keep_every == 0:
-            checkpoints.save(stage.out / f"iteration-{iteration:03d}", policy, tokenizer, seed=seed, iteration=iteration)
+            save_on_the_way(stage, policy, tokenizer, iteration)
         if iteration == config.iterations:
             continue
 
         # Advantages: what each completion is worth over what could be expected, less what its KL costs over that.
-        rewards, kl = (x.view(count, config.group) for x in measured)
+        rewards, kl = (x.view(count, config.group) for x in measured[:2])
         worth = advantages(rewards, baseline, normaliser, memory["reward"])
         worth = (worth - config.kl_coef * advantages(kl, baseline, "none", memory["kl"])).flatten()  # (B,)
         memory["reward"], memory["kl"] = rewards.mean().item(), kl.mean().item()
@@ -125,7 +128,7 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
         stage.log(sampler_kl=off_kl.item(), sampler_ratio_max=off.max().item())
 
         # Update: a pass over the rollout, or a few, in minibatches.
-        factor = min(1, 2 * (1 - iteration / config.iterations))
+        factor = level_then_down(iteration, config.iterations)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * factor
         steps = []

@@ -8,16 +8,26 @@ and PPO makes whatever was sampled likelier, good or bad.
 """
 
 import copy
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from rlhf_lib import checkpoints, ppo, runs
-from rlhf_lib.devices import agreed, average_gradients, gather, generator, seed_for, shard, world
+from rlhf_lib.devices import average_gradients, gather, generator, seed_for, shard, world
 from rlhf_lib.models.lora import Branch
-from rlhf_lib.trainers.rollouts import completion_kl, in_turn, logprobs_of, minibatches, sample, score, shape_advantages
+from rlhf_lib.trainers.rates import level_then_down
+from rlhf_lib.trainers.rollouts import (
+    check_prompts,
+    in_turn,
+    logprobs_of,
+    measure,
+    minibatches,
+    sample,
+    save_on_the_way,
+    score,
+    shape_advantages,
+)
 
 
 @dataclass
@@ -53,9 +63,11 @@ class PPOConfig:
     keep_every: int = 5
 
     def __post_init__(self):
-        for name in ("iterations", "rollout_size", "max_new_tokens", "epochs", "minibatch", "keep_every"):
+        for name in ("iterations", "max_new_tokens", "epochs", "minibatch", "keep_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"ppo.{name} must be at least 1, got {getattr(self, name)}")
+        if self.rollout_size < 2:
+            raise ValueError(f"ppo.rollout_size must be at least 2, got {self.rollout_size}")
         for name in ("lr", "clip", "max_kl", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"ppo.{name} must be above 0, got {getattr(self, name)}")
@@ -79,6 +91,7 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
         base: the GPT to start from; it stays as it is and is the reference. With adapters it is the one in `folder/base`, and is
             put into evaluation mode.
         prompts: a list of lists of tokens, one a completion; each rollout goes on where the last one stopped, and round again.
+            One that was enlarged begins where it would if all before it had been as large.
         reward: a function of a Rollout that gives one number a completion, (B,).
         watch: a function of a Rollout and its rewards that gives a dict of numbers to log; training never uses them.
 
@@ -86,9 +99,11 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
         The policy, in evaluation mode.
 
     Raises:
+        ValueError: no prompts, or one that leaves no room for a completion.
         RunError: a loss or the KL is not finite; the last good policy is kept.
         CheckpointError: adapters are to be trained, and there is no base in `folder/base`.
     """
+    check_prompts(base, prompts, config.max_new_tokens, "ppo")
     if config.rank:
         checkpoints.read_metadata(Path(folder) / "base")  # adapters stand on it: not there, they could not be loaded
         torch.manual_seed(seed_for(seed, "policy adapters"))
@@ -106,25 +121,13 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
             policy, tokenizer, some, config.max_new_tokens, generator(seed, "rollout", iteration), config.temperature
         )
         ref_logprobs = score(base, rollout, config.temperature)  # (B, T)
-        kl = completion_kl(rollout.logprobs, ref_logprobs, rollout.mask)  # (B,)
-        stage.check(kl.mean().item(), limit=100 * config.max_kl, what="KL to the original model")
-        if agreed(kl.mean() > config.max_kl):
+        measured = measure(stage, rollout, ref_logprobs, reward, config.max_kl, iteration, watch)
+        if measured is None:
             break
-        rewards = reward(rollout).to(kl.device)  # (B,)
-        stats = {
-            "kl": kl.mean().item(),
-            "kl_error": (kl.std() / math.sqrt(size)).item(),
-            "kl_k3": completion_kl(rollout.logprobs, ref_logprobs, rollout.mask, "k3").mean().item(),
-            "reward": rewards.mean().item(),
-            "entropy": -ppo.masked_mean(rollout.logprobs, rollout.mask).item(),  # nats per token
-            "rollout_size": size,
-            **(watch(rollout, rewards) if watch else {}),
-        }
-        stage.log(**stats)
-        stage.keep(iteration=iteration, **stats)
+        rewards, _, stats = measured
+        stage.log(rollout_size=size)
         if iteration % config.keep_every == 0:
-            whole = policy.merged() if config.rank else policy
-            checkpoints.save(stage.out / f"iteration-{iteration:03d}", whole, tokenizer, seed=seed, iteration=iteration, **stats)
+            save_on_the_way(stage, policy.merged() if config.rank else policy, tokenizer, iteration, **stats)
         if iteration == config.iterations:
             continue
 
@@ -134,10 +137,10 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
         memory["baseline"] = ppo.masked_mean(worth, rollout.mask, dim=0).cpu()  # (T,)
 
         # Update: a few passes over the rollout in minibatches.
-        factor = min(1, 2 * (1 - iteration / config.iterations))
+        factor = level_then_down(iteration, config.iterations)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * factor
-        measured = []
+        steps = []
         for rows in minibatches(size, config.minibatch, config.epochs, generator(seed, "minibatches", iteration)):
             mine = rows[shard(len(rows))]
             old_logprobs, mask = rollout.logprobs[mine], rollout.mask[mine]
@@ -149,10 +152,10 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
             optimizer.step()
             optimizer.zero_grad()
             ratio = ppo.masked_mean((logprobs.detach() - old_logprobs).exp(), mask)
-            measured.append(torch.stack([loss.detach(), clip_fraction, approx_kl, ratio]) * weight)
-        measured = gather(torch.stack(measured)[None]).mean(0)  # (minibatches, 4), over all processes
-        means = measured.mean(0).tolist()
-        stage.log(**dict(zip(("policy_loss", "clip_fraction", "approx_kl"), means)), first_ratio=measured[0, 3].item())
+            steps.append(torch.stack([loss.detach(), clip_fraction, approx_kl, ratio]) * weight)
+        steps = gather(torch.stack(steps)[None]).mean(0)  # (minibatches, 4), over all processes
+        means = steps.mean(0).tolist()
+        stage.log(**dict(zip(("policy_loss", "clip_fraction", "approx_kl"), means)), first_ratio=steps[0, 3].item())
         stage.check(means[0])
         memory["rare"] = memory["rare"] + 1 if means[1] < 0.01 and factor == 1 else 0
         if memory["rare"] == 3 and 2 * size <= config.max_rollout_size:  # steps this small leave room for a less noisy gradient

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from rlhf_lib import checkpoints, ppo, runs
-from rlhf_lib.devices import autocast, generator, has_bf16
-from rlhf_lib.models.heads import head_logprobs
+from rlhf_lib.devices import autocast, generator
 from rlhf_lib.models.layers import evaluating
-from rlhf_lib.trainers.rollouts import by_length, completion_kl, cut, draw, minibatches, trunk_of
+from rlhf_lib.trainers.rates import level_then_down
+from rlhf_lib.trainers.rollouts import by_length, check_prompts, completion_kl, cut, draw, minibatches, trunk_logprobs, trunk_of
 
 
 @dataclass
@@ -57,9 +57,11 @@ class PPOCriticConfig:
     max_kl: float = 10.0
 
     def __post_init__(self):
-        for name in ("iterations", "rollout_size", "max_new_tokens", "epochs", "minibatch"):
+        for name in ("iterations", "max_new_tokens", "epochs", "minibatch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"ppo.{name} must be at least 1, got {getattr(self, name)}")
+        if self.rollout_size < 2:
+            raise ValueError(f"ppo.rollout_size must be at least 2, got {self.rollout_size}")
         for name in ("lr", "critic_lr", "clip", "value_clip", "max_kl", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"ppo.{name} must be above 0, got {getattr(self, name)}")
@@ -77,15 +79,6 @@ class PPOCriticConfig:
             raise ValueError("ppo.kl_target adapts ppo.kl_coef by factors, so it needs one above 0 to begin with, got 0")
 
 
-def logprobs_of(policy, trunk, start, tokens, mask, temperature=1.0):
-    """The log-probabilities of completions, (B, T) in nats, 0 where masked, from the trunk's states, with a gradient."""
-    dtype = torch.bfloat16 if has_bf16(tokens.device) else torch.float32  # of the head
-    with autocast(tokens.device, policy.config.width, exact=True):
-        hidden = policy.top(*trunk)[:, start - 1 : -1]  # (B, T, C): each token is predicted from the place before it
-        found = head_logprobs(hidden[mask], policy.head.weight, tokens[mask], temperature, dtype)
-    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, found)
-
-
 def values_of(critic, trunk, start, mask):
     """The critic's value before each token of the completions, (B, T), 0 where masked: what is still to come from there."""
     with autocast(mask.device, critic.config.width, exact=True):
@@ -100,7 +93,7 @@ def scored(policy, reference, critic, rollout, start, temperature, batch=16):
     with evaluating(reference):
         for rows in by_length(rollout).split(batch):
             trunk, begin, tokens, mask = cut(rollout, start, rows)
-            models = [logprobs_of(model, trunk, begin, tokens, mask, temperature) for model in (policy, reference)]
+            models = [trunk_logprobs(model, trunk, begin, tokens, mask, temperature) for model in (policy, reference)]
             found[:, rows, : mask.shape[1]] = torch.stack([*models, values_of(critic, trunk, begin, mask)])
     return found
 
@@ -116,7 +109,7 @@ def token_rewards(scores, ended, logprobs, ref_logprobs, mask, kl_coef, end_pena
     """
     rewards = -kl_coef * torch.where(mask, ppo.kl_estimate(logprobs, ref_logprobs, "k1"), 0).detach()
     last = mask.sum(1, keepdim=True) - 1  # (B, 1)
-    return rewards.scatter_add(1, last, (scores - end_penalty * (~ended).float())[:, None])
+    return rewards.scatter_add(1, last, (scores.detach() - end_penalty * (~ended).float())[:, None])
 
 
 def train(policy, critic, reference, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
@@ -125,7 +118,7 @@ def train(policy, critic, reference, tokenizer, prompts, reward, config, folder,
     Args:
         policy, critic, reference: branches of one base with as many layers; the critic has a scalar head. The policy starts as
             the reference, which stays as it is.
-        prompts: a list of lists of tokens, drawn from without repetition until all were there.
+        prompts: a list of lists of tokens; each rollout draws them without repetition, again once all were there.
         reward: a function of a Rollout that gives one number a completion, (B,), normalised. Its `trunk` are the states.
         watch: a function of a Rollout and its rewards that gives a dict of numbers to log; training never uses them.
 
@@ -136,11 +129,7 @@ def train(policy, critic, reference, tokenizer, prompts, reward, config, folder,
         ValueError: no prompts, one that leaves no room for an answer, or branches that do not fit together.
         RunError: a loss or the KL is not finite; the last good policy is kept.
     """
-    if not prompts:
-        raise ValueError("there are no prompts to answer: at least one is needed")
-    longest, context = max(map(len, prompts)) + config.max_new_tokens, policy.config.context
-    if longest > context:
-        raise ValueError(f"the longest prompt and ppo.max_new_tokens are {longest} tokens, more than the context of {context}")
+    check_prompts(policy, prompts, config.max_new_tokens, "ppo")
     if not policy.base is critic.base is reference.base or len({m.lower for m in (policy, critic, reference)}) > 1:
         raise ValueError("policy, critic and reference must be branches of one base, of as many layers: load them with base=")
     both = nn.ModuleDict({"policy": policy, "critic": critic}).eval()  # no dropout: the update sees what was sampled from
@@ -164,7 +153,7 @@ def train(policy, critic, reference, tokenizer, prompts, reward, config, folder,
         stage.check(kl.mean().item(), limit=100 * config.max_kl, what="KL to the reference")
         if kl.mean() > config.max_kl:
             break
-        scores = reward(rollout).to(kl.device)  # (B,)
+        scores = reward(rollout).to(kl.device).detach()  # (B,)
         ended = ((tokens == tokenizer.end_token) & mask).any(1)
         stats = {
             "kl": kl.mean().item(),
@@ -190,7 +179,7 @@ def train(policy, critic, reference, tokenizer, prompts, reward, config, folder,
             memory["kl_coef"] = controller.update(kl.mean().item(), len(kl))
 
         # Update: a few passes over the rollout in minibatches.
-        factor = min(1, 2 * (1 - iteration / config.iterations))
+        factor = level_then_down(iteration, config.iterations)
         for group in optimizer.param_groups:
             group["lr"] = group["full"] * factor
         measured = []
@@ -198,7 +187,7 @@ def train(policy, critic, reference, tokenizer, prompts, reward, config, folder,
             trunk, begin, some, seen = cut(rollout, start, rows)
             short = slice(seen.shape[1])
             old_logprobs, old_values = logprobs[rows, short], values[rows, short]
-            new_logprobs = logprobs_of(policy, trunk, begin, some, seen, config.temperature)  # (b, up to T)
+            new_logprobs = trunk_logprobs(policy, trunk, begin, some, seen, config.temperature)  # (b, up to T)
             new_values = values_of(critic, trunk, begin, seen)
             loss, clip_fraction, approx_kl = ppo.policy_loss(
                 new_logprobs, old_logprobs, advantages[rows, short], seen, config.clip
@@ -215,7 +204,9 @@ def train(policy, critic, reference, tokenizer, prompts, reward, config, folder,
         means = measured.mean(0).tolist()
         names = ("policy_loss", "value_loss", "clip_fraction", "approx_kl")
         explained = ppo.explained_variance(values, returns, mask)
-        stage.log(**dict(zip(names, means)), first_ratio=measured[0, 4].item(), explained_variance=float(explained))
+        stage.log(**dict(zip(names, means)), first_ratio=measured[0, 4].item())
+        if explained.isfinite():  # there is nothing to explain where all returns are the same
+            stage.log(explained_variance=explained.item())
         stage.check(means[0] + means[1])
     stage.finish()
     return checkpoints.load_tensors(policy, checkpoints.read_tensors(stage.out), stage.out).eval()

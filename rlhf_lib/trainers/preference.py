@@ -14,6 +14,8 @@ from rlhf_lib.devices import autocast, generator
 from rlhf_lib.models.layers import evaluating, pad
 from rlhf_lib.models.lora import Branch
 from rlhf_lib.preference import ranking_loss
+from rlhf_lib.trainers.rates import up_then_down
+from rlhf_lib.trainers.reward import calibration_error
 
 
 class Ranking(NamedTuple):
@@ -60,7 +62,7 @@ def rewards_of(model, rows, states=None):
         return model.logits(*pad(rows, "right", device)).float()
 
 
-def by_length(rows, batch):
+def batches_by_length(rows, batch):
     """The places of `rows` in batches of rows of like length, the longest first, so that memory is short at once or never."""
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
     return [order[start : start + batch] for start in range(0, len(order), batch)]
@@ -71,19 +73,19 @@ def score(model, rows, batch=64, states=None):
     """`rewards_of` without a gradient, (N,) on the CPU."""
     scores = torch.zeros(len(rows))
     with evaluating(model):
-        for places in by_length(rows, batch):
+        for places in batches_by_length(rows, batch):
             scores[places] = rewards_of(model, [rows[place] for place in places], states).cpu()
     return scores
 
 
 @torch.no_grad()
-def states_of(model, rows, batch=64):
+def states_of(model, rows):
     """What the head of a Branch without blocks of its own reads of each row: a dict of tuples of tokens to states (C,).
 
     Nothing below that head is trained, so that these states are the same in every epoch, and computed once.
     """
     states, device = {}, next(model.parameters()).device
-    for places in tqdm(by_length(rows, batch), desc="states", leave=False):
+    for places in tqdm(batches_by_length(rows, 64), desc="states", leave=False):
         some = [rows[place] for place in places]
         tokens, mask = pad(some, "right", device)
         with autocast(device, model.config.width, exact=True):
@@ -99,23 +101,19 @@ def evaluate(model, rankings, states=None):
     Returns:
         A dict: `accuracy`, the share of pairs whose better answer has the higher reward, a tie half; `pairs`, how many; `loss`,
         nats; `length_accuracy`, that of "the longer answer is better", a tie half; `calibration_error`, of sigmoid(margin)
-        as the probability that the higher reward is right (expected calibration error in ten bins; Guo et al. 2017, section 2).
+        as the probability that the higher reward is right.
     """
     rows = [r.prompt + answer for r in rankings for answer in r.answers]
     scores, lengths = score(model, rows, states=states), torch.tensor([float(len(row)) for row in rows])
     sizes = [len(r.answers) for r in rankings]
     margins = torch.cat([margins_of(part) for part in scores.split(sizes)])
     longer = torch.cat([margins_of(part) for part in lengths.split(sizes)])
-    right = (margins > 0).float() + 0.5 * (margins == 0)
-    confidence = margins.abs().sigmoid()
-    bins = (confidence * 10).long().clamp(max=9)
-    gaps = [(right[bins == b] - confidence[bins == b]).sum().abs().item() for b in range(10)]
     return {
-        "accuracy": right.mean().item(),
+        "accuracy": right(margins).mean().item(),
         "pairs": len(margins),
         "loss": -F.logsigmoid(margins).mean().item(),
-        "length_accuracy": ((longer > 0).float() + 0.5 * (longer == 0)).mean().item(),
-        "calibration_error": sum(gaps) / len(margins),
+        "length_accuracy": right(longer).mean().item(),
+        "calibration_error": calibration_error(right(margins), margins.abs().sigmoid()),
     }
 
 
@@ -123,6 +121,11 @@ def margins_of(values):
     """What each better answer has more than each worse one, (K (K - 1) / 2,), from values (K,), the best answer's first."""
     better, worse = torch.triu_indices(len(values), len(values), offset=1)
     return values[better] - values[worse]
+
+
+def right(margins):
+    """How right each margin is, (N,): 1 where it is above 0, 0 where it is below, a half in a tie."""
+    return (margins > 0).float() + 0.5 * (margins == 0)
 
 
 def check(rankings, context, what):
@@ -169,7 +172,7 @@ def train(model, tokenizer, learn, held_out, config, folder, seed=0):
             order = torch.randperm(len(learn), generator=generator(seed, "comparisons", epoch)).tolist()
         some = [learn[number] for number in order[place * config.batch : (place + 1) * config.batch]]
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * min((step + 1) / (0.1 * steps + 1), (steps - step) / (0.9 * steps))
+            group["lr"] = config.lr * up_then_down(step, steps)
         model.train()
         rewards = rewards_of(model, [r.prompt + answer for r in some for answer in r.answers], states)  # all in one batch
         parts = rewards.split([len(r.answers) for r in some])

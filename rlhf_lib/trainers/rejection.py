@@ -11,7 +11,18 @@ import torch
 
 from rlhf_lib import checkpoints, ppo, runs
 from rlhf_lib.devices import average_gradients, gather, generator, shard, world
-from rlhf_lib.trainers.rollouts import check_prompts, in_turn, logprobs_of, measure, minibatches, sample, score
+from rlhf_lib.trainers.rates import level_then_down
+from rlhf_lib.trainers.rollouts import (
+    best_rows,
+    check_prompts,
+    in_turn,
+    logprobs_of,
+    measure,
+    minibatches,
+    sample,
+    save_on_the_way,
+    score,
+)
 
 
 @dataclass
@@ -58,11 +69,6 @@ class RejectionConfig:
             )
 
 
-def best_rows(scores, n):
-    """The row of the highest of each n scores that stand together, (B / n,), from scores (B,)."""
-    return scores.view(-1, n).argmax(1) + torch.arange(0, len(scores), n, device=scores.device)
-
-
 def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
     """Fine-tune `base` on the best of its own completions, and leave the policy in `folder/policy`.
 
@@ -85,19 +91,19 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
         if measured is None:
             break
         if iteration % config.keep_every == 0:
-            checkpoints.save(stage.out / f"iteration-{iteration:03d}", policy, tokenizer, seed=seed, iteration=iteration)
+            save_on_the_way(stage, policy, tokenizer, iteration)
         if iteration == config.iterations:
             continue
 
         # What is kept: the best of each prompt's completions, or the control's random one.
-        rewards, _ = measured
+        rewards, _, _ = measured
         chance = torch.rand(len(rollout), generator=generator(seed, "control", iteration)).to(rewards.device)
         best = best_rows(chance if config.control else rewards, config.best_of)
         kept = rollout[best.cpu()]
         stage.log(kept_reward=rewards[best].mean().item())
 
         # Update: supervised fine-tuning, the mean negative log-probability of the kept tokens.
-        factor = min(1, 2 * (1 - iteration / config.iterations))
+        factor = level_then_down(iteration, config.iterations)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * factor
         losses = []

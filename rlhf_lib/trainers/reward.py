@@ -14,6 +14,9 @@ from rlhf_lib.devices import autocast, generator, grad_scaler, seed_for
 from rlhf_lib.models.heads import RewardModel
 from rlhf_lib.models.layers import evaluating, last_real, pad
 from rlhf_lib.models.lora import Branch
+from rlhf_lib.trainers.rates import up_then_down
+
+UNCLEAR = "no held-out passage is positive or negative: label more passages"
 
 
 @dataclass
@@ -122,28 +125,40 @@ def score_windows(model, texts):
     return torch.stack([(found * weight).sum() / weight.sum() for found, weight in zip(scores, lengths)])
 
 
+def calibration_error(right, confidence):
+    """Expected calibration error in ten bins (Guo et al. 2017, section 2): how far confidence is from the share that is right.
+
+    Args:
+        right: (N,), 1 where a guess is right, 0 where it is wrong, or a share of 1.
+        confidence: (N,) in [0, 1], the probability that it is right.
+    """
+    bins = (confidence * 10).long().clamp(max=9)
+    gaps = [(right[bins == b] - confidence[bins == b]).sum().abs().item() for b in range(10)]
+    return sum(gaps) / len(right)
+
+
 def evaluate(model, tokenizer, labels):
     """How a reward model does on `labels` that it did not learn from.
 
     Returns:
         A dict: `accuracy` (share of positive and negative passages on the right side of 0, neutral left out), `passages`
-        (how many those are), `loss` (nats, neutral included), `calibration_error` (expected calibration error in ten
-        bins; Guo et al. 2017, section 2; neutral left out).
+        (how many those are), `loss` (nats, neutral included), `calibration_error` (neutral left out).
+
+    Raises:
+        ValueError: none is positive or negative, or a passage is longer than the context.
     """
     logits = score_texts(model, tokenizer, [label.text for label in labels])
     targets = torch.tensor([label.target for label in labels])
     clear = targets != 0.5
     if not clear.any():
-        raise ValueError("no held-out passage is positive or negative: label more passages")
+        raise ValueError(UNCLEAR)
     right = ((logits > 0) == (targets > 0.5))[clear].float()
     confidence = torch.maximum(logits.sigmoid(), 1 - logits.sigmoid())[clear]
-    bins = (confidence * 10).long().clamp(max=9)
-    gaps = [(right[bins == b] - confidence[bins == b]).sum().abs().item() for b in range(10)]
     return {
         "accuracy": right.mean().item(),
         "passages": int(clear.sum()),
         "loss": F.binary_cross_entropy_with_logits(logits, targets).item(),
-        "calibration_error": sum(gaps) / len(right),
+        "calibration_error": calibration_error(right, confidence),
     }
 
 
@@ -158,11 +173,16 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
         The reward model, in evaluation mode, and what `evaluate` says of it on the held-out labels.
 
     Raises:
-        RunError: the loss is not finite; nothing is written.
+        ValueError: too few labels to learn from and to test on, none held out that is positive or negative, or a passage longer
+            than the context.
+        CheckpointError: adapters are to be trained, and there is no base in `folder/base`.
+        RunError: the loss is not finite; no checkpoint is written.
     """
     learn, held_out = label_sets.split(labels, config.held_out)
     if not learn or not held_out:
         raise ValueError(f"{len(labels)} labels are too few to learn from and to test on: label more passages")
+    if all(label.target == 0.5 for label in held_out):
+        raise ValueError(UNCLEAR)
     rows = [tokenizer.encode(label.text) for label in learn]
     lengths = torch.tensor([len(row) for row in rows])
     longest = max(int(lengths.max()), *(len(tokenizer.encode(label.text)) for label in held_out))
@@ -191,7 +211,7 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
             order = batches(lengths, config.batch, generator(seed, "label batches", epoch))
         chosen = order[place]
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * min((step + 1) / (0.1 * steps + 1), (steps - step) / (0.9 * steps))
+            group["lr"] = config.lr * up_then_down(step, steps)
         model.train()
         tokens, mask = pad([rows[row] for row in chosen.tolist()], "right", device)  # (B, T) each
         with autocast(device, gpt.config.width):

@@ -83,7 +83,7 @@ class SentimentReward(NamedTuple):
     """The reward of a rollout, one number a completion: a sentiment's normalised log-probability, less the price of blank lines.
 
     Args:
-        reward_model: a RewardModel.
+        reward_model: a RewardModel, or a Branch with a scalar head.
         sentiment: "positive" or "negative".
         normalise: a Normaliser.
         blanks: the original model's blank lines per completion.

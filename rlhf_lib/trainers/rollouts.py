@@ -6,11 +6,13 @@ B: completions    T: tokens in each
 import copy
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from rlhf_lib import ppo
+from rlhf_lib import checkpoints, ppo
 from rlhf_lib.devices import agreed, autocast, gather, has_bf16, precision, shard, shared_out
+from rlhf_lib.models import published
 from rlhf_lib.models.heads import head_logprobs
 from rlhf_lib.models.layers import evaluating, pad
 from rlhf_lib.models.lora import Branch, trunk_rows
@@ -27,7 +29,8 @@ class Rollout:
         logprobs: (B, T), nats, under the model that sampled; 0 behind the end token.
         mask: (B, T) bool, True up to and including the end token.
         texts: a list of B, the completions as text.
-        trunk: where several models share one, what it says of prompts and completions.
+        trunk: where several models share one, what `trunk_of` says of prompts and completions, S tokens in all: states (B, S, C),
+            rotary table, attention mask, and how many tokens all prompts begin with.
         sampler_logprobs: (B, T), as `logprobs`, under the copy that tokens were drawn from.
     """
 
@@ -151,12 +154,25 @@ def logprobs_of(model, rollout, temperature=1.0):
     Where the rollout has a trunk, a Branch shares it and goes on from there.
     """
     tokens, mask = rollout.tokens, rollout.mask
+    if rollout.trunk is not None and isinstance(model, Branch):
+        start = rollout.trunk[0].shape[1] - tokens.shape[1]
+        return trunk_logprobs(model, rollout.trunk, start, tokens, mask, temperature)
     dtype = torch.bfloat16 if has_bf16(tokens.device) else torch.float32  # of the head, where most of the work is
     with autocast(tokens.device, model.config.width, exact=True):
-        if rollout.trunk is None or not isinstance(model, Branch):
-            return token_logprobs(model, rollout.prompts, tokens, mask, temperature=temperature, dtype=dtype)
-        hidden = model.top(*rollout.trunk)[:, -tokens.shape[1] - 1 : -1]  # (B, T, C): predicted from the place before it
-        found = head_logprobs(hidden[mask], model.head.weight, tokens[mask], temperature, dtype)
+        return token_logprobs(model, rollout.prompts, tokens, mask, temperature=temperature, dtype=dtype)
+
+
+def trunk_logprobs(branch, trunk, start, tokens, mask, temperature=1.0):
+    """A Branch's log-probabilities of completions, (B, T) in nats, 0 where masked, from the trunk's states, with a gradient.
+
+    Args:
+        trunk, start: what `trunk_of` says, or of some of its rows `cut`: the trunk, and where completions begin.
+        tokens, mask: (B, T), the completions.
+    """
+    dtype = torch.bfloat16 if has_bf16(tokens.device) else torch.float32  # of the head
+    with autocast(tokens.device, branch.config.width, exact=True):
+        hidden = branch.top(*trunk)[:, start - 1 : -1]  # (B, T, C): each token is predicted from the place before it
+        found = head_logprobs(hidden[mask], branch.head.weight, tokens[mask], temperature, dtype)
     return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, found)
 
 
@@ -191,12 +207,17 @@ def shape_advantages(rewards, logprobs, ref_logprobs, mask, kl_coef):
     """
     kl = torch.where(mask, ppo.kl_estimate(logprobs, ref_logprobs, "k1"), 0).detach()
     to_go = kl.flip(1).cumsum(1).flip(1)
-    return torch.where(mask, rewards[:, None] - kl_coef * to_go, 0)
+    return torch.where(mask, rewards.detach()[:, None] - kl_coef * to_go, 0)
 
 
 def in_turn(prompts, first, count, group=1):
     """`count` of the prompts from place `first` on, round and round, each `group` times."""
     return [prompts[place % len(prompts)] for place in range(first, first + count) for _ in range(group)]
+
+
+def best_rows(scores, n):
+    """The row of the highest of each n scores that stand together, (B / n,), from scores (B,)."""
+    return scores.view(-1, n).argmax(1) + torch.arange(0, len(scores), n, device=scores.device)
 
 
 def minibatches(count, size, epochs, generator):
@@ -216,7 +237,8 @@ def measure(stage, rollout, ref_logprobs, reward, max_kl, step, watch=None):
         watch: a function of a Rollout and its rewards that gives a dict of numbers to log.
 
     Returns:
-        rewards (B,) and KL (B,) of the completions, without a gradient; None where the mean KL has passed `max_kl`.
+        rewards (B,) and KL (B,) of the completions, without a gradient, and what was logged, a dict; None where the mean KL has
+        passed `max_kl`.
 
     Raises:
         RunError: the KL is not finite, or a hundred times `max_kl`.
@@ -238,7 +260,20 @@ def measure(stage, rollout, ref_logprobs, reward, max_kl, step, watch=None):
     }
     stage.log(**stats)
     stage.keep(iteration=step, **stats)
-    return rewards, kl
+    return rewards, kl, stats
+
+
+def save_on_the_way(stage, policy, tokenizer, iteration, **stats):
+    """Write an iteration's policy to `iteration-NNN` in the stage's folder: a Branch's base is one folder further from there.
+
+    Args:
+        stats: what was measured of it, for the metadata.
+    """
+    source = policy.shape["source"] if isinstance(policy, Branch) else None
+    if source and source not in published.NAMES:
+        stats["branch"] = {**policy.shape, "source": (Path("..") / source).as_posix()}
+    folder = stage.out / f"iteration-{iteration:03d}"
+    checkpoints.save(folder, policy, tokenizer, seed=stage.seed, iteration=iteration, **stats)
 
 
 def check_prompts(model, prompts, max_new_tokens, name):

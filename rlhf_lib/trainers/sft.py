@@ -14,6 +14,7 @@ from rlhf_lib import runs
 from rlhf_lib.devices import autocast, generator, has_bf16
 from rlhf_lib.models.heads import head_logprobs
 from rlhf_lib.models.layers import evaluating
+from rlhf_lib.trainers.rates import up_then_down
 
 
 @dataclass
@@ -22,7 +23,8 @@ class SFTConfig:
 
     Args:
         epochs: passes over the demonstrations.
-        row, batch: tokens in a packed row, and rows in a step.
+        row, batch: tokens in a packed row, and about how many rows are in a step: as many as an even part of the demonstrations
+            takes, more where they pack badly.
         lr: AdamW's learning rate at its height; it rises over the first tenth and falls to zero in a line.
         weight_decay: AdamW's.
     """
@@ -152,7 +154,7 @@ def train(model, tokenizer, learn, held_out, config, folder, seed=0):
             order = torch.randperm(len(turns), generator=generator(seed, "demonstrations", epoch)).tolist()
             share = [order[place::per_epoch] for place in range(per_epoch)]  # every step has as many demonstrations
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * min((step + 1) / (0.1 * steps + 1), (steps - step) / (0.9 * steps))
+            group["lr"] = config.lr * up_then_down(step, steps)
         model.train()
         packed = [part.to(device) for part in pack([turns[number] for number in share[place]], config.row)]
         loss = -spoken_logprobs(model, *packed).mean()

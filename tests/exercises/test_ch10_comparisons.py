@@ -112,14 +112,6 @@ def test_every_correct_answer_passes(name, seed):
     assert found.passed, found.message
 
 
-@pytest.mark.parametrize("name", HERE)
-def test_every_named_mistake_fails_with_its_own_name(name):
-    exercise = exercises.EXERCISES[name]
-    for sentence, functions in exercise.mistakes.items():
-        for mistake in functions:
-            assert verdict(name, mistake).mistake == sentence
-
-
 def test_the_cards_examples_by_hand():
     """The numbers that stand on the cards."""
     wanted = {

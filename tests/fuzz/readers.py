@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 
 from rlhf_lib import (
-    blind,
     checkpoints,
     comparisons,
     corpus,
@@ -117,10 +116,6 @@ COMPARED = rows(
     {"work": "hamlet", "start": 0, "end": 5, "first": "x", "second": "y", "verdict": "tie", "reader": "r2", "round": 3},
     {"prompt": TALK, "first": "x", "second": "z", "verdict": "second", "reader": "r1", "first_cut": True, "reason": "kind"},
 )
-VOTES = rows(
-    {"id": "1", "prompt": "p", "first": "a", "second": "b", "verdict": "tie", "reader": "r1", "reason": "both"},
-    {"id": "2", "first": "a", "second": "b", "verdict": "first", "reader": "r1"},
-)
 RATINGS = ",".join(FIELDS) + '\n1,me,4,5,,Love\n2,me,1,2,base,"a, b"\n'
 
 
@@ -187,13 +182,6 @@ TEXTS = {
         ("prompts.jsonl", "compared.jsonl", "demos.jsonl"),
         changes.as_rows,
         read_compared,
-        (ValueError,),
-    ),
-    "votes": Reader(
-        texts({"votes.jsonl": VOTES}),
-        ("votes.jsonl",),
-        changes.as_rows,
-        lambda folder: blind.read_votes(folder / "votes.jsonl"),
         (ValueError,),
     ),
     "ratings": Reader(

@@ -178,7 +178,7 @@ def test_the_shipped_files_tensors_are_those_that_its_bytes_spell():
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(GGUFError, match=rf"^no GGUF file at {tmp_path}/gone\.gguf$"):
+    with pytest.raises(GGUFError, match=rf"^no GGUF file at {tmp_path}/gone\.gguf: check the path, or fetch the file$"):
         gguf.load(tmp_path / "gone.gguf")
 
 

@@ -615,9 +615,7 @@ def test_a_kill_between_the_evaluation_and_its_summary_loses_nothing(tiny_run, t
     assert stats_of(folder) == stats_of(tiny_run) and (folder / "report.html").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["pretrain.batch", "ppo.minibatch", "normaliser_samples", "evaluate_samples"]
-)
+@pytest.mark.parametrize("name", ["pretrain.batch", "ppo.minibatch", "normaliser_samples", "evaluate_samples"])
 def test_rows_that_do_not_divide_among_processes_are_refused_before_the_first_step(begun, monkeypatch, tmp_path, name):
     sizes = {"pretrain.batch": 6, "ppo.rollout_size": 96, "ppo.minibatch": 24, "normaliser_samples": 66, "evaluate_samples": 66}
     run = begun({**sizes, name: 32})

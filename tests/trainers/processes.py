@@ -15,6 +15,7 @@ from rlhf_lib.trainers import ppo, rewards, rollouts
 
 TOKENIZER = CharTokenizer(list("\nabcdefgh"))
 PROMPTS = [TOKENIZER.encode("\n\n"), TOKENIZER.encode("abc")]
+COMPLETION_KL = rollouts.completion_kl
 SIZES = dict(iterations=4, rollout_size=24, max_rollout_size=24, max_new_tokens=8, epochs=2, minibatch=8, lr=1e-3)
 
 
@@ -48,13 +49,13 @@ def trained(folder, **changes):
 
 
 def measured_by(rank, extra):
-    """`ppo.completion_kl` that gives the process `rank` alone so many nats more, from the third iteration on."""
+    """`rollouts.completion_kl` that gives the process `rank` alone so many nats more, from the third iteration on."""
     calls = []
 
     def measured(*arguments):
         calls.append(len(arguments))  # 3 for the KL that decides
         late = calls.count(3) > 2 and devices.world()[0] == rank
-        return rollouts.completion_kl(*arguments) + (extra if late else 0)
+        return COMPLETION_KL(*arguments) + (extra if late else 0)
 
     return measured
 
@@ -66,7 +67,7 @@ def main(folder):
     folder, (rank, _) = Path(folder), devices.world()
     found = {"plain": trained(folder / "plain", max_kl=100.0), "stopped": trained(folder / "stopped", max_kl=0.5)}
     for number in range(2):  # one process finds the KL too high, the other does not
-        ppo.completion_kl = measured_by(number, 20.0)
+        rollouts.completion_kl = measured_by(number, 20.0)
         found[f"only {number} would stop"] = trained(folder / f"only-{number}", max_kl=15.0)
     (folder / f"{rank}.json").write_text(json.dumps(found))
 

@@ -12,6 +12,7 @@ from torch import nn
 from rlhf_lib import checkpoints, devices, runs
 from rlhf_lib import policy_gradient as kernels
 from rlhf_lib.files import RunError
+from rlhf_lib.models.lora import Branch
 from rlhf_lib.policy_gradient import METHODS
 from rlhf_lib.trainers import grpo, ppo, rollouts
 from rlhf_lib.trainers.grpo import GRPOConfig
@@ -54,8 +55,9 @@ def positive(rollout):
         ({"method": "dapo"}, r"grpo\.method must be one of reinforce, .*, ppo, got 'dapo'"),
         *(
             ({name: 0}, rf"grpo\.{name} must be at least 1, got 0")
-            for name in ("iterations", "rollout_size", "group", "max_new_tokens", "epochs", "minibatch", "keep_every")
+            for name in ("iterations", "group", "max_new_tokens", "epochs", "minibatch", "keep_every")
         ),
+        ({"rollout_size": 1}, r"grpo\.rollout_size must be at least 2, got 1"),
         *(
             ({name: value}, rf"grpo\.{name} must be above 0, got {value}")
             for name in ("lr", "clip", "max_kl", "temperature")
@@ -302,6 +304,16 @@ def test_a_branch_learns_from_prompts_of_many_lengths_and_its_base_stays(tmp_pat
     assert same(weights(base), before) and same(weights(base.base), under) and not same(weights(policy), before)
     assert all(trunk[0].shape[1] == 5 + 8 for trunk in trunks)
     assert checkpoints.read_metadata(tmp_path / "policy")["kind"] == "branch"
+
+
+def test_a_branchs_checkpoints_on_the_way_find_its_base(tmp_path):
+    base = language_model("modern")
+    checkpoints.save(tmp_path / "base", base, TOKENIZER)
+    policy = train(tmp_path, Branch(base, layers=1, rank=4, alpha=8, source="../base"), config=small(lr=1e-2))
+    assert same(weights(checkpoints.load(tmp_path / "policy")[0]), weights(policy))
+    first, later = (checkpoints.load(tmp_path / "policy" / f"iteration-00{step}")[0] for step in (0, 2))
+    assert same(weights(first.merged()), weights(base)) and not same(weights(later.merged()), weights(base))
+    assert checkpoints.read_metadata(tmp_path / "policy" / "iteration-002")["iteration"] == 2
 
 
 def test_what_is_watched_is_logged_and_never_learned_from(tmp_path):

@@ -99,3 +99,11 @@ def test_what_was_saved_is_gone_on_with():
     twin = Muon(twins, lr=0.5)
     twin.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert all(map(torch.equal, stepped(optimizer, params, seed=2), stepped(twin, twins, seed=2)))
+
+
+def test_a_matrix_gets_its_momentum_once(monkeypatch):
+    made, real = [], torch.zeros_like
+    monkeypatch.setattr(torch, "zeros_like", lambda p: made.append(p.shape) or real(p))
+    params = matrices()
+    stepped(Muon(params, lr=0.02), params, steps=3)
+    assert made == SHAPES

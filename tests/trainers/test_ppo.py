@@ -116,9 +116,10 @@ def log_probabilities(model, rollout, temperature=1.0):
     [
         *(
             ({name: value}, rf"ppo\.{name} must be at least 1, got {value}")
-            for name in ("iterations", "rollout_size", "max_new_tokens", "epochs", "minibatch", "keep_every")
+            for name in ("iterations", "max_new_tokens", "epochs", "minibatch", "keep_every")
             for value in (0, -3)
         ),
+        ({"rollout_size": 1}, r"ppo\.rollout_size must be at least 2, got 1"),
         *(
             ({name: value}, rf"ppo\.{name} must be above 0, got {value}")
             for name in ("lr", "clip", "max_kl", "temperature")
@@ -140,9 +141,23 @@ def test_config_refuses_a_bad_value_by_name(changes, sentence):
 
 def test_config_takes_the_ends_of_its_ranges():
     config = PPOConfig(
-        iterations=1, rollout_size=1, max_new_tokens=1, epochs=1, minibatch=1, keep_every=1, kl_coef=0.0, temperature=0.5
+        iterations=1, rollout_size=2, max_new_tokens=1, epochs=1, minibatch=1, keep_every=1, kl_coef=0.0, temperature=0.5
     )
     assert config.temperature == 0.5
+
+
+@pytest.mark.parametrize(
+    ("prompts", "sentence"),
+    [
+        ([], "there are no prompts, or an empty one"),
+        ([PROMPT, []], "there are no prompts, or an empty one"),
+        ([[2] * 17], r"the longest prompt and ppo\.max_new_tokens are 25 tokens, more than the context of 24"),
+    ],
+)
+def test_prompts_are_refused_before_the_first_step(tmp_path, prompts, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        train(tmp_path, prompts=prompts)
+    assert not list(tmp_path.iterdir())
 
 
 # ----------------------------------------------------------------------------------------- one update
@@ -365,7 +380,7 @@ def test_the_folder_holds_the_policy_that_was_returned_and_those_on_the_way(move
 
 def test_every_iteration_leaves_a_record_with_the_known_names(moved):
     assert [record["step"] for record in moved.records] == list(range(len(moved.records)))
-    names = {"kl", "kl_error", "kl_k3", "reward", "entropy", "rollout_size"}
+    names = {"kl", "kl_error", "kl_k3", "reward", "entropy", "tokens", "rollout_size"}
     learning = {"policy_loss", "clip_fraction", "approx_kl", "first_ratio"}
     for record in moved.records[:-1]:
         assert {"stage", "step"} | names | learning == record.keys()
@@ -529,6 +544,14 @@ def test_what_is_watched_is_logged_and_never_learned_from(tmp_path):
     assert [record["gold"] for record in records(tmp_path / "constant")] == [0.25] * 4
     for record in records(tmp_path / "length"):
         assert record["gold"] > 16 and record["mean"] == record["reward"]
+
+
+def test_a_reward_that_has_a_gradient_is_a_number_to_the_loop(tmp_path):
+    weight, seen = torch.ones((), requires_grad=True), []
+    watch = lambda rollout, rewards: seen.append(rewards.requires_grad) or {}  # noqa: E731
+    policy = train(tmp_path / "graph", reward=lambda rollout: weight * likes()(rollout), watch=watch)
+    assert seen == [False] * 4 and weight.grad is None
+    assert same(weights(policy), weights(train(tmp_path / "plain")))
 
 
 def test_the_seed_decides_the_run(tmp_path):

@@ -15,8 +15,9 @@ from rlhf_lib.models.layers import pad
 from rlhf_lib.models.lora import trunk_rows
 from rlhf_lib.tokenization import CharTokenizer
 from rlhf_lib.trainers import ppo_critic, rollouts
-from rlhf_lib.trainers.ppo_critic import PPOCriticConfig, logprobs_of, scored, token_rewards, values_of
+from rlhf_lib.trainers.ppo_critic import PPOCriticConfig, scored, token_rewards, values_of
 from rlhf_lib.trainers.rewards import PreferenceReward, answer_scores, fit_normaliser
+from rlhf_lib.trainers.rollouts import trunk_logprobs
 
 from .helpers import FAMILIES, branch, language_model, mutant, same, weights
 
@@ -26,14 +27,13 @@ PROMPTS = [[2, 2], [3, 4, 5, 6, 7], [8], [4, 2, 9]]
 SYSTEM = [9, 3, 3, 10, 4, 8, 2, 5, 7]  # as all of a chat's prompts begin with
 LONG = [SYSTEM + prompt for prompt in PROMPTS]
 TEMPERATURES = (1.0, 0.7, 1.6)
-no_bf16 = {"has_bf16": lambda device: False}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def float32():
     """As on hardware without bfloat16, so that numbers compare with the definition's."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (devices, rollouts, ppo_critic):
+        for module in (devices, rollouts):
             patch.setattr(module, "has_bf16", lambda device: False)
         yield
 
@@ -102,7 +102,7 @@ def test_scores_from_the_trunk_are_those_of_the_definition(family, layers, promp
     trunk, start = rollouts.trunk_of(policy, rollout)
     assert start == max(map(len, prompts)) and trunk[3] == (9 if prompts is LONG else 0)
     with torch.no_grad():
-        found = {t: logprobs_of(policy, trunk, start, rollout.tokens, rollout.mask, t) for t in TEMPERATURES}
+        found = {t: trunk_logprobs(policy, trunk, start, rollout.tokens, rollout.mask, t) for t in TEMPERATURES}
         values = values_of(critic, trunk, start, rollout.mask)
         for b, (prompt, tokens, mask) in enumerate(zip(rollout.prompts, rollout.tokens.tolist(), rollout.mask.tolist())):
             for place, token in enumerate(tokens):
@@ -131,10 +131,10 @@ def test_the_trunk_in_parts_is_the_trunk_and_its_rows_are_the_rows_of_the_scores
     rows = torch.tensor([7, 0, 3])
     for trunk in (whole, parts):
         with torch.no_grad():
-            logprobs = logprobs_of(m.policy, whole, start, rollout.tokens, rollout.mask)
+            logprobs = trunk_logprobs(m.policy, whole, start, rollout.tokens, rollout.mask)
             values = values_of(critic, whole, start, rollout.mask)
             some = trunk_rows(trunk, rows)
-            found = logprobs_of(m.policy, some, start, rollout.tokens[rows], rollout.mask[rows])
+            found = trunk_logprobs(m.policy, some, start, rollout.tokens[rows], rollout.mask[rows])
             torch.testing.assert_close(found, logprobs[rows], rtol=0, atol=1e-5)
             torch.testing.assert_close(values_of(critic, some, start, rollout.mask[rows]), values[rows], rtol=0, atol=1e-5)
 
@@ -148,7 +148,9 @@ def test_scores_of_rows_of_like_length_are_those_of_all_at_once(family, temperat
     other = branch(m.base, seed=3, spread=0.2)
     rollout.trunk, start = rollouts.trunk_of(m.policy, rollout)
     with torch.no_grad():
-        wanted = [logprobs_of(one, rollout.trunk, start, rollout.tokens, rollout.mask, temperature) for one in (m.policy, other)]
+        wanted = [
+            trunk_logprobs(one, rollout.trunk, start, rollout.tokens, rollout.mask, temperature) for one in (m.policy, other)
+        ]
         wanted.append(values_of(critic, rollout.trunk, start, rollout.mask))
     for batch in (1, 5, 100):
         found = scored(m.policy, other, critic, rollout, start, temperature, batch)
@@ -211,7 +213,7 @@ def test_what_stands_behind_the_end_changes_no_score_and_no_loss(family, prompts
     losses = []
     for some in (rollout, behind_the_end(rollout)):
         trunk, start = rollouts.trunk_of(m.policy, some)
-        logprobs = logprobs_of(m.policy, trunk, start, some.tokens, some.mask)
+        logprobs = trunk_logprobs(m.policy, trunk, start, some.tokens, some.mask)
         values = values_of(critic, trunk, start, some.mask)
         some.trunk = trunk
         advantages = torch.randn(some.mask.shape, generator=torch.Generator().manual_seed(0))
@@ -245,7 +247,8 @@ def test_token_rewards_by_hand():
 def test_the_penalty_has_no_gradient_and_nothing_is_read_behind_the_end():
     logprobs, reference = LOGPROBS.clone(), REFERENCE.clone()
     logprobs[0, 2], reference[0, 2] = math.nan, -math.inf
-    found = token_rewards(torch.zeros(2), torch.ones(2).bool(), logprobs.requires_grad_(), reference, MASK, 0.5, 0.0)
+    scores = torch.zeros(2, requires_grad=True)
+    found = token_rewards(scores, torch.ones(2).bool(), logprobs.requires_grad_(), reference, MASK, 0.5, 0.0)
     assert not found.requires_grad and found.isfinite().all()
 
 
@@ -408,19 +411,19 @@ MUTANTS = {  # minChatGPT's are those of commit 311aa3a
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_update_of_the_definitions_finds_a_mistake(tmp_path, name):
     with pytest.raises(AssertionError):
-        one_update_is_right(mutant(ppo_critic, MUTANTS[name], **no_bf16), tmp_path, "modern")
+        one_update_is_right(mutant(ppo_critic, MUTANTS[name]), tmp_path, "modern")
 
 
 def test_an_update_of_answers_that_go_on_behind_their_end_is_found(tmp_path):
     with pytest.raises(AssertionError):
-        one_update_is_right(mutant(ppo_critic, draw=never_stops(), **no_bf16), tmp_path)
+        one_update_is_right(mutant(ppo_critic, draw=never_stops()), tmp_path)
 
 
 def test_one_step_a_rollout_is_found(tmp_path):
     """minChatGPT at 311aa3a, src/trainers.py lines 253 to 270: the ratio is always 1 then, and clipping does nothing."""
     once = ("minibatches(len(kl), config.minibatch, config.epochs,", "minibatches(len(kl), len(kl), 1,")
     with pytest.raises(AssertionError):
-        later_steps_leave_ratio_1(mutant(ppo_critic, once, **no_bf16), tmp_path)
+        later_steps_leave_ratio_1(mutant(ppo_critic, once), tmp_path)
 
 
 def test_rewards_by_hand_find_the_kl_upside_down():
@@ -434,9 +437,8 @@ def test_at_first_the_ratio_is_1_nothing_is_clipped_and_the_kl_to_the_reference_
     for half in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             if half:
-                for module in (devices, rollouts, ppo_critic):
-                    patch.setattr(module, "has_bf16", lambda device: True)
                 for module in (devices, rollouts):
+                    patch.setattr(module, "has_bf16", lambda device: True)
                     patch.setattr(module, "precision", lambda device, width=256: torch.bfloat16)
             models = four(family, dropout=0.4)
             for model in (models.policy, models.critic, models.reference):
@@ -451,7 +453,7 @@ def test_at_first_the_ratio_is_1_nothing_is_clipped_and_the_kl_to_the_reference_
 
 def test_a_ratio_that_left_the_clip_range_shows(tmp_path):
     """Every old log-probability is lowered by ln 1.5, so that the ratio is 1.5 everywhere."""
-    older = mutant(ppo_critic, (SCORED, f"{SCORED}\n        logprobs = logprobs - math.log(1.5)"), **no_bf16)
+    older = mutant(ppo_critic, (SCORED, f"{SCORED}\n        logprobs = logprobs - math.log(1.5)"))
     train(tmp_path, config=small(minibatch=16, epochs=1, iterations=1, max_kl=1e3), module=older)
     stats = records(tmp_path)[0]
     assert stats["first_ratio"] == pytest.approx(1.5, abs=1e-4) and stats["clip_fraction"] == 1
@@ -511,7 +513,7 @@ def test_the_folder_holds_the_policy_that_was_returned_and_what_was_measured_of_
     trunk, start = rollouts.trunk_of(moved.policy, rollout)
     with torch.no_grad():
         policy, reference = (
-            logprobs_of(model, trunk, start, rollout.tokens, rollout.mask) for model in (moved.policy, moved.models.reference)
+            trunk_logprobs(model, trunk, start, rollout.tokens, rollout.mask) for model in (moved.policy, moved.models.reference)
         )
     kl = (policy - reference).sum(1)
     assert metadata["kl"] == pytest.approx(kl.mean().item(), abs=4 * math.hypot(metadata["kl_error"], kl.std().item() / 20))
@@ -535,6 +537,24 @@ def test_the_critic_learns_what_is_to_come(tmp_path):
     explained = [record["explained_variance"] for record in records(tmp_path)[:-1]]
     assert explained[0] == pytest.approx(0, abs=1e-5)  # a critic of zeros explains nothing
     assert sum(explained[-3:]) / 3 > 0.3 and max(explained) <= 1
+
+
+def test_where_there_is_nothing_to_explain_the_record_says_nothing_of_it(tmp_path):
+    """A critic of zeros, no reward and no KL: all returns are 0. What is written is JSON, which knows no NaN."""
+    config = small(iterations=1, end_penalty=0.0)
+    train(tmp_path, reward=lambda rollout: torch.zeros(len(rollout)), config=config)
+    assert "explained_variance" not in records(tmp_path)[0] and "value_loss" in records(tmp_path)[0]
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    train(tmp_path / "penalty", config=small(iterations=1))
+    assert records(tmp_path / "penalty")[0]["explained_variance"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_reward_that_has_a_gradient_is_a_number_to_the_loop(tmp_path):
+    weight, seen = torch.ones((), requires_grad=True), []
+    watch = lambda rollout, scores: seen.append(scores.requires_grad) or {}  # noqa: E731
+    policy = train(tmp_path / "graph", reward=lambda rollout: weight * likes()(rollout), watch=watch)
+    assert seen == [False] * 3 and weight.grad is None
+    assert same(weights(policy), weights(train(tmp_path / "plain")))
 
 
 def test_a_reward_model_on_the_same_trunk_is_what_is_learned_from_and_stays_as_it_is(tmp_path):
@@ -564,7 +584,7 @@ def test_an_answer_that_ends_with_its_last_token_has_ended(tmp_path):
     ends_are_counted(ppo_critic, tmp_path / "right")
     longer = ("ended = ((tokens == tokenizer.end_token) & mask).any(1)", "ended = mask.sum(1) < mask.shape[1]")
     with pytest.raises(AssertionError):
-        ends_are_counted(mutant(ppo_critic, longer, **no_bf16), tmp_path / "wrong")
+        ends_are_counted(mutant(ppo_critic, longer), tmp_path / "wrong")
 
 
 def test_a_penalty_for_not_ending_makes_answers_end(tmp_path):
@@ -748,7 +768,8 @@ def more_layers(models):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"prompts": []}, "there are no prompts to answer: at least one is needed"),
+        ({"prompts": []}, "there are no prompts, or an empty one"),
+        ({"prompts": [[3], []]}, "there are no prompts, or an empty one"),
         (
             {"prompts": [[3], [3] * 41]},
             r"the longest prompt and ppo\.max_new_tokens are 49 tokens, more than the context of 48",
@@ -770,8 +791,9 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(tmp_path, chang
     [
         *(
             ({name: 0}, rf"ppo\.{name} must be at least 1, got 0")
-            for name in ("iterations", "rollout_size", "max_new_tokens", "epochs", "minibatch")
+            for name in ("iterations", "max_new_tokens", "epochs", "minibatch")
         ),
+        ({"rollout_size": 1}, r"ppo\.rollout_size must be at least 2, got 1"),
         *(
             ({name: value}, rf"ppo\.{name} must be above 0, got {value}")
             for name in ("lr", "critic_lr", "clip", "value_clip", "max_kl", "temperature")

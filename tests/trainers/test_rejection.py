@@ -8,8 +8,9 @@ from torch import nn
 from rlhf_lib import checkpoints, devices
 from rlhf_lib.files import RunError
 from rlhf_lib.judge import best_of_n_kl
+from rlhf_lib.models.lora import Branch
 from rlhf_lib.trainers import rejection, rollouts
-from rlhf_lib.trainers.rejection import RejectionConfig, best_rows
+from rlhf_lib.trainers.rejection import RejectionConfig
 
 from .helpers import PROMPTS, TOKENIZER, V, branch, even, language_model, likes, records, same, share_of_a, weights
 
@@ -62,11 +63,6 @@ def test_prompts_are_refused_before_the_first_step(tmp_path):
     with pytest.raises(ValueError, match=r"the longest prompt and rejection\.max_new_tokens are 53 tokens"):
         train(tmp_path, prompts=[[2] * 45])
     assert not list(tmp_path.iterdir())
-
-
-def test_the_best_row_of_each_group_by_hand():
-    assert best_rows(torch.tensor([1.0, 3, 2, -5, -7, -4]), 3).tolist() == [1, 5]
-    assert best_rows(torch.tensor([1.0, 3, 2, -5, -7, -4]), 2).tolist() == [1, 2, 5]
 
 
 @pytest.fixture
@@ -163,6 +159,16 @@ def test_a_branch_learns_from_prompts_of_many_lengths_and_its_base_stays(tmp_pat
     rows = records(tmp_path)
     assert rows[-1]["reward"] > rows[0]["reward"] + 0.4 and rows[0]["kl"] == pytest.approx(0, abs=1e-5)
     assert same(weights(base), before) and same(weights(base.base), under) and not same(weights(policy), before)
+
+
+def test_a_branchs_checkpoints_on_the_way_find_its_base(tmp_path):
+    base = language_model("modern")
+    checkpoints.save(tmp_path / "base", base, TOKENIZER)
+    policy = train(tmp_path, Branch(base, layers=1, rank=4, alpha=8, source="../base"), config=small(lr=1e-2))
+    assert same(weights(checkpoints.load(tmp_path / "policy")[0]), weights(policy))
+    first, later = (checkpoints.load(tmp_path / "policy" / f"iteration-00{step}")[0] for step in (0, 2))
+    assert same(weights(first.merged()), weights(base)) and not same(weights(later.merged()), weights(base))
+    assert checkpoints.read_metadata(tmp_path / "policy" / "iteration-002")["iteration"] == 2
 
 
 def test_what_is_watched_is_logged_and_never_learned_from_and_the_seed_decides(tmp_path):

@@ -337,7 +337,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_writes_no_checkpoint(interr
             for parameter in model.parameters():
                 nn.init.constant_(parameter, math.nan)
 
-    with interrupted(after=poison), pytest.raises(RunError, match=r"reward: the loss is nan at step 5; .*are kept"):
+    with interrupted(after=poison), pytest.raises(RunError, match=r"reward: the loss is nan at step 5\. Lower the"):
         train(tmp_path)
     assert not (tmp_path / "reward" / "model.safetensors").exists()
 
@@ -372,6 +372,14 @@ def test_a_batch_of_passages_of_one_token_trains(config, tmp_path):
 def test_too_few_labels_are_refused(count, tmp_path):
     with pytest.raises(ValueError, match=f"{count} labels are too few to learn from and to test on: label more passages"):
         train(tmp_path, labels=LABELS[:count])
+
+
+def test_held_out_labels_that_are_all_neutral_are_refused_before_training(tmp_path):
+    learn, held_out = label_sets.split(LABELS, 0.2)
+    neutral = [label for label in held_out if label.label == "neutral"]
+    with pytest.raises(ValueError, match="no held-out passage is positive or negative: label more passages"):
+        train(tmp_path, labels=[*learn, *neutral])
+    assert neutral and list(tmp_path.iterdir()) == []
 
 
 def test_what_the_caller_gives_stays_as_it_is(tmp_path):

@@ -10,7 +10,7 @@ from rlhf_lib import devices
 from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.models.heads import RewardModel
 from rlhf_lib.tokenization import CharTokenizer
-from rlhf_lib.trainers import ppo_critic, preference, rewards, rollouts
+from rlhf_lib.trainers import preference, rewards, rollouts
 from rlhf_lib.trainers.reward import score_texts
 from rlhf_lib.trainers.rewards import (
     Normaliser,
@@ -195,7 +195,7 @@ def test_the_reward_leaves_the_reward_model_and_the_rollout_as_they_are():
 @pytest.fixture
 def float32(monkeypatch):
     """As on hardware without bfloat16, so that numbers compare with the definition's."""
-    for module in (devices, rollouts, ppo_critic):
+    for module in (devices, rollouts):
         monkeypatch.setattr(module, "has_bf16", lambda device: False)
 
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rlhf_lib import devices
+from rlhf_lib import checkpoints, devices
 from rlhf_lib.models.gpt import GPT, GPTConfig
+from rlhf_lib.models.lora import Branch
 from rlhf_lib.tokenization import CharTokenizer
 from rlhf_lib.trainers import rollouts
 from rlhf_lib.trainers.rollouts import Rollout, completion_kl, minibatches, shape_advantages
@@ -331,9 +332,10 @@ def test_advantages_by_hand():
     assert shaped[1].tolist() == pytest.approx([-2.15, -2.15, -2.05], abs=1e-6)
 
 
-def test_the_penalty_is_detached():
+def test_the_penalty_and_the_rewards_are_detached():
+    rewards = torch.tensor([1.0, -2.0], requires_grad=True)
     logprobs, reference = LOGPROBS.clone().requires_grad_(), REFERENCE.clone().requires_grad_()
-    shaped = shape_advantages(torch.tensor([1.0, -2.0]), logprobs, reference, MASK, 0.5)
+    shaped = shape_advantages(rewards, logprobs, reference, MASK, 0.5)
     assert not shaped.requires_grad
 
 
@@ -406,10 +408,11 @@ def test_what_is_logged_of_a_rollout_is_what_is_kept_with_it():
     base, policy = gpt(), gpt(seed=1)
     rollout, stage = sample(policy, 50, 6), Stage()
     reference = rollouts.score(base, rollout)
-    rewards, kl = rollouts.measure(
+    rewards, kl, told = rollouts.measure(
         stage, rollout, reference, lambda r: r.mask.sum(1).float(), 1e3, 7, lambda r, pay: {"gold": pay.max().item()}
     )
     (checked, value, named), (logged, stats), (kept, metadata) = stage.told
+    assert told == stats
     assert (checked, logged, kept) == ("check", "log", "keep") and metadata == {"iteration": 7, **stats}
     assert named == {"limit": 1e5, "what": "KL to the original model"}
     lengths = rollout.mask.sum(1).float()
@@ -435,6 +438,24 @@ def test_prompts_that_cannot_be_answered_are_refused(prompts, sentence):
     rollouts.check_prompts(gpt(), [[1] * 20], 4, "grpo")
     with pytest.raises(ValueError, match=r"the longest prompt and grpo\.max_new_tokens are 25 tokens, more than .* 24"):
         rollouts.check_prompts(gpt(), [[1] * 20, [1] * 21], 4, "grpo")
+
+
+@pytest.mark.parametrize(
+    ("source", "further"),
+    [("../base", "../../base"), ("../../sft", "../../../sft"), ("/runs/base", "/runs/base"), ("smollm2-135m",) * 2, (None, None)],
+)
+def test_a_branch_that_is_saved_on_the_way_says_where_its_base_is_from_there(tmp_path, source, further):
+    policy, stage = Branch(language_model(), layers=1, rank=2, alpha=4, source=source), Stage()
+    stage.out, stage.seed = tmp_path / "policy", 3
+    rollouts.save_on_the_way(stage, policy, TOKENIZER, 7, kl=0.5)
+    metadata = checkpoints.read_metadata(tmp_path / "policy" / "iteration-007")
+    assert metadata["branch"] == {**policy.shape, "source": further} and policy.shape["source"] == source
+    assert (metadata["seed"], metadata["iteration"], metadata["kl"]) == (3, 7, 0.5)
+
+
+def test_the_best_row_of_each_group_by_hand():
+    scores = torch.tensor([1.0, 3, 2, -5, -7, -4])
+    assert [rollouts.best_rows(scores, n).tolist() for n in (3, 2, 1)] == [[1, 5], [1, 2, 5], [0, 1, 2, 3, 4, 5]]
 
 
 def test_prompts_come_in_turn_and_in_groups():
