@@ -111,15 +111,21 @@ SYMPTOMS = [
     ),
     Symptom(
         "the loss stays near ln 2",
-        ("frozen-head", "sign", "padding-pooled"),
+        ("frozen-head", "padding-pooled"),
         "the gradient's norm by layer, and which layers move in ten steps",
         "enough steps on one batch of eight pairs bring the loss under 0.1",
     ),
     Symptom(
         "the first loss is not ln 2",
-        ("divided-twice", "dropout", "log-of-sigmoid"),
+        ("divided-twice", "dropout"),
         "the loss before the first step, of a model whose scores are 0 or whose policy is the reference: 0.693",
         "the loss of equal scores is ln 2 for any number of answers",
+    ),
+    Symptom(
+        "the loss of pairs falls, and the accuracy with it",
+        ("sign",),
+        "the first loss, 0.693 and not -0.693; and the mean margin after ten steps, which is above 0",
+        "a step on one batch of pairs raises its mean margin",
     ),
     Symptom(
         "the loss is not a number",
@@ -146,15 +152,15 @@ SYMPTOMS = [
         "more padding behind the same texts leaves their scores as they are",
     ),
     Symptom(
-        "a small gap between training and test that is a leak: test is better than anybody could be",
+        "the test is nearly as good as training, and better than anybody could be",
         ("leak",),
         "the number of test rows that are in the training set",
         "the two sets share no row, with any seed",
     ),
     Symptom(
-        "the gap between training and validation is honest",
+        "training is far above validation, and a third set agrees with validation",
         ("nothing",),
-        "the accuracy on a third set that chose nothing",
+        "the accuracy on a third set that chose nothing, and the number of rows that are in two sets: 0",
         "more data narrows the gap",
     ),
     Symptom(

@@ -16,7 +16,7 @@ REPAIRS = {
          "        wins += verdict == (\"A\" if first else \"B\")\n"),
     ]},
     "03": {"one-step": [
-        ("        new = policy[before]", "        for _ in range(6):\n            new = policy[before]"),
+        ("        new = policy[before]", "        for _ in range(3):\n            new = policy[before]"),
         ("        ratio = (new", "            ratio = (new"),
         ("        loss = -", "            loss = -"),
         ("        optimizer.zero_grad()\n        loss.backward()\n        optimizer.step()\n",

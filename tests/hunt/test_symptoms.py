@@ -20,7 +20,7 @@ def test_every_symptom_points_to_known_causes_and_every_case_is_reached():
 
 @pytest.mark.parametrize("words", [
     "reward is flat", "KL is negative", "KL explodes at once", "clip fraction is 0", "samples are the same", "value loss grows",
-    "near ln 2", "worse text", "is a leak",
+    "near ln 2", "worse text", "better than anybody", "accuracy with it",
 ])  # fmt: skip
 def test_the_symptoms_that_people_come_with_are_there(words):
     assert sum(words in one.seen for one in SYMPTOMS) == 1
