@@ -80,7 +80,7 @@ def student_release(target, hints=True, root=ROOT):
     whole = target.with_name(f".{target.name}.tmp")  # it gets its name when all is in it
     shutil.rmtree(whole, ignore_errors=True)
     try:
-        write_release(whole / target.name, hints, root)
+        fill(whole / target.name, hints, root)
         pack(whole / target.name, whole / archive.name)
         os.replace(whole / archive.name, archive)
         os.replace(whole / target.name, target)
@@ -93,7 +93,8 @@ def student_release(target, hints=True, root=ROOT):
     return target, archive
 
 
-def write_release(target, hints, root):
+def fill(target, hints, root):
+    """Write all that a class gets into the folder `target`; arguments as for `student_release`."""
     for name in FILES:
         if (root / name).exists():
             write_atomic(target / name, (root / name).read_bytes())

@@ -13,7 +13,7 @@ from tests.fuzz.drive import fuzz
 from tests.fuzz.readers import Reader, texts
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLES = os.environ.get("RLHF_FUZZED", "4")
+EXAMPLES = os.environ.get("RLHF_FUZZED", "6")
 
 
 def test_a_few_damaged_files_of_every_kind_are_read_or_refused_in_a_sentence(tmp_path):

@@ -147,9 +147,11 @@ class Shakespeare:
 
     Raises:
         RunError: the folder holds a run with other settings.
+        ValueError: numbers of rows do not divide among the processes.
     """
 
     def __init__(self, settings, folder, device=None):
+        check_shares(settings)
         self.settings, self.folder = settings, Path(folder)
         self.device = device or devices.pick_device()
         self.material = Material(settings)
@@ -166,7 +168,6 @@ class Shakespeare:
     def read(self):
         """Read and check what the stages that are not done learn from; returns how many labelled passages that is."""
         done, begun = self.stages.done(), time.monotonic()
-        check_shares(self.settings)
         if self.settings.init_from:
             if not {"pretrain", "reward"} <= done.keys():
                 check_taken(self.settings)

@@ -430,7 +430,7 @@ def test_a_build_is_tried_probe_by_probe(box, tmp_path, monkeypatch):
 # ----------------------------------------------------------------------------------------- the whole course
 
 CHAPTERS = [*range(14)]
-FEW = 2  # inputs of each exercise, and probes of each build, on which it is tried here; all of them before a class is graded
+FEW = 3  # inputs of each exercise, and probes of each build, on which it is tried here; all of them before a class is graded
 
 
 def few(name, seed):
