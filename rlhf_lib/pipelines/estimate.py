@@ -1,5 +1,6 @@
 """How long a run will take on this machine: a small piece of each kind of work, timed, times how often it is done."""
 
+import math
 import time
 from pathlib import Path
 
@@ -8,9 +9,10 @@ from torch.nn import functional as F
 
 from rlhf_lib import checkpoints, devices
 from rlhf_lib.models.gpt import GPT
-from rlhf_lib.models.heads import RewardModel, head_logprobs
+from rlhf_lib.models.heads import RewardModel
+from rlhf_lib.models.layers import pad
 from rlhf_lib.models.lora import Branch
-from rlhf_lib.pipelines.inputs import prompt_tokens
+from rlhf_lib.pipelines.inputs import answer_tokens, prompt_tokens
 from rlhf_lib.sampling import generate
 from rlhf_lib.trainers import pretrain, rollouts
 
@@ -73,45 +75,75 @@ def estimate_learning(settings, labels, device):
 def estimate_assistant(run):
     """Seconds by stage of a run of the assistant; it takes a few itself.
 
-    Three pieces are timed: the trunk below the adapters, learning above it, and sampling, each per token.
+    The answers to come are taken to be as long as those of the demonstrations. Timed are, per token of prompt and answer, the
+    trunk, reading above it and learning above it, and per answer how long drawing takes.
     """
-    s, device = run.settings, run.device
-    model = run.branch("estimate", run.base, s.layers)
-    trunk, learn = pace(model, device)
-    below, tuning = pace(run.sft_branch(), device)
-    rows, new = min(64, s.ppo.rollout_size), min(16, s.ppo.max_new_tokens)
-    quick = rollouts.quick_copy(model)
-    sampled = timed(lambda: generate(quick, [[row] + [0] * 31 for row in range(rows)], new), device) / (rows * new)
-    read = trunk + learn / 3  # a third of learning is the way forward
+    s = run.settings
+    rollout, (shown, tested) = demonstrated(run), run.inputs.demonstrations
+    policy = run.branch("estimate", run.base, s.layers)
+    trunk, read, learn = pace(policy, rollout)
+    below, seen, tuned = pace(run.sft_branch(), rollout)
+    size = tokens_of(rollout) / len(rollout)  # of an answer and its prompt
 
-    talks = [sum(len(run.tokenizer.turns(talk)[0]) for talk in half) for half in run.inputs.demonstrations]
+    talks = [sum(len(run.tokenizer.turns(talk)[0]) for talk in half) for half in (shown, tested)]
     pairs = [sum(len(r.prompt) + len(answer) for r in half for answer in r.answers) for half in run.inputs.rankings]
-    asked = [len(prompt_tokens(run.tokenizer, prompt)) for prompt in run.inputs.prompts[1]]
-    whole = sum(asked) / len(asked) + s.ppo.max_new_tokens  # tokens of a prompt and an answer
-    answer = s.ppo.max_new_tokens * sampled + whole * read  # seconds of one that is drawn and scored
-    reward = s.preference.epochs * (pairs[0] * (trunk + learn) + pairs[1] * read)
-    drawn = (s.ppo.iterations + 1) * s.ppo.rollout_size
+    if s.reward_adapters:
+        reward = s.preference.epochs * (pairs[0] * (trunk + learn) + pairs[1] * (trunk + read))
+    else:
+        reward = sum(pairs) * trunk  # a head alone learns from states that are computed once
+    drawn = drawing(rollouts.quick_copy(policy), rollout, s.ppo, run.device)
+    paid = drawn + size * (trunk + s.reward_adapters * read)  # seconds of an answer that is drawn and has its reward
+    learned = s.ppo.iterations * s.ppo.rollout_size
     trains_gold = run.endpoint is None and run.published_gold is None
     judged = len(run.inputs.prompts[1][: s.evaluate_prompts or None])
     return {
-        "fine-tuning": s.sft.epochs * (talks[0] * (below + tuning) + talks[1] * read),
+        "fine-tuning": s.sft.epochs * (talks[0] * (below + tuned) + talks[1] * (below + seen)),
         "reward model": reward,
-        "policy": (drawn + s.normaliser_samples) * answer + drawn * whole * learn * (1 + 2 * s.ppo.epochs),  # policy and critic
-        "judging": judged * (3 + s.best_of) * answer + trains_gold * reward,
+        "policy": (learned + s.ppo.rollout_size) * (paid + 3 * size * read)  # policy, reference and critic
+        + s.normaliser_samples * paid
+        + learned * s.ppo.epochs * 2 * size * learn,  # policy and critic
+        "judging": judged * (3 + s.best_of) * paid + trains_gold * reward,
     }
 
 
-def pace(model, device):
-    """Seconds a token of a branch's trunk, and of learning above it."""
-    length = min(64, model.config.context)
-    tokens = torch.zeros(4, length, dtype=torch.long, device=device)
-    with devices.autocast(device, model.config.width, exact=True):
-        trunk = timed(lambda: model.trunk(tokens), device)
-        state = model.trunk(tokens)
-        learn = timed(
-            lambda: head_logprobs(model.top(*state).flatten(0, 1), model.head.weight, tokens.flatten()).sum().backward(), device
-        )
-    return trunk / tokens.numel(), learn / tokens.numel()
+def demonstrated(run):
+    """Some demonstrations as a Rollout: a minibatch of them, from all over the file, their answers cut where a rollout's are."""
+    ppo, talks = run.settings.ppo, run.inputs.demonstrations[0]
+    some = talks[:: math.ceil(len(talks) / ppo.minibatch)]
+    prompts = [prompt_tokens(run.tokenizer, talk[:-1]) for talk in some]
+    answers = [answer_tokens(run.tokenizer, talk[-1]["content"])[: ppo.max_new_tokens] for talk in some]
+    tokens, mask = pad(answers, "right", run.device)
+    return rollouts.Rollout(prompts, tokens, torch.zeros(tokens.shape, device=run.device), mask, [""] * len(some))
+
+
+def tokens_of(rollout):
+    """How many tokens prompts and completions have, in all."""
+    return sum(map(len, rollout.prompts)) + int(rollout.mask.sum())
+
+
+def pace(branch, rollout):
+    """Seconds a token of a branch's trunk, of reading above it and of learning above it, as PPO does it."""
+    trunk, start = rollouts.trunk_of(branch, rollout)
+
+    def read():
+        return rollouts.trunk_logprobs(branch, trunk, start, rollout.tokens, rollout.mask)
+
+    work = lambda: rollouts.trunk_of(branch, rollout), torch.no_grad()(read), lambda: read().sum().backward()
+    return [timed(piece, rollout.tokens.device) / tokens_of(rollout) for piece in work]
+
+
+def drawing(quick, rollout, ppo, device):
+    """Seconds to draw an answer to the rollout's prompts, as many at once as PPO draws, at most 64.
+
+    Drawing goes on until the last of them has ended, so for `ppo.max_new_tokens`, about. One token each and nine each are timed:
+    a long prompt is read once, and must not count with every token.
+    """
+    rows = min(64, ppo.rollout_size)
+    prompts = rollouts.in_turn(rollout.prompts, 0, rows)
+    new = min(9, ppo.max_new_tokens)
+    first, all_of_it = (timed(lambda count=count: generate(quick, prompts, count), device) for count in (1, new))
+    later = max(0, all_of_it - first) / max(1, new - 1)
+    return (first + later * (ppo.max_new_tokens - 1)) / rows
 
 
 def timed(work, device):

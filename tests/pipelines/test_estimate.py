@@ -201,27 +201,48 @@ def test_the_run_that_follows_draws_what_it_draws_without_an_estimate(tiny_setti
 # ----------------------------------------------------------------------------------------- the assistant
 
 
-def test_every_piece_of_the_assistant_counts_as_often_as_the_run_does_it(assistant_settings, tmp_path, monkeypatch):
-    """Per token: the trunk takes 1 second, learning 3, so that reading takes 2; sampling takes 4. Fine-tuning: 0 and 5."""
-    run = Assistant(assistant_settings(), tmp_path, CPU)
-    learned = iter([4 * 64 * 1.0, 4 * 64 * 3.0, 0.0, 4 * 64 * 5.0, 8 * 10 * 4.0])
-    monkeypatch.setattr(module, "timed", lambda work, device: (work(), next(learned))[1])
+def assistant_estimate(run, monkeypatch):
+    """Per token: the trunk takes 1 second, reading 2, learning 4; in fine-tuning 0, 3 and 6. Of the 8 rows of a rollout the first
+    token takes 40 seconds and nine 200, so a later one 20, and the tenth is the last. The estimate, and tokens in an answer and
+    its prompt.
+    """
+    some = module.demonstrated(run)
+    size = module.tokens_of(some)
+    pieces = iter([size * 1.0, size * 2.0, size * 4.0, 0.0, size * 3.0, size * 6.0, 40.0, 200.0])
+    monkeypatch.setattr(module, "timed", lambda work, device: (work(), next(pieces))[1])
     parts = estimate_assistant(run)
+    assert next(pieces, None) is None
+    return parts, size / len(some)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_every_piece_of_the_assistant_counts_as_often_as_the_run_does_it(assistant_settings, tmp_path, monkeypatch, adapters):
+    run = Assistant(assistant_settings({"reward_adapters": adapters}), tmp_path, CPU)
+    parts, size = assistant_estimate(run, monkeypatch)
     talks = [sum(len(run.tokenizer.turns(talk)[0]) for talk in half) for half in run.inputs.demonstrations]
     pairs = [sum(len(r.prompt) + len(answer) for r in half for answer in r.answers) for half in run.inputs.rankings]
-    asked = [len(run.tokenizer.prompt([{"role": "user", "content": prompt}])) for prompt in run.inputs.prompts[1]]
-    whole = sum(asked) / len(asked) + 10
-    answer, reward = 10 * 4 + whole * 2, 4 * (pairs[0] * 4 + pairs[1] * 2)
+    paid = (40 + 20 * 9) / 8 + size * (3 if adapters else 1)
+    reward = 4 * (pairs[0] * 5 + pairs[1] * 3) if adapters else sum(pairs) * 1  # a head alone: states once
     expected = {
-        "fine-tuning": 2 * (talks[0] * 5 + talks[1] * 2),
+        "fine-tuning": 2 * (talks[0] * 6 + talks[1] * 3),
         "reward model": reward,
-        "policy": (3 * 8 + 16) * answer + 3 * 8 * whole * 3 * (1 + 2 * 2),
-        "judging": 6 * (3 + 3) * answer + reward,  # and the gold model
+        "policy": 3 * 8 * (paid + 3 * size * 2) + 16 * paid + 2 * 8 * 2 * 2 * size * 4,
+        "judging": 6 * (3 + 3) * paid + reward,  # and the gold model
     }
     assert parts == pytest.approx(expected)
-    learned = iter([4 * 64 * 1.0, 4 * 64 * 3.0, 0.0, 4 * 64 * 5.0, 8 * 10 * 4.0])
     run.published_gold = "there"
-    assert estimate_assistant(run)["judging"] == pytest.approx(6 * 6 * answer)
+    assert assistant_estimate(run, monkeypatch)[0]["judging"] == pytest.approx(6 * 6 * paid)
+
+
+def test_the_demonstrations_that_are_timed_are_from_all_over_the_file_and_cut_where_a_rollout_is(assistant_settings, tmp_path):
+    run = Assistant(assistant_settings(), tmp_path, CPU)
+    some, talks = module.demonstrated(run), run.inputs.demonstrations[0]
+    step = math.ceil(len(talks) / run.settings.ppo.minibatch)
+    assert 1 < len(some) <= run.settings.ppo.minibatch and len(some) == len(range(0, len(talks), step))
+    for place, prompt, kept in zip(range(0, len(talks), step), some.prompts, some.mask.sum(1).tolist()):
+        tokens, spoken = run.tokenizer.turns(talks[place])
+        assert tokens[: len(prompt)] == prompt
+        assert kept == min(sum(spoken), run.settings.ppo.max_new_tokens)
 
 
 def test_a_fresh_run_of_the_assistant_says_it_once_and_first(assistant_settings, tmp_path, capsys, monkeypatch, interrupted):
