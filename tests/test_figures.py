@@ -523,8 +523,10 @@ def assistant():
         yield from json.dumps(read_json(ASSISTANT / name), indent=0).splitlines()
     yield f"{sum(path.stat().st_size for path in ASSISTANT.rglob('*') if path.is_file()) / 1e6:.4f} MB"
     found = read_json(RESULTS / "assistant.json")
-    every, clone = [*found["runs"].values()], found["clone"]
-    yield f"{clone['seconds']['total'] / 60:.4f} minutes, {clone['peak_memory_bytes'] / 1e9:.4f} GB"
+    every = [*found["runs"].values()]
+    for clone in found["clones"]:
+        yield f"{clone['seconds']['total'] / 60:.4f} minutes, {clone['peak_memory_bytes'] / 1e9:.4f} GB"
+        yield f"{clone['kl_nats']:.4f} nats, iteration {clone.get('iteration')}"
     spread = lambda some: f"{median(some):.4f} {min(some):.4f} {max(some):.4f}"  # noqa: E731
     sides = {side: [run["answers"][side] for run in every] for side in every[0]["answers"]}
     for side, answers in sides.items():
