@@ -12,6 +12,7 @@ from rlhf_lib.pipelines.shakespeare import PRESETS
 HOME = home()  # what a learner makes: on Colab a folder on Drive, if that is ticked, else the folder of the notebooks
 RUNS = HOME / "runs" if os.environ.get("RLHF_HOME") else DATA.parent / "runs"
 CHOICES = "choices.json"  # in HOME
+MY_LABELS = "my_labels.jsonl"  # in HOME
 MODELS = ("published", "own")
 PUBLISHED = DATA / "checkpoints" / "laptop-0"
 SMOKE = DATA / "checkpoints" / "smoke"  # so small that every experiment takes seconds: what the smoke preset starts from
@@ -85,7 +86,8 @@ def finished(folder):
 
 
 def whole_loop(names):
-    """Run what a learner built, `journey` of exercise 9.10, at the smoke size: the beginning of every play, and some labels.
+    """Run what a learner built, `journey` of exercise 9.10, at the smoke size: the beginning of every play, some of the published
+    labels, and all of the learner's own.
 
     Args:
         names: a dict with what the learner wrote, by name: the globals of `my_rlhf.py`.
@@ -97,5 +99,18 @@ def whole_loop(names):
     train, held_out = (
         [text[:most] for text in halves[half]["text"]] for half, most in (("train", 20_000), ("validation", 2_000))
     )
-    labelled = [(label.text, label.target) for label in labels.hand_made(plays)]
-    names["journey"](train, held_out, labelled[::2])
+    labelled = [*labels.hand_made(plays)[::2], *my_labels(plays)]
+    names["journey"](train, held_out, [(label.text, label.target) for label in labelled])
+
+
+def my_labels(plays):
+    """The learner's own labels out of chapter 05, the first reading of each passage: a list of labels.Label, [] without a file.
+
+    Args:
+        plays: what `corpus.load` gives, for labels by place.
+
+    Raises:
+        LabelError: a file that is not well-formed; its message names the line.
+    """
+    path = HOME / MY_LABELS
+    return labels.first_readings(labels.read(path, dict(zip(plays["work"], plays["text"])))) if path.exists() else []

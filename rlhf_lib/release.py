@@ -7,10 +7,12 @@ import os
 import re
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 
 import nbformat
 
+from rlhf_lib.exercises.keep import FILE, PACKED
 from rlhf_lib.files import RunError, one_line, write_atomic
 from rlhf_lib.notebooks import ROOT
 
@@ -26,7 +28,9 @@ FILES = (
 )
 FOLDERS = ("rlhf_lib", "data")
 LEFT_OUT = {"__pycache__", "cache", "grading", "release.py", ".ipynb_checkpoints"}  # two of them the instructor's alone
-WITHHELD = "The worked notebooks are with your instructor.\n"
+WITHHELD = """The worked notebooks are with your instructor. my_rlhf.z has, packed, the functions that stand in for what you have
+not written yet.
+"""
 
 # A fold is closed where the line says so; folds stand in one another, the worked answer in the last hint.
 OPEN, CLOSE = "<details><summary>", "</details>"
@@ -75,7 +79,7 @@ def student_release(target, hints=True, root=ROOT):
     for there in (target, archive):
         if there.exists():
             raise RunError(f"{there} is there already: choose another --out, or delete it")
-    if missing := [name for name in (*FOLDERS, "notebooks") if not (root / name).is_dir()]:
+    if missing := [name for name in (*FOLDERS, "notebooks", "solutions") if not (root / name).is_dir()]:
         raise RunError(f"{root} has no folder {missing[0]}: make a release in a clone of the repository")
     whole = target.with_name(f".{target.name}.tmp")  # it gets its name when all is in it
     shutil.rmtree(whole, ignore_errors=True)
@@ -104,6 +108,8 @@ def fill(target, hints, root):
         notebook = student_edition(nbformat.read(path, as_version=4), hints)
         write_atomic(target / "notebooks" / path.name, (nbformat.writes(notebook) + "\n").encode())
     write_atomic(target / "solutions" / "README.md", WITHHELD.encode())
+    stand_ins = (root / "solutions" / FILE).read_bytes()
+    write_atomic(target / "solutions" / PACKED, zlib.compress(stand_ins, 9))  # `yours` needs them; nobody reads them by accident
     readme = target / "README.md"
     write_atomic(readme, with_links_that_lead_somewhere(readme.read_text(encoding="utf-8"), target).encode())
 

@@ -2771,5 +2771,6 @@ def learn(
 
 if __name__ == "__main__":
     from rlhf_lib.course import whole_loop
+    from rlhf_lib.exercises import complete
 
-    whole_loop(globals())
+    whole_loop(complete(globals()))

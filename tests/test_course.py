@@ -99,6 +99,13 @@ def test_the_whole_loop_gets_texts_and_labels_as_plain_data(monkeypatch):
     assert len(got["labelled"]) > 4000 and sum(map(len, got["train"])) > 700_000
     assert all(isinstance(text, str) for text, _ in got["labelled"])
     assert {target for _, target in got["labelled"]} == {0.0, 0.5, 1.0}
+    assert not any(text.startswith("My own") for text, _ in got["labelled"])
+    row = '{"text": "My own line.", "checkpoint": "laptop-0", "label": "positive", "reader": "me"}'
+    course.HOME.mkdir()
+    (course.HOME / course.MY_LABELS).write_text(f"{row}\n{row.replace('me', 'you')}\n", encoding="utf-8")
+    before = len(got["labelled"])
+    course.whole_loop({"journey": lambda train, held_out, labelled: got.update(labelled=labelled)})
+    assert len(got["labelled"]) == before + 1 and got["labelled"][-1] == ("My own line.", 1.0)
     with pytest.raises(SystemExit, match=r"journey \(9\.10\) is not in my_rlhf\.py yet"):
         course.whole_loop({})
 

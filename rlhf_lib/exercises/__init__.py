@@ -13,15 +13,15 @@ from rlhf_lib.exercises.build import Build, Probe, tick
 from rlhf_lib.exercises.compare import equal
 from rlhf_lib.exercises.declare import BUILDS, CHAPTERS, EXERCISES, INVESTIGATIONS, Exercise, Investigation, find, load
 from rlhf_lib.exercises.investigations import done, findings
-from rlhf_lib.exercises.keep import FILE, UNKEPT, keep, yours
+from rlhf_lib.exercises.keep import FILE, UNKEPT, complete, keep, yours
 from rlhf_lib.exercises.plain import is_record, raised
 from rlhf_lib.exercises.progress import PROGRESS, progress, remember, solved
 from rlhf_lib.exercises.verdicts import Verdict, answer, draw, judge, verdict
 
 __all__ = [
     "BUILDS", "CHAPTERS", "EXERCISES", "FILE", "INVESTIGATIONS", "PROGRESS", "Build", "Exercise", "Investigation", "NotYet",
-    "Probe", "Verdict", "answer", "check", "done", "draw", "equal", "find", "findings", "is_record", "judge", "keep", "load",
-    "progress", "raised", "solved", "tick", "verdict", "yours",
+    "Probe", "Verdict", "answer", "check", "complete", "done", "draw", "equal", "find", "findings", "is_record", "judge",
+    "keep", "load", "progress", "raised", "solved", "tick", "verdict", "yours",
 ]  # fmt: skip
 
 

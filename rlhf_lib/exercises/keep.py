@@ -5,7 +5,7 @@ begins with a line such as `# ---- 7.3 gae [1f0c9d2b]`: number, name, and the fi
 fingerprint differs, somebody has edited the section since, and it is checked again before it is used.
 
 `yours("gae")` takes the learner's from the file. What is not there yet, or does not run, is the course's: of the same file
-made from the worked notebooks, `solutions/my_rlhf.py`.
+made from the worked notebooks, `solutions/my_rlhf.py`. A class's copy of the course has it packed, `solutions/my_rlhf.z`.
 """
 
 import ast
@@ -14,6 +14,7 @@ import hashlib
 import re
 import sys
 import types
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,16 +27,19 @@ from rlhf_lib.files import RunError, home, one_at_a_time, write_atomic
 
 FILE = "my_rlhf.py"
 COURSE = Path(__file__).resolve().parents[2] / "solutions" / FILE
+PACKED = "my_rlhf.z"  # beside it, or in its place
 HEAD = '"""What I built in *RLHF from Shakespeare*. `python my_rlhf.py` trains the whole loop with it."""\n'
 MARK = re.compile(r"^# ---- (\d+\.\d+) (\w+) \[([0-9a-f]{8})\][ \t]*$", re.MULTILINE)
+LIKE_A_MARK = re.compile(r"^# ---- (?!the end).*$", re.MULTILINE)
 LAST = "\n# ---- the end"
 END = """\
 # ---- the end
 
 if __name__ == "__main__":
     from rlhf_lib.course import whole_loop
+    from rlhf_lib.exercises import complete
 
-    whole_loop(globals())
+    whole_loop(complete(globals()))
 """
 
 
@@ -48,11 +52,12 @@ class Section(NamedTuple):
 
 class Loaded(NamedTuple):
     """namespace: what the file defines, the course's functions in the place of what is missing. own: the names that are the
-    learner's. broken: {name: a sentence}, "" for what concerns the whole file."""
+    learner's. broken: {name: what is wrong with it}. faults: sentences on the file as a whole."""
 
     namespace: dict
     own: set
     broken: dict
+    faults: list
 
 
 UNKEPT = set()  # the exercises whose check passed in this session, but whose function could not be kept
@@ -96,11 +101,20 @@ def imports_in(text):
 
 
 def read(path):
-    """The text of the file; "" where there is none, or nothing that can be read."""
+    """The text of the file, packed or not; "" where there is none, or nothing that can be read."""
     try:
+        if Path(path).suffix == ".z":
+            return zlib.decompress(Path(path).read_bytes()).decode()
         return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError):
+    except (OSError, ValueError, zlib.error):
         return ""
+
+
+def unreadable(path, text):
+    """A sentence where the file holds something of which `read` could make no `text`; "" else."""
+    if text or not path.exists() or not (path.is_dir() or path.stat().st_size):
+        return ""
+    return f"{path.name} cannot be read as text in UTF-8: save it as that, or give it another name"
 
 
 def keep(name, built, path=None, again=True):
@@ -125,8 +139,8 @@ def keep_alone(name, built, path, again):
     if found.problems:
         return "; ".join(found.problems)
     text = read(path)
-    if not text and path.exists() and (path.is_dir() or path.stat().st_size):  # it may be a person's only copy: never replaced
-        return f"{path.name} cannot be read as text in UTF-8: save it as that, or give it another name"
+    if fault := unreadable(path, text):  # it may be a person's only copy: never replaced
+        return fault
     head, sections = split(text) if text.strip() else (HEAD, {})
     end = text[text.index(LAST) + 1 :] if LAST in text else END  # with whatever a person wrote behind it
     there = imports_in(head)
@@ -212,7 +226,10 @@ def run(text, path, module):
     made = types.ModuleType(module)
     made.__file__ = str(path)
     sys.modules[module] = made
-    broken, own = {}, set()
+    broken, own, faults = {}, set(), []
+    for line in LIKE_A_MARK.findall(text):
+        if not MARK.fullmatch(line):
+            faults.append(f"the line {line!r} begins no section: number, name and mark, as in `# ---- 7.3 gae [1f0c9d2b]`")
 
     def execute(code, line=0):
         """What went wrong, in words; "" if nothing did."""
@@ -221,7 +238,7 @@ def run(text, path, module):
 
     fault = execute(head)
     if fault:
-        broken[""] = fault
+        faults.append(f"its head does not run ({fault})")
         for statement in imports_in(head).values():
             execute(statement)
     for name, section in sections.items():
@@ -235,24 +252,36 @@ def run(text, path, module):
             own.add(name)
     for name, section in sections.items():
         if name in own and fingerprint(section.code) != section.mark:
-            fill(made, sections, own)
+            fill(vars(made), sections, own)
             fault = quick_fault(name, vars(made)[name]) if name in {*EXERCISES, *BUILDS} else ""
             if fault:
                 broken[name] = f"it was changed and does not pass any more ({fault})"
                 own.discard(name)
                 vars(made).pop(name)
     if module != "course_rlhf":
-        fill(made, sections, own)
-    return Loaded(vars(made), own, broken)
+        fill(vars(made), sections, own)
+    return Loaded(vars(made), own, broken, faults)
 
 
-def fill(made, sections, own):
-    """Put the course's functions where the learner's call an exercise that the file does not have."""
+def fill(namespace, sections, own):
+    """Put the course's functions where the learner's call an exercise that the file does not have; returns their names."""
+    found = []
     for name in own:
         for node in ast.parse(sections[name].code).body:
             for needed in names_needed(node):
-                if needed not in vars(made) and (needed in EXERCISES or needed in BUILDS):
-                    vars(made)[needed] = the_course(needed)
+                if needed not in namespace and (needed in EXERCISES or needed in BUILDS):
+                    namespace[needed] = the_course(needed)
+                    found.append(needed)
+    return found
+
+
+def complete(namespace):
+    """`fill` for the file as a program, whose globals are `namespace`: returned when whole. Says what is the course's."""
+    load()
+    _, sections = split(read(namespace["__file__"]))
+    if found := fill(namespace, sections, [name for name in sections if name in namespace]):
+        print(", ".join(whose(name, False) for name in found))
+    return namespace
 
 
 def said(error):
@@ -264,7 +293,10 @@ def said(error):
 
 @functools.lru_cache(maxsize=4)
 def loaded(path, stamp, module):
-    return run(read(path), path, module)
+    text = read(path)
+    if fault := unreadable(path, text):
+        return Loaded({}, set(), {}, [fault.removeprefix(f"{path.name} ").replace("cannot", "it cannot", 1)])
+    return run(text, path, module)
 
 
 def stamp(path):
@@ -278,9 +310,10 @@ def stamp(path):
 def the_course(name):
     """The course's worked answer to an exercise."""
     find(name)
-    course = loaded(COURSE, stamp(COURSE), "course_rlhf")
+    path = COURSE if COURSE.exists() else COURSE.with_name(PACKED)
+    course = loaded(path, stamp(path), "course_rlhf")
     if name not in course.own:
-        raise RunError(f"the course's own {name} is missing in {COURSE}: {course.broken.get(name, 'fetch the repository again')}")
+        raise RunError(f"the course's own {name} is missing in {path}: {course.broken.get(name, 'fetch the course again')}")
     return course.namespace[name]
 
 
@@ -308,9 +341,9 @@ def yours(*names, path=None):
     mine = loaded(path, stamp(path), "my_rlhf")
     for name in names:
         find(name)
-    for name in [*names, *([""] if "" in mine.broken else [])]:
-        if name in mine.broken:
-            print(f"{path.name}: {f'your {name} is left out' if name else 'its head does not run'} ({mine.broken[name]}).")
-    print(", ".join(whose(name, name in mine.own) for name in names))
+    left_out = [f"your {name} is left out ({mine.broken[name]})" for name in names if name in mine.broken]
+    for fault in [*mine.faults, *left_out]:
+        print(f"{path.name}: {fault}.")
     found = [mine.namespace[name] if name in mine.own else the_course(name) for name in names]
+    print(", ".join(whose(name, name in mine.own) for name in names))
     return found[0] if len(found) == 1 else found

@@ -8,7 +8,7 @@ from cells import Scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_lib.exercises import EXERCISES, check, declare, keep, yours
+from rlhf_lib.exercises import EXERCISES, check, complete, declare, keep, yours
 from rlhf_lib.exercises.build import Build, Probe
 from rlhf_lib.exercises.keep import COURSE, FILE, HEAD, UNKEPT, Section, fingerprint, join, run, split, the_course
 
@@ -279,6 +279,45 @@ def test_what_a_person_wrote_into_the_head_stays(two, scene, here):
     text = kept(here)
     assert "# my own remark\nMINE = 3" in text and "import collections\n" in text
     assert yours("build_vocabulary")(["a"], 2) == ["<|unknown|>", "a"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("# ma\xf1ana\n".encode("latin-1"), "it cannot be read as text in UTF-8: save it as that, or give it another name"),
+        ("x = 1\n".encode("utf-16"), "it cannot be read as text in UTF-8: save it as that, or give it another name"),
+        (None, "it cannot be read as text in UTF-8: save it as that, or give it another name"),  # a folder
+        (b"# ---- 7.3 gae\n\ndef gae():\n    return 1\n", "the line '# ---- 7.3 gae' begins no section: number, name and mark"),
+        (b"import nothing_of_this_name\n", "its head does not run (ModuleNotFoundError: No module named"),
+    ],
+    ids=["latin-1", "utf-16", "folder", "mark", "head"],
+)
+def test_a_file_of_which_nothing_can_be_taken_says_so_once_and_blocks_nothing(here, capsys, content, said):
+    (here / FILE).mkdir() if content is None else (here / FILE).write_bytes(content)
+    assert yours("share_positive")(torch.ones(1), 0.5) == 1.0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"my_rlhf.py: {said}") and last == "the course's share_positive"
+
+
+def test_a_file_that_is_empty_or_not_there_needs_no_word(here, capsys):
+    for _ in range(2):
+        yours("share_positive")
+        (here / FILE).touch()
+    assert capsys.readouterr().out == "the course's share_positive\n" * 2
+
+
+def test_as_a_program_the_file_has_the_courses_pieces_where_it_lacks_one(here, scene, capsys):
+    """`bpe_encode` calls `merge_pair`, which the learner has not written."""
+    scene(
+        "def bpe_encode(word, merges):\n    for pair in merges:\n        word = merge_pair(list(word), pair)\n    return word\n"
+    )
+    keep("bpe_encode", scene["bpe_encode"], again=False)
+    space = {"__file__": str(here / FILE)}
+    exec(compile((here / FILE).read_text(encoding="utf-8"), FILE, "exec"), space)
+    with pytest.raises(NameError):
+        space["bpe_encode"]("abc", [("a", "b")])
+    assert complete(space) is space and capsys.readouterr().out == "the course's merge_pair\n"
+    assert space["bpe_encode"]("abc", [("a", "b")]) == ["ab", "c"]
 
 
 def test_a_folder_that_cannot_be_written_costs_a_sentence(here, scene, capsys):
