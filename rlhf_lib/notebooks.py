@@ -1,5 +1,6 @@
 """The learner's edition: `notebooks/` out of the worked notebooks in `solutions/`, by nbgrader's own preprocessors, with each
-exercise's answer in its card's last fold; and `solutions/my_rlhf.py`, the file that the worked answers make.
+exercise's answer in its card's last fold, and our figure of each investigation in the fold that says what we found; and
+`solutions/my_rlhf.py`, the file that the worked answers make.
 
 python -m rlhf_lib.notebooks                write notebooks/ and solutions/my_rlhf.py (make notebooks)
 python -m rlhf_lib.notebooks --copy FOLDER  copy notebooks/ to a learner's folder (make lab)
@@ -30,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 EDITIONS = ".editions.json"  # in the learner's folder: which edition of a notebook was copied
 
 FOLD = "\n\n<details><summary>The worked answer</summary>\n\n```python\n{answer}\n```\n\n</details>"
+
+FOUND = "<details><summary>What we found[^<]*</summary>"
 
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}/blob/main/notebooks/{name})"
 
@@ -108,6 +111,17 @@ def fold_answers(notebook):
             card.source = card.source[: hints.start()] + FOLD.format(answer=answer) + hints.group().rstrip()
 
 
+def show_figures(notebook):
+    """Put our figure of each investigation into the fold that says what we found: the learner's edition has no outputs."""
+    picture = None
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []) if cell.id.startswith("investigation-") else ():
+            picture = output.get("data", {}).get("image/png", picture)
+        if (fold := re.search(FOUND, cell.source)) and picture:
+            cell.source = f"{cell.source[: fold.end()]}\n\n![Our figure](attachment:ours.png){cell.source[fold.end() :]}"
+            cell.attachments, picture = {"ours.png": {"image/png": picture}}, None
+
+
 def hide_guesses(notebook):
     """Put a question mark in the place of each worked guess of the bug hunt."""
     for cell in notebook.cells:
@@ -126,6 +140,7 @@ def learner_edition(path):
     notebook, resources = read(path), {}
     try:
         fold_answers(notebook)
+        show_figures(notebook)
         hide_guesses(notebook)
         for step in (
             steps.LockCells, steps.ClearSolutions, steps.ClearOutput, steps.CheckCellMetadata,
@@ -218,6 +233,7 @@ def hand_out(target, source=ROOT / "notebooks"):
 
 
 def main(arguments=None):
+    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m rlhf_lib.notebooks", description="Write notebooks/ and solutions/my_rlhf.py."
     )

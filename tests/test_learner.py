@@ -2,6 +2,7 @@
 the worked answers, and one who stopped half way and broke a function. (The worked answers themselves are run by nbval.)"""
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from rlhf_lib import exercises
+from rlhf_lib import course, exercises
 from rlhf_lib.exercises.keep import COURSE, keep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +22,11 @@ CHAPTERS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
 TAKING = [name for name in CHAPTERS if "yours(" in (ROOT / "notebooks" / name).read_text(encoding="utf-8")]  # a learner's code
 
 exercises.load()
+
+LABELS = {
+    "06": r"(?m)^yours +40 labels: accuracy",
+    "08": r"(?m)^by your labels +[01]\.\d\d +[01]\.\d\d",
+}  # what they came to, by chapter
 
 pytestmark = pytest.mark.timeout(900)  # chapters train models, and a slow machine takes its time
 
@@ -58,12 +64,19 @@ def taken(printed):
 
 @pytest.fixture(scope="module")
 def another_way(tmp_path_factory):
-    """A folder whose my_rlhf.py holds the differently written answers, and their names."""
+    """A folder whose my_rlhf.py holds the differently written answers, with labels of its own, and the answers' names."""
     folder = tmp_path_factory.mktemp("another_way")
     found = others()
     del found["gpt_logits"]  # it goes through rows and places one by one, two seconds a training step
     del found["score_rows"]  # it asks a model for a score at every position, which the models of 6.10 do not have
     kept = {name for name, one in found.items() if not keep(name, one, folder / exercises.FILE, again=False)}
+    rows = [
+        (f"{word} is number {number}.", label)
+        for number in range(20)
+        for word, label in (("Love", "positive"), ("Hate", "negative"))
+    ]
+    lines = [json.dumps({"text": text, "checkpoint": "smoke", "label": label, "reader": "me"}) for text, label in rows]
+    (folder / course.MY_LABELS).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder, kept
 
 
@@ -76,8 +89,11 @@ def test_most_exercises_have_a_differently_written_answer_that_can_be_kept(anoth
 @pytest.mark.parametrize("chapter", TAKING)
 def test_later_cells_run_on_what_a_learner_wrote_in_another_way(another_way, chapter):
     folder, kept = another_way
-    mine, theirs = taken(sit(chapter, folder))
+    printed = sit(chapter, folder)
+    mine, theirs = taken(printed)
     assert mine <= kept and not theirs & kept
+    if said := LABELS.get(chapter[:2]):
+        assert re.search(said, printed), "the learner's labels are used for nothing"
     if chapter[:2] not in ("00", "09"):
         assert mine, "no cell of this chapter runs on the learner's code"
 

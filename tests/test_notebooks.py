@@ -106,6 +106,24 @@ def test_a_stamped_notebook_is_not_written_again(worked):
     assert path.stat().st_mtime_ns == before
 
 
+def test_what_we_found_shows_our_figure_of_that_investigation():
+    shown = 0
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        ours, found = {}, []
+        for cell in notebooks.read(ROOT / "solutions" / path.name).cells:
+            if cell.id.startswith("investigation-") and cell.cell_type == "code":
+                pictures = [one["data"]["image/png"] for one in cell.outputs if "image/png" in one.get("data", {})]
+                if pictures:
+                    found.append(pictures[-1])
+        for cell in notebooks.read(path).cells:
+            if cell.get("attachments"):
+                ours[cell.id] = cell.attachments["ours.png"]["image/png"]
+                assert cell.source.count("![Our figure](attachment:ours.png)") == 1 and "<summary>What we found" in cell.source
+        assert [*ours.values()] == found, path.name
+        shown += len(ours)
+    assert shown == len(exercises.INVESTIGATIONS)
+
+
 def test_a_broken_rule_of_nbgrader_names_the_notebook(worked):
     path = worked / "solutions" / "42_a_chapter.ipynb"
     notebook = nbformat.read(path, as_version=4)
