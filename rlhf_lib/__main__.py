@@ -58,8 +58,8 @@ def parser():
     chat = commands.add_parser("chat", help="talk with an assistant; /new begins again, an empty line ends")
     chat.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's folder (its policy) or a checkpoint's")
     chat.add_argument("--model", choices=MODELS, help="which of the run's models answers (policy)")
-    chat.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="most tokens of an answer (128)")
-    chat.add_argument("--temperature", type=float, default=1.0, metavar="X")
+    chat.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens of an answer (the run's ppo.max_new_tokens)")
+    chat.add_argument("--temperature", type=float, metavar="X", help="of sampling (the run's ppo.temperature)")
     chat.add_argument(
         "--seed", type=int, default=0, metavar="S", help="the same seed and the same words give the same answers (0)"
     )
@@ -133,6 +133,7 @@ def stage_folder(folder, *stages):
 
 
 def sample(options):
+    """Write samples as JSON lines: text, tokens (their number), logprob (nats). Raises ValueError for an option out of bounds."""
     import torch
 
     from rlhf_lib import checkpoints, sampling
@@ -164,6 +165,7 @@ def sample(options):
 
 
 def score(options):
+    """Write rows with `text` back with `p_positive`, in [0, 1]. Raises ValueError naming the file and the line."""
     from rlhf_lib import checkpoints
     from rlhf_lib.devices import pick_device
     from rlhf_lib.tokenization import ChatTokenizer
@@ -203,6 +205,7 @@ def score(options):
 
 
 def labels(options):
+    """Make a label file of an export. Raises ValueError where the file is there already."""
     from rlhf_lib import label_exports
     from rlhf_lib.labels import write
 
@@ -214,15 +217,18 @@ def labels(options):
 
 
 def chat(options):
+    """Talk with the assistant until an empty line."""
     from rlhf_lib.devices import pick_device
-    from rlhf_lib.talk import open_assistant, talk, typed
+    from rlhf_lib.talk import drawn_as, open_assistant, talk, typed
 
     model, tokenizer = open_assistant(options.checkpoint, options.model, pick_device())
     say = lambda text: print(text, flush=True)  # noqa: E731
-    talk(model, tokenizer, typed(), say, options.max_new_tokens, options.temperature, options.seed)
+    given = {name: value for name in ("max_new_tokens", "temperature") if (value := getattr(options, name)) is not None}
+    talk(model, tokenizer, typed(), say, **{**drawn_as(options.checkpoint), **given}, seed=options.seed)
 
 
 def publish(options):
+    """Copy a finished run's checkpoints in half precision."""
     from rlhf_lib.pipelines import assistant, shakespeare
 
     (assistant if of_assistant(options.run) else shakespeare).publish(options.run, options.to)
@@ -244,21 +250,17 @@ def report(options):
 
 
 def assist(options):
-    from rlhf_lib.pipelines.assistant import Assistant
+    """Every stage of the assistant that is not done. Raises RunError under torchrun."""
+    from rlhf_lib.pipelines.assistant import Assistant, outcome
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise RunError("the assistant is trained by one process: start it without torchrun")
     summary = Assistant(settings_of(options), options.out).run()
-    low, high = summary["win_rate_policy_interval"]
-    print(
-        f"\nReward model {summary['reward_accuracy']:.1%} (length alone {summary['length_accuracy']:.1%}); PPO wins "
-        f"{summary['win_rate_policy']:.1%} ({low:.1%} to {high:.1%}) against the start and "
-        f"{summary['win_rate_policy_over_sft']:.1%} against SFT at {summary['kl_nats']:.1f} nats; "
-        f"{summary['seconds']['total'] / 60:.1f} minutes.\nRead {Path(options.out) / 'report.html'}"
-    )
+    print(f"\n{outcome(summary)}\nRead {Path(options.out) / 'report.html'}")
 
 
 def stage(options):
+    """One stage of the Shakespeare pipeline, or all that are not done."""
     from rlhf_lib import devices
     from rlhf_lib.pipelines.shakespeare import Shakespeare
 

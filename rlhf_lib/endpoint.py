@@ -62,34 +62,49 @@ def endpoint_judge(base_url, model, *, cache, options=None, workers=4, timeout=6
     Args:
         base_url: "https://…/v1".
         model: the model's name there.
-        cache: a JSON-lines file; a line has the SHA-256 of what was sent, the verdict and the reply.
-        options: sent along; {"temperature": 0, "max_tokens": 16} when None.
+        cache: a JSON-lines file; a line has the SHA-256 of the question with all options, the verdict and the reply.
+        options: sent along, but for those that the server refuses by name; {"temperature": 0, "max_tokens": 16} when None.
         workers: how many questions are asked at once.
         timeout: seconds that the server may be silent.
         patience: seconds to wait in all on one question, between tries, while the server is busy (408, 409, 425, 429 and 5xx),
             silent or garbled. The waits grow twofold from `wait`, and are never shorter than the server's Retry-After.
-        say: called with a sentence: how many calls there will be, before the first; how many refusals, at the end.
+        say: called with a sentence: how many calls there will be, before the first; an option that the server does not take; how
+            many refusals, at the end.
 
     Raises:
         RunError: the address or the key cannot be right, the endpoint refuses the request, or patience ran out.
     """
     url, cache = completions_url(base_url), Path(cache)
     options = {"temperature": 0, "max_tokens": 16} if options is None else options
+    dropped = set()  # options that the server does not take
 
     def judge(prompts, first, second):
         check_key(url)
         bodies = [{"model": model, "messages": messages(*texts), **options} for texts in zip(prompts, first, second)]
-        bodies = [json.dumps(body, sort_keys=True).encode() for body in bodies]
-        names = [hashlib.sha256(body).hexdigest() for body in bodies]
+        names = [hashlib.sha256(as_bytes(body)).hexdigest() for body in bodies]
         known = read_cache(cache)
         calls = {name: body for name, body in zip(names, bodies) if name not in known}
         kept = sum(name in known for name in names)
         say(f"{model} at {url}: {len(names)} questions, of which {kept} are answered in {cache}; {len(calls)} calls")
         stopped, lock = threading.Event(), threading.Lock()
 
+        def reply_to(body):
+            while True:
+                sent = {field: value for field, value in body.items() if field not in dropped}
+                try:
+                    return ask(url, as_bytes(sent), timeout, patience, wait, stopped)
+                except Refused as error:
+                    named = {field for field in options if field in sent and re.search(rf"\b{re.escape(field)}\b", error.said)}
+                    if not named:
+                        raise
+                with lock:
+                    for field in sorted(named - dropped):
+                        say(f"{model} does not take {field}: it is asked without it")
+                    dropped.update(named)
+
         def answer(name, body):
             try:
-                reply = ask(url, body, timeout, patience, wait, stopped)
+                reply = reply_to(body)
             except Stopped:
                 return
             except RunError:
@@ -122,6 +137,10 @@ def endpoint_judge(base_url, model, *, cache, options=None, workers=4, timeout=6
         return verdicts
 
     return judge
+
+
+def as_bytes(body):
+    return json.dumps(body, sort_keys=True).encode()
 
 
 # ----------------------------------------------------------------------------------------- before the first call
@@ -190,6 +209,14 @@ class Again(Exception):
         self.after = after
 
 
+class Refused(RunError):
+    """A request that is refused as it stands, and what the server `said` of it, without the key."""
+
+    def __init__(self, message, said):
+        super().__init__(message)
+        self.said = said
+
+
 class Stopped(Exception):
     """Another question failed, or Ctrl-C was pressed."""
 
@@ -198,6 +225,7 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
     """urllib would send the question and the key on to wherever the server points."""
 
     def redirect_request(self, *_):
+        """None: nothing is followed, and the redirect is an HTTPError."""
         return None
 
 
@@ -259,7 +287,10 @@ def failure(url, error):
         404: "no such model or address: correct the model's name, or base_url (it mostly ends in /v1)",
     }
     moved, other = "it has moved: give the new address as base_url", "the request is refused: correct model or options"
-    raise RunError(f"{url} answers {status}, {meaning.get(status, moved if status < 400 else other)} ({words})") from None
+    message = f"{url} answers {status}, {meaning.get(status, moved if status < 400 else other)} ({words})"
+    if status in (400, 422):
+        raise Refused(message, without_key(said.decode("utf-8", "replace"))) from None
+    raise RunError(message) from None
 
 
 def seconds(header):

@@ -70,7 +70,7 @@ def win_rates(summary):
     }
     fig, (ax,) = figure(1, width=6, height=2.4)
     for place, name in enumerate(names):
-        if name not in summary:  # a summary of another version
+        if summary.get(name) is None:  # a summary of another version, or every verdict was refused
             continue
         low, high = summary[f"{name}_interval"]
         ax.plot([low, high], [place, place], color=GREY, linewidth=1.6)

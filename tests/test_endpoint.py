@@ -479,6 +479,48 @@ def test_what_cannot_pass_is_said_at_once(server, judge, status, said):
     assert len(server.requests) == 1
 
 
+def takes_only(*fields):
+    """A server that refuses every other field, the first in the alphabet by its name, as OpenAI's do."""
+
+    def play(handler, question, number):
+        unknown = sorted(question.keys() - {"model", "messages", *fields})
+        said = f"Unsupported parameter: '{unknown[0]}' is not supported with this model." if unknown else ""
+        send(handler, {"error": {"message": said}}, 400) if unknown else say(handler, "B")
+
+    return play
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_an_option_that_the_server_refuses_by_name_is_left_out_from_then_on(server, judge, tmp_path, workers):
+    said = []
+    server.play = takes_only()
+    made = judge(workers=workers, say=said.append)
+    assert ask(made, 8) == ["second"] * 8
+    refused = len(server.requests) - 8
+    assert 2 <= refused <= 2 * workers  # by each question that was under way
+    assert said[1:] == [
+        "m does not take max_tokens: it is asked without it",
+        "m does not take temperature: it is asked without it",
+    ]
+    assert ask(made, 10) == ["second"] * 10
+    assert len(server.requests) == refused + 10 and len(cached(tmp_path / "cache.jsonl")) == 10
+    assert ask(judge(), 10) == ["second"] * 10  # it is the same question, which is paid for
+    assert len(server.requests) == refused + 10
+
+
+def test_only_what_is_named_is_left_out_and_what_is_refused_without_it_too_is_said(server, judge):
+    server.play = takes_only("temperature")
+    assert ask(judge()) == ["second"]
+    assert [set(question) - {"model", "messages"} for _, _, question in server.requests] == [
+        {"temperature", "max_tokens"},
+        {"temperature"},
+    ]
+    server.play = in_turn(sends({"error": {"message": "max_tokens and more is wrong"}}, 400))
+    with pytest.raises(RunError, match=r"answers 400, the request is refused: correct model or options .*max_tokens and more"):
+        ask(judge(), 3)
+    assert len(server.requests) == 4
+
+
 def test_one_failure_ends_the_waits_of_the_others_and_is_the_one_that_is_told(server, judge):
     def play(handler, question, number):
         if number == 3:

@@ -660,8 +660,9 @@ def test_the_assistants_command_goes_on_from_its_folder_alone_and_says_what_came
         code, out, err = call("assistant", "--out", assistant_run, *more)
         assert code == 0, err
         summary = json.loads((assistant_run / "summary.json").read_text())
-        assert f"Reward model {summary['reward_accuracy']:.1%} (length alone {summary['length_accuracy']:.1%})" in out
-        assert f"PPO wins {summary['win_rate_policy']:.1%}" in out and f"at {summary['kl_nats']:.1f} nats" in out
+        assert f"Reward model right on {summary['reward_accuracy']:.1%} (the " in out
+        assert f"judged by the gold reward model, PPO wins {summary['win_rate_policy']:.1%} (" in out
+        assert f"at {summary['kl_nats']:.1f} nats" in out
         assert out.endswith(f"Read {assistant_run / 'report.html'}\n")
 
 
@@ -725,6 +726,21 @@ def test_chat_answers_what_is_piped_to_it(call, assistant_run, monkeypatch):
     for other in (["--model", "start"], ["--seed", 1]):
         monkeypatch.setattr(sys, "stdin", io.StringIO("Why is the sky blue?"))
         assert call("chat", "--checkpoint", assistant_run, "--max-new-tokens", 8, *other)[1] != again
+
+
+def test_chat_draws_as_the_run_did_unless_a_flag_says_otherwise(call, assistant_run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    drawn = []
+    monkeypatch.setattr(
+        "rlhf_lib.talk.talk", lambda *_, max_new_tokens, temperature, seed: drawn.append((max_new_tokens, temperature))
+    )
+    saved = json.loads((assistant_run / "settings.json").read_text())
+    most, temperature = saved["ppo.max_new_tokens"], saved["ppo.temperature"]
+    for flags_ in ([], ["--temperature", 0.3], ["--max-new-tokens", 7], ["--model", "sft"]):
+        code, _, err = call("chat", "--checkpoint", assistant_run, *flags_)
+        assert code == 0, err
+    assert drawn == [(most, temperature), (most, 0.3), (7, temperature), (most, temperature)]
+    assert most not in (7, 48) and temperature != 0.7
 
 
 def test_chat_refuses_a_checkpoint_of_another_kind(call, assistant_run, tiny_run, tmp_path):

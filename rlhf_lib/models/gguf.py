@@ -41,7 +41,7 @@ def read(path):
     except FileNotFoundError:
         raise GGUFError(f"no GGUF file at {path}: check the path, or fetch the file") from None
     except Exception as error:  # the package has no error of its own for a damaged file
-        raise GGUFError(f"{path} is damaged or no GGUF file ({one_line(error)}): fetch it again") from None
+        raise GGUFError(f"{path} is damaged or no GGUF file ({one_line(error)}): delete it and fetch it again") from None
     if architecture != "llama":
         raise GGUFError(f"{path} holds a model of the architecture {architecture!r}: only llama is known")
     return reader
@@ -53,7 +53,7 @@ def value(reader, name, default=None):
     try:
         return default if field is None else field.contents()
     except UnicodeDecodeError:
-        raise GGUFError(f"{name} in {reader.data.filename} is no text in UTF-8: fetch the file again") from None
+        raise GGUFError(f"{name} in {reader.data.filename} is no text in UTF-8: delete the file and fetch it again") from None
 
 
 def load(path, reader=None):

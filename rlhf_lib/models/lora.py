@@ -35,6 +35,7 @@ class LoRALinear(nn.Module):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def forward(self, x):
+        """x: (..., in); returns (..., out)."""
         return self.frozen(x) + self.scale * F.linear(F.linear(x, self.A), self.B)
 
 
@@ -63,10 +64,12 @@ def adapted(block, rank, alpha, matrices=None):
     """`block` with adapters on the linear layers named in `matrices`, all when None; everything else is frozen and shared.
 
     Raises:
-        ValueError: a name that no linear layer of the block has.
+        ValueError: a name that no linear layer of the block has, or no name at all.
     """
     new = frozen(block)
     names = [name for _, name, _ in linears(block)]
+    if matrices is not None and not matrices:
+        raise ValueError(f"matrices is empty, so that nothing would be trained: name some of {', '.join(names)}, or None for all")
     if unknown := sorted(set(matrices or ()) - set(names)):
         raise ValueError(f"matrices: a block has no {unknown[0]!r}; choose from {', '.join(names)}")
     for (owner, name, _), (_, _, linear) in zip(linears(new), linears(block)):
@@ -132,8 +135,9 @@ class Branch(nn.Module):
     Its parameters and its state are the adapters and the scalar head alone.
 
     Args:
-        base: a GPT or a Llama. It is put into evaluation mode, shared, and otherwise stays as it is: move it to its device and
-            give it its type before, since a branch does not follow.
+        base: a GPT or a Llama, shared. It is put into evaluation mode and left there: its modules are the trunk, which `train()`
+            on a branch does not reach. Otherwise it stays as it is: move it to its device and give it its type before, since a
+            branch does not follow.
         layers: how many of the last blocks have adapters; None for all.
         rank, alpha: as for LoRALinear.
         matrices: names of the linear layers that are adapted, such as ["query", "value"]; None for all of a block.

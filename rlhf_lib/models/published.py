@@ -111,7 +111,9 @@ def gguf_tokenizer(path, source=None, reader=None):
         tokenizer.add_special_tokens([piece for piece, kind in zip(pieces, kinds) if kind == 3])  # 3: control tokens
         end, begin = pieces[say("ggml.eos_token_id")], pieces[say("ggml.bos_token_id")]
     except Exception as error:  # a field that is missing, or what the tokenizers library says
-        raise PublishedError(f"{path} has a damaged tokenizer ({one_line(error, kind=False)}): fetch it again") from None
+        raise PublishedError(
+            f"{path} has a damaged tokenizer ({one_line(error, kind=False)}): delete it and fetch it again"
+        ) from None
     steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     if say("ggml.pre") == "smollm":
         steps = [pre_tokenizers.Digits(individual_digits=True), *steps]
@@ -178,6 +180,7 @@ def from_files(get, where, source=None):
 
 
 def existing(path):
+    """`path`, or None where there is nothing."""
     return path if path.exists() else None
 
 

@@ -38,6 +38,7 @@ PARTS = {
     "policy": (("policy",), ("normaliser_samples", "ppo")),
     "judge": (("answers.jsonl", "gold"), ("best_of", "judge", "evaluate_prompts")),
 }
+JUDGING = (".", "gold/reward")  # where the judge's stage keeps how long it has worked: beside the answers, and in gold's training
 
 
 class Assistant:
@@ -62,7 +63,9 @@ class Assistant:
         for layers in (settings.sft_layers, settings.layers):
             self.branch("none", self.base, layers)  # refuses layers or a rank that the model has not
         self.endpoint = referee.endpoint(settings.judge, self.folder / "asked.jsonl")
-        self.published_gold = referee.published_gold(self.base, self.tokenizer, self.source, self.device)
+        self.published_gold = None
+        if settings.comparisons == inputs.OURS:  # of which it has learned
+            self.published_gold = referee.published_gold(self.base, self.tokenizer, self.source, self.device)
         self.contents = {name: fingerprint(content) for name, content in self.inputs.contents().items()}
         self.stages = Stages(settings, folder, PARTS, {name: lambda name=name: self.contents[name] for name in self.contents})
 
@@ -91,6 +94,7 @@ class Assistant:
         return Branch(base, layers or None, s.rank, s.alpha, source=source, **options)
 
     def sft_branch(self):
+        """The branch that learns the demonstrations, as it starts."""
         return self.branch("sft", self.base, self.settings.sft_layers, self.source)
 
     def tuned(self):
@@ -118,6 +122,7 @@ class Assistant:
     # ------------------------------------------------------------------------- stages
 
     def train_sft(self):
+        """Fine-tune the model on the demonstrations; leaves `sft`. Raises RunError where the loss is not finite."""
         if "sft" in self.stages.done():
             return
         started = self.stages.begin("sft", demonstrations=self.contents["demonstrations"])
@@ -137,6 +142,7 @@ class Assistant:
         )
 
     def train_reward(self):
+        """Train the reward model on the comparisons; leaves `reward`. Raises RunError where `sft` is not there yet."""
         self.stages.need("sft", "assistant")
         if "reward" in self.stages.done():
             return
@@ -159,6 +165,7 @@ class Assistant:
         )
 
     def train_policy(self):
+        """Train the policy with PPO; leaves `policy`. Raises RunError where `reward` is not there yet."""
         self.stages.need("reward", "assistant")
         if "policy" in self.stages.done():
             return
@@ -193,19 +200,24 @@ class Assistant:
         self.stages.need("policy", "assistant")
         if "judge" in self.stages.done():
             return
-        started = self.stages.begin("gold/reward", comparisons=self.contents["comparisons"])
-        rows, stats = self.answers(), {}
+        started = self.stages.begin(*JUDGING, comparisons=self.contents["comparisons"])
+        rows, stats = self.answers(started), {}
         judge = self.endpoint
         if judge is None:
             gold, stats["gold"] = self.gold()
             judge = referee.gold_judge(gold, self.tokenizer, rows)
-        records = judging.compare(judge, rows)
+        try:
+            records = judging.compare(judge, rows)
+        finally:
+            if self.endpoint is not None:  # its verdicts are kept as they come, and so is their time
+                self.stages.keep(started, JUDGING[0])
         lines = [{"sides": sides, **record._asdict()} for sides, pairs in records.items() for record in pairs]
         write_json_rows(self.folder / "verdicts.jsonl", lines)
-        self.stages.finish("judge", started, "gold/reward", **stats, **judging.statistics(rows, records))
+        self.stages.finish("judge", started, *JUDGING, **stats, **judging.statistics(rows, records))
 
-    def answers(self):
-        """The answers of all sides, a list of dicts; those that a stopped run has written are not drawn again."""
+    def answers(self, started):
+        """The answers of all sides, a list of dicts; those that a stopped run has written are not drawn again. With each side is
+        kept how long the stage, which `started` then, has worked."""
         s, path = self.settings, self.folder / "answers.jsonl"
         prompts = self.inputs.prompts[1][: s.evaluate_prompts or None]
         reference, policy = self.language("reference"), self.restored(self.language("policy"), "policy")
@@ -223,6 +235,7 @@ class Assistant:
             kl = judging.kl_to(reference, policy, rollout, s.ppo.temperature) if side == "policy" else None
             rows += judging.rows_of(side, prompts, rollout, scores, self.tokenizer.end_token, kl)
             write_json_rows(path, rows)
+            self.stages.keep(started, JUDGING[0])
         return rows
 
     def gold(self):
@@ -263,6 +276,21 @@ class Assistant:
         if "report" not in self.stages.done():
             self.report()
         return self.summarise()
+
+
+def outcome(summary):
+    """What came of a run, in a sentence, from its summary; a win rate of which every verdict was refused is a dash."""
+    longer = summary["length_accuracy"]
+    length = f"the {'longer' if longer >= 0.5 else 'shorter'} answer on {max(longer, 1 - longer):.1%}"
+    judge = "the gold reward model" if summary["judge"] == "gold" else summary["judge"].removeprefix("endpoint:")
+    share = lambda rate: "–" if rate is None else f"{rate:.1%}"  # noqa: E731
+    low, high = map(share, summary["win_rate_policy_interval"] or (None, None))
+    return (
+        f"Reward model right on {summary['reward_accuracy']:.1%} ({length}); judged by {judge}, PPO wins "
+        f"{share(summary['win_rate_policy'])} ({low} to {high}) against the start and "
+        f"{share(summary['win_rate_policy_over_sft'])} against SFT at {summary['kl_nats']:.1f} nats; "
+        f"{summary['seconds']['total'] / 60:.1f} minutes."
+    )
 
 
 def publish(run, folder):

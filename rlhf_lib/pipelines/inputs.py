@@ -1,7 +1,7 @@
 """What the assistant learns from and is judged on, read and checked as a whole before the first step of work."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlhf_lib import comparisons, public_sets
@@ -26,7 +26,8 @@ class Inputs:
             of all kinds.
         left_out: how many were too long for the model, a dict by what they are.
         agreement: what `comparisons.agreement` says of two readers; None where nobody read twice.
-        loaded: what was read of a public set, in a sentence; "" where none was.
+        loaded: what was read of a public set, or held out beside a file, in a sentence; "" where nothing was.
+        asked: which prompts the assistant is asked, in a sentence; "" where they are ours alone.
     """
 
     demonstrations: tuple
@@ -36,6 +37,7 @@ class Inputs:
     left_out: dict
     agreement: dict | None
     loaded: str
+    asked: str
 
     def contents(self):
         """What the run learns from, as JSON can hold it, by the setting that names it."""
@@ -43,17 +45,17 @@ class Inputs:
         return {"demonstrations": self.demonstrations, "comparisons": [self.prompts, [list(ranking) for ranking in learned]]}
 
     def notes(self):
-        """What was left out, in sentences."""
+        """What was left out and which prompts are asked, in sentences."""
         counts = [f"{count:,} {name}" for name, count in self.left_out.items() if count]
         too_long = f"Left out, being too long: {', '.join(counts)}." if counts else ""
-        return [sentence for sentence in (self.loaded, too_long) if sentence]
+        return [sentence for sentence in (self.loaded, too_long, self.asked) if sentence]
 
 
 def read(settings, tokenizer, context):
     """The Inputs that `settings`, those of the assistant, name for a model that reads `context` tokens.
 
     What is longer than the model or the settings allow is left out and counted. Prompts are those of
-    `data/assistant/prompts.jsonl`, unless the comparisons have their own.
+    `data/assistant/prompts.jsonl` and those that the comparisons spell out; where they name none of ours by its id, these alone.
 
     Raises:
         ComparisonError, ChatError: a file or a set that is not there or not well-formed.
@@ -70,8 +72,13 @@ def read(settings, tokenizer, context):
     agreement = None
     if s.comparisons == OURS and second.exists():
         agreement = comparisons.agreement(compared, comparisons.read_comparisons(second, asked))
+    halved = {item.prompt: item.split for item in asked}  # a prompt of ours stays in its half, however a file says it
+    compared = [replace(one, split=halved[begun]) if (begun := opening(one.prompt)) in halved else one for one in compared]
     own = [comparison for comparison in compared if "id" not in comparison.source]
-    prompts = list({json.dumps(item.prompt): item for item in own or asked}.values())
+    ours = asked if len(own) < len(compared) else []
+    prompts = list({json.dumps(item.prompt): item for item in [*own, *ours]}.values())
+    beside = f" and our {len(ours):,}" if ours else ""
+    note = f"Asked are {len(prompts) - len(ours):,} prompts that the comparisons spell out{beside}."
     prompts.sort(key=lambda item: draw_of(opening(item.prompt)))
     left_out = {}
 
@@ -81,9 +88,12 @@ def read(settings, tokenizer, context):
         fitting = [[thing for thing in half if length(thing) <= most] for half in whole]
         left_out[name] = sum(map(len, whole)) - sum(map(len, fitting))
         if not all(fitting):
+            advice = "add some to other prompts, whose texts decide which are held out"
+            if left_out[name]:
+                advice = "give shorter ones, or change longest, sft.row or ppo.max_new_tokens"
             raise ValueError(
                 f"{name}: {len(fitting[0])} to learn from and {len(fitting[1])} held out, {left_out[name]} of more than {most} "
-                f"tokens left out; at least one of each is needed"
+                f"tokens left out; at least one of each is needed: {advice}"
             )
         return tuple(fitting)
 
@@ -117,15 +127,25 @@ def read(settings, tokenizer, context):
         left_out=left_out,
         agreement=agreement,
         loaded=loaded,
+        asked=note if len(prompts) > len(ours) else "",
     )
 
 
 def read_comparisons(name, limit, prompts):
-    """(comparisons, what was read of a public set, in a sentence): ours, a file's of our form, or a public set's."""
+    """(comparisons, a sentence on what else was read): ours, a file's of our form, or a public set's.
+
+    A file that names our prompts and none of those held out, as votes of the arena do, is tested on our own held-out comparisons.
+    """
     if name == OURS:
         return comparisons.read_comparisons(comparisons.COMPARISONS, prompts), ""
     if Path(name).suffix == ".jsonl" and all("chosen" not in row for _, row in json_rows(name, ComparisonError)):
-        return comparisons.read_comparisons(name, prompts), ""
+        found = comparisons.read_comparisons(name, prompts)
+        halves = {one.split for one in found if not one.tie}
+        if "train" not in halves or "held_out" in halves:
+            return found, ""
+        ours = comparisons.read_comparisons(comparisons.COMPARISONS, prompts)
+        test = [one for one in ours if one.split == "held_out" and not one.tie]
+        return [*found, *test], f"{name} has no held-out prompt: our {len(test):,} comparisons of such prompts are the test."
     loaded = public_sets.load(name, limit=limit or None)
     return loaded.comparisons, str(loaded)
 

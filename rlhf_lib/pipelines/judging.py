@@ -86,29 +86,38 @@ def compare(judge, rows):
 
 
 def statistics(rows, records):
-    """What answers and verdicts say, a dict of numbers for `summary.json`; `compare` gives the records."""
+    """What answers and verdicts say, a dict of numbers for `summary.json`; `compare` gives the records.
+
+    Where every verdict on a pair of sides was refused, its numbers are None.
+    """
     sides = {side: side_statistics([row for row in rows if row["side"] == side]) for side in SIDES}
     stats = {"answers": sides, "evaluated_prompts": sum(row["side"] == SIDES[0] for row in rows)}
     for (ours, theirs), pairs in records.items():
-        found = pairwise.summary(pairs)
+        found = of_verdicts(pairs)
         name = f"win_rate_{ours}" if theirs == "start" else f"win_rate_{ours}_over_{theirs}"
-        stats |= with_interval(name, found["win_rate"])
-        stats |= with_interval(f"{name}_length_controlled", found["length_controlled"])
+        stats |= with_interval(name, found.get("win_rate"))
+        stats |= with_interval(f"{name}_length_controlled", found.get("length_controlled"))
         if (ours, theirs) == ("policy", "sft"):
-            stats["length_ratio"] = found["length_ratio"]
-    every = pairwise.summary([record for pairs in records.values() for record in pairs])
+            stats["length_ratio"] = found.get("length_ratio")
+    every = of_verdicts([record for pairs in records.values() for record in pairs])
     kl = torch.tensor([row["kl"] for row in rows if row["side"] == "policy"])
     diversity = [sides[side]["distinct_2"] for side in ("policy", "start")]
     return {
         **stats,
-        **with_interval("position_bias", every["position_bias"]),
-        **with_interval("longer_win_rate", every["longer_win_rate"]),
-        **{name: every[name] for name in ("consistency", "refused")},
+        **with_interval("position_bias", every.get("position_bias")),
+        **with_interval("longer_win_rate", every.get("longer_win_rate")),
+        **{name: every.get(name) for name in ("consistency", "refused")},
         "distinct_2_ratio": diversity[0] / diversity[1] if diversity[1] else None,
         "ended_share": sides["policy"]["ended_share"],
         "kl_nats": kl.mean().item(),
         "kl_nats_error": (kl.std() / len(kl) ** 0.5).item() if len(kl) > 1 else None,
     }
+
+
+def of_verdicts(records):
+    """`pairwise.summary`, which has nothing but the refusals to say where no pair is left."""
+    left = any(pairwise.REFUSED not in record[3:] for record in records)
+    return pairwise.summary(records) if left else {"refused": len(records)}
 
 
 def side_statistics(rows):

@@ -53,6 +53,7 @@ class Material:
 
     @cached_property
     def tokenizer(self):
+        """The base's, or one that is learned from the training text."""
         if self.base is not None:
             return checkpoints.load_tokenizer(self.base)
         s = self.settings

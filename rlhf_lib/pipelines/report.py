@@ -31,11 +31,13 @@ class Absent(ChainableUndefined):
 
 
 def render(template, **values):
+    """The page that a template, a path, makes of `values`, in UTF-8."""
     page = Environment(autoescape=True, undefined=Absent).from_string(template.read_text(encoding="utf-8"))
     return page.render(**values).encode()
 
 
 def minutes(summary):
+    """A run's minutes as text, or a dash."""
     total = summary.get("seconds", {}).get("total")
     return "–" if total is None else f"{total / 60:.1f}"
 
@@ -103,6 +105,7 @@ def settings_of(folder):
 
 
 def rows_of(path):
+    """The rows of a file of JSON lines; none where there is no file. Raises RunError for a damaged one."""
     return [row for _, row in json_rows(path)] if path.exists() else []
 
 

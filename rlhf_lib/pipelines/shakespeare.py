@@ -180,6 +180,7 @@ class Shakespeare:
     # ------------------------------------------------------------------------- stages
 
     def pretrain(self):
+        """Train the base, or take that of `init_from`; leaves `base`. Raises RunError where the loss explodes."""
         if "pretrain" in self.stages.done():
             return
         s = self.settings
@@ -197,6 +198,7 @@ class Shakespeare:
         self.stages.finish("pretrain", started - self.reading, "base", **measured(self.folder / "base", *TAKEN["base"]))
 
     def train_reward(self):
+        """Train the reward model, or take that of `init_from`; leaves `reward`. Raises RunError where `base` is not there yet."""
         self.stages.need("pretrain", "pretrain")
         if "reward" in self.stages.done():
             return
@@ -218,6 +220,7 @@ class Shakespeare:
         self.stages.finish("reward", started, "reward", **stats)
 
     def train_policy(self):
+        """Train the policy with PPO; leaves `policy`. Raises RunError where `reward` is not there yet."""
         self.stages.need("reward", "train-reward")
         if "policy" in self.stages.done():
             return
@@ -337,12 +340,11 @@ class Shakespeare:
 
 
 def publish(run, folder):
-    """Copy a finished run's checkpoints to `folder` in half precision, with its settings and summary.
-
-    A published folder serves wherever a run's folder does: `--checkpoint`, `--init_from`, `checkpoints.load`.
-    """
+    """Copy a finished run's checkpoints to `folder` in half precision, with its settings and summary. A published folder serves
+    wherever a run's folder does: `--checkpoint`, `--init_from`, `checkpoints.load`."""
     stages.publish(run, folder, {name: name for name in ("base", "reward", "policy")}, "run", PRESETS)
 
 
 def ratio(value, base):
+    """`value` / `base`, None where `base` is 0."""
     return value / base if base else None

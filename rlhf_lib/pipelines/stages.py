@@ -78,6 +78,7 @@ class Stages:
         return stage in self.done() or any(self.left(place) for place in places)
 
     def left(self, place):
+        """Whether a file or a folder at `place` has something in it, other than hidden files."""
         return place.is_file() or (place.is_dir() and any(not path.name.startswith(".") for path in place.iterdir()))
 
     def moved(self, name, contents):
@@ -107,13 +108,13 @@ class Stages:
                     raise RunError(f"{where}; choose another --out, or delete the run's folder")
         return done
 
-    def begin(self, out=None, **inputs):
+    def begin(self, *outs, **inputs):
         """The moment at which a stage began; one that was stopped began so much earlier as it had already worked.
 
         From here on the folder is this process's alone, until the stage is finished or the process ends.
 
         Args:
-            out: the folder of its checkpoint, inside the run's.
+            outs: the folders of its checkpoints and of what it keeps, inside the run's.
             inputs: fingerprints of what it learns from, by the setting that names it.
 
         Raises:
@@ -132,16 +133,20 @@ class Stages:
             if inputs:
                 write_json(self.folder / "inputs.json", {**known, **inputs})
         devices.wait()
-        return time.monotonic() - (runs.seconds_spent(self.folder / out / "state.pt") if out else 0)
+        return time.monotonic() - sum(runs.seconds_spent(self.folder / out / "state.pt") for out in outs)
 
-    def finish(self, name, started, out=None, **stats):
+    def keep(self, started, out):
+        """Note in the folder `out` how long a stage without a training state has worked, for the case that it is stopped."""
+        runs.save_state(self.folder / out / "state.pt", {"seconds": time.monotonic() - started})
+
+    def finish(self, name, started, *outs, **stats):
         """Note that the stage `name` is done; its training state is needed no more."""
         record = {"seconds": round(time.monotonic() - started, 2), "peak_memory_bytes": devices.peak_memory_bytes(), **stats}
         card = {"peak_card_bytes": devices.peak_card_bytes(), "card": devices.card_name()}
         record |= {key: value for key, value in card.items() if value is not None}
         if devices.world()[0] == 0:
             write_json(self.folder / "stages.json", {**self.done(), name: record})
-            if out:
+            for out in outs:
                 (self.folder / out / "state.pt").unlink(missing_ok=True)
             if self.held:
                 self.held.close()

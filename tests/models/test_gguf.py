@@ -188,7 +188,7 @@ def test_a_file_that_is_cut_short_or_of_another_kind_is_named(tmp_path):
     cuts = [whole[:length] for length in (0, 3, 4, 20, 100, 500, 3000, len(whole) // 2, len(whole) - 40)]
     for content in (*cuts, b"GGUF" + b"\xff" * 100, b"PK\x03\x04" + bytes(200), b"<html>" * 50):
         path.write_bytes(content)
-        with pytest.raises(GGUFError, match=rf"^{path} is damaged or no GGUF file \(.*\): fetch it again$"):
+        with pytest.raises(GGUFError, match=rf"^{path} is damaged or no GGUF file \(.*\): delete it and fetch it again$"):
             gguf.load(path)
     path.write_bytes(whole)
     gguf.load(path)
@@ -301,5 +301,7 @@ def test_more_entries_than_any_model_has_are_refused_before_they_take_memory(tmp
 def test_a_text_that_is_not_utf8_is_named(tmp_path):
     path = write(tmp_path / "m.gguf", plain_tensors())
     path.write_bytes(path.read_bytes().replace(b"t7", b"\x807"))
-    with pytest.raises(gguf.GGUFError, match=r"^tokenizer.ggml.tokens in .*m.gguf is no text in UTF-8: fetch the file again$"):
+    with pytest.raises(
+        gguf.GGUFError, match=r"^tokenizer.ggml.tokens in .*m.gguf is no text in UTF-8: delete the file and fetch it again$"
+    ):
         gguf.load(path)

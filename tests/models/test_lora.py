@@ -301,6 +301,10 @@ def test_an_unknown_matrix_is_refused_and_the_known_ones_named():
         Branch(base_of(), matrices=["value", "querry"])
     with pytest.raises(ValueError, match="matrices: a block has no 'query'; choose from up, down, qkv, out"):
         Branch(base_of("modern"), matrices=["query"])
+    with pytest.raises(
+        ValueError, match="matrices is empty, so that nothing would be trained: name some of up, down, qkv, out, or"
+    ):
+        Branch(base_of("modern"), matrices=[])
 
 
 @pytest.mark.parametrize("layers", [0, -1, 4])

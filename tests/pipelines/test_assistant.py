@@ -2,6 +2,7 @@ import itertools
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -354,6 +355,45 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_figures(
     assert files(folder) == files(assistant_run)
 
 
+def test_a_judge_that_is_stopped_keeps_the_seconds_of_the_answers_that_are_there(copied, monkeypatch):
+    run, draw, calls = copied("judge"), judging.draw, []
+    run.published_gold = run.restored(run.scalar("reward"), "reward")  # nothing is trained
+
+    def stopped(*arguments):
+        calls.append(len(calls))
+        if len(calls) in (2, 4):
+            raise KeyboardInterrupt
+        return draw(*arguments)
+
+    monkeypatch.setattr(judging, "draw", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run.judge()
+    assert 0 < runs.seconds_spent(run.folder / "state.pt") < 50
+    runs.save_state(run.folder / "state.pt", {"seconds": 100.0})
+    with pytest.raises(KeyboardInterrupt):
+        run.judge()
+    assert 100 < runs.seconds_spent(run.folder / "state.pt") < 150
+    run.judge()
+    assert 100 < run.stages.done()["judge"]["seconds"] < 150
+    assert not (run.folder / "state.pt").exists()
+
+
+def test_an_endpoint_that_gives_up_keeps_its_seconds_too(copied):
+    run = copied("judge")
+
+    def gives_up(*_):
+        time.sleep(0.5)
+        raise RunError("no server")
+
+    run.endpoint = gives_up
+    with pytest.raises(RunError, match="no server"):
+        run.judge()
+    runs.save_state(run.folder / "state.pt", {"seconds": 100.0})
+    with pytest.raises(RunError, match="no server"):
+        run.judge()
+    assert 100.5 <= runs.seconds_spent(run.folder / "state.pt") < 150
+
+
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="the command would run on the Apple GPU")
 def test_a_run_killed_at_drawn_moments_ends_with_the_same_figures(assistant_run, tiny_assistant, tmp_path):
     folder, work = tmp_path / "run", read_json(assistant_run / "summary.json")["seconds"]["total"]
@@ -459,7 +499,11 @@ REFUSED = {
         ComparisonError,
         "line 2: unknown verdict 'best'",
     ),
-    "nothing held out": ({"comparisons": [VOTE]}, ValueError, "comparisons: 1 to learn from and 0 held out"),
+    "nothing to learn from": (
+        {"comparisons": [{**VOTE, "id": "advice-004"}]},
+        ValueError,
+        "comparisons: 0 to learn from and 1 held out",
+    ),
     "a row that is too long": ({"sft.row": 513}, ValueError, r"sft\.row is too much for a model that reads 512 tokens"),
     "no room for prompts": (
         {"ppo.max_new_tokens": 512},
@@ -532,6 +576,21 @@ def test_verdicts_that_were_refused_are_counted_and_left_out(copied):
     assert done["win_rate_policy"] == 0.5 and done["position_bias"] == 0
 
 
+def test_a_judge_that_refuses_all_of_one_pair_of_sides_ends_in_a_report_that_says_so(copied):
+    run, calls = copied("judge"), []
+
+    def judge(prompts, first, second):
+        calls.append(prompts)
+        return ["refused" if len(calls) == 1 else "tie"] * len(prompts)
+
+    run.endpoint = judge
+    summary = run.run()
+    assert (summary["win_rate_policy"], summary["win_rate_policy_over_sft"], summary["refused"]) == (None, 0.5, 6)
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "It refused every pair of PPO over the start, which therefore has no win rate." in page
+    assert "PPO wins – (– to –) against the start and 50.0% against SFT" in assistant.outcome(summary)
+
+
 def test_a_gold_model_that_was_published_is_taken_instead_of_trained(copied, monkeypatch):
     run = copied("judge")
     shutil.rmtree(run.folder / "gold")
@@ -542,6 +601,13 @@ def test_a_gold_model_that_was_published_is_taken_instead_of_trained(copied, mon
     assert done["gold"] == "published"
     best, sft = (done["answers"][side]["reward"] for side in ("best_of", "sft"))
     assert best > sft and done["win_rate_best_of_over_sft"] > 0.5  # the reward model judges its own choice
+
+
+def test_the_published_gold_model_judges_none_but_our_comparisons(assistant_settings, tiny_talks, monkeypatch, tmp_path):
+    monkeypatch.setattr(assistant.referee, "published_gold", lambda *_: "published")
+    for name, expected in (("ours", "published"), (tiny_talks["comparisons"], None)):
+        run = Assistant(assistant_settings({"comparisons": name}), tmp_path / "run", CPU)
+        assert run.published_gold == expected
 
 
 def test_gold_learns_from_every_comparison_and_from_another_seed(copied, monkeypatch):
@@ -561,6 +627,24 @@ def test_gold_learns_from_every_comparison_and_from_another_seed(copied, monkeyp
     assert sorted(given["learn"]) == sorted([*few[0], *few[1]])
     assert given["seed"] != run.settings.seed and given["config"] == run.settings.preference
     assert all(isinstance(ranking, Ranking) for ranking in given["learn"])
+
+
+# ----------------------------------------------------------------------------------------- what is said at the end
+
+
+def test_the_closing_sentence_names_the_better_rule_of_length_and_the_judge():
+    stats = {
+        "reward_accuracy": 0.697, "length_accuracy": 0.384, "judge": "gold", "win_rate_policy": 0.901, "kl_nats": 8.27,
+        "win_rate_policy_interval": [0.85, 0.943], "win_rate_policy_over_sft": 0.889, "seconds": {"total": 1530.0},
+    }  # fmt: skip
+    assert assistant.outcome(stats) == (
+        "Reward model right on 69.7% (the shorter answer on 61.6%); judged by the gold reward model, PPO wins 90.1% (85.0% to "
+        "94.3%) against the start and 88.9% against SFT at 8.3 nats; 25.5 minutes."
+    )
+    assert "(the longer answer on 56.1%)" in assistant.outcome({**stats, "length_accuracy": 0.561})
+    refused = {"judge": "endpoint:https://h/v1#big", "win_rate_policy": None, "win_rate_policy_interval": None}
+    said = assistant.outcome({**stats, **refused})
+    assert "judged by https://h/v1#big, PPO wins – (– to –) against the start and 88.9% against SFT" in said
 
 
 # ----------------------------------------------------------------------------------------- published

@@ -192,7 +192,10 @@ def test_comparisons_with_prompts_of_their_own_are_what_the_assistant_is_asked(o
     assert {tuple(r.prompt) for half in found.rankings for r in half} == {
         tuple(inputs.prompt_tokens(TOKENIZER, row["prompt"])) for row in rows
     }
-    assert found.notes() == [f"{path}: 40 comparisons of 41 rows, skipped 1 (both answers are the same; the first is row 41)"]
+    assert found.notes() == [
+        f"{path}: 40 comparisons of 41 rows, skipped 1 (both answers are the same; the first is row 41)",
+        "Asked are 40 prompts that the comparisons spell out.",
+    ]
     assert sum(map(len, found.demonstrations)) == 16  # still ours
 
 
@@ -204,6 +207,46 @@ def test_a_file_of_our_form_may_have_prompts_of_its_own(ours):
     ]
     found = inputs.read(chosen(comparisons=put(folder / "own.jsonl", rows)), TOKENIZER, CONTEXT)
     assert sorted(p for half in found.prompts for p in half) == sorted(row["prompt"] for row in rows)
+
+
+def test_a_file_that_names_our_prompts_and_spells_out_others_asks_all_of_them(ours):
+    folder = ours()
+    typed = [
+        {"prompt": f"how warm is it {n}", "first": "warm", "second": "cold", "verdict": "first", "reader": "r1"} for n in range(3)
+    ]
+    found = inputs.read(chosen(comparisons=put(folder / "own.jsonl", [*VOTES, *typed])), TOKENIZER, CONTEXT)
+    assert sorted(p for half in found.prompts for p in half) == sorted(row["prompt"] for row in [*PROMPTS, *typed])
+    assert {row["prompt"] for row in PROMPTS if row["split"] == "held_out"} <= set(found.prompts[1])
+    assert found.notes() == ["Asked are 3 prompts that the comparisons spell out and our 16."]
+
+
+def test_a_prompt_of_ours_stays_in_its_half_where_a_file_spells_it_out(ours):
+    folder = ours()
+    typed = [{"prompt": row["prompt"], "first": "warm", "second": "cold", "verdict": "first", "reader": "r1"} for row in PROMPTS]
+    asked = {row["prompt"]: TOKENIZER.prompt([asks(row["prompt"])]) for row in PROMPTS}
+    for rows, notes in ((typed, ["Asked are 16 prompts that the comparisons spell out."]), ([*VOTES, *typed], [])):
+        found = inputs.read(chosen(comparisons=put(folder / "own.jsonl", rows)), TOKENIZER, CONTEXT)
+        for split, prompts, rankings in zip(("train", "held_out"), found.prompts, found.rankings):
+            its = {row["prompt"] for row in PROMPTS if row["split"] == split}
+            assert set(prompts) == its and len(prompts) == len(its)
+            assert {tuple(ranking.prompt) for ranking in rankings} == {tuple(asked[prompt]) for prompt in its}
+        assert found.notes() == notes
+
+
+def test_votes_on_prompts_to_learn_from_alone_are_tested_on_our_held_out_comparisons(ours):
+    folder = ours()
+    train, held_out = ([row for row in PROMPTS if row["split"] == split] for split in ("train", "held_out"))
+    our_test = [row for row in VOTES if row["id"] in {one["id"] for one in held_out} and row["verdict"] != "tie"]
+    votes = [{**row, "first": "well", "verdict": "first"} for row in VOTES if row["id"] in {one["id"] for one in train}]
+    path = put(folder / "own.jsonl", [*votes, {**our_test[0], "verdict": "tie"}])
+    found = inputs.read(chosen(comparisons=path), TOKENIZER, CONTEXT)
+    tested = inputs.read(chosen(), TOKENIZER, CONTEXT).rankings[1]
+    assert len(found.rankings[0]) == len(train) and len(our_test) == len(tested)
+    assert sorted(found.rankings[1]) == sorted(tested)
+    assert found.notes() == [f"{path} has no held-out prompt: our {len(tested)} comparisons of such prompts are the test."]
+    path = put(folder / "own.jsonl", [*votes, {**our_test[0], "first": "well"}])  # one of its own
+    found = inputs.read(chosen(comparisons=path), TOKENIZER, CONTEXT)
+    assert len(found.rankings[1]) == 1 and found.notes() == []
 
 
 def test_no_more_of_a_public_set_is_read_than_the_limit(ours, monkeypatch):
@@ -231,7 +274,8 @@ def test_no_more_of_a_public_set_is_read_than_the_limit(ours, monkeypatch):
             {},
             "demonstrations: 3 to learn from and 0 held out, 0 of more than 200 tokens left out; at least",
         ),
-        ({"votes": VOTES[3:4]}, {}, "comparisons: 0 to learn from and 1 held out"),
+        ({"votes": VOTES[3:4]}, {}, "comparisons: 0 to learn from and 1 held out, .* needed: add some to other prompts, whose"),
+        ({}, {"max_new_tokens": 390}, "prompts: 0 to learn from and 0 held out, 16 of more than 10 .* needed: give shorter ones"),
         ({"votes": [{**VOTES[0], "verdict": "tie"}]}, {}, "comparisons: 0 to learn from and 0 held out"),
         ({"prompts": None}, {}, r"no file at .*PROMPTS\.jsonl"),
         ({"votes": None}, {}, r"no file at .*COMPARISONS\.jsonl"),

@@ -212,6 +212,19 @@ def test_one_prompt_has_no_error_and_answers_of_a_word_no_diversity():
     assert stats["longer_win_rate"] is None  # none is longer
 
 
+def test_a_pair_of_sides_of_which_every_verdict_was_refused_has_no_numbers_and_the_others_keep_theirs():
+    rows = made_rows()
+    records = judging.compare(lambda prompts, *_: ["tie"] * len(prompts), rows)
+    refused = {pair: [one._replace(ours_second="refused") for one in its] for pair, its in records.items()}
+    stats = judging.statistics(rows, {**records, ("policy", "sft"): refused["policy", "sft"]})
+    names = ("win_rate_policy_over_sft", "win_rate_policy_over_sft_length_controlled")
+    assert all(stats[name] is stats[f"{name}_interval"] is None for name in names) and stats["length_ratio"] is None
+    assert (stats["win_rate_policy"], stats["position_bias"], stats["refused"]) == (0.5, 0, 2)
+    nothing = judging.statistics(rows, refused)
+    assert nothing["win_rate_policy"] is nothing["consistency"] is nothing["position_bias"] is None
+    assert (nothing["refused"], nothing["kl_nats"]) == (8, 4)
+
+
 def test_answers_and_verdicts_are_left_as_they_are():
     rows = made_rows()
     before = copy.deepcopy(rows)

@@ -324,6 +324,7 @@ def test_the_assistants_page_says_the_stats_with_their_meaning(tmp_path):
         "loss 3.210 → 2.346 nats per token",
         "accuracy 73.4 % on 410 held-out comparisons",
         "Accuracy of length alone 56.1 %",
+        "Calibration error 0.040 how far the reward model's probability",
         "Readers' agreement 85.2 % of two readers on 270 pairs",
         "PPO over the start 81.2 % 95 % interval 76.2 to 86.2 %",
         "PPO over SFT 70.0 % 95 % interval 65.0 to 75.0 %",
@@ -374,7 +375,11 @@ def test_a_judge_behind_an_endpoint_is_named_with_what_it_refused(tmp_path, plai
     asked = {"judge": "endpoint:https://host/v1#big", "gold": None, "refused": 3, "position_bias_interval": None}
     text = assistant_page(tmp_path, **{**summary, **asked}).text
     assert "https://host/v1#big, asked about every pair in both orders. It gave no verdict on 3 pairs" in text
-    assert "gold reward model" not in text.lower()
+    assert "gold reward model" not in text.lower() and "It refused" not in text
+    none = {"win_rate_policy_over_sft": None, "win_rate_policy_over_sft_interval": None}
+    found = assistant_page(tmp_path, **{**summary, **asked, **none})
+    assert "It refused every pair of PPO over SFT, which therefore has no win rate." in found.text
+    assert found.text.count("It refused") == 1 and "PPO over SFT – " in found.text and "Win rates" in found.images
 
 
 def test_what_there_is_not_is_a_dash_or_is_left_out(tmp_path, plain):

@@ -14,9 +14,11 @@ import torch
 from rlhf_lib import __main__ as command_line
 from rlhf_lib import checkpoints, corpus, devices, labels, runs
 from rlhf_lib.checkpoints import CheckpointError
+from rlhf_lib.corpus import DATA
 from rlhf_lib.files import RunError, write_json
 from rlhf_lib.judge import GoldJudge
 from rlhf_lib.pipelines import shakespeare
+from rlhf_lib.pipelines.material import Material
 from rlhf_lib.pipelines.settings import changed, flat
 from rlhf_lib.pipelines.shakespeare import PRESETS, Settings, Shakespeare
 from rlhf_lib.trainers import muon, ppo, pretrain, reward, rewards, rollouts
@@ -92,6 +94,16 @@ def test_the_presets_grow():
     for part in ("model.width", "model.layers", "pretrain.steps", "ppo.iterations", "evaluate_samples"):
         assert flat(smoke)[part] < flat(laptop)[part] <= flat(gpu)[part], part
     assert [settings.preset for settings in PRESETS.values()] == list(PRESETS)
+
+
+def test_the_gpu_preset_reads_the_plays_about_13_times():
+    """Twice as many, and it would learn them by heart. How many tokens the text has is taken from every eighth play."""
+    preset, tokenizer = PRESETS["gpu"], checkpoints.load_tokenizer(DATA / "checkpoints" / "large" / "base")
+    assert tokenizer.vocab_size == preset.model.vocab_size
+    texts = Material(preset).halves[0]["text"]
+    rate = sum(len(tokenizer.encode(text)) for text in texts[::8]) / sum(map(len, texts[::8]))  # tokens per character
+    passes = preset.pretrain.steps * preset.pretrain.batch * preset.model.context / (rate * sum(map(len, texts)))
+    assert passes < 15
 
 
 def test_labels_are_the_hand_made_ones_a_file_or_the_synthetic_raters(begun, tiny):

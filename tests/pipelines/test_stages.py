@@ -257,6 +257,10 @@ def test_a_stage_that_was_stopped_began_as_much_earlier_as_it_had_worked(stages)
     runs.save_state(stages.folder / "base" / "state.pt", {"seconds": 100.0})
     assert stages.begin("base") == pytest.approx(time.monotonic() - 100, abs=0.5)
     assert stages.begin() == pytest.approx(time.monotonic(), abs=0.5)
+    stages.keep(time.monotonic() - 30, ".")
+    assert stages.begin(".", "base") == pytest.approx(time.monotonic() - 130, abs=0.5)
+    stages.finish("evaluate", stages.begin("."), ".", "base")
+    assert not list(stages.folder.rglob("state.pt"))
 
 
 def test_a_stage_that_is_not_done_is_asked_for_by_the_command_that_does_it(stages):
