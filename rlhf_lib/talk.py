@@ -7,11 +7,13 @@ from typing import NamedTuple
 from rlhf_lib import checkpoints, sampling
 from rlhf_lib.checkpoints import CheckpointError
 from rlhf_lib.devices import generator
+from rlhf_lib.files import RunError, read_json, shown
 from rlhf_lib.tokenization import ChatTokenizer
 from rlhf_lib.trainers.rollouts import draw, quick_copy
 
 MODELS = ("policy", "sft", "start")
 HELP = "Type what you want to say. /new begins again, an empty line ends."
+MAX_NEW_TOKENS, TEMPERATURE = 48, 0.7  # of answers, where no run says otherwise: as in comparisons.jsonl and the published run
 SILENT = "the model ended its turn without a word: say it again, or in other words"
 
 
@@ -36,6 +38,31 @@ def open_assistant(folder, name=None, device="cpu"):
             f"{place} holds a language model without a chat tokenizer: give the folder of a run of the assistant"
         )
     return (getattr(model, "base", model) if name == "start" else model), tokenizer
+
+
+def drawn_as(folder):
+    """The most tokens and the temperature with which a run's answers were drawn, in training and for the judge.
+
+    Args:
+        folder: that of a run or of one of its checkpoints; MAX_NEW_TOKENS and TEMPERATURE where no settings.json lies beside.
+
+    Returns:
+        {"max_new_tokens": int, "temperature": number}.
+
+    Raises:
+        RunError: settings.json is damaged.
+    """
+    found = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": TEMPERATURE}
+    places = Path(folder) / "settings.json", Path(folder).resolve().parent / "settings.json"
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
+        return found
+    saved = read_json(path, "mend it, or copy it from the run once more")
+    for name, standard in found.items():
+        found[name] = value = saved.get(f"ppo.{name}", standard)
+        if type(value) is not int and type(value) is not type(standard):
+            raise RunError(f"{path}: ppo.{name} must be a number, got {shown(value)}; mend the file")
+    return found
 
 
 def fitting(tokenizer, messages, most):
@@ -65,10 +92,11 @@ def answer(model, tokenizer, messages, max_new_tokens, generator, temperature=1.
 
 
 def forgotten(turns):
+    """The sentence for a conversation of which `turns` turns do not fit."""
     return f"the conversation is longer than the model reads: {turns} of its oldest turns are forgotten"
 
 
-def talk(model, tokenizer, lines, say, max_new_tokens=128, temperature=1.0, seed=0):
+def talk(model, tokenizer, lines, say, max_new_tokens=MAX_NEW_TOKENS, temperature=TEMPERATURE, seed=0):
     """Answer each of `lines` until one is empty, the conversation kept.
 
     Args:

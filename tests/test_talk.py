@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_lib import checkpoints, devices, talk
+from rlhf_lib import checkpoints, course, devices, files, talk
 from rlhf_lib.checkpoints import CheckpointError
 from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.models.llama import Llama, LlamaConfig
@@ -84,7 +84,7 @@ def laid_out(*texts):
 def test_the_conversation_is_kept(base, asked):
     assert said(base, "why is it", "  who says so \n") == ["well 1", "well 2"]
     assert [text for text, *_ in asked] == [laid_out("why is it"), laid_out("why is it", "well 1", "who says so")]
-    assert asked[0][1:] == (12, 1.0)
+    assert asked[0][1:] == (12, talk.TEMPERATURE)
 
 
 def test_new_begins_again(base, asked):
@@ -135,7 +135,7 @@ def test_answers_are_those_of_the_model_and_depend_on_the_seed(base, monkeypatch
     assert found == said(policy, "why is it", "who", seed=3) != said(policy, "why is it", "who", seed=4)
     assert found[0] != said(base, "why is it", seed=3)[0]
     tokens = TOKENIZER.prompt([{"role": "user", "content": "why is it"}])
-    answer = rollouts.draw(policy, TOKENIZER, [tokens], 12, devices.generator(3, "chat", 0)).texts[0]
+    answer = rollouts.draw(policy, TOKENIZER, [tokens], 12, devices.generator(3, "chat", 0), talk.TEMPERATURE).texts[0]
     assert found[0] == answer.strip()
     cold = [said(policy, "why is it", temperature=1e-3, seed=seed) for seed in (1, 2)]
     assert cold[0] == cold[1]
@@ -194,6 +194,42 @@ def test_what_cannot_talk_is_refused(run, tmp_path):
         talk.open_assistant(tmp_path)
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         talk.open_assistant(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("saved", "found"),
+    [
+        ({"ppo.max_new_tokens": 20, "ppo.temperature": 0.5, "seed": 1}, (20, 0.5)),
+        ({"ppo.max_new_tokens": 20, "ppo.temperature": 1}, (20, 1)),
+        ({"ppo.max_new_tokens": 20}, (20, talk.TEMPERATURE)),
+        (None, (talk.MAX_NEW_TOKENS, talk.TEMPERATURE)),
+    ],
+)
+def test_answers_are_drawn_as_the_run_drew_its_own(tmp_path, saved, found):
+    (tmp_path / "run" / "policy").mkdir(parents=True)
+    if saved is not None:
+        files.write_json(tmp_path / "run" / "settings.json", saved)
+    for folder in (tmp_path / "run", tmp_path / "run" / "policy"):
+        assert tuple(talk.drawn_as(folder).values()) == found and list(talk.drawn_as(folder)) == ["max_new_tokens", "temperature"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"ppo.temperature": "cold"}', "settings.json: ppo.temperature must be a number, got 'cold'; mend the file"),
+        ('{"ppo.max_new_tokens": 4.5}', "settings.json: ppo.max_new_tokens must be a number, got 4.5; mend the file"),
+        ('{"ppo.max_new_tokens": true}', "settings.json: ppo.max_new_tokens must be a number, got True; mend the file"),
+        ("{", "settings.json is damaged .*: mend it"),
+    ],
+)
+def test_damaged_settings_are_said(tmp_path, text, message):
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(files.RunError, match=message):
+        talk.drawn_as(tmp_path)
+
+
+def test_the_published_run_is_what_holds_without_one():
+    assert tuple(talk.drawn_as(course.ASSISTANT).values()) == (talk.MAX_NEW_TOKENS, talk.TEMPERATURE)
 
 
 # ----------------------------------------------------------------------------------------- lines

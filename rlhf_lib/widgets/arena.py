@@ -49,10 +49,11 @@ class Arena:
 
     Args:
         sides: {name: (model, tokenizer)}, at least two.
-        prompts: a list of texts to draw from; None for the held-out ones of `prompts.jsonl`.
+        prompts: a list of texts to draw from; None for those of `prompts.jsonl` that a model may learn from. Votes on the
+            held-out ones are for measuring: give their list to draw from them.
         file: the JSON-lines file in the learner's folder, `files.home()`; made with the first vote, shared by all readers.
         reader: who reads.
-        max_new_tokens, temperature: of the answers, as in `comparisons.jsonl`.
+        max_new_tokens, temperature: of the answers, as in `comparisons.jsonl`; `talk.drawn_as` gives those of a run.
         seed: of prompts, sides, places and answers; None draws one, so that two windows do not ask the same.
 
     Raises:
@@ -65,8 +66,8 @@ class Arena:
         if len(self.sides) < 2:
             raise ValueError("an arena needs two sides: give {name: (model, tokenizer)} with two names or more")
         self.known = comparisons.read_prompts()
-        held_out = [prompt.prompt for prompt in self.known if prompt.split == "held_out"]
-        self.prompts = held_out if prompts is None else [text.strip() for text in checked_texts(prompts, "prompts")]
+        learn = [prompt.prompt for prompt in comparisons.split(self.known)[0]]
+        self.prompts = learn if prompts is None else [text.strip() for text in checked_texts(prompts, "prompts")]
         self.path = home() / checked_name(str(file), "file")
         self.options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
         self.seed = random.SystemRandom().randrange(2**32) if seed is None else seed
@@ -75,6 +76,7 @@ class Arena:
         self.asked = len(self.mine())
 
     def saved(self):
+        """The comparisons in the file. Raises ComparisonError for a damaged one."""
         return comparisons.read_comparisons(self.path, self.known) if self.path.exists() else []
 
     def votes(self):
@@ -82,6 +84,7 @@ class Arena:
         return [*self.saved(), *self.unsaved]
 
     def mine(self):
+        """This reader's votes."""
         return [vote for vote in self.votes() if vote.reader == self.reader]
 
     def ask(self, prompt=""):
@@ -100,7 +103,7 @@ class Arena:
             names = tuple(draw.sample(list(self.sides), 2))
             question = Question(text, names, tuple(self.answer(name, text, draw.getrandbits(32)) for name in names))
             first, second = (found.text for found in question.answers)
-            if first and second and first != second and self.comparison(question, "tie").pair not in judged:
+            if first and second and first != second and comparison(question, "tie", self.reader, self.known).pair not in judged:
                 self.question, self.verdict = question, None
                 return
         raise ValueError(
@@ -108,28 +111,10 @@ class Arena:
         )
 
     def answer(self, name, text, seed):
+        """The Answer of the side `name` to `text`, drawn from `seed`."""
         messages = [{"role": "user", "content": text}]
         draw = generator(seed, "arena")
         return answer_of(self.sides, name, messages, self.options["max_new_tokens"], draw, self.options["temperature"])[0]
-
-    def comparison(self, question, verdict, reason=""):
-        """A vote on a Question as a Comparison."""
-        known = next((prompt for prompt in self.known if prompt.prompt.strip() == question.prompt), None)
-        first, second = question.answers
-        return Comparison(
-            prompt=question.prompt,
-            first=first.text,
-            second=second.text,
-            verdict=verdict,
-            reader=self.reader,
-            source={"id": known.id} if known else {"prompt": question.prompt},
-            reason=reason,
-            first_from=question.names[0],
-            second_from=question.names[1],
-            first_cut=first.cut,
-            second_cut=second.cut,
-            split=known and known.split,
-        )
 
     def vote(self, verdict, reason=""):
         """Say which answer is better, "first", "second" or "tie", and perhaps why; once a question.
@@ -144,7 +129,7 @@ class Arena:
             raise ValueError(f"the reason must be one of {', '.join(REASONS.values())} or empty, got {reason!r}")
         if self.question is None or self.verdict is not None:
             return ""
-        vote = self.comparison(self.question, verdict, reason)
+        vote = comparison(self.question, verdict, self.reader, self.known, reason)
         self.verdict = verdict
         self.unsaved.append(vote)
         return self.save()
@@ -164,23 +149,51 @@ class Arena:
         return beside
 
     def tally(self):
-        """What all votes say, whoever gave them.
+        """`tally` of all votes, whoever gave them."""
+        return tally(self.votes())
 
-        Returns:
-            {(ours, theirs): `pairwise.summary` of the votes on two sides, of ours}, and `pairwise.position_bias` of all votes.
-        """
-        records = {}
-        for vote in self.votes():
-            if not vote.first_from or not vote.second_from or vote.first_from == vote.second_from:
-                continue
-            pair = tuple(sorted((vote.first_from, vote.second_from)))
-            if pair[0] == vote.first_from:
-                record = pairwise.Record(vote.pair[0], vote.first, vote.second, vote.verdict, None)
-            else:
-                record = pairwise.Record(vote.pair[0], vote.second, vote.first, None, vote.verdict)
-            records.setdefault(pair, []).append(record)
-        everything = [record for some in records.values() for record in some]
-        return {pair: pairwise.summary(records[pair]) for pair in sorted(records)}, pairwise.position_bias(everything)
+
+def comparison(question, verdict, reader, known, reason=""):
+    """A verdict on a Question as a Comparison; a prompt of `known`, a list of comparisons.Prompt, is written by its id."""
+    found = next((prompt for prompt in known if prompt.prompt.strip() == question.prompt), None)
+    first, second = question.answers
+    return Comparison(
+        prompt=question.prompt,
+        first=first.text,
+        second=second.text,
+        verdict=verdict,
+        reader=reader,
+        source={"id": found.id} if found else {"prompt": question.prompt},
+        reason=reason,
+        first_from=question.names[0],
+        second_from=question.names[1],
+        first_cut=first.cut,
+        second_cut=second.cut,
+        split=found and found.split,
+    )
+
+
+def tally(votes):
+    """What votes say of each two sides that were compared.
+
+    Args:
+        votes: Comparison objects (comparisons.py); those that do not say which two sides wrote the answers are left out.
+
+    Returns:
+        {(ours, theirs): `pairwise.summary` of the votes on two sides, of ours}, and `pairwise.position_bias` of all votes.
+    """
+    records = {}
+    for vote in votes:
+        if not vote.first_from or not vote.second_from or vote.first_from == vote.second_from:
+            continue
+        pair = tuple(sorted((vote.first_from, vote.second_from)))
+        if pair[0] == vote.first_from:
+            record = pairwise.Record(vote.pair[0], vote.first, vote.second, vote.verdict, None)
+        else:
+            record = pairwise.Record(vote.pair[0], vote.second, vote.first, None, vote.verdict)
+        records.setdefault(pair, []).append(record)
+    everything = [record for some in records.values() for record in some]
+    return {pair: pairwise.summary(records[pair]) for pair in sorted(records)}, pairwise.position_bias(everything)
 
 
 def question_html(question, verdict=None):
@@ -210,6 +223,7 @@ def tally_html(summaries, bias):
 
 
 def bias_text(bias):
+    """What `pairwise.position_bias` gives, as text."""
     return "not known yet" if bias is None else "{:+.0f} ({:+.0f} to {:+.0f})".format(*bias)
 
 

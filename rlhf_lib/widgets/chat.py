@@ -6,7 +6,7 @@ import ipywidgets as widgets
 
 from rlhf_lib.devices import generator
 from rlhf_lib.files import RunError
-from rlhf_lib.talk import SILENT, answer, fitting, forgotten
+from rlhf_lib.talk import MAX_NEW_TOKENS, SILENT, TEMPERATURE, answer, fitting, forgotten
 from rlhf_lib.tokenization import ChatTokenizer
 from rlhf_lib.widgets.parts import (
     PLAIN,
@@ -49,7 +49,7 @@ class Conversation:
     def __init__(self, sides, seed=0):
         self.sides, self.seed, self.turns, self.sent = checked_sides(sides), seed, [], 0
 
-    def send(self, text, side=None, max_new_tokens=128, temperature=1.0):
+    def send(self, text, side=None, max_new_tokens=MAX_NEW_TOKENS, temperature=TEMPERATURE):
         """Say `text` to a side, the first unless it is named, and take in its answer; an empty text does nothing.
 
         Returns:
@@ -74,6 +74,7 @@ class Conversation:
         return forgotten(dropped) if dropped else ""
 
     def restart(self):
+        """Begin again: what was said is forgotten."""
         self.turns = []
 
 
@@ -116,12 +117,12 @@ def bubbles(turns):
     return f'<div role="log" aria-label="conversation" tabindex="0" style="{style}"><div>{said}</div></div>'
 
 
-def chat(sides, max_new_tokens=128, temperature=1.0, seed=0):
+def chat(sides, max_new_tokens=MAX_NEW_TOKENS, temperature=TEMPERATURE, seed=0):
     """Talk with an assistant; an answer ends where the model ends its turn, and appears as a whole.
 
     Args:
         sides, seed: see Conversation, which says what is wrong with them.
-        max_new_tokens, temperature: where the sliders stand at first.
+        max_new_tokens, temperature: where the sliders stand at first; `talk.drawn_as` gives those of a run.
 
     Returns:
         A widget. `session` is its Conversation, `text` the box for what one says, `buttons` has "send" and "again", `settings`

@@ -52,6 +52,7 @@ class Labelling:
         self.move()
 
     def all_given(self):
+        """All labels in the file, of other readers and passages too. Raises LabelError for a damaged one."""
         return labels.read(self.path) if self.path.exists() else []
 
     def given(self):
@@ -60,6 +61,7 @@ class Labelling:
         return [label for label in self.all_given() if (label.source, label.reader) in wanted]
 
     def done(self):
+        """The items that are labelled, a set."""
         return {(label.text, label.reader) for label in self.given()}
 
     def move(self):
@@ -69,6 +71,7 @@ class Labelling:
 
     @property
     def current(self):
+        """The passage to label, or None at the end."""
         return None if self.item is None else self.item[0]
 
     def label(self, name):
@@ -81,6 +84,7 @@ class Labelling:
         self.move()
 
     def skip(self):
+        """Leave the current passage without a label, and move on."""
         if self.item is not None:
             self.skipped[self.item] = len(self.given())
         self.move()

@@ -69,6 +69,7 @@ class LiveCurves:
             self.draw()
 
     def draw(self):
+        """Draw the picture again from all records."""
         self.image.value = png(self.figure())
         self.drawn = time.monotonic()
 

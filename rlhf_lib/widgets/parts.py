@@ -16,6 +16,7 @@ def tint(color, alpha):
 
 
 def escape(text):
+    """`text` as it stands in HTML."""
     return html.escape(str(text))
 
 
@@ -41,6 +42,7 @@ def table(head, rows):
 
 
 def button(text, color=PLAIN, width="auto", tip=""):
+    """A button with a tint of `color`; `tip` is shown under the mouse."""
     style = {"button_color": tint(color, 0.25)}
     return widgets.Button(description=text, tooltip=tip, style=style, layout=widgets.Layout(width=width, border=EDGE))
 
@@ -111,6 +113,7 @@ def png(figure):
 
 
 def picture():
+    """An empty place for a PNG, no wider than the page."""
     return widgets.Image(format="png", layout=widgets.Layout(max_width="100%", align_self="flex-start"))
 
 
@@ -140,6 +143,7 @@ def checked_texts(texts, what):
 
 
 def checked_name(name, what):
+    """`name` without spaces around it. Raises ValueError, by `what`, where it is no text or empty."""
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{what} must be a name, got {name!r}")
     return name.strip()

@@ -104,18 +104,22 @@ class BlindRating:
         return rows
 
     def mine(self):
+        """This rater's ratings."""
         return [row for row in self.rows() if row["rater"] == self.rater]
 
     def move(self):
+        """On to the first sample without a rating."""
         done = {row["sample"] for row in self.mine()}
         self.current = next((number for number in self.order if number not in done), None)
 
     @property
     def text(self):
+        """The sample to rate."""
         return self.items[self.current][1]
 
     @property
     def revealed(self):
+        """Whether this rater has seen the sources."""
         return any(row["source"] for row in self.mine())
 
     def rate(self, positivity, sense):
@@ -166,6 +170,7 @@ def result_rows(result):
 
 
 def correlation_line(session):
+    """Who rated, and how their positivity correlates, as a sentence."""
     raters = sorted({row["rater"] for row in session.rows() if row["source"]})
     value = session.results()["correlation"]
     said = "one rater: ask a second one to rate the same file" if len(raters) < 2 else "no correlation can be computed"

@@ -6,6 +6,7 @@ import ipywidgets as widgets
 import torch
 
 from rlhf_lib.corpus import SEPARATOR
+from rlhf_lib.devices import generator
 from rlhf_lib.models.layers import evaluating
 from rlhf_lib.sampling import generate
 from rlhf_lib.widgets.parts import DOWN, UP, bundle, button, columns, escape, framed, guarded, tint, wrap
@@ -20,10 +21,12 @@ class Sample(NamedTuple):
 
     @property
     def text(self):
+        """The whole completion."""
         return "".join(self.pieces)
 
     @property
     def log_odds(self):
+        """Of positive, in nats: the sum of all changes."""
         return sum(self.changes)
 
 
@@ -59,8 +62,8 @@ def sample(model, tokenizer, prompt="", max_new_tokens=48, count=1, seed=0, rewa
         cut: temperature, top_k and top_p, as for `sampling.generate`, which says what is wrong with them.
     """
     start = tokenizer.encode(prompt or SEPARATOR)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = generate(model, [start] * count, max_new_tokens, generator=generator, end_token=tokenizer.end_token, **cut)
+    uniforms = generator(seed, "sampler")
+    drawn = generate(model, [start] * count, max_new_tokens, generator=uniforms, end_token=tokenizer.end_token, **cut)
     rows = [row[mask].tolist() for row, mask in zip(drawn.tokens.cpu(), drawn.mask.cpu())]
     if reward_model is None:
         return [pieces(tokenizer, row) for row in rows]

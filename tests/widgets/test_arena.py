@@ -6,15 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_lib import comparisons, pairwise, talk, widgets
+from rlhf_lib import comparisons, devices, pairwise, talk, widgets
 from rlhf_lib.comparisons import ComparisonError
 from rlhf_lib.files import RunError
+from rlhf_lib.models.heads import RewardModel
+from rlhf_lib.pipelines import inputs
+from rlhf_lib.trainers import preference
 
 from .helpers import CHAT, Speaker, chat_model, lines, press_enter, seen, typed
 
 PROMPTS = [f"why is the sky blue, {number}?" for number in range(40)]
 KNOWN = comparisons.read_prompts()
-HELD_OUT = [prompt for prompt in KNOWN if prompt.split == "held_out"]
+LEARN, HELD_OUT = comparisons.split(KNOWN)
 
 
 def sides_of(*names, texts=None):
@@ -29,6 +32,10 @@ def sides_of(*names, texts=None):
 def folder(tmp_path, monkeypatch, speakers):
     monkeypatch.setenv("RLHF_HOME", str(tmp_path))
     return tmp_path
+
+
+def laid_out(text):
+    return CHAT.tokenizer.decode(CHAT.prompt([{"role": "user", "content": text}]))
 
 
 def read(folder, name="arena.jsonl"):
@@ -51,13 +58,13 @@ def test_a_vote_is_a_line_of_comparisons(folder):
     assert not (folder / "arena.jsonl").exists()
     question = session.question
     assert session.vote("second", "kind") == ""
-    known = next(prompt for prompt in HELD_OUT if prompt.prompt == question.prompt)
+    known = next(prompt for prompt in LEARN if prompt.prompt == question.prompt)
     assert lines(folder / "arena.jsonl") == [{
         "id": known.id, "first": question.answers[0].text, "second": question.answers[1].text, "verdict": "second",
         "reader": "r1", "reason": "kind", "first_from": question.names[0], "second_from": question.names[1],
     }]  # fmt: skip
     (vote,) = read(folder)
-    assert vote.split == "held_out" and vote.prompt == question.prompt and vote.chosen == question.answers[1].text
+    assert vote.split == "train" and vote.prompt == question.prompt and vote.chosen == question.answers[1].text
     fields = set(json.loads((folder / "arena.jsonl").read_text()))
     assert fields <= {field for line in lines(comparisons.COMPARISONS) for field in line}
 
@@ -101,11 +108,11 @@ def test_a_prompt_of_the_project_keeps_its_id_however_it_is_given(folder):
     assert comparisons.split(read(folder)[:2])[0] == []
 
 
-def test_only_held_out_prompts_are_drawn_and_each_once_before_any_comes_again():
+def test_only_prompts_to_learn_from_are_drawn_and_each_once_before_any_comes_again():
     session = widgets.Arena(sides_of("a", "b"), seed=0)
     play(session, 12)
     drawn = [vote.prompt for vote in session.votes()]
-    assert set(drawn) <= {prompt.prompt for prompt in HELD_OUT} and len(set(drawn)) == 12
+    assert set(drawn) <= {prompt.prompt for prompt in LEARN} and len(set(drawn)) == 12
     small = widgets.Arena(sides_of("a", "b"), PROMPTS[:3], "small.jsonl", seed=0)
     play(small, 3)
     assert sorted(vote.prompt for vote in small.votes()) == PROMPTS[:3]
@@ -203,6 +210,27 @@ def test_one_vote_a_question(folder):
     assert session.verdict is None
     assert session.vote("first") == session.vote("second") == ""
     assert session.verdict == "first" and [vote.verdict for vote in read(folder)] == ["first"]
+
+
+def test_a_reward_model_learns_from_the_votes(folder, assistant_settings, monkeypatch):
+    monkeypatch.setattr(devices, "has_bf16", lambda device: False)
+    session = widgets.Arena(sides_of("sft", "policy"), seed=0)
+    play(session, 9, lambda question: "first" if question.names[0] == "policy" else "second")
+    session.ask("my own")
+    session.vote("tie")
+    settings = assistant_settings({"comparisons": str(folder / "arena.jsonl")})
+    found = inputs.read(settings, CHAT, 2000)
+    learn, held_out = found.rankings
+    better = {(vote.prompt, vote.chosen, vote.rejected) for vote in read(folder) if not vote.tie}
+    said = {tuple(CHAT.tokenizer.decode(part) for part in (ranking.prompt, *ranking.answers)) for ranking in learn}
+    assert said == {(laid_out(prompt), one, other) for prompt, one, other in better}
+    assert len(learn) == 9
+    ours = comparisons.split(comparisons.read_comparisons(comparisons.COMPARISONS, KNOWN))[1]
+    assert len(held_out) == sum(not one.tie for one in ours)
+    assert any(f"our {len(held_out)} comparisons of such prompts are the test" in note for note in found.notes())
+    model, config = RewardModel(chat_model(0, 2000)), preference.PreferenceConfig(epochs=2, batch=4, lr=0.01)
+    scores = preference.train(model, CHAT, learn, held_out[:4], config, folder / "reward")
+    assert scores["pairs"] == 4 and preference.evaluate(model, learn)["accuracy"] > 0.8
 
 
 # ----------------------------------------------------------------------------------------- the file
@@ -373,6 +401,18 @@ def test_comparisons_without_two_sides_are_not_in_the_tally():
         prompt = f"why {names}"
         session.unsaved.append(comparisons.Comparison(prompt, "so", "well", "first", "me", {"prompt": prompt}, **names))
     assert session.tally() == ({}, None)
+
+
+def test_the_votes_on_each_two_sides_are_counted_by_themselves():
+    session = widgets.Arena(sides_of("sft", "policy", "start"), PROMPTS, seed=0)
+    play(session, 24, lambda question: "first" if question.names < question.names[::-1] else "second")  # policy, sft, start
+    votes = session.votes()
+    summaries, _ = widgets.tally(votes)
+    assert list(summaries) == [("policy", "sft"), ("policy", "start"), ("sft", "start")]
+    assert sum(found["pairs"] for found in summaries.values()) == 24
+    for pair, found in summaries.items():
+        assert found["pairs"] == sum({vote.first_from, vote.second_from} == set(pair) for vote in votes) and found["wins"] == 1
+    assert widgets.tally([]) == ({}, None)
 
 
 def test_one_vote_says_nothing_of_the_places_yet():

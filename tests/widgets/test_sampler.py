@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from rlhf_lib import widgets
+from rlhf_lib.devices import generator
 from rlhf_lib.sampling import generate
 from rlhf_lib.tokenization import BPETokenizer
 from rlhf_lib.widgets.parts import DOWN, UP
@@ -13,8 +14,8 @@ from .helpers import model_of, spans
 def test_a_sample_is_what_generate_draws_and_its_changes_add_up(tokenizer, reward_model):
     model = model_of(tokenizer, 0)
     drawn = widgets.sample(model, tokenizer, "abc", max_new_tokens=12, count=3, seed=5, reward_model=reward_model, top_k=6)
-    generator = torch.Generator().manual_seed(5)
-    expected = generate(model, [tokenizer.encode("abc")] * 3, 12, generator=generator, end_token=0, top_k=6)
+    uniforms = generator(5, "sampler")
+    expected = generate(model, [tokenizer.encode("abc")] * 3, 12, generator=uniforms, end_token=0, top_k=6)
     for one, row, mask in zip(drawn, expected.tokens, expected.mask):
         assert one.text == tokenizer.decode(row[mask])
         assert one.log_odds == pytest.approx(reward_model.logits(row[mask][None]).item(), abs=1e-5)
