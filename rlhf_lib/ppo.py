@@ -106,6 +106,9 @@ def kl_estimate(logprobs, ref_logprobs, kind):
 
     Returns:
         One estimate a token, in nats, in the shape of `logprobs`. Sum over a completion's tokens for its KL.
+
+    Raises:
+        ValueError: another kind.
     """
     log_ratio = ref_logprobs - logprobs
     if kind == "k1":

@@ -189,6 +189,7 @@ class stage:
         self.kept = tensors, {**self.result.metadata(), "seed": self.seed, **stats}
 
     def write_kept(self):
+        """Write the checkpoint of what was kept, if that is not on disk yet."""
         if self.kept is not None:
             checkpoints.write(self.out, *self.kept, self.tokenizer)
             self.kept = None
@@ -221,6 +222,8 @@ class stage:
         try:
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                if isinstance(optimizer, torch.amp.GradScaler) and not saved:
+                    continue  # the run began without float16, and so without a scaler
                 optimizer.load_state_dict(saved)
             self.memory |= state["memory"]
             self.before, step = float(state["seconds"]), state["step"]

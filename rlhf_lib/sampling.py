@@ -207,18 +207,21 @@ def completion_logits(model, prompts, tokens, mask):
     return model.head(completion_hidden(model, prompts, tokens, mask))
 
 
-def token_logprobs(model, prompts, tokens, mask, *, temperature=1.0, dtype=torch.float32):
+def token_logprobs(model, prompts, tokens, mask, *, temperature=1.0, top_k=0, top_p=1.0, dtype=torch.float32):
     """The log-probabilities of completions, without a cache: those that `generate` returned, now with a gradient.
 
     Args:
         prompts: a list of B lists of tokens.
         tokens, mask: (B, T), a completion each, as in Samples.
-        temperature: that of sampling.
-        dtype: of the head's products, see `head_logprobs`.
+        temperature, top_k, top_p: those of sampling, see `restricted`.
+        dtype: of the head's products where nothing is cut, see `head_logprobs`.
 
     Returns:
-        (B, T), in nats, 0 where masked.
+        (B, T), in nats, 0 where masked; -inf for a token that this model, another than the one that wrote it, cuts.
     """
+    if top_k or top_p != 1:
+        logprobs = distribution(completion_logits(model, prompts, tokens, mask), temperature, top_k, top_p)  # (B, T, V)
+        return torch.where(mask, logprobs.gather(2, tokens[:, :, None])[:, :, 0], 0)
     hidden = completion_hidden(model, prompts, tokens, mask)  # (B, T, C)
     logprobs = head_logprobs(hidden.flatten(0, 1), model.head.weight, tokens.flatten(), temperature, dtype)
     return torch.where(mask, logprobs.view(tokens.shape), 0)

@@ -1,5 +1,6 @@
 """The benchmarks' own parts: medians, disturbance, the table, the plot; and one group of rows at tiny shapes."""
 
+import ast
 import copy
 import json
 import math
@@ -356,6 +357,23 @@ def test_a_finished_run_is_not_made_again(tiny_run, monkeypatch):
     monkeypatch.setattr(pipeline, "amounts", lambda folder, settings: settings["pretrain.steps"])
     summary, settings, work = pipeline.finished(tiny_run)
     assert summary == read_json(tiny_run / "summary.json") and settings["model.width"] == 32 and work == 40
+
+
+def steps_inside(source):
+    """The lines of a program where an optimiser steps inside an autocast."""
+    blocks = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.With)]
+    casting = [block for block in blocks if any("autocast(" in ast.unparse(item) for item in block.items)]
+    inside = [node for block in casting for node in ast.walk(block) if isinstance(node, ast.Attribute)]
+    return [node.lineno for node in inside if node.attr == "step"]
+
+
+def test_no_optimiser_steps_inside_an_autocast():
+    """Autocast keeps its casts of the weights to its end: what computes behind the step would not see it."""
+    assert steps_inside("with devices.autocast(device, 64):\n    model(x).sum().backward()\n    optimizer.step()\n") == [3]
+    root = Path(__file__).parents[1]
+    programs = [*(root / "benchmarks").glob("*.py"), *(root / "rlhf_lib" / "trainers").glob("*.py")]
+    assert sum("autocast(" in path.read_text(encoding="utf-8") for path in programs) > 5
+    assert {path.name: found for path in programs if (found := steps_inside(path.read_text(encoding="utf-8")))} == {}
 
 
 # ----------------------------------------------------------------------------------------- the command

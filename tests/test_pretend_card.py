@@ -16,8 +16,8 @@ from rlhf_lib.models.heads import RewardModel
 from rlhf_lib.models.lora import Branch
 from rlhf_lib.pipelines.assistant import Assistant
 from rlhf_lib.pipelines.shakespeare import Shakespeare
-from rlhf_lib.tokenization import CharTokenizer
-from rlhf_lib.trainers import dpo, grpo, muon, ppo, pretrain, rejection, reward, rewards, rollouts, sft
+from rlhf_lib.tokenization import CharTokenizer, ChatTokenizer
+from rlhf_lib.trainers import dpo, grpo, muon, ppo, ppo_critic, preference, pretrain, rejection, reward, rewards, rollouts, sft
 from rlhf_lib.trainers.ppo import PPOConfig
 from rlhf_lib.trainers.pretrain import PretrainConfig
 from rlhf_lib.trainers.reward import RewardConfig
@@ -36,9 +36,9 @@ def one_way(monkeypatch):
         yield
 
 
-def gpt(device, seed=0):
+def gpt(device, seed=0, **changes):
     torch.manual_seed(seed)
-    model = GPT(GPTConfig(**SHAPE))
+    model = GPT(GPTConfig(**{**SHAPE, **changes}))
     for weight in model.parameters():
         if weight.dim() == 2:
             nn.init.normal_(weight, std=0.4)
@@ -87,13 +87,21 @@ def method_training(folder, device, method="rloo", **changes):
     return grpo.train(base, TOKENIZER, PROMPTS, pays, config, folder)
 
 
+def branches(folder, device, *scalars):
+    """Branches of one base with drawn adapters, and with a scalar head where `scalars` say so."""
+    base, made = gpt(device), []
+    for number, scalar in enumerate(scalars):
+        drawn = Branch(gpt("cpu"), layers=1, rank=2, alpha=4, scalar=scalar)
+        torch.manual_seed(5 + number)
+        for weight in drawn.parameters():
+            nn.init.normal_(weight, std=0.2)
+        tensors = {name: tensor.to(device) for name, tensor in drawn.state_dict().items()}
+        made.append(checkpoints.load_tensors(Branch(base, layers=1, rank=2, alpha=4, scalar=scalar), tensors, folder))
+    return made
+
+
 def branch_training(folder, device, **changes):
-    torch.manual_seed(5)
-    policy = Branch(gpt("cpu"), layers=1, rank=2, alpha=4)
-    for weight in policy.parameters():
-        nn.init.normal_(weight, std=0.2)
-    tensors = {name: tensor.to(device) for name, tensor in policy.state_dict().items()}
-    policy = checkpoints.load_tensors(Branch(gpt(device), layers=1, rank=2, alpha=4), tensors, folder)
+    [policy] = branches(folder, device, False)
     size = {"iterations": 3, "rollout_size": 16, "group": 4, "max_new_tokens": 8, "minibatch": 8}
     config = grpo.GRPOConfig("grpo", **{**size, "lr": 1e-2, "keep_every": 2, "max_kl": 100.0, **changes})
     return grpo.train(policy, TOKENIZER, PROMPTS, lambda rollout: rollout.mask.sum(1).float(), config, folder)
@@ -114,14 +122,46 @@ def comparison_training(folder, device, loss="dpo", **changes):
     return dpo.train(base, TOKENIZER, pairs[4:], pairs[:4], PROMPTS, pays, config, folder)
 
 
+def critic_training(folder, device, **changes):
+    policy, critic, reference = branches(folder, device, False, True, False)
+    size = {"iterations": 3, "rollout_size": 16, "max_new_tokens": 8, "epochs": 2, "minibatch": 8}
+    config = ppo_critic.PPOCriticConfig(**{**size, "lr": 1e-2, "critic_lr": 1e-2, "max_kl": 100.0, **changes})
+    pays = lambda rollout: rollout.mask.sum(1).float()  # noqa: E731
+    return ppo_critic.train(policy, critic, reference, TOKENIZER, PROMPTS, pays, config, folder)
+
+
+def preference_training(folder, device, **changes):
+    model = RewardModel(gpt(device), "last", dropout=0.1).to(device)
+    rows = [TOKENIZER.encode(text)[:10] for text in texts(60, seed=4)]
+    rankings = [preference.Ranking(rows[place], rows[place + 1 : place + 3]) for place in range(0, 60, 3)]
+    config = preference.PreferenceConfig(**{"epochs": 2, "batch": 4, "lr": 3e-3, **changes})
+    preference.train(model, TOKENIZER, rankings[4:], rankings[:4], config, folder)
+    return model
+
+
+CHAT = ChatTokenizer.train(["user assistant yes no good day fine"] * 4, 290)  # few tokens a turn
+
+
+def fine_tuning(folder, device, **changes):
+    model = gpt(device, vocab_size=CHAT.vocab_size, context=48)
+    words = ["yes", "no", "good", "day", "fine"]
+    talks = [[{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a in words for b in words]
+    config = sft.SFTConfig(**{"epochs": 2, "row": 40, "batch": 2, "lr": 3e-3, **changes})
+    sft.train(model, CHAT, talks[5:], talks[:5], config, folder)
+    return model
+
+
 TRAINERS = {
     "pretrain": (pretraining, "base"),
     "reward": (reward_training, "reward"),
     "policy": (policy_training, "policy"),
     **{name: (functools.partial(method_training, method=name), "policy") for name in ("rloo", "grpo", "gspo", "ppo")},
     "branch": (branch_training, "policy"),
+    "critic": (critic_training, "policy"),
     "rejection": (rejection_training, "policy"),
-    **{loss: (functools.partial(comparison_training, loss=loss), "policy") for loss in ("dpo", "kto")},
+    **{loss: (functools.partial(comparison_training, loss=loss), "policy") for loss in ("dpo", "ipo", "kto")},
+    "preference": (preference_training, "reward"),
+    "sft": (fine_tuning, "sft"),
 }
 
 
@@ -214,7 +254,7 @@ def waits(act, *left_out):
     return sum(n for line, n in counts.lines["to_host"].items() if line not in aside), counts
 
 
-@pytest.mark.parametrize("train", [policy_training, method_training])
+@pytest.mark.parametrize("train", [policy_training, method_training, branch_training, critic_training])
 def test_a_minibatch_of_ppo_waits_at_most_3_times_and_an_iteration_at_most_40(tmp_path, train):
     def run(**changes):
         folder = tmp_path / "_".join(map(str, changes.values()))

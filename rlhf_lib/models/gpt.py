@@ -61,15 +61,19 @@ class GPTConfig:
 
 
 class RMSNorm(nn.Module):
+    """`layers.rms_norm` with a gain of its own for each of `width` numbers."""
+
     def __init__(self, width):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x):
+        """x: (..., C); returns its like."""
         return rms_norm(x, self.weight)
 
 
 def make_norm(config):
+    """The recipe's normalisation: GPT-2's LayerNorm, or RMSNorm."""
     return nn.LayerNorm(config.width, eps=1e-5) if config.recipe == "gpt2" else RMSNorm(config.width)
 
 
@@ -83,6 +87,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.width, config.width, bias=config.recipe == "gpt2")
 
     def forward(self, x, table, mask, cache):
+        """x: (B, T, C), and table, mask and cache as `GPT.begin` gives and `GPT.hidden` takes them; returns (B, T, C)."""
         B, T, C = x.shape
         heads = (B, T, self.config.heads, C // self.config.heads)
         q, k, v = (part.view(heads).transpose(1, 2) for part in self.qkv(x).split(C, dim=2))  # (B, H, T, D)
@@ -95,6 +100,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention, then the feed-forward layer, each added to the residual stream behind a normalisation."""
+
     def __init__(self, config, layer):
         super().__init__()
         self.config = config
@@ -104,6 +111,7 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * config.width, config.width, bias=config.recipe == "gpt2")
 
     def forward(self, x, table, mask, cache):
+        """x: (B, T, C); arguments as for `Attention.forward`; returns (B, T, C)."""
         x = x + F.dropout(self.attention(self.norm1(x), table, mask, cache), self.config.dropout, self.training)
         hidden = self.up(self.norm2(x))
         hidden = F.relu(hidden).square() if self.config.recipe == "modern" else F.gelu(hidden, approximate="tanh")
@@ -143,6 +151,7 @@ class GPT(nn.Module):
 
     @staticmethod
     def initialise(module):
+        """Draw the weights of one module: normal with deviation 0.02, biases 0."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -154,6 +163,7 @@ class GPT(nn.Module):
 
     @classmethod
     def from_metadata(cls, metadata):
+        """A GPT of the shape that `metadata` says, its weights drawn. Raises ValueError for a bad value."""
         return cls(GPTConfig(**metadata["config"]))
 
     def begin(self, tokens, mask=None, cache=None):

@@ -40,6 +40,7 @@ class RewardModel(nn.Module):
 
     @classmethod
     def from_metadata(cls, metadata):
+        """A RewardModel of the shape that `metadata` says, its body drawn and its output 0."""
         return cls(GPT.from_metadata(metadata), metadata["pooling"], metadata["config"]["dropout"])
 
     def forward(self, tokens, mask=None):
@@ -74,6 +75,7 @@ class HeadLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, dtype):
+        """What `head_logprobs` returns, (N,); arguments as there."""
         h, w = hidden.to(dtype), weight.to(dtype)
         logprobs, norms = [], []
         for rows, wanted in zip(h.split(HeadLogprobs.ROWS), targets.split(HeadLogprobs.ROWS)):
@@ -87,6 +89,7 @@ class HeadLogprobs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
+        """The gradients of `hidden` (N, C) and `weight` (V, C) from that of the log-probabilities, (N,)."""
         h, w, targets, norms = ctx.saved_tensors
         dh, dw = [], torch.zeros(w.shape, device=w.device) if ctx.needs_input_grad[1] else None
         with torch.autocast(w.device.type, enabled=False):

@@ -13,13 +13,14 @@ from torch.nn import functional as F
 
 @contextlib.contextmanager
 def evaluating(model):
-    """Dropout off inside, and back as it was behind."""
-    training = model.training
+    """Dropout off inside, and every module's mode back as it was behind."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield model
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def pad(rows, side, device="cpu"):
@@ -127,6 +128,7 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, eps):
+        """What `rms_norm` returns; arguments as there."""
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
         ctx.save_for_backward(x, scale, weight)
         return x * scale if weight is None else (x * scale).mul_(weight)
@@ -134,6 +136,7 @@ class RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
+        """The gradients of x (..., C) and of the weight (C,), from `g` (..., C)."""
         x, scale, weight = ctx.saved_tensors
         shape, wanted = [x.shape[-1]], [True, weight is not None, False]
         zero = torch.zeros_like(scale)
@@ -228,6 +231,7 @@ class Rotate(torch.autograd.Function):
 
     @staticmethod
     def turn(x, cos, sin):
+        """x (B, H, T, D) turned by the angles of `cos` and `sin`, (B, 1, T, D/2) each."""
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         (a, b), (first, second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
         torch.mul(a, cos, out=first).addcmul_(b, sin, value=-1)
@@ -236,11 +240,13 @@ class Rotate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, cos, sin):
+        """What `rotate` returns: `turn`."""
         ctx.save_for_backward(cos, sin)
         return Rotate.turn(x, cos, sin)
 
     @staticmethod
     def backward(ctx, g):
+        """The gradient of x, (B, H, T, D): `g` turned back."""
         cos, sin = ctx.saved_tensors
         return Rotate.turn(g, cos, -sin), None, None
 

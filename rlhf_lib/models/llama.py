@@ -63,11 +63,14 @@ class LlamaConfig:
 
 
 class Norm(nn.Module):
+    """`layers.rms_norm` with a gain and the config's `norm_eps`."""
+
     def __init__(self, config):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(config.width)), config.norm_eps
 
     def forward(self, x):
+        """x: (..., C); returns its like."""
         return rms_norm(x, self.weight, self.eps)
 
 
@@ -84,6 +87,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.width, config.width, bias=False)
 
     def forward(self, x, table, mask, cache):
+        """x: (B, T, C), and table, mask and cache as `Llama.begin` gives and `Llama.hidden` takes them; returns (B, T, C)."""
         B, T, C = x.shape
         D = C // self.config.heads
         q, k, v = (part(x).view(B, T, -1, D).transpose(1, 2) for part in (self.query, self.key, self.value))
@@ -95,6 +99,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention, then the gated feed-forward layer, each added to the residual stream behind a normalisation."""
+
     def __init__(self, config, layer):
         super().__init__()
         self.norm1, self.norm2 = Norm(config), Norm(config)
@@ -104,6 +110,7 @@ class Block(nn.Module):
         self.down = nn.Linear(config.hidden, config.width, bias=False)
 
     def forward(self, x, table, mask, cache):
+        """x: (B, T, C); arguments as for `Attention.forward`; returns (B, T, C)."""
         x = x + self.attention(self.norm1(x), table, mask, cache)
         y = self.norm2(x)
         return x + self.down(F.silu(self.gate(y)) * self.up(y))  # SwiGLU (Shazeer 2020)
@@ -137,6 +144,7 @@ class Llama(nn.Module):
 
     @classmethod
     def from_metadata(cls, metadata):
+        """A Llama of the shape that `metadata` says, its weights drawn. Raises ValueError for a bad value."""
         return cls(LlamaConfig(**metadata["config"]))
 
     @classmethod

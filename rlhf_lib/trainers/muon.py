@@ -44,6 +44,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
+        """One step of every matrix that has a gradient, momentum first."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:

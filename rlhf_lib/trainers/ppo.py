@@ -89,7 +89,7 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
 
     Args:
         base: the GPT to start from; it stays as it is and is the reference. With adapters it is the one in `folder/base`, and is
-            put into evaluation mode.
+            put into evaluation mode and left there: the policy that is returned stands on it.
         prompts: a list of lists of tokens, one a completion; each rollout goes on where the last one stopped, and round again.
             One that was enlarged begins where it would if all before it had been as large.
         reward: a function of a Rollout that gives one number a completion, (B,).

@@ -7,7 +7,6 @@ between the old and the new log-probability is the policy, never the way of comp
 B: completions    S: prompt and completion, the prompt padded on the left    T: tokens of the completion
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ from rlhf_lib import checkpoints, ppo, runs
 from rlhf_lib.devices import autocast, generator
 from rlhf_lib.models.layers import evaluating
 from rlhf_lib.trainers.rates import level_then_down
-from rlhf_lib.trainers.rollouts import by_length, check_prompts, completion_kl, cut, draw, minibatches, trunk_logprobs, trunk_of
+from rlhf_lib.trainers.rollouts import by_length, check_prompts, cut, draw, measure, minibatches, trunk_logprobs, trunk_of
 
 
 @dataclass
@@ -145,28 +144,15 @@ def train(policy, critic, reference, tokenizer, prompts, reward, config, folder,
         places = torch.randperm(len(prompts), generator=generator(seed, "prompts", iteration))
         some = [prompts[place] for place in places[torch.arange(config.rollout_size) % len(prompts)].tolist()]
         rollout = draw(policy, tokenizer, some, config.max_new_tokens, generator(seed, "rollout", iteration), config.temperature)
-        tokens, mask = rollout.tokens, rollout.mask
         rollout.trunk, start = trunk_of(policy, rollout)
         logprobs, ref_logprobs, values = scored(policy, reference, critic, rollout, start, config.temperature)  # (B, T) each
-        rollout.logprobs = logprobs
-        kl = completion_kl(logprobs, ref_logprobs, mask)  # (B,)
-        stage.check(kl.mean().item(), limit=100 * config.max_kl, what="KL to the reference")
-        if kl.mean() > config.max_kl:
+        rollout.logprobs, mask = logprobs, rollout.mask
+        ended = ((rollout.tokens == tokenizer.end_token) & mask).any(1)  # (B,)
+        also = {"ended": ended.float().mean().item(), "kl_coef": memory["kl_coef"]}
+        measured = measure(stage, rollout, ref_logprobs, reward, config.max_kl, iteration, watch, **also)
+        if measured is None:
             break
-        scores = reward(rollout).to(kl.device).detach()  # (B,)
-        ended = ((tokens == tokenizer.end_token) & mask).any(1)
-        stats = {
-            "kl": kl.mean().item(),
-            "kl_error": (kl.std() / math.sqrt(len(kl))).item(),
-            "reward": scores.mean().item(),
-            "ended": ended.float().mean().item(),
-            "tokens": mask.sum(1).float().mean().item(),
-            "entropy": -ppo.masked_mean(logprobs, mask).item(),  # nats per token
-            "kl_coef": memory["kl_coef"],
-            **(watch(rollout, scores) if watch else {}),
-        }
-        stage.log(**stats)
-        stage.keep(iteration=iteration, **stats)
+        scores, kl, _ = measured  # (B,) each
         if iteration == config.iterations:
             continue
 
@@ -182,7 +168,7 @@ def train(policy, critic, reference, tokenizer, prompts, reward, config, folder,
         factor = level_then_down(iteration, config.iterations)
         for group in optimizer.param_groups:
             group["lr"] = group["full"] * factor
-        measured = []
+        steps = []
         for rows in minibatches(len(kl), config.minibatch, config.epochs, generator(seed, "minibatches", iteration)):
             trunk, begin, some, seen = cut(rollout, start, rows)
             short = slice(seen.shape[1])
@@ -199,12 +185,12 @@ def train(policy, critic, reference, tokenizer, prompts, reward, config, folder,
             optimizer.step()
             optimizer.zero_grad()
             ratio = ppo.masked_mean((new_logprobs.detach() - old_logprobs).exp(), seen)
-            measured.append(torch.stack([loss.detach(), value_loss.detach(), clip_fraction, approx_kl, ratio]))
-        measured = torch.stack(measured)  # (minibatches, 5)
-        means = measured.mean(0).tolist()
+            steps.append(torch.stack([loss.detach(), value_loss.detach(), clip_fraction, approx_kl, ratio]))
+        steps = torch.stack(steps)  # (minibatches, 5)
+        means = steps.mean(0).tolist()
         names = ("policy_loss", "value_loss", "clip_fraction", "approx_kl")
         explained = ppo.explained_variance(values, returns, mask)
-        stage.log(**dict(zip(names, means)), first_ratio=measured[0, 4].item())
+        stage.log(**dict(zip(names, means)), first_ratio=steps[0, 4].item())
         if explained.isfinite():  # there is nothing to explain where all returns are the same
             stage.log(explained_variance=explained.item())
         stage.check(means[0] + means[1])

@@ -166,7 +166,8 @@ def train(gpt, tokenizer, labels, config, folder, seed=0, device="cpu"):
     """Train a reward model on `labels`, from a pretrained GPT, and leave it in `folder/reward`.
 
     Args:
-        gpt: a GPT; it stays as it is. With adapters it is the one in `folder/base`, on `device`, and is put into evaluation mode.
+        gpt: a GPT; it stays as it is. With adapters it is the one in `folder/base`, on `device`, and is put into evaluation
+            mode and left there: what is returned stands on it.
         labels: a list of Label; `labels.split` keeps a part of it for the test.
 
     Returns:

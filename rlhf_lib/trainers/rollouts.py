@@ -4,6 +4,7 @@ B: completions    T: tokens in each
 """
 
 import copy
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,11 @@ class Rollout:
 
     def __len__(self):
         return len(self.tokens)
+
+    @functools.cached_property
+    def lengths(self):
+        """How many tokens each completion has, (B,) int64 on the CPU: a card is asked once a rollout."""
+        return self.mask.sum(1).cpu()
 
     def __getitem__(self, rows):
         """The rollout of `rows`, a (b,) tensor of row numbers or a slice."""
@@ -127,7 +133,7 @@ def whole(rollout, shared):
 
 def by_length(rollout):
     """The rows of a rollout, (B,), those of like length together: little is padding in a batch of them."""
-    lengths = torch.tensor([len(prompt) for prompt in rollout.prompts]) + rollout.mask.sum(1).cpu()
+    lengths = torch.tensor([len(prompt) for prompt in rollout.prompts]) + rollout.lengths
     return lengths.argsort(stable=True)
 
 
@@ -137,7 +143,7 @@ def columns(rollout, start, rows, shared):
     The others are padding in all of these rows.
     """
     longest = max(len(rollout.prompts[row]) for row in rows.tolist())
-    needed = torch.arange(start - longest + shared, start + int(rollout.mask[rows].sum(1).max()))
+    needed = torch.arange(start - longest + shared, start + int(rollout.lengths[rows].max()))
     return torch.cat([torch.arange(shared), needed]).to(rollout.tokens.device), longest
 
 
@@ -226,7 +232,7 @@ def minibatches(count, size, epochs, generator):
         yield from torch.randperm(count, generator=generator).split(size)
 
 
-def measure(stage, rollout, ref_logprobs, reward, max_kl, step, watch=None):
+def measure(stage, rollout, ref_logprobs, reward, max_kl, step, watch=None, **also):
     """Log how far the policy that wrote `rollout` has moved and what it earns, and keep it: the head of a step on fresh samples.
 
     Args:
@@ -235,6 +241,7 @@ def measure(stage, rollout, ref_logprobs, reward, max_kl, step, watch=None):
         reward: a function of a Rollout that gives one number a completion, (B,).
         max_kl: nats; from there on nothing is kept.
         watch: a function of a Rollout and its rewards that gives a dict of numbers to log.
+        also: more numbers to log, by name.
 
     Returns:
         rewards (B,) and KL (B,) of the completions, without a gradient, and what was logged, a dict; None where the mean KL has
@@ -256,6 +263,7 @@ def measure(stage, rollout, ref_logprobs, reward, max_kl, step, watch=None):
         "reward": rewards.mean().item(),
         "entropy": -ppo.masked_mean(rollout.logprobs, mask).item(),  # nats per token
         "tokens": mask.sum(1).float().mean().item(),
+        **also,
         **(watch(rollout, rewards) if watch else {}),
     }
     stage.log(**stats)

@@ -88,6 +88,14 @@ def test_dropout_is_off_inside_and_the_mode_is_restored_after_an_error_too(train
     assert all(module.training == training for module in model.modules())
 
 
+def test_a_part_that_was_in_evaluation_mode_stays_in_it():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2))).train()
+    model[1].eval()
+    with evaluating(model):
+        pass
+    assert [module.training for module in model.modules()] == [True, True, False, False, False]
+
+
 # ------------------------------------------------------------------------------------------------------------------ the cache
 
 SHAPE = GPTConfig(layers=2, heads=2, width=12)

@@ -453,7 +453,7 @@ def test_at_first_the_ratio_is_1_nothing_is_clipped_and_the_kl_to_the_reference_
 
 def test_a_ratio_that_left_the_clip_range_shows(tmp_path):
     """Every old log-probability is lowered by ln 1.5, so that the ratio is 1.5 everywhere."""
-    older = mutant(ppo_critic, (SCORED, f"{SCORED}\n        logprobs = logprobs - math.log(1.5)"))
+    older = mutant(ppo_critic, (SCORED, f"{SCORED}\n        logprobs = logprobs - {math.log(1.5)}"))
     train(tmp_path, config=small(minibatch=16, epochs=1, iterations=1, max_kl=1e3), module=older)
     stats = records(tmp_path)[0]
     assert stats["first_ratio"] == pytest.approx(1.5, abs=1e-4) and stats["clip_fraction"] == 1
@@ -520,7 +520,7 @@ def test_the_folder_holds_the_policy_that_was_returned_and_what_was_measured_of_
 
 
 def test_every_iteration_leaves_a_record_with_the_known_names(moved):
-    names = {"kl", "kl_error", "reward", "ended", "tokens", "entropy", "kl_coef"}
+    names = {"kl", "kl_error", "kl_k3", "reward", "ended", "tokens", "entropy", "kl_coef"}
     learning = {"policy_loss", "value_loss", "clip_fraction", "approx_kl", "first_ratio", "explained_variance"}
     assert [record["step"] for record in moved.records] == list(range(len(moved.records)))
     for record in moved.records[:-1]:
@@ -748,7 +748,7 @@ def test_a_reward_that_turns_nan_stops_the_run_and_the_last_policy_is_kept(tmp_p
 
 def test_a_kl_that_explodes_stops_the_run_with_a_sentence(tmp_path):
     models = four()
-    with pytest.raises(RunError, match=r"policy: the KL to the reference is .* at step 1; the last good weights are kept"):
+    with pytest.raises(RunError, match=r"policy: the KL to the original model is .* at step 1; the last good weights are kept"):
         train(tmp_path, models, config=small(iterations=6, lr=1.0, max_kl=1e-3))
     assert checkpoints.read_metadata(tmp_path / "policy")["iteration"] == 0
     assert same(weights(checkpoints.load(tmp_path / "policy", base=models.base)[0]), weights(four().policy))

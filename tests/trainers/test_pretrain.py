@@ -455,6 +455,19 @@ def test_half_precision_with_a_gradient_scaler_trains_and_resumes(monkeypatch, i
     assert pretrain.evaluate(model, TOKENS[:200], 200)["loss"] < 0.7 * UNIFORM
 
 
+@pytest.mark.parametrize("began, goes_on", [(torch.float32, torch.float16), (torch.float16, torch.float32)])
+def test_a_run_goes_on_on_a_device_of_another_precision(monkeypatch, interrupted, tmp_path, began, goes_on):
+    """As one that began on a CPU, and so without a gradient scaler, does on a T4; and the other way round."""
+    monkeypatch.setattr(devices, "precision", lambda device, width=256: began)
+    with interrupted(saved=13, stop=15), pytest.raises(KeyboardInterrupt):
+        train(tmp_path)
+    monkeypatch.setattr(devices, "precision", lambda device, width=256: goes_on)
+    with interrupted() as done:
+        model = train(tmp_path)
+    assert done[0] == 14
+    assert pretrain.evaluate(model, TOKENS[:200], 200)["loss"] < 0.7 * UNIFORM
+
+
 def test_a_state_of_another_shape_is_refused(finished, tmp_path):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "state.pt").write_bytes((finished[0] / "base" / "state.pt").read_bytes())

@@ -435,6 +435,18 @@ def test_half_precision_with_a_gradient_scaler_trains_and_resumes(monkeypatch, i
     assert all(weight.dtype == torch.float32 for weight in model.parameters())
 
 
+@pytest.mark.parametrize("began, goes_on", [(torch.float32, torch.float16), (torch.float16, torch.float32)])
+def test_a_run_goes_on_on_a_device_of_another_precision(monkeypatch, interrupted, tmp_path, began, goes_on):
+    """As one that began on a CPU, and so without a gradient scaler, does on a T4; and the other way round."""
+    monkeypatch.setattr(devices, "precision", lambda device, width=256: began)
+    with interrupted(saved=7, stop=9), pytest.raises(KeyboardInterrupt):
+        train(tmp_path)
+    monkeypatch.setattr(devices, "precision", lambda device, width=256: goes_on)
+    with interrupted() as done:
+        _, scores = train(tmp_path)
+    assert done[0] == 8 and scores["accuracy"] > 0.8
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_tells_passages_apart(monkeypatch, dtype):
     """With the last layer in it, hundreds of passages would share a score: then no ranking of them is possible."""

@@ -409,7 +409,7 @@ def test_what_is_logged_of_a_rollout_is_what_is_kept_with_it():
     rollout, stage = sample(policy, 50, 6), Stage()
     reference = rollouts.score(base, rollout)
     rewards, kl, told = rollouts.measure(
-        stage, rollout, reference, lambda r: r.mask.sum(1).float(), 1e3, 7, lambda r, pay: {"gold": pay.max().item()}
+        stage, rollout, reference, lambda r: r.mask.sum(1).float(), 1e3, 7, lambda r, pay: {"gold": pay.max().item()}, price=0.1
     )
     (checked, value, named), (logged, stats), (kept, metadata) = stage.told
     assert told == stats
@@ -422,7 +422,8 @@ def test_what_is_logged_of_a_rollout_is_what_is_kept_with_it():
     assert stats["kl_error"] == pytest.approx(each.std().item() / math.sqrt(50), rel=1e-5)
     assert stats["reward"] == stats["tokens"] == pytest.approx(lengths.mean().item(), rel=1e-6)
     assert stats["entropy"] == pytest.approx(-rollout.logprobs[rollout.mask].mean().item(), rel=1e-5)
-    assert stats["gold"] == lengths.max().item() and stats["kl_k3"] > 0
+    assert stats["gold"] == lengths.max().item() and stats["kl_k3"] > 0 and stats["price"] == 0.1
+    assert torch.equal(rollout.lengths, rollout.mask.sum(1)) and torch.equal(rollout[3:9].lengths, rollout.lengths[3:9])
 
 
 def test_where_the_kl_has_passed_its_bound_nothing_is_kept_and_no_reward_asked_for():
