@@ -12,18 +12,30 @@ gpt = Build("2.10", "GPT", [
 import contextlib
 import copy
 import functools
+import inspect
 import time
 from typing import NamedTuple
 
 import torch
 from tqdm.auto import tqdm
 
+from rlhf_lib.exercises.compare import equal
 from rlhf_lib.exercises.declare import BUILDS, EXERCISES
 from rlhf_lib.exercises.frame import is_stub, message
-from rlhf_lib.exercises.plain import is_record, late, plain, raised, unwritten
+from rlhf_lib.exercises.plain import described, is_record, late, plain, raised, unlike_card, unwritten
 from rlhf_lib.exercises.surroundings import LIMIT, TimeUp, limited, settled
 
 PATIENCE = 60.0  # seconds for a cheap probe, which takes one or two on a machine with nothing else to do
+DEFAULTS = {  # of a card's signature: what an argument is where it is not given
+    "pretrain": {"folder": None, "every": 50},
+    "generate": {"temperature": 1.0, "end_token": 0},
+    "rlhf": {"max_kl": 10.0, "epochs": 2, "minibatch": None, "clip": 0.2, "report": None},
+    "train_assistant": {
+        "gamma": 1.0, "lam": 0.95, "clip": 0.2, "value_clip": 0.2, "epochs": 2, "minibatch": 16, "max_kl": 10.0, "report": None,
+    },
+    "policy_gradient": {"epsilon": 0.2, "expected": 0.0, "deviation": 1.0},
+    "learn": {"epochs": 1, "minibatch": 4, "max_kl": 10.0, "report": None},
+}  # fmt: skip
 
 
 class Probe(NamedTuple):
@@ -98,6 +110,9 @@ class Build:
 
         tasks: those of the probe, where they are in another process; what they saw is then None.
         """
+        wrong = wrong_default(built, DEFAULTS.get(self.name, {}))
+        if wrong:
+            return unlike_card(wrong)
         given = copy.deepcopy(self.shown(inputs))
         probe, far = self.probes[given.pop("probe")], tasks is not None
         tasks = tasks if far else self.tasks(inputs)
@@ -123,6 +138,8 @@ class Build:
             return f"it was stopped after {output['seconds']:g} seconds, without an end in sight; on a busy machine, try again"
         if is_record(output, "raised"):
             return f"it raises {output['kind']}" + (f": {output['message']}" if output["message"] else "")
+        if is_record(output, "unlike card"):
+            return output["how"]
         if is_record(output):
             return f"it returns {output.get('what', 'nothing that can be read')}"
         try:
@@ -130,6 +147,18 @@ class Build:
                 return probe.judge(output, **given)
         except Exception as error:  # what a learner's program returned may have any form
             return f"what it returns cannot be judged ({type(error).__name__}: {message(error)}): look at the contract again"
+
+
+def wrong_default(function, defaults):
+    """A sentence on the first argument whose default is not what it should be; "" where there is none."""
+    found = inspect.signature(function).parameters if inspect.isfunction(function) else {}
+    for name, value in defaults.items():
+        default = found[name].default if name in found else value
+        if default is inspect.Parameter.empty:
+            return f"{name} has to be given; by the card it is {value} where it is not"
+        if not equal(plain(default), value, 0):
+            return f"{name} is {described(default)} where it is not given; by the card it is {value}"
+    return ""
 
 
 @functools.cache

@@ -37,6 +37,8 @@ def judge_records(output, tokens, held_out, start):
     records, calls = output["records"], output["calls"]
     if not isinstance(records, list) or not all(isinstance(one, dict) for one in records):
         return "it does not return a list of dicts, one for each step"
+    if not calls:
+        return "the model that is given learned from no batch: train it in place, not a copy of it"
     if len(calls) != 7:
         return f"in 7 steps the model learned from {len(calls)} batches: a step calls it once, and goes backward once"
     if [one.get("step") for one in records] != list(range(1, 8)):
@@ -51,19 +53,23 @@ def judge_records(output, tokens, held_out, start):
             return "a row that the model reads is no stretch of the training tokens"
         if max(starts) + CONTEXT >= len(tokens):
             return "a window ends with the last token of the text, behind which there is no target"
-        after = torch.stack([tokens[at + 1 : at + 1 + CONTEXT] for at in starts])
-        costs = {name: F.cross_entropy(call["logits"].flatten(0, 1), wanted.flatten()).item()
-                 for name, wanted in (("right", after), ("copy", call["inputs"]))}  # fmt: skip
-        if abs(record["loss"] - costs["right"]) > 1e-4:
+        places = torch.tensor(starts)[:, None] + torch.arange(CONTEXT)  # (B, T)
+        before, copied, right, further = (
+            F.cross_entropy(call["logits"].flatten(0, 1), tokens[(places + ahead) % len(tokens)].flatten()).item()
+            for ahead in (-1, 0, 1, 2)
+        )
+        if abs(record["loss"] - right) > 1e-4:
             for value, sentence in (
-                (costs["copy"], "the loss is that of the tokens that the model has read: the targets are not shifted by one"),
-                (costs["right"] / math.log(2), "the loss is in bits; cross_entropy gives nats, and nats are asked for"),
-                (costs["right"] * BATCH * CONTEXT, "the loss is the sum over the targets; it is their mean"),
+                (copied, "the loss is that of the tokens that the model has read: the targets are not shifted by one"),
+                (before, "the loss is that of the tokens before those that the model has read: the shift goes the wrong way"),
+                (further, "the loss is that of the tokens after the next: the targets are shifted twice"),
+                (right / math.log(2), "the loss is in bits; cross_entropy gives nats, and nats are asked for"),
+                (right * BATCH * CONTEXT, "the loss is the sum over the targets; it is their mean"),
             ):
                 if abs(record["loss"] - value) < 1e-3:
                     return sentence
             return (
-                f"the loss of step {record['step']} is {record['loss']:.4f}, but what the model said costs {costs['right']:.4f} "
+                f"the loss of step {record['step']} is {record['loss']:.4f}, but what the model said costs {right:.4f} "
                 "nats a token: the loss is that of the step's own batch, before the weights move, against the tokens one further"
             )
     having = [one["step"] for one in records if "val_loss" in one]
@@ -82,7 +88,7 @@ def run_windows(pretrain, tokens, held_out, start):
 
     return {
         "usual": seen(), "state": seen(12, before=5), "every": seen(12, every=2), "dropout": seen(12, dropout=0.5),
-        "lr": seen(12, lr=0.5, warmup=0), "seed": seen(40, seed=2), "short": seen(text=tokens[: 3 * CONTEXT]),
+        "lr": seen(12, lr=0.5), "seed": seen(40, seed=2), "short": seen(text=tokens[: 3 * CONTEXT]),
     }  # fmt: skip
 
 
@@ -130,16 +136,10 @@ def run_cycle(pretrain, order):
 
 def judge_cycle(output, order):
     if output.abs().max() == 0:
-        return "after 60 steps the weights are what they were: nothing has trained the model that was given"
+        return "after 60 steps the weights are what they were: nothing has trained them"
     place = torch.empty_like(order)
     place[order] = torch.arange(12)
     ahead = (place[output.argmax(1)] - place) % 12  # (12,): how far ahead lies what each token is taken to be followed by
-    if (ahead == 0).sum() > 6:
-        return "the model has learned that every token follows itself: a copier wins, since the targets are not shifted by one"
-    if (ahead == 11).sum() > 6:
-        return "the model has learned what came before each token: the shift goes the wrong way"
-    if (ahead == 2).sum() > 6:
-        return "the model has learned the token after the next: the targets are shifted twice"
     if (ahead != 1).any() and (output.argmin(1) == order[(place + 1) % 12]).all():
         return "the model has learned to avoid what follows: the step goes up the gradient"
     if (ahead != 1).any():

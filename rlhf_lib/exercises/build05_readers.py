@@ -234,6 +234,11 @@ def judge_leaning(p, tables, votes, truth):
     evened = torch.stack([torch.tensor(reader(float(table.diagonal().mean()))) for table in tables]).double()
     if far(tables, evened) < 0.01:
         return "each reader has one share of right votes here; keep how often he says what, label by label: readers lean"
+    if far(by_counting(votes, p), LEANING) < 0.035:
+        return (
+            f"the tables are {off:.2f} away from the readers' true ones, and those that the returned p counts are not: tables "
+            "and p do not belong together. Count the votes again with that p"
+        )
     return f"the tables are {off:.2f} away from the readers' true ones, on average over the entries, where .02 are possible"
 
 
@@ -279,11 +284,10 @@ def draw_slow(generator):
 
 
 def judge_slow(p, tables, votes, truth):
-    if far(tables, by_counting(votes, p)) > 0.02:
-        return "tables and p do not belong together: count the votes again with the p that is returned"
-    again = by_bayes(votes, by_counting(votes, p), p.mean(0))
-    if far(again, p) > 0.005:
-        return f"one more round changes p by {far(again, p):.3f} on average: go on until nothing changes any more"
+    counted = by_counting(votes, p)
+    moved = min(far(by_bayes(votes, counted, shares), p) for shares in (p.mean(0), EVEN))  # the shares are the next probe's
+    if moved > 0.005:
+        return f"one more round changes p by {moved:.3f} on average: go on until nothing changes any more"
     return ""
 
 
@@ -295,15 +299,15 @@ weigh_readers = Build(
     [
         Probe("probabilities", draw_odd, run, with_form(lambda p, tables, votes: "")),
         Probe("those who agree are believed", draw_unanimous, run, with_form(judge_unanimous), **TRUTH),
-        Probe("what was not read does not count", draw_unread, run, with_form(judge_unread), **TRUTH),
         Probe("the order plays no part", draw_order, run_order, judge_order, **TRUTH),
+        Probe("what was not read does not count", draw_unread, run, with_form(judge_unread), **TRUTH),
         Probe("many readers", draw_many, run, judge_many, **TRUTH),
         Probe("the careless weigh less", draw_careless, run, with_form(judge_careless), **TRUTH),
         Probe("as sure as it is right", draw_unsure, run, with_form(judge_unsure), **TRUTH),
         Probe("readers lean", draw_leaning, run, with_form(judge_leaning), **TRUTH),
         Probe("mixed up buttons", draw_swapped, run, with_form(judge_swapped), **TRUTH),
-        Probe("rare labels", draw_rare, run, with_form(judge_rare), **TRUTH),
         Probe("nothing changes any more", draw_slow, run, with_form(judge_slow), **TRUTH),
+        Probe("rare labels", draw_rare, run, with_form(judge_rare), **TRUTH),
     ],
 )
 

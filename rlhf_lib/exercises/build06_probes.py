@@ -186,7 +186,15 @@ def judge_last(output, starts, **_):
             "itself: the score is made of other positions too (their mean, their sum, the first). Take the state at the last "
             "real token alone"
         )
-    wrong = int((output["good"] <= 0).sum() + (output["bad"] >= 0).sum())
+    high, low = output["good"], output["bad"]
+    if high.min() > 0.5 and high.max() < 1.1 and low.min() > -0.1 and low.max() < 0.5:
+        return "the scores are probabilities (or were fitted to the targets by squared errors): return log-odds, 0 for even odds"
+    wrong = int((high <= 0).sum() + (low >= 0).sum())
+    if wrong == 2 * len(starts):
+        return (
+            "the last token alone says the label, and after training every passage is on the wrong side: the sides are exchanged "
+            "(a target of 1 is positive), or what is read in training is not the last real token"
+        )
     if wrong:
         return (
             f"the last token alone says the label, and {wrong} of {2 * len(starts)} passages are on the wrong side after "

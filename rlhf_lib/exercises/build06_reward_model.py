@@ -140,16 +140,14 @@ def judge_neutral(output, **_):
         return fault
     up, down, middle = p = output.sigmoid().tolist()
     said = "p(positive) is {:.2f}, {:.2f} and {:.2f} where 0.62, 0.38 and 0.50 would be right".format(*p)
-    if (output - torch.tensor([0.625, 0.375, 0.5])).abs().max() < 0.06:
-        return "the scores are probabilities (or were fitted to the targets by squared errors): return log-odds, 0 for even odds"
     if up > 0.9 and down < 0.1:
         return f"{said}: neutral passages are left out of the loss; their target of 0.5 should pull towards log-odds 0"
     if middle > 0.95 and abs(down - 0.75) < 0.03:
         return f"{said}: neutral passages count as positive; keep the soft target 0.5"
     if middle < 0.05 and abs(up - 0.25) < 0.03:
         return f"{said}: neutral passages count as negative; keep the soft target 0.5"
-    if up < 0.45 and down > 0.55:
-        return f"{said}: the sides are exchanged; a target of 1 is positive"
+    if max(abs(one - 0.5) for one in p) < 0.06:
+        return f"{said}: all get the mean of the targets. Does the loss pair each score with every target, (B, 1) beside (B,)?"
     near = max(abs(up - 0.625), abs(down - 0.375), abs(middle - 0.5)) < 0.06
     return (
         ""

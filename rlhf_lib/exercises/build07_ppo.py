@@ -142,7 +142,8 @@ def judge_paying(output, views, tables, seed):
         if got < max(rewards):
             return (
                 f"three actions pay {rewards}, and act takes the one that pays {got}: what is rewarded does not become likelier. "
-                "Does the optimiser hold the policy's weights, and do the advantages reach the loss in the order of the actions?"
+                "Does the optimiser hold the policy's weights, do the advantages reach the loss in the order of the actions, and "
+                "do they stop at an episode's end?"
             )
     return ""
 
@@ -273,6 +274,7 @@ STARTS = {"secret": ("right", "wrong")}
 build = Build("7.10", "train_ppo", [
     Probe("the loop runs and keeps its promises", draw_constant, run_constant, judge_constant,
           tasks=lambda views, seed: task(lambda: envs.Constant(views, ACTIONS), BUDGET // 2)),
+    Probe("the seed decides", draw_seeds, run_seeds, judge_seeds, secret=("normal",), tasks=tasks_seeds),
     Probe("the action that pays", draw_paying, run_paying, judge_paying, secret=("tables",), tasks=tasks_paying),
     Probe("the observation says which", draw_matching, run_one, judge_matching(
         "the policy does not read what it observes, or the rollout keeps an action beside another step's observation "
@@ -285,14 +287,13 @@ build = Build("7.10", "train_ppo", [
         "it leaves 0.3 for a state that the episode never gets to use: after `terminated` nothing follows, "
         "so the value of the next observation must not be added there"),
           tasks=task_in(lambda views, right, wrong: envs.Border(views, right, wrong, ACTIONS, envs.TERMINATED)), **STARTS),
+    Probe("the next episode is another", draw_two_starts(7), run_heirs, judge_heirs, tasks=tasks_heirs, **STARTS),
     Probe("after time out something would", draw_two_starts(4), run_one, judge_starts(
         "it takes 0.3 and leaves a state that is worth 1: after `truncated` the episode would have gone on, so gamma times the "
         "value of its last observation belongs to the last reward (of that one, not of the observation after the reset)"),
           tasks=task_in(lambda views, right, wrong: envs.Border(views, wrong, right, ACTIONS, envs.TRUNCATED)), **STARTS),
-    Probe("the next episode is another", draw_two_starts(7), run_heirs, judge_heirs, tasks=tasks_heirs, **STARTS),
     Probe("an episode without end", draw_matching, run_one, judge_endless, secret=("best",),
           tasks=functools.partial(task_matching, endless=True)),
-    Probe("the seed decides", draw_seeds, run_seeds, judge_seeds, secret=("normal",), tasks=tasks_seeds),
     Probe("the pole stands", draw_pole, run_pole, judge_pole, seconds=480, secret=("fresh",), tasks=exams),
 ])  # fmt: skip
 

@@ -121,7 +121,9 @@ def run_trained(with_lora, seed, rank, alpha, layers):
     trained = {name: one.numel() for name, one in model.named_parameters() if one.requires_grad}
     model(tokens_of(seed)).square().mean().backward()
     reached = {name: bool(one.B.grad is not None and one.B.grad.any()) for name, one in adapters(model).items()}
-    return {"shapes": shapes, "trained": trained, "reached": reached}
+    matrices = [one.A.detach() for one in adapters(model).values()]
+    twins = any(torch.equal(one, other) for place, one in enumerate(matrices) for other in matrices[:place])
+    return {"shapes": shapes, "trained": trained, "reached": reached, "twins": twins}
 
 
 def judge_trained(output, seed, rank, layers, **_):
@@ -140,7 +142,7 @@ def judge_trained(output, seed, rank, layers, **_):
             f"B of {dead[0]} gets no gradient: is A 0 as well (then neither ever moves; draw A at random), or is the result of a "
             "frozen layer detached, so that nothing comes down to the block below?"
         )
-    return ""
+    return "two adapters start with one and the same A: draw each by itself, without a seed" if output["twins"] else ""
 
 
 def run_scale(with_lora, seed, rank, alpha, layers):
@@ -230,6 +232,8 @@ def run_merged(with_lora, seed, rank, alpha, layers):
     base = base_of(seed, llama=False)
     before, tokens = copy.deepcopy(base), tokens_of(seed)
     model = with_lora(base, rank, alpha, layers)
+    for one in adapters(model).values():
+        one.merged()  # what it says before A and B are others
     fill(model, seed)
     with torch.no_grad():
         said = model(tokens)

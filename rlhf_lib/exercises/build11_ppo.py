@@ -6,6 +6,7 @@ import torch
 
 from rlhf_lib import checkpoints, course
 from rlhf_lib.exercises import build11_probes as probes
+from rlhf_lib.exercises import build11_update as update
 from rlhf_lib.exercises.build import Build, Probe, tick
 from rlhf_lib.exercises.build08_rlhf import distinct
 from rlhf_lib.exercises.declare import Investigation
@@ -79,6 +80,7 @@ train_assistant = Build("11.13", "train_assistant", [
     Probe("every prompt in every rollout", drawn(iterations=2), probes.run_prompts, probes.judge_prompts),
     Probe("padding never matters", drawn(iterations=4, ends=0.8), probes.run_padding, probes.judge_padding),
     Probe("measures the KL in nats an answer", drawn(iterations=8, ends=0.8), probes.run_kl, probes.judge_kl),
+    Probe("learns from each token what the definition says", drawn(), update.run_definition, update.judge_definition),
     Probe("pays for distance", drawn(iterations=5), probes.run_price, probes.judge_price),
     Probe("an answer without an end loses", drawn(iterations=10, ends=0.4), probes.run_ends, probes.judge_ends),
     Probe("the critic learns what is to come", drawn(iterations=6), probes.run_critic, probes.judge_critic),

@@ -32,8 +32,9 @@ def judge_records(runs, base):
         if any(early.get(name) != record[name] for early, record in zip(reported, records)):
             return f"report is given a record whose {name} changes later: call it when the update behind the rollout is done"
     for name in ("blocks.0.up.weight", "head.weight"):
-        if not torch.equal(found["policy"][name], start[name]) or name not in found["frozen"]:
-            return f"{name} was frozen and has moved, or is not frozen any more: only what requires a gradient is trained"
+        for model, place in (("policy", name), ("critic", f"body.{name}")):
+            if not torch.equal(found[model][place], start[name]) or f"{model} {name}" not in found["frozen"]:
+                return f"the {model}'s {name} was frozen and has moved, or is not any more: train only what requires a gradient"
     if torch.equal(found["policy"]["embedding.weight"], start["embedding.weight"]):
         return "the policy that came in has not moved: it is trained in place"
     if same_weights(found["critic"], weights(Critic(base))):
@@ -229,13 +230,14 @@ def judge_scale(runs, base):
         return ""
     return (
         "with 64 times the reward the first update is another one: the advantages are not whitened (mean 0 and deviation 1 "
-        "over all real tokens of the rollout), or the critic's loss moves the policy"
+        "over all real tokens of the rollout), or made anew when the critic has moved, or the critic's loss moves the policy"
     )
 
 
 UPDATES = (
     dict(epochs=1, minibatch=128), dict(epochs=6, minibatch=128), dict(epochs=1, minibatch=16),
     dict(epochs=6, minibatch=64, lr=2e-2, clip=0.05), dict(epochs=6, minibatch=64, lr=2e-2, clip=1000.0), dict(lr=1e-6),
+    dict(epochs=2, minibatch=128, lr=2e-2, clip=1e-4),
 )  # fmt: skip
 
 
@@ -245,7 +247,7 @@ def run_update(built, seed, iterations):
 
 @told
 def judge_update(runs, base):
-    one, epochs, small, tight, loose, _ = (true_kl(loaded(base, found["policy"]), base, 256) for found in runs)
+    one, epochs, small, tight, loose, *_ = (true_kl(loaded(base, found["policy"]), base, 256) for found in runs)
     shares = [[record["clip_fraction"] for record in found["records"][:-1]] for found in runs]
     if not all(0 <= share <= 1 for found in shares for share in found):
         return "a clip fraction lies outside 0 to 1: it is the share of tokens whose ratio is outside 1 - clip to 1 + clip"
@@ -257,6 +259,11 @@ def judge_update(runs, base):
         return (
             f"at a large rate the clip fraction is {shares[3][0]:.3f}, at a tiny one {max(shares[5]):.3f}: it is the mean over "
             "all minibatches, against the log-probabilities of the rollout, which stay"
+        )
+    if abs(shares[6][0] - 0.5) > 0.1:
+        return (
+            f"with a tiny clip and two minibatches the clip fraction is {shares[6][0]:.2f}: the first has none, the second "
+            "nearly all, and their mean is 0.5. Take the mean over all minibatches of the update"
         )
     if tight <= 0.6 * loose:
         return ""

@@ -15,10 +15,12 @@ from rlhf_lib.exercises.tiny_chat import (
     drawn,
     flags,
     losses,
+    numbered,
     tiny,
     truth,
     turns,
     unshifted,
+    watch,
     whole,
     words,
 )  # fmt: skip
@@ -46,22 +48,24 @@ COUNTED = {  # which tokens; the first and the last of a conversation are nobody
     "no first": lambda spoken: spoken & spoken.roll(1),
     "no end": lambda spoken: spoken & spoken.roll(-1),
     "behind": lambda spoken: spoken | spoken.roll(1),
-    "before": lambda spoken: spoken | spoken.roll(-1),
+    "before": lambda spoken: spoken | torch.cat([spoken[1:], spoken[-1:]]),
     "user": torch.logical_not,
 }
 
 
 def run_losses(train_sft, learn, held_out, weights):
+    held_out = [(tokens, [True, *spoken[1:]]) for tokens, spoken in held_out]  # nothing in it predicts its first token
     model = tiny(weights, dropout=0.3).train()
     pairs = list(zip(losses(model, held_out), flags(held_out)))
     guesses = {name: torch.cat([loss[pick(said)[1:]] for loss, said in pairs]).mean().item() for name, pick in COUNTED.items()}
     guesses["mean of means"] = sum(loss[spoken[1:]].mean().item() for loss, spoken in pairs) / len(pairs)
     guesses["sum"] = sum(loss[spoken[1:]].sum().item() for loss, spoken in pairs)
-    guesses["unshifted"] = torch.cat([loss[torch.tensor(said)] for loss, (_, said) in zip(unshifted(model, held_out), held_out)])
+    guesses["unshifted"] = torch.cat(
+        [loss[torch.tensor([False, *said[1:]])] for loss, (_, said) in zip(unshifted(model, held_out), held_out)]
+    )
     guesses["unshifted"] = guesses["unshifted"].mean().item()
     found = train_sft(model.train(), learn, held_out, **USUAL)
-    training = model.training
-    return {"found": found, "guesses": guesses, "after": truth(model, held_out), "training": training}
+    return {"training": model.training, "found": found, "guesses": guesses, "after": truth(model, held_out)}
 
 
 MEANS = {
@@ -92,7 +96,9 @@ def judge_losses(output, **_):
         for name, meaning in MEANS.items():
             if abs(found[0] - output["guesses"][name]) <= 1e-4 * right:
                 return f"{said}: {meaning}"
-        return f"{said}: is dropout still on where it measures, or does one conversation see another?"
+        return (
+            f"{said}: is dropout still on where it measures, does one conversation see another, or is its first token a target?"
+        )
     if output["training"]:
         return "the model is in training mode afterwards: leave it in evaluation mode, where dropout is off"
     if abs(found[-1] - output["after"]) > 1e-3 * right:
@@ -117,8 +123,7 @@ def by_kind(model, some):
     """The mean loss of the user's words, the first word of an answer, the end of it, and of the line break behind it."""
     found = {"question": [], "first": [], "end": [], "behind": []}
     for loss, spoken in zip(losses(model, some), flags(some)):
-        first = int(spoken.int().argmax())
-        last = len(spoken) - 2
+        first, last = int(spoken.int().argmax()), len(spoken) - 2
         found["question"].append(loss[2 : first - 5].mean())  # the second word to the last
         found["first"].append(loss[first - 1])
         found["end"].append(loss[last - 1])
@@ -197,16 +202,11 @@ def draw_visits(generator):
 
 
 def run_visits(train_sft, learn, held_out, weights):
-    model, steps = tiny(weights), []
-
-    def seen(module, arguments):
-        if torch.is_grad_enabled():
-            steps.append(arguments[0].clone())
-
-    model.embedding.register_forward_pre_hook(seen)
+    model = tiny(weights)
+    seen = watch(model)
     given = [(list(tokens), list(spoken)) for tokens, spoken in learn]
     train_sft(model, learn, held_out, epochs=3, row=48, batch=3, lr=1e-3, seed=3)
-    return {"steps": steps, "lists": given != [(list(tokens), list(spoken)) for tokens, spoken in learn]}
+    return {**seen, "lists": given != [(list(tokens), list(spoken)) for tokens, spoken in learn]}
 
 
 def judge_visits(output, learn, **_):
@@ -230,11 +230,19 @@ def judge_visits(output, learn, **_):
     begun = [sum(row[place : place + 2] == [BEGIN, USER] for place in range(48)) for step in steps for row in step.tolist()]
     if max(begun) == 1:
         return "every row has one conversation alone: put several into a row, as long as they fit"
-    if epochs[0] == epochs[1] == epochs[2]:
-        return "every epoch has the conversations in one order: draw a new one for each"
+    if len({tuple(epoch) for epoch in epochs}) < 3:
+        return "two epochs have the conversations in one order: draw a new one for each"
     if sum(step.numel() for step in steps) > 1.6 * 3 * size:
         share = 1 - 3 * size / sum(step.numel() for step in steps)
         return f"{share:.0%} of what it reads is padding: put several conversations into a row, as long as they fit"
+    if any(not torch.equal(texts, numbered(rows, learn)) for rows, texts in output["texts"]):
+        return (
+            "`texts` numbers the conversations of each row from 1, their own tokens alone: padding is 0, and so is nothing else"
+        )
+    if not all(output["modes"]):
+        return "the model is in evaluation mode while it learns, where dropout does nothing: call train() before the steps"
+    if sum(output["alone"]) == 1 < len(output["alone"]):
+        return "gradients add up from step to step: set them to zero behind each step (zero_grad)"
     return ""
 
 
@@ -243,8 +251,7 @@ def judge_visits(output, learn, **_):
 
 def run_frozen(train_sft, learn, held_out, weights):
     model = tiny(weights)
-    for block in model.blocks[:1]:
-        block.requires_grad_(False)
+    model.blocks[0].requires_grad_(False)
     before = {name: one.detach().clone() for name, one in model.named_parameters()}
     asked = [one.requires_grad for one in model.parameters()]
     train_sft(model, learn, held_out, **USUAL)

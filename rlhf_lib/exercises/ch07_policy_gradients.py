@@ -206,6 +206,8 @@ def draw_whiten(generator):
         yield {"x": x, "mask": ragged(rows, steps, generator)}
     holes = (torch.rand(4, 3, generator=generator) < 0.5) | torch.eye(4, 3, dtype=torch.bool)
     yield {"x": 1 + torch.randn(4, 3, generator=generator), "mask": holes}
+    x = torch.tensor([[4.0, 1.0, math.nan], [2.0, math.inf, -math.inf]])  # nothing under the mask matters
+    yield {"x": x, "mask": padded}
 
 
 def whiten_by_numbers(x, mask):
@@ -221,9 +223,10 @@ def whiten_formula(x, mask, *, real=lambda x, m: x[m], n=0, eps=1e-8, shift=1, s
     return (x - values.mean() * shift) / scale(values.var(correction=n), eps)
 
 
-def whiten_wrong_count(x, mask, both=True):
-    mean = (x * mask).sum() / mask.numel()
-    return (x - mean) / (((x - mean) ** 2 * mask).sum() / (mask.numel() if both else mask.sum()) + 1e-8).sqrt()
+def whiten_by_products(x, mask, over=(torch.sum, torch.sum)):
+    """`over`: what the sums for the mean and for the variance are divided by."""
+    mean = (x * mask).sum() / over[0](mask)
+    return (x - mean) / (((x - mean) ** 2 * mask).sum() / over[1](mask) + 1e-8).sqrt()
 
 
 masked_whiten = Exercise(
@@ -235,7 +238,9 @@ masked_whiten = Exercise(
         "padding is set to 0, and these zeros take part in the mean and the variance: use the real positions alone":
             [{"real": lambda x, mask: x * mask, "n": n} for n in (0, 1)],
         "a sum is divided by the number of all positions, padding included; divide by the number of real ones":
-            [whiten_wrong_count, lambda x, mask: whiten_wrong_count(x, mask, both=False)],
+            [lambda x, mask, by=by: whiten_by_products(x, mask, (torch.numel, by)) for by in (torch.numel, torch.sum)],
+        "the padding is multiplied by 0, which leaves a NaN as it is: choose the real entries, with x[mask] or torch.where":
+            whiten_by_products,
         "the mask is turned round: mean and variance are those of the padding":
             [{"real": lambda x, mask: x[~mask]}, {"real": lambda x, mask: x[~mask] if not mask.all() else x},
              {"real": lambda x, mask: x[~mask] if not mask.all() else 0 * x}],

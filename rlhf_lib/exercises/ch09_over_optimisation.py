@@ -12,6 +12,7 @@ import torch
 from scipy import integrate, optimize, stats
 
 from rlhf_lib.exercises.declare import Exercise
+from rlhf_lib.exercises.surroundings import quiet
 
 
 def between(generator, low, high):
@@ -525,7 +526,7 @@ def met_nan():
 
 
 def fitted(function, kl, gold):
-    """What it returns. At a NaN every way of least squares raises in words of its own: here all say the same."""
+    """What it returns. At a NaN every way of least squares raises, and MKL prints, in words of its own: here all say the same."""
     try:
         return function(kl=kl, gold=gold)
     except (RuntimeError, ValueError) as error:
@@ -559,7 +560,7 @@ def measured(of):
 
 
 fit_gold = Exercise(
-    "9.8", "fit_gold", tolerance=1e-4, draw=draw_fit_gold, call=fitted, formula=fit, right=fit_by_search,
+    "9.8", "fit_gold", tolerance=1e-4, draw=draw_fit_gold, call=quiet()(fitted), formula=fit, right=fit_by_search,
     mistakes={
         "d is the KL here; Gao et al.'s curve is over its root":
             [{"d": d, **third(lambda a, b, to=to: (a / (2 * b)) ** to)} for d in (torch.clone, torch.relu) for to in (1, 2)],

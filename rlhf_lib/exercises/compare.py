@@ -126,6 +126,8 @@ def difference_of_record(got, expected, what, should):
             return f"it raised {said}"
         if "does not require grad" in str(got["message"]):
             return f"it returned {got['returned']} without a gradient: .detach(), .item(), float() or torch.no_grad() cut it off"
+        if re.search("'(float|int)' object has no attribute 'backward'", str(got["message"])):
+            return f"it returned {got['returned']}, and a plain number has no gradient: .item() or float() cuts it off"
         return f"it returned {got['returned']}, which cannot be used as the card says ({said})"
     if is_record(got, "changed"):
         return f"it changed its argument {got['name']} {got['how'] or 'in place; make a new tensor instead'}"

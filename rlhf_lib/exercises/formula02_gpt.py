@@ -164,8 +164,9 @@ def draw_cases(generator):
         ("in two blocks, one behind the other", (9, 12, 2, 3, 12), 10, ()),
         ("where the numbers in the stream are small", (9, 8, 2, 2, 8), 6, ("out", "down")),
     ):
-        state = draw_state(generator, shape, 0.002 if "small" in where else 1.0)
-        state = {name: one * (name.split(".")[-2] not in silent) for name, one in state.items()}
+        small = 0.002 if "small" in where else 0.0
+        state = draw_state(generator, shape, small or 1.0)
+        state = {name: one * small if name.split(".")[-2] in silent else one for name, one in state.items()}
         cases.append({"where": where, "shape": shape, "state": state, "tokens": draw_tokens(generator, shape, 2, length)})
     return {"cases": cases}
 

@@ -39,6 +39,11 @@ def unwritten():
     return {RECORD: "unwritten"}
 
 
+def unlike_card(how):
+    """Stands for the output of a function whose signature is not the card's; `how`, in a sentence."""
+    return {RECORD: "unlike card", "how": how}
+
+
 def late(seconds):
     """Stands for the output of a function that was stopped after `seconds`."""
     return {RECORD: "late", "seconds": seconds}

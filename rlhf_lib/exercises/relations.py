@@ -123,20 +123,39 @@ def always_the_same(exercise, inputs, outputs, expected, wrong):
 
 def by_a_change(exercise, inputs, outputs, expected, wrong):
     """A Candidate of whatif.py that makes the same of every input."""
-    if sum(information(outputs[place], expected[place], exercise.tolerance) for place in wrong) < ENOUGH:
+    whole = sum(information(outputs[place], expected[place], exercise.tolerance) for place in wrong)
+    if whole < ENOUGH:
         return ""
     order = wrong + [place for place in range(len(inputs)) if place not in wrong]
     found, tries = [], 0
     for one in whatif.candidates(exercise, inputs, wrong):
+        known = 0
         for place in order:
             tries += 1
-            if not alike(outputs[place], whatif.answer_of(exercise, one.function, inputs[place]), exercise.tolerance):
+            made = whatif.answer_of(exercise, one.function, inputs[place])
+            if one.open:
+                known += information(filled(made, expected[place]), expected[place], exercise.tolerance)
+                made = filled(made, outputs[place])
+            if not alike(outputs[place], made, exercise.tolerance):
                 break
         else:
-            found.append(one)
+            if not one.open or known >= max(ENOUGH, whole / 2):
+                found.append(one)
         if tries > TRIES:
             return ""  # what was not tried may explain the outputs as well
     return claimed(found)
+
+
+def filled(made, output):
+    """`made` with what `output` has in the places of its NaN."""
+    if isinstance(made, (list, tuple)) and isinstance(output, (list, tuple)) and len(made) == len(output):
+        return [filled(*pair) for pair in zip(made, output)]
+    if isinstance(made, dict) and isinstance(output, dict) and made.keys() == output.keys():
+        return {key: filled(made[key], output[key]) for key in made}
+    if is_number(made) and is_number(output) and as_tensor(made).shape == as_tensor(output).shape:
+        made = as_tensor(made)
+        return torch.where(made.isnan(), as_tensor(output), made) if made.is_floating_point() else made
+    return made
 
 
 def claimed(found):

@@ -63,14 +63,16 @@ def generate(model, prompts, mask, uniforms, temperature=1.0, end_token=0):
 def go(built, seed, reward=count, ends=0.0, frozen=(), noise=0.0, own=None, base=None, prompts=None, **settings):
     """One run of `built`: what it returned and what has become of the models, as plain data.
 
-    frozen: beginnings of the names of the policy's parameters that are frozen.
+    frozen: beginnings of the names of the parameters that are frozen, in the policy and in the critic's body.
     seed, own: of the models, and of the run if it has one of its own.
     noise: how far the sampler's own log-probabilities are off, as those of half precision are.
     """
     policy = copy.deepcopy(tiny(seed, ends) if base is None else base)
     reference, critic = copy.deepcopy(policy), Critic(policy)
-    for name, one in policy.named_parameters():
-        one.requires_grad_(not name.startswith(tuple(frozen)) or not frozen)
+    bodies = {"policy": policy, "critic": critic.body}
+    for body in bodies.values():
+        for name, one in body.named_parameters():
+            one.requires_grad_(not name.startswith(tuple(frozen)) or not frozen)
     asked, reported = [], []
 
     def sampler(model, prompts, mask, uniforms, temperature=1.0, end_token=0):
@@ -92,7 +94,9 @@ def go(built, seed, reward=count, ends=0.0, frozen=(), noise=0.0, own=None, base
         "reported": reported,
         "asked": asked,
         **{name: weights(one) for name, one in (("policy", policy), ("critic", critic), ("reference", reference))},
-        "frozen": [name for name, one in policy.named_parameters() if not one.requires_grad],
+        "frozen": [
+            f"{what} {name}" for what, body in bodies.items() for name, one in body.named_parameters() if not one.requires_grad
+        ],
     }
 
 

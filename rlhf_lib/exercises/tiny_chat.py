@@ -77,6 +77,45 @@ def read(model, some):
         yield model(row[None], torch.ones_like(row[None], dtype=torch.bool))[0].log_softmax(-1), row
 
 
+def watch(model):
+    """What a training of the model shows: {"steps": the tokens that it embeds with gradients on, "modes": whether it is then in
+    training mode, "texts": the tokens and the numbers of texts that it is called with, "alone": for each backward pass whether
+    the gradient that then stands in `.grad` is that pass's own}. They fill up while it is trained."""
+    seen, passed = {"steps": [], "modes": [], "texts": [], "alone": []}, []
+
+    def embedded(module, arguments):
+        if torch.is_grad_enabled():
+            seen["steps"].append(arguments[0].clone())
+            seen["modes"].append(module.training)
+
+    def called(module, arguments, named):
+        texts = arguments[1] if len(arguments) > 1 else named.get("texts")
+        if torch.is_grad_enabled() and arguments and texts is not None:
+            seen["texts"].append([arguments[0].clone(), texts.clone()])
+
+    model.embedding.register_forward_pre_hook(embedded)
+    model.register_forward_pre_hook(called, with_kwargs=True)
+    weight = model.blocks[-1].norm2.weight
+    weight.register_hook(lambda gradient: passed.append(gradient.clone()))
+    weight.register_post_accumulate_grad_hook(lambda one: seen["alone"].append(torch.allclose(one.grad, passed[-1], 1e-3, 1e-8)))
+    return seen
+
+
+def numbered(rows, learn):
+    """The numbers of texts that rows of conversations should have: 1, 2, ... in each row, and 0 on padding.
+
+    Args:
+        rows: (R, T) tokens.
+        learn: conversations, each with a first word that no other has.
+    """
+    lengths, texts = {tokens[2]: len(tokens) for tokens, _ in learn}, torch.zeros_like(rows)
+    for row, numbers in zip(rows.tolist(), texts):
+        starts = [place for place in range(len(row) - 2) if row[place : place + 2] == [BEGIN, USER]]
+        for number, place in enumerate(starts, 1):
+            numbers[place : place + lengths[row[place + 2]]] = number
+    return texts
+
+
 def flags(some):
     return [torch.tensor(spoken) for _, spoken in some]
 

@@ -57,7 +57,10 @@ def one_factor(pairs):
         return ""
     if any((got[expected == 0] != 0).any() for got, expected, _ in pairs) or abs(ratios[0] - 1) < 1e-3 or ratios[0] == 0:
         return ""
-    factor = ratios[0].item()
+    return times(ratios[0].item())
+
+
+def times(factor):
     reason = next((words for number, words in KNOWN if abs(factor / number - 1) < 1e-3), "")
     return f"{{y}} is {one(factor)} times what is expected, on all inputs{reason}"
 
@@ -88,9 +91,18 @@ def a_factor_each(pairs):
         factors.append(ratio.item())
     if len(factors) < 2 or len(factors) < len(pairs) / 2:
         return ""
-    two = f"{one(factors[0])}, {one(factors[1])}"
+    two = two_of(factors)
+    if not two:  # then it is one factor, if it is that of the small inputs too
+        alike = all(close(got, factors[0] * expected) for got, expected, _ in pairs)
+        return times(factors[0]) if alike and not nearly_right(pairs) else ""
     question = "is it divided by the right number, and not scaled or clipped afterwards?"
     return f"{{y}} is right up to a factor, another one for each input ({two}): {question}"
+
+
+def two_of(numbers):
+    """Two different ones of some numbers, as text; "" where all are the same."""
+    other = next((number for number in numbers if abs(number - numbers[0]) > CLOSE * abs(numbers[0])), None)
+    return "" if other is None else f"{one(numbers[0])}, {one(other)}"
 
 
 def a_summand_each(pairs):
@@ -102,9 +114,8 @@ def a_summand_each(pairs):
         if not gap.isfinite() or not close(got, expected + gap):
             return ""
         gaps.append(gap.item())
-    if len(gaps) < 2 or len(gaps) < len(pairs) / 2:
-        return ""
-    return f"{{y}} is right up to a number that is added, another one for each input ({one(gaps[0])}, {one(gaps[1])})"
+    two = two_of(gaps) if len(gaps) > 1 and len(gaps) >= len(pairs) / 2 else ""
+    return f"{{y}} is right up to a number that is added, another one for each input ({two})" if two else ""
 
 
 def by_rows(pairs, combine, words):
@@ -256,6 +267,10 @@ def place_of(pairs):
     Args:
         pairs: a list of (expected, arguments, off) for the wrong inputs; `off` is True where values are wrong.
     """
+    return simple_place(pairs) or first_row_alone(pairs)
+
+
+def simple_place(pairs):
     pairs = [(off, regions(off, expected, arguments)) for expected, arguments, off in pairs if off.dim() and off.numel() > 1]
     wrong, total = sum(int(off.sum()) for off, _ in pairs), sum(off.numel() for off, _ in pairs)
     fitting = []
@@ -267,3 +282,27 @@ def place_of(pairs):
         return ""
     size, words = fitting[0]
     return words if wrong >= (0.2 if "expected, and never" in words else 0.7) * size else ""
+
+
+def first_row_alone(pairs):
+    """The rows but the first, in words, where all of them are wrong on all inputs; "" where the first row is also special in
+    that a mask hides nothing of it, which explains it as well."""
+    if len(pairs) < 2 or any(off.dim() < 2 or len(off) < 2 or off[0].numel() < 2 for _, _, off in pairs):
+        return ""
+    if any(off[0].any() or not off[1:].flatten(1).any(1).all() for _, _, off in pairs):
+        return ""
+    later = torch.cat([off[1:].flatten() for _, _, off in pairs])
+    masks = {name for _, arguments, off in pairs for name, value in arguments.items() if is_mask(value, off)}
+    if later.float().mean() < 0.7 or not any(len(off) > 2 for _, _, off in pairs):
+        return ""
+    if any(all(first_row_is_full(arguments.get(name)) for _, arguments, _ in pairs) for name in masks):
+        return ""
+    return "behind the first row: it is right for the first row alone"
+
+
+def is_mask(value, off):
+    return isinstance(value, torch.Tensor) and value.dtype == torch.bool and value.dim() > 1 and len(value) == len(off)
+
+
+def first_row_is_full(mask):
+    return isinstance(mask, torch.Tensor) and bool(mask[0].all()) and not mask.all()

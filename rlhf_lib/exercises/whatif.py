@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from rlhf_lib.exercises import changes, results
-from rlhf_lib.exercises.compare import as_tensor, same
+from rlhf_lib.exercises.compare import as_tensor
 from rlhf_lib.exercises.frame import argument_names, message
 from rlhf_lib.exercises.plain import plain, raised
 from rlhf_lib.exercises.surroundings import limited
@@ -25,12 +25,14 @@ class Candidate(NamedTuple):
     """A sentence for the learner, and the function that makes the mistake.
 
     `rank`: the simpler, the lower. `family`: candidates of one family say nearly the same, so that any of them may be named.
+    `open`: where its result is a NaN, whatever a learner has there counts as the same.
     """
 
     rank: int
     family: str
     sentence: str
     function: object
+    open: bool = False
 
 
 def answer_of(exercise, function, arguments):
@@ -74,6 +76,7 @@ def candidates(exercise, inputs, wrong):
     yield from of_result(exercise, call)
     yield from of_arguments(exercise, call, example)
     yield from of_factors(exercise, call)
+    yield from of_table(exercise)
     yield from of_options(exercise)
 
 
@@ -198,7 +201,7 @@ def of_value(right, what, value, place):
     """Changes of one value of the result: the one at `place`, or the whole result where that is None."""
     for number, (sentence, change) in enumerate(results.RESULT):
         yield Candidate(
-            rank_of(number) if number > 7 else 0,
+            (rank_of(number) if number > 7 else 0) + of_each(value, place),
             f"{what} {sentence}",
             sentence.replace("{y}", what),
             after(right, on_numbers(change), place),
@@ -209,6 +212,11 @@ def of_value(right, what, value, place):
     if isinstance(value, str):
         for sentence, change in changes.TEXT:
             yield Candidate(1, f"{what} {sentence}", sentence.replace("{x}", what), after(right, change, place))
+
+
+def of_each(result, place):
+    """What makes the rank of a change of all values of a tuple higher: a change of one alone that does the same is simpler."""
+    return 0.5 if place is None and isinstance(result, tuple) else 0
 
 
 def after(right, change, place=None):
@@ -226,7 +234,7 @@ def after(right, change, place=None):
 
 
 def on_numbers(change):
-    """A change of tensors as one of tensors, numbers, lists of numbers, and tuples of these, of which each must change."""
+    """A change of tensors as one of tensors, numbers, lists of numbers, and tuples of these."""
 
     def changed(value):
         if isinstance(value, torch.Tensor):
@@ -239,18 +247,10 @@ def on_numbers(change):
         if isinstance(value, list) and value and all(isinstance(one, (int, float)) for one in value):
             return change(torch.tensor(value)).tolist()
         if isinstance(value, tuple):
-            new = tuple(changed(one) for one in value)
-            if any(unchanged(a, b) for a, b in zip(new, value)):
-                raise ValueError
-            return new
+            return tuple(changed(one) for one in value)
         raise ValueError
 
     return changed
-
-
-def unchanged(new, old):
-    """Whether a tensor is the same after a change, also in having no gradient."""
-    return isinstance(new, torch.Tensor) and not new.requires_grad and same(new, old)
 
 
 def finite(value, before):
@@ -292,7 +292,8 @@ def of_factors(exercise, call):
         for sentence, family, factor in results.FACTORS:
             for what, place in parts:
                 text = sentence.replace("{n}", label).replace("{y}", what)
-                yield Candidate(2, f"{what} {family}", text, scaled(exercise.right, size, factor, place))
+                rank = 2 + of_each(call.result, place)
+                yield Candidate(rank, f"{what} {family}", text, scaled(exercise.right, size, factor, place))
 
 
 def scaled(right, size, factor, place):
@@ -310,7 +311,14 @@ def scaled(right, size, factor, place):
     return function
 
 
-# ----------------------------------------------------------------------------------------- two of the table's mistakes at once
+# ----------------------------------------------------------------------------------------- the table's mistakes
+
+
+def of_table(exercise):
+    """A mistake of the table with other numbers in the places where it makes NaN, as of -1e9 for -inf in a softmax."""
+    for sentence, functions in exercise.mistakes.items():
+        for function in functions:
+            yield Candidate(2, sentence, sentence, function, open=True)
 
 
 def of_options(exercise):

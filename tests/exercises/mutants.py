@@ -1,7 +1,7 @@
 """Mutants of the worked answers: each is an answer with one small thing changed, and a check that is worth its name refuses it.
 
 for mutant in mutants(source(name)):
-    survives(name, mutant)  # whether the check takes it for right
+    survives(name, mutant)  # whether the check takes it for right; `passes` of a build
 """
 
 import ast
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlhf_lib.exercises import BUILDS, EXERCISES, equal, find
+from rlhf_lib.exercises.build import try_out
 from rlhf_lib.exercises.frame import draw, one_answer, right_answer
 from rlhf_lib.exercises.keep import the_course
+from rlhf_lib.exercises.surroundings import LIMIT
 
 SOLUTIONS = Path(__file__).resolve().parents[2] / "solutions"
 SECONDS = 0.3  # that a mutant has for one input; a right answer needs a hundredth of it
@@ -212,17 +214,31 @@ def asked(name):
     return [[arguments, right_answer(find(name), arguments, tuples=True)] for arguments in draw(name)]
 
 
-def survives(name, mutant, seconds=SECONDS):
-    """Whether the check of an exercise takes a mutant for right. One that raises or needs more time than `seconds` is refused."""
+def made(name, mutant):
+    """The function or class that a mutant defines; None where it defines none."""
     used = {node.id for node in ast.walk(ast.parse(mutant.source)) if isinstance(node, ast.Name)} & {*EXERCISES, *BUILDS}
     space = {**names_of(chapter(name)), **{other: the_course(other) for other in used - {name}}}
     try:
         exec(mutant.source, space)
     except Exception:
+        return None
+    return space.get(name)
+
+
+def passes(name, mutant):
+    """Whether the cheap probes of a build take a mutant for right."""
+    built = made(name, mutant)
+    return built is not None and try_out(find(name), built, most=LIMIT) == ("", "")
+
+
+def survives(name, mutant, seconds=SECONDS):
+    """Whether the check of an exercise takes a mutant for right. One that raises or needs more time than `seconds` is refused."""
+    function = made(name, mutant)
+    if function is None:
         return False
     exercise, inputs = find(name), asked(name)
     for place, (arguments, expected) in enumerate(inputs):
-        if not equal(one_answer(exercise, space[name], arguments, seconds), expected, exercise.tolerance):
+        if not equal(one_answer(exercise, function, arguments, seconds), expected, exercise.tolerance):
             inputs.insert(0, inputs.pop(place))
             return False
     return True

@@ -1,13 +1,16 @@
 import subprocess
 import sys
 import time
+from inspect import Parameter, isfunction, signature
 from pathlib import Path
 
 import pytest
 import torch
 
-from rlhf_lib.exercises import NotYet, answer, check, declare, draw, judge, progress, verdict
+from rlhf_lib.exercises import NotYet, answer, build, check, declare, draw, judge, progress, verdict
 from rlhf_lib.exercises.build import Build, Probe, tick, try_out
+from rlhf_lib.exercises.keep import the_course
+from rlhf_lib.exercises.surroundings import LIMIT
 
 
 @pytest.fixture(autouse=True)
@@ -178,3 +181,71 @@ def test_two_of_one_name_are_refused(doubler):
         Build("2.97", "gae", [])
     with pytest.raises(ValueError, match="two probes of one name"):
         Build("2.97", "fresh", [*doubler.probes.values(), doubler.probes["noise"]])
+
+
+# ----------------------------------------------------------------------------------------- what a signature gives
+
+
+def by_default(x, factor=2, *, shift=0.0):
+    return factor * x + shift
+
+
+def by_another_number(x, factor=2, *, shift=0.5):
+    return factor * x
+
+
+def by_none(x, factor, *, shift=0.0):
+    return 2 * x
+
+
+def by_any(x, **settings):
+    return settings.get("factor", 2) * x
+
+
+@pytest.mark.parametrize(
+    ("built", "sentence"),
+    [
+        (by_default, ""),
+        (by_any, ""),
+        (by_another_number, "shift is the number 0.5 where it is not given; by the card it is 0.0"),
+        (by_none, "factor has to be given; by the card it is 2 where it is not"),
+        (lambda x, factor=2.0, shift=0: 2 * x, ""),  # 2 and 2.0 are one number
+        (lambda x, factor=None, shift=0: 2 * x, "factor is None where it is not given; by the card it is 2"),
+    ],
+)
+def test_a_default_that_is_not_the_cards_is_told_before_the_first_probe(built, sentence, monkeypatch):
+    monkeypatch.setitem(build.DEFAULTS, "doubler", {"factor": 2, "shift": 0.0})
+    found = verdict("doubler", built)
+    assert sentence in found.message and found.passed is (sentence == "")
+    inputs = draw("doubler")[:1]
+    outputs = answer("doubler", built, inputs)  # plain data, judged in another process
+    assert judge("doubler", inputs, outputs).mistake == sentence
+
+
+def test_the_defaults_are_those_of_the_worked_answers():
+    """The stub shows them; a journey's sizes are the learner's own."""
+    for name, one in {**declare.EXERCISES, **declare.BUILDS}.items():
+        if not one.number.startswith("13.") and name not in ("doubler", "journey") and isfunction(the_course(name)):
+            found = {key: one.default for key, one in signature(the_course(name)).parameters.items()}
+            given = {key: default for key, default in found.items() if default is not Parameter.empty}
+            assert given == build.DEFAULTS.get(name, {}), name
+
+
+# ----------------------------------------------------------------------------------------- the course's own builds
+
+declare.load()
+
+
+@pytest.mark.parametrize("name", [name for name, build in declare.BUILDS.items() if build.kept])
+def test_each_cheap_probe_passes_the_worked_answer_within_four_seconds_of_one_core(name):
+    """Seconds of the processor, which a busy machine does not change; the dearest takes about one and a half."""
+    build, answered, threads = declare.BUILDS[name], the_course(name), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for inputs in build.draw(7):  # the worked notebooks run seed 0
+            if build.probes[inputs["probe"]].seconds <= LIMIT:
+                start = time.process_time()
+                assert build.fault(inputs, build.answer(answered, inputs)) == "", inputs["probe"]
+                assert time.process_time() - start < 4, inputs["probe"]
+    finally:
+        torch.set_num_threads(threads)

@@ -107,8 +107,8 @@ class Right(nn.Module):
 
 
 @pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
-def test_the_worked_answer_passes_every_probe(seed):
-    assert try_out(BUILD, the_course("GPT"), seed) == ("", "")
+def test_the_worked_answer_learns(seed):
+    assert fault_of(the_course("GPT"), TRAINING, seed) == ""
 
 
 @pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
@@ -124,7 +124,7 @@ def test_the_librarys_own_gpt_passes_the_cheap_probes():
     assert try_out(BUILD, Library, most=CHEAP) == ("", "")
 
 
-def test_the_cheap_probes_answer_within_two_seconds_each():
+def test_training_comes_last_and_is_the_only_long_probe():
     cheap = [probe.name for probe in BUILD.probes.values() if probe.seconds <= CHEAP]
     assert len(cheap) == len(BUILD.probes) - 1 and list(BUILD.probes)[-1] == TRAINING
 

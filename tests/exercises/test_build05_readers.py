@@ -10,6 +10,7 @@ from mutants import SOLUTIONS, source
 from torch.nn import functional as F
 
 from rlhf_lib.exercises import verdict
+from rlhf_lib.exercises.build import try_out
 from rlhf_lib.exercises.build05_readers import RARE, crowd, reader, weigh_readers
 
 
@@ -61,7 +62,9 @@ def test_right_builds_pass(build, seed):
 # ----------------------------------------------------------------------------------------- wrong builds
 
 
-def em(votes, *, seen=lambda votes: votes >= 0, smooth=0.01, rounds=500, prior=True, logs=True, best=False, even=False):
+def em(votes, *, seen=lambda votes: votes >= 0, smooth=0.01, rounds=500, prior=True, logs=True, best=False, even=False,
+    chance=False,
+):  # fmt: skip
     """The worked answer with things that can go wrong."""
     said = F.one_hot(votes % 3, 3).double() * seen(votes)[:, :, None]  # (N, R, 3); -1 % 3 is 2, as an index -1 is the last
     p = said.sum(1) / said.sum((1, 2))[:, None]
@@ -72,6 +75,10 @@ def em(votes, *, seen=lambda votes: votes >= 0, smooth=0.01, rounds=500, prior=T
         if even:
             right = (tables.diagonal(dim1=1, dim2=2) * counted.mean(0)).sum(1)
             tables = torch.stack([torch.tensor(reader(float(one))) for one in right]).double()
+        if chance:
+            floor = torch.eye(3).double() / 3
+            tables = torch.where(floor > tables, floor, tables)
+            tables = tables / tables.sum(2, keepdim=True)
         shares = counted.mean(0) if prior else torch.full((3,), 1 / 3, dtype=torch.double)
         if logs:
             new = (shares.log() + torch.einsum("nrj,rij->ni", said, tables.log())).softmax(1)
@@ -115,6 +122,13 @@ def hard(votes):
     return F.one_hot(p.argmax(1), 3).double(), tables
 
 
+def geometric_mean(votes):
+    """Of the readers' probabilities, where their product belongs."""
+    p, tables = em(votes)
+    p = p ** (1 / votes.shape[1])
+    return p / p.sum(1, keepdim=True), tables
+
+
 def constant(votes):
     return torch.full((len(votes), 3), 1 / 3), torch.eye(3).expand(votes.shape[1], 3, 3)
 
@@ -149,23 +163,30 @@ WRONG = {
     "a product of probabilities": ("many readers", lambda votes: em(votes, logs=False), "add logarithms"),
     "a majority vote": ("the careless weigh less", by_majority, "careless readers weigh too much"),
     "the best guess for certain": ("as sure as it is right", hard, "for certain"),
-    "shares of the votes": ("as sure as it is right", by_majority, "too little of the votes"),
+    "a geometric mean": ("as sure as it is right", geometric_mean, "too little of the votes"),
     "one share for each reader": ("readers lean", lambda votes: em(votes, even=True), "one share of right votes"),
-    "one weight for each reader": ("readers lean", by_one_weight, "one share of right votes"),
     "transposed tables": ("readers lean", transposed, "transposed"),
-    "counts of the majority": ("readers lean", lambda votes: em(votes, rounds=1), "away from"),
-    "buttons: one weight": ("mixed up buttons", by_one_weight, "mixed up two buttons"),
+    "counts of the majority": ("readers lean", lambda votes: em(votes, rounds=1), "belong together"),
+    "nobody is worse than chance": ("mixed up buttons", lambda votes: em(votes, chance=True), "mixed up two buttons"),
     "all labels as frequent": ("rare labels", lambda votes: em(votes, prior=False), "how frequent"),
     "five rounds": ("nothing changes any more", lambda votes: em(votes, rounds=5), "go on until"),
-    "tables of the majority": ("nothing changes any more", mixed, "belong together"),
+    "tables of the majority": ("readers lean", mixed, "belong together"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("probe, build, says", WRONG.values(), ids=WRONG)
 @pytest.mark.parametrize("seed", [0, 7])
-def test_wrong_builds_fail_at_their_probe(probe, build, says, seed):
-    (inputs,) = [one for one in weigh_readers.draw(seed) if one["probe"] == probe]
-    assert says in weigh_readers.fault(inputs, weigh_readers.answer(build, inputs))
+def test_wrong_builds_fail_first_at_their_probe(probe, build, says, seed):
+    failed, said = try_out(weigh_readers, build, seed)
+    assert failed == probe and says in said, (failed, said)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_one_weight_for_each_reader_is_not_enough(seed):
+    """Linear weights trust the careless too much, and nobody enough: which is seen first hangs on the draw."""
+    failed, said = try_out(weigh_readers, by_one_weight, seed)
+    words = {"the careless weigh less": "weigh too much", "as sure as it is right": "too little of the votes"}
+    assert words[failed] in said
 
 
 def test_a_stub_and_an_error_are_said():

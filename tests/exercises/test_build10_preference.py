@@ -170,6 +170,7 @@ WRONG = [
     (BATCHED, "torch.randperm",
      by(order=lambda n, g, epoch: torch.arange(n).where(torch.arange(n) != 3, 4))),
     (BATCHED, "same order", by(order=lambda n, g, epoch: torch.arange(n))),
+    (BATCHED, "same order", by(order=lambda n, g, epoch: torch.randperm(n, generator=g) if epoch == 0 else torch.arange(n))),
     (BATCHED, "are 69", by(fewer=1)),
     (BATCHED, "`batch` is 5", by(keep=lambda parts: [torch.cat(parts)])),
     (BATCHED, "evaluation mode while it learns", by(modes=(False, False, False))),

@@ -128,6 +128,7 @@ WRONG = {
         [("torch.empty(rank, linear.in_features", "torch.empty(linear.in_features, rank"),
          ("F.linear(x, self.A)", "F.linear(x, self.A.T)")],
     ),
+    "every A is the same": (TRAINED, "same A", [("nn.init.kaiming", "torch.manual_seed(0)\n        nn.init.kaiming")]),
     "B is a buffer": (TRAINED, "is not trained", [("nn.Parameter(torch.zeros(", "(torch.zeros(")]),
     "what a frozen layer says is detached": (
         TRAINED, "detached", [(STEP, STEP.replace("self.linear(x)", "self.linear(x).detach()"))],
@@ -155,6 +156,11 @@ WRONG = {
         MERGED, "add the step to a copy", [("new = copy.deepcopy(self.linear)", "new = self.linear")],
     ),
     "merges without the scale": (MERGED, "says something else", [(MERGE, MERGE.replace("self.scale * ", ""))]),
+    "merges once and for all": (
+        MERGED, "says something else",
+        [("new = copy.deepcopy(self.linear)", "if hasattr(self, 'kept'):\n            return self.kept\n"
+          "        new = self.kept = copy.deepcopy(self.linear)")],
+    ),
     "merges nothing": (MERGED, "says something else", [(MERGE, "pass")]),
     "merged() gives the weight": (MERGED, "plain nn.Linear", [("return new\n        #", "return new.weight\n        #")]),
     "only LoRA is trainable": (HEAD, "src/gpt.py, line 506", [('if not name.startswith("score.")', "if True")]),

@@ -6,21 +6,27 @@ from test_build11_ppo import BUILD, program
 from rlhf_lib.exercises.tiny_assistant import END, PROMPTS
 
 (
-    TRAINS, START, EVERY, PADDING, KL, PRICE, ENDS, CRITIC, WHITENS, STEPS, VALUES, LEARNS, STOPS, SEED, HAPPILY,
+    TRAINS, START, EVERY, PADDING, KL, TOKEN, PRICE, ENDS, CRITIC, WHITENS, STEPS, VALUES, LEARNS, STOPS, SEED, HAPPILY,
 ) = BUILD.probes  # fmt: skip
 SCORED = "logits = model(whole[rows], seen[rows])[:, P - 1 : -1]"
 OLD = "old = torch.cat([score(policy, rows) for rows in parts])"
 PAID = "rewards = token_rewards(scores, ended, old, ref_logprobs, mask, kl_coef, end_penalty)"
+GAE = "advantages, returns = gae(rewards, values, gamma, lam, mask)"
 WHITE = "white = masked_whiten(advantages, mask)"
 LOSS = "loss, clip_fraction = policy_loss(logprobs, old[rows], white[rows], here, clip)"
 VALUE = "value_loss(value(rows), values[rows], returns[rows], here, value_clip)"
 CRITIC_READS = "return critic(whole[rows], seen[rows])[:, P - 1 : -1]"
+EACH_EPOCH = "for _ in range(epochs):"
 KEPT = "kept = [one.detach().clone() for one in learned]"
 WRONG = {
     "trains a copy": (TRAINS, "has not moved", [("device = next(", "policy = copy.deepcopy(policy)\n    device = next(")]),
     "trains what is frozen": (
         TRAINS, "was frozen",
         [("[one for one in model.parameters() if one.requires_grad]", "list(model.requires_grad_(True).parameters())")],
+    ),
+    "trains what is frozen in the critic": (
+        TRAINS, "the critic's blocks.0.up",
+        [("for model in (policy, critic))", "for model in (policy, critic.requires_grad_()))")],
     ),
     "reports every minibatch": (
         TRAINS, "once each", [("optimizer.zero_grad()", "optimizer.zero_grad()\n                    report and report(record)")],
@@ -86,6 +92,11 @@ WRONG = {
         CRITIC, "critic explains", [(VALUE, VALUE.replace("returns[rows]", "returns[rows].roll(1, 0)"))],
     ),
     "explained variance over padding": (CRITIC, "real tokens", [("values[mask], returns[mask]", "values * 9, returns")]),
+    "advantages anew in every epoch": (
+        WHITENS, "when the critic has moved",
+        [(EACH_EPOCH, f"{EACH_EPOCH}\n                values = torch.cat([value(rows) for rows in parts]).detach()\n"
+                      f"                {GAE}\n                {WHITE}")],
+    ),
     "advantages as they are": (WHITENS, "not whitened", [(WHITE, "white = advantages")]),
     "one epoch": (STEPS, "`epochs` times", [("for _ in range(epochs)", "for _ in range(1)")]),
     "one step for the whole rollout": (
@@ -97,6 +108,7 @@ WRONG = {
         STEPS, "not clipped",
         [(LOSS, f"{LOSS}\n                    loss = -((logprobs - old[rows]).exp() * white[rows])[here].mean()")],
     ),
+    "clip fraction of the last minibatch": (STEPS, "their mean is 0.5", [("sum(clipped) / len(clipped)", "clipped[-1]")]),
     "clip fraction in percent": (STEPS, "outside 0 to 1", [("sum(clipped) /", "100 * sum(clipped) /")]),
     "values are not clipped": (VALUES, "value_clip 0.01", [(VALUE, VALUE.replace("value_clip", "1e9"))]),
     "old values anew in every minibatch": (

@@ -136,6 +136,22 @@ WRONG = {
     "no mask at all": (ROWS, "see each other", [(MODEL, "logits = model(tokens)[:, :-1]")]),
     "a mean of rows' means": (ROWS, "rows count the same", [(MEAN, ROW_MEANS)]),
     "never steps": (ROWS, "nothing is learned", [("optimizer.step()", "pass")]),
+    "the first token of the next conversation counts": (
+        SAYS, "is its first token a target",
+        [("targets[start + 1 : end] = " + TARGET, "targets[start:end] = torch.tensor(spoken)")],
+    ),
+    "texts counted from 0": (VISITS, "from 1", [("enumerate(one, 1)", "enumerate(one)")]),
+    "texts counted over all rows": (VISITS, "of each row", [("enumerate(one, 1)", "enumerate(one, 1 + len(rows))")]),
+    "padding is a text": (
+        VISITS, "padding is 0",
+        [("dtype=torch.long)  # tokens", "dtype=torch.long) + torch.tensor([0, 9, 0])[:, None, None]  # tokens")],
+    ),
+    "learns in evaluation mode": (VISITS, "evaluation mode while it learns", [("        model.train()\n", "")]),
+    "gradients add up": (VISITS, "zero_grad", [("optimizer.zero_grad()", "pass")]),
+    "as they come after the first epoch": (
+        VISITS, "two epochs",
+        [("for order in orders]", "for order in [orders[0], *(sorted(one) for one in orders[1:])]]")],
+    ),
     "a row for each conversation": (VISITS, "one conversation alone", [("<= row)", "< 0)")]),
     "the last rows are left out": (
         VISITS, "every conversation once", [("for some in parts:", "for some in parts[:-1]:")],
@@ -176,7 +192,9 @@ def test_rows_of_one_conversation_do_not_pass_though_they_have_little_padding():
     learn = sorted((tokens for tokens, _ in inputs["learn"]), key=len)
     batches = [learn[place : place + 3] for place in range(0, 23, 3)]
     steps = [torch.tensor([row + [0] * (len(batch[-1]) - len(row)) for row in batch]) for batch in batches] * 3
-    assert "one conversation alone" in BUILD.fault(inputs, {"steps": steps, "lists": False})
+    assert "one conversation alone" in BUILD.fault(
+        inputs, {"steps": steps, "lists": False, "texts": [], "modes": [], "alone": []}
+    )
 
 
 def test_losses_of_a_model_that_has_not_learned_the_task_do_not_pass(monkeypatch):

@@ -66,7 +66,7 @@ def test_an_answer_written_differently_passes_the_cheap_probes(answer):
     assert try_out(BUILD, answer, 3, most=100) == ("", "")
 
 
-*_, LEVEL, RATIOS, _, TABLE, TRAINS = BUILD.probes
+FIRST, *_, LEVEL, RATIOS, _, TABLE, TRAINS = BUILD.probes
 EACH = "each = torch.maximum(-A * ratio, -A * ratio.clamp(1 - epsilon, 1 + epsilon))"
 RATIO = "ratio = (logprobs - old_logprobs.detach()).exp()"
 WHOLE = "ratio = sequence_ratio(logprobs, old_logprobs, mask)[:, None].expand_as(logprobs)"
@@ -109,7 +109,12 @@ WRONG = {
     "clipped above alone": (RATIOS, "not below", [(EACH, EACH.replace("1 - epsilon, 1 + epsilon", "max=1 + epsilon"))]),
     "an epsilon of its own": (RATIOS, "`epsilon` is not used", [(EACH, EACH.replace("epsilon", "0.2"))]),
     "tokens for sequences": (RATIOS, "whole completion", [('if clip == "token":', 'if clip == "sequence":')]),
-    "another bound where none is given": (TABLE, "grpo (baseline group", [("epsilon=0.2", "epsilon=0.1")]),
+    "another bound where none is given": (FIRST, "epsilon is the number 0.1", [("epsilon=0.2", "epsilon=0.1")]),
+    "something is expected where nothing is said": (FIRST, "expected is the number 1.0", [("expected=0.0", "expected=1.0")]),
+    "a unit of 0 where none is given": (FIRST, "by the card it is 1.0", [("deviation=1.0", "deviation=0.0")]),
+    "no clip beside the group's mean": (
+        TABLE, "grpo (baseline group", [('if clip == "none":', 'if clip == "none" or baseline == "group":')],
+    ),
     "the mean ratio for the geometric mean": (
         RATIOS, "mean of the tokens' ratios",
         [(WHOLE, "ratio = (torch.where(mask, logprobs - old_logprobs.detach(), 0).exp() * mask).sum(1) / mask.sum(1)\n"

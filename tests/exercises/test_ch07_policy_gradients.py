@@ -145,10 +145,17 @@ def unmasked(logprobs, old_logprobs, advantages, mask, clip):
     return loss.mean(), ((ratio - 1).abs() > clip).float().mean()
 
 
+def whitened_by_masked_sums(x, mask):
+    """TRL's masked_mean and masked_var: products with the mask."""
+    mean = (x * mask).sum() / mask.sum()
+    return (x - mean) * torch.rsqrt(((x - mean) ** 2 * mask).sum() / mask.sum() + 1e-8)
+
+
 @pytest.mark.parametrize("seed", [0, 3])
 @pytest.mark.parametrize(
     ("name", "wrong", "words"),
     [
+        ("masked_whiten", whitened_by_masked_sums, "the padding is multiplied by 0, which leaves a NaN as it is"),
         ("ppo_epochs", one_step_per_rollout, "one optimiser step for the whole rollout, and new log-probabilities on both sides"),
         ("ppo_epochs", clipped_before_backward, "clip between backward and step"),
         ("kl_estimate", inverted_k3, "k3's ratio is upside down"),

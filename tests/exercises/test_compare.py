@@ -220,6 +220,16 @@ def test_a_number_as_a_tensor_keeps_what_it_is():
             "it returned a tensor of shape () without a gradient: .detach(), .item(), float() or torch.no_grad() cut it off",
         ),
         (
+            raised("AttributeError", "'float' object has no attribute 'backward'", "the number 1.0"),
+            1.0,
+            "it returned the number 1.0, and a plain number has no gradient: .item() or float() cuts it off",
+        ),
+        (
+            raised("AttributeError", "'float' object has no attribute 'backward'"),  # raised in the learner's own function
+            1.0,
+            "it raised AttributeError: 'float' object has no attribute 'backward'",
+        ),
+        (
             raised("AttributeError", "no backward", "the number 1.0"),
             1.0,
             "it returned the number 1.0, which cannot be used as the card says (AttributeError: no backward)",

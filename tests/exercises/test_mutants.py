@@ -1,9 +1,12 @@
 """Every worked answer with one small thing changed: the check must refuse it, or the change must be one that changes nothing."""
 
+import random
+
 import pytest
-from mutants import Mutant, mutants, source, survives
+from mutants import Mutant, mutants, passes, source, survives
 
 from rlhf_lib import exercises
+from rlhf_lib.exercises import build
 
 exercises.load()
 NAMES = sorted(exercises.EXERCISES)
@@ -189,6 +192,33 @@ def test_every_mutant_is_refused_but_those_that_are_listed(name):
             alive.add(mutant.name)
     assert sorted(alive - {*listed}) == [], "the check takes these for right: mend its draw, or list them with the reason"
     assert sorted({*listed} - alive) == [], "these are refused, or there are no such mutants any more: take them off the list"
+
+
+# {build: (how many mutants are drawn, {mutant of these: why it is right on all that the card allows})}
+DRAWN = {
+    "GPT": (30, {}),
+    "train_bpe": (12, {}),
+    "policy_gradient": (
+        90,
+        {
+            "each = torch.maximum(-A * ratio.clamp(1 - epsilon, 1 + epsilon), -A * ratio)": "a maximum is symmetric",
+            "if normaliser <= 'deviation':": "none of the four names is below it",
+            "if clip <= 'none':": "none of the three names is below it",
+            "if clip >= 'token':": "none of the three names is above it",
+            "advantages = torch.where(mean != 0, advantages / mean, 0)": "the rewards are not negative",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_cheap_probes_of_a_build_refuse_every_mutant_but_those_that_are_listed(name, monkeypatch):
+    monkeypatch.setattr(build, "PATIENCE", 3.0)
+    count, listed = DRAWN[name]
+    drawn = random.Random(0).sample(mutants(source(name)), count)
+    alive = {mutant.name for mutant in drawn if passes(name, mutant)}
+    assert sorted(alive - {*listed}) == [], "the probes take these for right: mend them, or list them with the reason"
+    assert sorted({*listed} - alive) == [], "these are refused, or not among those drawn: take them off the list"
 
 
 def test_there_are_many_mutants_and_few_that_change_nothing():

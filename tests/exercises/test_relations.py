@@ -130,6 +130,41 @@ def test_a_change_that_changes_nothing_of_some_inputs_is_found_too():
     assert set(said(exercise, lambda x: x.abs()[::2] * 1.5, inputs).split("; or: ")) == set(sentence.split("; or: "))
 
 
+OF_TUPLES = [  # (exercise, what is done to each value y, x being its first argument, what has to be said)
+    ("gae", lambda y, x: -y, "each of the pair is minus what is expected"),
+    ("gae", lambda y, x: len(x) * y, "each value is the number of rows of rewards times what is expected"),
+    ("gae", lambda y, x: y.T, "each of the pair is transposed"),
+    ("gae", lambda y, x: y.roll(1, -1), "each of the pair is rolled by one place to the right"),
+    ("attention", lambda y, x: len(x) * y, "each value is the size of the first dimension of q times what is expected"),
+    ("attention", lambda y, x: y.mT, "each of the pair is transposed"),
+    ("attention", lambda y, x: y.roll(1, -1), "each of the pair is rolled by one place to the right"),
+    ("kl_estimate", lambda y, x: -y, "each of the 3 values is minus what is expected"),
+    ("with_baseline", lambda y, x: len(x) * y, "each value is the number of rows of worth times what is expected"),
+    ("with_baseline", lambda y, x: y.roll(1, -1), "each of the pair is rolled by one place to the right"),
+]
+
+
+@pytest.mark.parametrize("name, change, words", OF_TUPLES)
+def test_what_holds_of_all_values_of_a_tuple_is_told_though_an_input_of_one_row_or_column_shows_nothing(name, change, words):
+    exercise = EXERCISES[name]
+
+    def wrong(*given, **named):
+        return tuple(change(y, [*given, *named.values()][0]) for y in exercise.right(*given, **named))
+
+    assert said(exercise, wrong, draw(name)).startswith(words)
+
+
+@pytest.mark.parametrize("which, word", [(0, "first"), (1, "second")])
+def test_what_holds_of_one_value_of_a_pair_is_not_told_of_both(which, word):
+    right = EXERCISES["gae"].right
+    turned = lambda **given: tuple(-y if place == which else y for place, y in enumerate(right(**given)))  # noqa: E731
+    sentence = said(EXERCISES["gae"], turned, draw("gae"))
+    assert sentence == f"the {word} of the pair is minus what is expected: a sign is turned"
+    zeros = made(lambda x: (x, 0 * x) if which == 0 else (0 * x, x))
+    inputs = [{"x": one["x"]} for one in tables(0)]
+    assert said(zeros, lambda x: tuple(-y for y in zeros.right(x)), inputs).startswith(f"the {word} of the pair is minus")
+
+
 # ----------------------------------------------------------------------------------------- right answers, and noise
 
 
@@ -204,6 +239,40 @@ def test_two_mistakes_of_which_one_hides_the_other_are_not_claimed_of_one_pair()
     assert said(exercise, lambda x, weight: 1.0 - x, inputs) == ""  # three at once are not looked for
     three = [candidate(3, text, text) for text in ("two things at once. gone; and: a", "two things at once. gone; and: b")]
     assert relations.claimed(three) == f"{three[0].sentence}; or: {three[1].sentence}"
+
+
+def shares(x, mask, *, turn=False, hidden=-torch.inf):
+    """A softmax over the places where `mask` is True; with `hidden` in the others."""
+    return x.masked_fill(mask if turn else ~mask, hidden).softmax(-1)
+
+
+TURNED, WEAK = "the mask is turned round", "hidden scores are not low enough"
+
+
+def test_a_second_mistake_that_is_none_by_itself_is_not_told_beside_the_first():
+    """-1e9 is as good as -inf, but in a row where all is hidden."""
+    table = {TURNED: {"turn": True}, WEAK: {"hidden": -2.0}, "scores are left as they are": lambda x, mask: x}
+    exercise = made(shares, formula=shares, mistakes=table)
+    inputs = [{"x": one["x"], "mask": one["mask"]} for one in tables(0)]
+    inputs[0]["mask"] = torch.ones_like(inputs[0]["mask"])
+    assert said(exercise, functools.partial(shares, turn=True, hidden=-1e9), inputs) == TURNED
+    both = functools.partial(shares, turn=True, hidden=-2.0)
+    assert said(exercise, both, inputs) == f"two things at once. {TURNED}; and: {WEAK}"
+    other = lambda x, mask: torch.where(mask.all(-1, keepdim=True), x, shares(x, ~mask) + 0.1)  # noqa: E731
+    assert TURNED not in said(exercise, other, inputs)
+    noise = lambda x, mask: torch.where(mask.all(-1, keepdim=True), 0.3, shares(x, mask))  # noqa: E731
+    assert TURNED not in said(exercise, noise, inputs)  # wrong just where TURNED makes NaN
+
+
+def test_what_a_mistake_makes_nan_is_filled_with_what_a_learner_has_there():
+    nan = float("nan")
+    made = [torch.tensor([1.0, nan]), {"a": nan, "b": 2.0}, "x", torch.tensor([1, 2])]
+    got = [torch.tensor([5.0, 6.0]), {"a": 7.0, "b": 8.0}, "y", torch.tensor([3, 4])]
+    filled = relations.filled(made, got)
+    assert filled[0].tolist() == [1.0, 6.0] and filled[1] == {"a": 7.0, "b": 2.0}
+    assert filled[2] == "x" and filled[3].tolist() == [1, 2]
+    assert relations.filled(torch.tensor([nan]), torch.tensor([1.0, 2.0])).isnan().all()  # of another shape
+    assert relations.filled([1.0], [1.0, 2.0]) == [1.0] and relations.filled(torch.tensor(nan), None).isnan()
 
 
 def test_wrong_values_that_chance_could_meet_do_not_count_as_a_change():

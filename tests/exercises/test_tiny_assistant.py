@@ -57,7 +57,10 @@ def built(policy, critic, reference, reward, prompts, *, generate, report, seed,
 
 def test_a_run_is_taken_down_as_plain_data():
     found = kit.go(built, 2, frozen=["head"])
-    assert [one["iteration"] for one in found["reported"]] == [0] and found["frozen"] == ["head.weight"]
+    assert [one["iteration"] for one in found["reported"]] == [0] and found["frozen"] == [
+        "policy head.weight",
+        "critic head.weight",
+    ]
     assert found["asked"] == [{"prompts": kit.PROMPTS, "left": True}]
     assert kit.form(found, kit.tiny(2), 0) == ""
     assert kit.same_weights(found["policy"], kit.weights(kit.tiny(2)))

@@ -54,3 +54,21 @@ def test_unshifted_is_what_the_logits_say_of_the_token_that_they_have_read():
     with torch.no_grad():
         right = F.cross_entropy(model(row, torch.ones_like(row))[0], row[0], reduction="none")
     assert torch.allclose(kit.unshifted(model, [(tokens, None)])[0], right, atol=1e-5)
+
+
+def test_texts_are_numbered_in_each_row_and_padding_is_0():
+    one, other = kit.turns((kit.USER, [7])), kit.turns((kit.USER, [8, 8]), (kit.ASSISTANT, [9]))
+    rows = torch.tensor([[*one[0], *other[0], 0], [*other[0], 0, *one[0]]])
+    found = kit.numbered(rows, [one, other])
+    assert found.tolist() == [[1] * 5 + [2] * 11 + [0], [1] * 11 + [0] + [2] * 5]
+
+
+def test_a_training_is_watched_as_it_runs():
+    model, tokens = kit.tiny(0), torch.tensor([[5, 6, 7]])
+    seen = kit.watch(model)
+    with torch.no_grad():
+        model(tokens, torch.ones_like(tokens))
+    for _ in range(2):  # the second gradient is added to the first
+        model.train()(tokens, torch.ones_like(tokens)).square().mean().backward()
+    assert [len(seen[name]) for name in ("steps", "modes", "texts", "alone")] == [2, 2, 2, 2]
+    assert seen["modes"] == [True, True] and seen["alone"] == [True, False] and torch.equal(seen["steps"][0], tokens)

@@ -91,6 +91,21 @@ def test_another_factor_or_summand_for_each_input_is_found(seed):
     assert names[0] == "a_summand_each" and "(2.0, 3.0)" in sentence
 
 
+def test_of_the_factors_and_summands_of_each_input_two_different_ones_are_shown():
+    wanted = expected_values(0)
+    assert "(2.0, 5.0)" in claimed([(factor * y, y) for factor, y in zip((2, 2, 5, 2), wanted)])[1]
+    assert "(2.0, 5.0)" in claimed([(y + summand, y) for summand, y in zip((2, 2, 2, 5), wanted)])[1]
+
+
+def test_where_the_factors_of_all_inputs_are_equal_it_is_one_factor():
+    y = tensor(1, 2, -3, 1e-8)
+    got = 2 * y + tensor(0, 0, 0, 1e-8)  # no factor of the last value, which is as good as 0
+    assert claimed([(got, y), (got.flip(0), y.flip(0))])[1] == "{y} is 2.0 times what is expected, on all inputs"
+    small = (tensor(3.0), tensor(1.0))  # it has a factor of its own
+    assert claimed([(2 * y, y), (2 * y.flip(0), y.flip(0)), small])[1] == ""
+    assert claimed([(y + 2, y), (y.flip(0) + 2, y.flip(0)), small])[1] == "{y} is too large by 2.0, on all inputs"
+
+
 @given(seeds)
 @quick
 def test_another_factor_or_summand_for_each_row_is_found(seed):
@@ -238,6 +253,48 @@ def place(off, expected=None, **arguments):
 )
 def test_the_place_of_wrong_values_is_named(off, words):
     assert place(off) == words
+
+
+FIRST_ROW = "behind the first row: it is right for the first row alone"
+
+
+def later_rows(*shapes):
+    """For each shape, places of which all are wrong but those of the first row."""
+    return [torch.cat([torch.zeros(1, *rest), torch.ones(rows - 1, *rest)]).bool() for rows, *rest in shapes]
+
+
+def test_right_for_the_first_row_alone_is_told_in_any_number_of_dimensions():
+    for shapes in (((3, 4), (4, 5)), ((2, 4), (3, 2)), ((3, 2, 4), (4, 2, 2)), ((2, 3, 4, 4), (3, 1, 2, 2))):
+        assert values.place_of([(torch.ones(off.shape), {}, off) for off in later_rows(*shapes)]) == FIRST_ROW
+    some = later_rows((3, 4), (4, 5))
+    some[0][1, 2] = False  # met by chance
+    assert values.place_of([(torch.ones(off.shape), {}, off) for off in some]) == FIRST_ROW
+
+
+def test_right_for_the_first_row_alone_is_not_claimed_where_another_reason_is_as_good():
+    def said(offs, **arguments):
+        return values.place_of([(torch.ones(off.shape), arguments, off) for off in offs])
+
+    one, other = later_rows((3, 4), (4, 5))
+    assert said([one]) == ""  # a single input
+    assert said(later_rows((4,), (5,))) == ""  # these are places, no rows
+    assert said(later_rows((3, 1), (4, 1))) == "" and said(later_rows((2, 3), (2, 4))) == "in the last row"
+    right_row = one.clone()
+    right_row[2] = False
+    assert said([right_row, other]) == ""
+    assert said([one | True, other]) == ""
+    few = one.clone()
+    few[1:, 1:] = False
+    assert said([few, few]) == ""  # a wrong value in each later row, and most are right
+
+
+def test_right_for_the_first_row_alone_is_not_claimed_where_the_first_row_of_a_mask_is_always_the_full_one():
+    offs = later_rows((3, 4), (4, 4))
+    full_first = [torch.arange(4) < torch.tensor([[4], [2], [3], [1]])[: len(off)] for off in offs]
+    tell = lambda masks: values.place_of([(torch.ones(off.shape), {"mask": m}, off) for off, m in zip(offs, masks)])  # noqa: E731
+    assert tell(full_first) == ""
+    assert tell([full_first[0], full_first[1].flip(0)]) == FIRST_ROW
+    assert tell([torch.ones(3, 4, dtype=torch.bool), full_first[1].flip(0)]) == FIRST_ROW
 
 
 def test_a_mask_among_the_arguments_is_named_and_spread_over_further_dimensions():
