@@ -181,6 +181,7 @@ def readable(records, *names):
 
 
 def said(value):
+    """A number for a sentence: three decimals, or three digits where it is large."""
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
 
 

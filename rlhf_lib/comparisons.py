@@ -114,6 +114,7 @@ class Comparison:
 
     @property
     def tie(self):
+        """Whether neither answer was the better one."""
         return self.verdict == "tie"
 
     @property
@@ -134,6 +135,7 @@ class Comparison:
 
 
 def check_texts(item, *fields):
+    """Raises ComparisonError unless each of `fields` of `item` is a text that is not empty."""
     for field in fields:
         value = getattr(item, field)
         if not isinstance(value, str) or not value.strip():
@@ -141,6 +143,7 @@ def check_texts(item, *fields):
 
 
 def check_choice(item, field, choices):
+    """Raises ComparisonError unless the field of `item` is one of `choices`."""
     if getattr(item, field) not in choices:
         raise ComparisonError(f"unknown {field} {shown(getattr(item, field))}; use one of {', '.join(choices)}")
 
@@ -257,6 +260,7 @@ def read(path, parse, keys):
 
 
 def check_fields(row, needed, optional=()):
+    """Raises ComparisonError unless a row has all of `needed`, and nothing beside them and `optional`."""
     for field in needed:
         if field not in row:
             raise ComparisonError(f"the field {field!r} is missing; a line has {', '.join(needed)}")
@@ -266,12 +270,14 @@ def check_fields(row, needed, optional=()):
 
 
 def find_prompt(name, by_id):
+    """The prompt with the id `name`. Raises ComparisonError where `by_id` has none."""
     if not isinstance(name, str) or name not in by_id:
         raise ComparisonError(f"the id {shown(name)} is not among the prompts; mend it, or add the prompt to their file")
     return by_id[name]
 
 
 def find_passage(row, works):
+    """The text that a row names by work, start and end, in characters. Raises ComparisonError where there is none."""
     work, start, end = row["work"], row["start"], row["end"]
     if not isinstance(work, str) or work not in works:
         raise ComparisonError(f"the work {shown(work)} is not in the corpus")

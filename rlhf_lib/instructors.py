@@ -34,6 +34,7 @@ def must_have(name):
 
 
 def draw_figures(options):
+    """Draw the curves of finished runs. Raises ValueError where `--out` is not .png, .svg or .pdf."""
     from rlhf_lib.plots_runs import curves, find_runs
 
     out = Path(options.out)
@@ -46,6 +47,7 @@ def draw_figures(options):
 
 
 def write_release(options):
+    """Write a class's copy of the course, and say what is in it."""
     must_have("release.py")
     from rlhf_lib.release import student_release
 
@@ -53,6 +55,7 @@ def write_release(options):
 
 
 def grade(options):
+    """Grade a folder of submissions: `grading.grade.main`."""
     must_have("grading")
     from rlhf_lib.grading.grade import main
 

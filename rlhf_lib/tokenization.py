@@ -56,12 +56,15 @@ class PieceTokenizer:
         return "".join(self.pieces[token] for token in check_tokens(tokens, self.vocab_size))
 
     def dump(self):
+        """The JSON that `load` reads back: kind and vocabulary."""
         return json.dumps({"kind": self.kind, "vocabulary": self.pieces[2:]}, ensure_ascii=False)
 
     def fingerprint(self):
+        """A hexadecimal SHA-256 of all that the tokeniser is: two with the same one encode alike."""
         return hashlib.sha256(self.dump().encode()).hexdigest()
 
     def save(self, path):
+        """Write it to the file `path`, whole or not at all. Raises RunError where that cannot be written."""
         write_atomic(path, self.dump().encode())
 
 
@@ -72,6 +75,7 @@ class WordTokenizer(PieceTokenizer):
 
     @staticmethod
     def cut(text):
+        """The pieces of `text`, a list of str that joins to it."""
         return [piece for piece in re.split(r"\b", text) if piece]
 
 
@@ -112,12 +116,16 @@ class BPETokenizer:
         return cls(tokenizer)
 
     def encode(self, text):
+        """The tokens of `text`, a list of int; END inside it is read as ordinary characters."""
         return [token for piece in pieces(text) for token in self.tokenizer.encode(piece, add_special_tokens=False).ids]
 
     def decode(self, tokens):
+        """The text of `tokens`, END included; bytes that are no character become U+FFFD. Raises ValueError on a token outside the
+        vocabulary."""
         return self.tokenizer.decode(check_tokens(tokens, self.vocab_size), skip_special_tokens=False)
 
     def dump(self):
+        """The JSON that `load` reads back: kind, and what the `tokenizers` library writes."""
         return json.dumps({"kind": self.kind, "tokenizer": json.loads(self.tokenizer.to_str())}, ensure_ascii=False)
 
     fingerprint = PieceTokenizer.fingerprint
@@ -176,6 +184,7 @@ class ChatTokenizer(BPETokenizer):
         return cls(inner)
 
     def encode(self, text):
+        """The tokens of `text`, a list of int; special ones inside it are read as ordinary characters."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids  # some put a first token before any text
 
     def decode(self, tokens):
@@ -229,6 +238,7 @@ class ChatTokenizer(BPETokenizer):
         return self.turns(messages, reply=True)[0]
 
     def dump(self):
+        """The JSON that `load` reads back, whole: kind, template, special tokens, and what the `tokenizers` library writes."""
         whole = {
             "template": self.template,
             "end": self.end,

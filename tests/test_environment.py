@@ -161,3 +161,21 @@ def test_the_package_holds_every_module_and_the_page_of_the_report():
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "rlhf_lib").rglob("*.py")}
     assert folders <= set(setuptools.find_namespace_packages(ROOT, include=tools["packages"]["find"]["include"]))
     assert "*.j2" in tools["package-data"]["*"] and list((ROOT / "rlhf_lib").rglob("*.j2"))
+
+
+def test_make_lab_shows_a_learner_no_menus_of_nbgrader_and_asks_nothing(monkeypatch):
+    """As JupyterLab reads the folder that the Makefile names."""
+    settings = pytest.importorskip("jupyterlab_server.settings_utils")
+    from jupyter_server.extension.config import ExtensionConfigManager
+
+    assert "JUPYTER_CONFIG_PATH=$(CURDIR)/rlhf_lib/lab" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(ROOT / "rlhf_lib" / "lab"))
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(ROOT / "none"))
+    overrides, _ = settings._get_overrides(str(ROOT / "none"))
+    assert overrides["@jupyterlab/apputils-extension:notification"] == {"fetchNews": "false"}
+    page = settings.ConfigManager(config_dir_name="labconfig").get("page_config")
+    assert page["disabledExtensions"]["@jupyter/nbgrader"] is True
+    found = ExtensionConfigManager(read_config_path=[str(ROOT / "rlhf_lib" / "lab")]).get_jpserver_extensions(
+        "jupyter_server_config"
+    )
+    assert found and not any(found.values())

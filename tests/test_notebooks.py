@@ -269,7 +269,7 @@ def test_a_card_has_its_difficulty_importance_time_and_hints_that_open_one_by_on
         if part(one) == "answer":
             card = cells[place - 1].source
             assert re.search(
-                r"^### (Exercise|Build it) \d+\.\d+ · .+\n+Difficulty [●○]{5} · importance [●○]{5} · [\d to]+ minutes",
+                r"^### (Exercise|Build it|Mend it) \d+\.\d+ · .+\n+Difficulty [●○]{5} · importance [●○]{5} · [\d to]+ minutes",
                 card,
                 re.MULTILINE,
             ), one.id
@@ -277,6 +277,15 @@ def test_a_card_has_its_difficulty_importance_time_and_hints_that_open_one_by_on
             assert hints == [str(number + 1) for number in range(len(hints))] and hints, one.id
             assert re.search(r"</details>\s*" * len(hints) + "$", card), one.id  # each inside the one before
             assert part(cells[place + 1]) == "check", one.id
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+def test_the_first_hint_of_every_card_asks(path):
+    """A question outside of code; what it leads to is told in a later hint."""
+    for card, one in itertools.pairwise(nbformat.read(path, as_version=4).cells):
+        if part(one) == "answer":
+            hint = card.source.partition("<summary>Hint 1</summary>")[2].partition("details>")[0]
+            assert "?" in re.sub("`[^`]*`", "", hint), one.id
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)

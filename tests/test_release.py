@@ -229,7 +229,7 @@ def test_nothing_is_overwritten(tmp_path, there, capsys):
     assert [path.name for path in tmp_path.iterdir()] == [there]
 
 
-HEADING = r"^### (Exercise|Build it|Investigation) (\d+\.\w+) · .+$"
+HEADING = r"^### (Exercise|Build it|Mend it|Investigation) (\d+\.\w+) · .+$"
 MINUTES = r"\n+Difficulty (●+○*) · importance (●+○*) · (\d+)(?: to (\d+))? minutes$"
 SPELLED = dict(zip(("half an", "two", "four", "five", "six", "seven", "eight", "nine", "ten"), (0.5, 2, *range(4, 11))))
 
