@@ -429,7 +429,7 @@ distinct_n = Exercise(
 
 def draw_separator_ratio(generator):
     yield {"policy_texts": ["O joy.\n\nKING.\nLove!\n\n"], "base_texts": ["A day.\n\nB", "Night."]}
-    yield {"policy_texts": ["O\n\n\nP\nQ\nR", "S\n\nT", "U"], "base_texts": ["V\n\nW\nX\n\nY"]}
+    yield {"policy_texts": ["\n\nO\n\n\nP\nQ\nR", "S\n\nT", "U"], "base_texts": ["V\n\nW\nX\n\nY"]}
     yield {"policy_texts": ["O\n\nP"], "base_texts": ["one\ntwo"]}
     yield {"policy_texts": ["O\n \nP"], "base_texts": ["one\n\n\n\ntwo", "", "three"]}
     for counts in ((5, 8), (between(generator, 6, 9), 3)):
