@@ -243,9 +243,9 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_program_is_found_first_at_its_own_probe(name):
-    """As a learner runs it; of the probes that take longer, none behind the third is run before its own."""
+    """As a learner runs it: the first three probes in their order, or its own alone (that those before it pass takes minutes)."""
     probe, word, changes = WRONG[name]
-    tried = [*BUILD.probes][:3]
+    tried = [*BUILD.probes][:3] if probe in [*BUILD.probes][:5] else []
     some = SimpleNamespace(**{one: getattr(BUILD, one) for one in ("fault", "answer")}, probes=BUILD.probes)
     some.draw = lambda seed: [one for one in BUILD.draw(seed) if one["probe"] in (*tried, probe)]
     failed, said = try_out(some, program(*changes), most=100)
