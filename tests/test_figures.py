@@ -217,6 +217,7 @@ GIVEN = {
     "08/form-why": "1.5",
     "08/run-read": "10",
     "08/large-seen": "29",  # million weights of the gpu preset
+    "README/How-fast-it-is": "69% 55%",  # of the operators' time, as `make bench ROWS="decode ppo" --profile` prints it
     "README/A-larger-writer,-to-read": "19 3.0",  # million weights; the sense that was aimed at
     "08/questions": "0.08 0.65",
     "09/interval-why": "95% 97.5%",
@@ -509,6 +510,9 @@ def speed():
             ours, theirs = row["median"], median(row["theirs"] or [0])
             minutes = f"{ours / 60:.4f} {theirs / 60:.4f} minutes" if row["unit"] == "seconds" else ""
             yield f"{row['work']}: {ours:.4f} {theirs:.4f} {row['gain']:.4f} {minutes} {row['note']}"
+        judged = [row for row in chain(measured["groups"]["decode"], measured["groups"]["ppo"]) if row["wanted"] is not None]
+        yield "wanted " + " ".join(f"{row['wanted']:.4f}" for row in judged)
+        yield "times as fast " + " ".join(f"{row['gain']:.4f}" for row in judged)
 
 
 PAIRS = ("sft", "start"), ("best_of", "start"), ("policy", "start"), ("policy", "sft")
