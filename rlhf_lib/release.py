@@ -81,8 +81,12 @@ def student_release(target, hints=True, root=ROOT):
     for there in (target, archive):
         if there.exists():
             raise RunError(f"{there} is there already: choose another --out, or delete it")
-    if missing := [name for name in (*FOLDERS, "notebooks", "solutions") if not (root / name).is_dir()]:
+    if missing := [name for name in (*FOLDERS, "notebooks") if not (root / name).is_dir()]:
         raise RunError(f"{root} has no folder {missing[0]}: make a release in a clone of the repository")
+    if not (root / "solutions" / FILE).is_file():
+        raise RunError(
+            f"{root / 'solutions' / FILE} is missing, which stands in for what a student has not written: run make notebooks"
+        )
     whole = target.with_name(f".{target.name}.tmp")  # it gets its name when all is in it
     shutil.rmtree(whole, ignore_errors=True)
     try:

@@ -276,3 +276,11 @@ def test_the_map_the_chapters_and_the_instructors_page_give_the_same_hours():
             assert mapped[number][place] == bound + (number == "09") * time_of(report)[place], path.name
     assert [round(sum(its[place] for its in mapped.values()), -1) for place in (0, 1)] == [80, 90]
     assert "Eighty to ninety hours in all" in overview
+
+
+def test_without_the_stand_ins_nothing_is_written(tmp_path):
+    for name in ("rlhf_lib", "data", "notebooks", "solutions"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+    with pytest.raises(RunError, match=r"my_rlhf\.py is missing, which stands in .*: run make notebooks"):
+        student_release(tmp_path / "out", root=tmp_path / "root")
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]

@@ -111,10 +111,10 @@ def read(path):
 
 
 def unreadable(path, text):
-    """A sentence where the file holds something of which `read` could make no `text`; "" else."""
+    """What is wrong where the file holds something of which `read` could make no `text`; "" else."""
     if text or not path.exists() or not (path.is_dir() or path.stat().st_size):
         return ""
-    return f"{path.name} cannot be read as text in UTF-8: save it as that, or give it another name"
+    return "cannot be read as text in UTF-8: save it as that, or give it another name"
 
 
 def keep(name, built, path=None, again=True):
@@ -140,7 +140,7 @@ def keep_alone(name, built, path, again):
         return "; ".join(found.problems)
     text = read(path)
     if fault := unreadable(path, text):  # it may be a person's only copy: never replaced
-        return fault
+        return f"{path.name} {fault}"
     head, sections = split(text) if text.strip() else (HEAD, {})
     end = text[text.index(LAST) + 1 :] if LAST in text else END  # with whatever a person wrote behind it
     there = imports_in(head)
@@ -295,7 +295,7 @@ def said(error):
 def loaded(path, stamp, module):
     text = read(path)
     if fault := unreadable(path, text):
-        return Loaded({}, set(), {}, [fault.removeprefix(f"{path.name} ").replace("cannot", "it cannot", 1)])
+        return Loaded({}, set(), {}, [f"it {fault}"])
     return run(text, path, module)
 
 

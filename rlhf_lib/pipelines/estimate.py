@@ -107,10 +107,11 @@ def estimate_assistant(run):
 
 
 def demonstrated(run):
-    """Some demonstrations as a Rollout: a minibatch of them, from all over the file, their answers cut where a rollout's are."""
+    """Some demonstrations as a Rollout: a minibatch of them, from all over the file, their answers cut where a rollout's are, and
+    of a prompt that leaves no room for such an answer the end."""
     ppo, talks = run.settings.ppo, run.inputs.demonstrations[0]
-    some = talks[:: math.ceil(len(talks) / ppo.minibatch)]
-    prompts = [prompt_tokens(run.tokenizer, talk[:-1]) for talk in some]
+    some, room = talks[:: math.ceil(len(talks) / ppo.minibatch)], run.base.config.context - ppo.max_new_tokens
+    prompts = [prompt_tokens(run.tokenizer, talk[:-1])[-room:] for talk in some]
     answers = [answer_tokens(run.tokenizer, talk[-1]["content"])[: ppo.max_new_tokens] for talk in some]
     tokens, mask = pad(answers, "right", run.device)
     return rollouts.Rollout(prompts, tokens, torch.zeros(tokens.shape, device=run.device), mask, [""] * len(some))

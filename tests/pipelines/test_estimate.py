@@ -245,6 +245,19 @@ def test_the_demonstrations_that_are_timed_are_from_all_over_the_file_and_cut_wh
         assert kept == min(sum(spoken), run.settings.ppo.max_new_tokens)
 
 
+def test_a_demonstration_that_fills_the_models_context_is_timed_by_its_end(assistant_settings, tmp_path):
+    """A long prompt beside a long answer would be more than the model reads."""
+    run = Assistant(assistant_settings(), tmp_path, CPU)
+    shown, tested = run.inputs.demonstrations
+    long = [{"role": "user", "content": "a " * 494}, {"role": "assistant", "content": "No."}]
+    context, most = run.base.config.context, run.settings.ppo.max_new_tokens
+    assert context - most < len(run.tokenizer.turns(long)[0]) <= context
+    run.inputs.demonstrations = ([long, *shown], tested)
+    some = module.demonstrated(run)
+    assert len(some.prompts[0]) == context - most
+    assert all(math.isfinite(seconds) and seconds > 0 for seconds in estimate_assistant(run).values())
+
+
 def test_a_fresh_run_of_the_assistant_says_it_once_and_first(assistant_settings, tmp_path, capsys, monkeypatch, interrupted):
     run = Assistant(assistant_settings(), tmp_path, CPU)
     with interrupted(saved=2, stop=2), pytest.raises(KeyboardInterrupt):
