@@ -13,6 +13,7 @@ A line may also have a `reason` (a word), `first_from` and `second_from` (which 
 
 import json
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from rlhf_lib.chat import ChatError, check_messages, opening
@@ -292,8 +293,9 @@ def find_passage(row, works):
 
 
 def pairs(comparisons):
-    """(prompt, chosen, rejected) of each comparison that is no tie, a list."""
-    return [(c.prompt, c.chosen, c.rejected) for c in comparisons if not c.tie]
+    """(prompt, chosen, rejected) of each comparison that is no tie, a list; of a `public_sets.Ranked` all its pairs."""
+    decided = [(c.prompt, *two) for c in comparisons if not c.tie for two in combinations(c.ranked, 2)]
+    return [(prompt, chosen, rejected) for prompt, (chosen, _), (rejected, _) in decided]
 
 
 def split(items, held_out=0.15):

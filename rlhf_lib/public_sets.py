@@ -1,11 +1,11 @@
-"""Public sets of comparisons through `datasets`: Anthropic's hh-rlhf, and any set of {prompt, chosen, rejected}."""
+"""Public sets of comparisons through `datasets`: Anthropic's hh-rlhf, sets of {prompt, chosen, rejected} or {prompt, ranked}."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import load_dataset
 
-from rlhf_lib import chat
+from rlhf_lib import chat, comparisons
 from rlhf_lib.chat import TURN, ChatError, as_messages, check_messages, from_transcript
 from rlhf_lib.comparisons import Comparison, ComparisonError
 from rlhf_lib.files import json_rows
@@ -13,12 +13,31 @@ from rlhf_lib.files import json_rows
 HUB = {"hh-rlhf": "Anthropic/hh-rlhf"}  # short names
 KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 FIELDS = ("prompt", "chosen", "rejected")
+MOST = 16  # answers in a ranking
 
 NO_ANSWERS = "chosen and rejected are not both texts or lists of messages"
+NO_RANKING = f"ranked is not a list of 2 to {MOST} texts"
 NO_PROMPT = "there is no prompt, neither a text nor a list of messages"
 EMPTY_ANSWER = "an answer is empty"
 PROMPTS_DIFFER = "the two prompts differ"
 SAME_ANSWERS = "both answers are the same"
+SAME_RANKED = "two answers of the ranking are the same"
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Three or more `answers` to `prompt`, texts, the best first; none was cut off. The rest is as in a Comparison."""
+
+    prompt: str | list
+    answers: tuple
+    source: dict
+    split: str | None = None
+    tie = False
+
+    @property
+    def ranked(self):
+        """(answer, whether it was cut off) of each, the best first."""
+        return tuple((answer, False) for answer in self.answers)
 
 
 @dataclass(frozen=True)
@@ -42,7 +61,8 @@ def load(name, split=None, limit=None):
 
     A row has `chosen` and `rejected`, and a `prompt` unless these hold it. They may be texts; lists of messages, as in the
     conversational format of TRL; or whole transcripts, as in hh-rlhf (Bai et al. 2022), which are taken apart into the
-    conversation up to the last turn of the assistant, and the two last turns. A row that is malformed is skipped, and counted.
+    conversation up to the last turn of the assistant, and the two last turns. In their place a row may have `ranked`, a list of
+    2 to 16 texts, the best answer first. A row that is malformed is skipped, and counted.
 
     Args:
         name: "hh-rlhf"; a set's name on the Hugging Face hub; or the path of a .jsonl, .json, .csv or .parquet file.
@@ -50,7 +70,8 @@ def load(name, split=None, limit=None):
         limit: stop after so many comparisons; None for all.
 
     Returns:
-        Loaded. Its comparisons all have the verdict "first", and the set's name as `reader`.
+        Loaded. Its comparisons are a Ranked where a row ranks more than two answers; all others are a Comparison with the verdict
+        "first", and the set's name as `reader`.
 
     Raises:
         ComparisonError: the set cannot be read, or none of its rows can be used.
@@ -61,17 +82,19 @@ def load(name, split=None, limit=None):
     found, skipped, number = [], {}, 0
     for number, row in enumerate(rows(name, split or "train"), 1):
         try:
-            prompt, chosen, rejected = take_apart(row)
+            prompt, *answers = take_apart(row)
         except ChatError as error:
             count, first = skipped.get(error.reason, (0, number))
             skipped[error.reason] = (count + 1, first)
             continue
-        found.append(Comparison(prompt, chosen, rejected, "first", reader=name, source={"prompt": prompt}))
+        source = {"prompt": prompt}
+        two = len(answers) == 2
+        found.append(Comparison(prompt, *answers, "first", name, source) if two else Ranked(prompt, tuple(answers), source))
         if len(found) == limit:
             break
     loaded = Loaded(name, found, number, skipped)
     if not found:
-        raise ComparisonError(f"no row can be used: {loaded}; give a set whose rows have {', '.join(FIELDS)}")
+        raise ComparisonError(f"no row can be used: {loaded}; give a set whose rows have {', '.join(FIELDS)}, or prompt, ranked")
     return loaded
 
 
@@ -103,26 +126,32 @@ def why(error, name, path):
 
 
 def take_apart(row):
-    """(prompt, chosen, rejected) of a row: the prompt a text or a list of messages, the answers texts.
+    """(prompt, chosen, rejected) of a row, or (prompt, best, ..., worst) of one that has `ranked` instead: the prompt a text or a
+    list of messages, the answers texts.
 
     Raises:
         ChatError: the row is malformed; its `reason` says how.
     """
     prompt, *answers = (row.get(field) for field in FIELDS)
+    ranked = row.get("ranked") if answers == [None, None] else None
+    if ranked is not None:
+        if not (isinstance(ranked, list) and 2 <= len(ranked) <= MOST and all(isinstance(answer, str) for answer in ranked)):
+            raise ChatError(NO_RANKING)
+        answers = ranked
     if not all(isinstance(answer, str | list) for answer in answers):
         raise ChatError(NO_ANSWERS)
     if all(isinstance(text, str) and not TURN.match(text) for text in (prompt, *answers)):  # plain texts stay texts
-        prompts = (prompt, prompt)
+        prompts = (prompt,)
         if not prompt.strip():
             raise ChatError(NO_PROMPT)
     else:
         prompts, answers = zip(*(conversation(prompt, answer) for answer in answers))
-    if prompts[0] != prompts[1]:
+    if any(other != prompts[0] for other in prompts):
         raise ChatError(PROMPTS_DIFFER)
     if not all(answer.strip() for answer in answers):
         raise ChatError(EMPTY_ANSWER)
-    if answers[0].strip() == answers[1].strip():
-        raise ChatError(SAME_ANSWERS)
+    if len({answer.strip() for answer in answers}) < len(answers):
+        raise ChatError(SAME_ANSWERS if ranked is None else SAME_RANKED)
     return prompts[0], *answers
 
 
@@ -150,3 +179,8 @@ def conversation(prompt, answer):
 def plain(messages):
     """The messages with role and content alone; None for what one lacks."""
     return [{field: m.get(field) if isinstance(m, dict) else None for field in ("role", "content")} for m in messages]
+
+
+def row_of(item):
+    """A Comparison or a Ranked as the dict that stands on its line."""
+    return {**item.source, "ranked": [*item.answers]} if isinstance(item, Ranked) else comparisons.row_of(item)

@@ -80,6 +80,13 @@ GOOD = {
         "b",
         "c",
     ),
+    "a ranking of texts": ({"prompt": "a", "ranked": [" b", "c ", "d"]}, "a", " b", "c ", "d"),
+    "a ranking of two": ({"prompt": "a", "ranked": ["b", "c"]}, "a", "b", "c"),
+    "a ranking of sixteen": ({"prompt": "a", "ranked": [*"bcdefghijklmnopq"]}, "a", *"bcdefghijklmnopq"),
+    "a ranking behind messages": ({"prompt": talk("a", "b", "c"), "ranked": ["d", "e", "f"]}, talk("a", "b", "c"), *"def"),
+    "a ranking behind a transcript": ({"prompt": transcript("a", ""), "ranked": ["d", "e", "f"]}, talk("a"), *"def"),
+    "a ranking beside gaps": ({"prompt": "a", "chosen": None, "rejected": None, "ranked": ["b", "c", "d"]}, "a", *"bcd"),
+    "a pair is a pair": (row("b", "c", prompt="a", ranked=["x", "y", "z"]), "a", "b", "c"),
     "fields that nobody asked for": (
         row(*([{**message, "name": None} for message in talk("a", answer)] for answer in "bc"), score=3),
         talk("a"),
@@ -89,13 +96,14 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize(("row", "prompt", "chosen", "rejected"), GOOD.values(), ids=GOOD)
-def test_a_row_is_taken_apart(row, prompt, chosen, rejected):
-    assert public_sets.take_apart(row) == (prompt, chosen, rejected)
+@pytest.mark.parametrize(("row", "taken"), [(row, taken) for row, *taken in GOOD.values()], ids=GOOD)
+def test_a_row_is_taken_apart(row, taken):
+    assert public_sets.take_apart(row) == tuple(taken)
 
 
 LAST = "the last turn is not the assistant's"
 DIFFER, SAME = "the two prompts differ", "both answers are the same"
+NO_RANKING, TWO_SAME = "ranked is not a list of 2 to 16 texts", "two answers of the ranking are the same"
 EMPTY, NO_PROMPT = "an answer is empty", "there is no prompt, neither a text nor a list of messages"
 BAD = {
     "no chosen": ({"prompt": "a", "rejected": "b"}, public_sets.NO_ANSWERS),
@@ -132,6 +140,19 @@ BAD = {
     "messages, the system and nobody": (row("b", "c", prompt=[{"role": "system", "content": "s"}]), chat.NOT_ALTERNATING),
     "hh, an empty turn": (row(transcript("", "b"), transcript("", "c")), chat.EMPTY_MESSAGE),
     "messages, a tool": (row("b", "c", prompt=[*talk("a", "b"), {"role": "tool", "content": "c"}]), chat.UNKNOWN_ROLE),
+    **{
+        f"ranked: {ranked}": ({"prompt": "a", "ranked": ranked}, NO_RANKING)
+        for ranked in ("b", 3, {}, [], ["b"], ["b", 3], ["b", None], ["b", ["c", "d"]], [*"bcdefghijklmnopqr"])
+    },
+    "ranked, no prompt": ({"ranked": ["b", "c", "d"]}, NO_PROMPT),
+    "ranked, the id of a prompt": ({"id": "advice-001", "ranked": ["b", "c", "d"]}, NO_PROMPT),
+    "ranked, an empty prompt": ({"prompt": " ", "ranked": ["b", "c", "d"]}, NO_PROMPT),
+    "ranked, empty": ({"prompt": "a", "ranked": ["b", " ", "c"]}, EMPTY),
+    "ranked, two empty": ({"prompt": "a", "ranked": ["b", "", ""]}, EMPTY),
+    "ranked, same": ({"prompt": "a", "ranked": ["b", "c", "b"]}, TWO_SAME),
+    "ranked, same but for a space": ({"prompt": "a", "ranked": ["b", "c", " c\n"]}, TWO_SAME),
+    "ranked, the prompt waits for the user": ({"prompt": talk("a", "b"), "ranked": ["c", "d", "e"]}, chat.NOT_ALTERNATING),
+    "ranked beside half a pair": ({"prompt": "a", "chosen": "b", "ranked": ["b", "c", "d"]}, public_sets.NO_ANSWERS),
     "no messages": (row([], [], prompt=[]), chat.NOT_A_MESSAGE),
     "texts for messages": (row(["a"], ["b"], prompt="a"), chat.NOT_A_MESSAGE),
     "no content": (row([{"role": "assistant"}], [{"role": "assistant"}], prompt="a"), chat.NOT_A_MESSAGE),
@@ -202,6 +223,41 @@ def test_a_loaded_comparison_can_be_kept_in_a_file_of_ones_own(tmp_path):
     for comparison in found:
         comparisons.append_comparison(tmp_path / "mine.jsonl", comparison)
     assert comparisons.read_comparisons(tmp_path / "mine.jsonl") == found
+
+
+def test_rankings_are_read_and_counted_beside_pairs(tmp_path):
+    lines = [
+        {"prompt": "p", "ranked": ["b", "c", "d"]},
+        {"prompt": "p", "ranked": ["b", 3]},
+        row("e", "f", prompt="q"),
+        {"prompt": "p", "ranked": "b > c"},
+        {"prompt": "p", "ranked": ["b", "c", "b "]},
+        {"prompt": talk("r"), "ranked": ["g", "h"]},
+        {"prompt": "q", "first": "a", "second": "b", "verdict": "first", "reader": "r1"},
+    ]
+    loaded = public_sets.load(path := put(tmp_path / "mine.jsonl", lines))
+    assert triples(loaded) == [("p", "b", "c"), ("p", "b", "d"), ("p", "c", "d"), ("q", "e", "f"), (talk("r"), "g", "h")]
+    assert (loaded.rows, loaded.skipped) == (7, {NO_RANKING: (2, 2), TWO_SAME: (1, 5), public_sets.NO_ANSWERS: (1, 7)})
+    assert str(loaded).startswith(
+        f"{path}: 3 comparisons of 7 rows, skipped 2 (ranked is not a list of 2 to 16 texts; the first is row 2), "
+        "1 (two answers of the ranking are the same; the first is row 5), "
+    )
+    ranking, pair, of_two = loaded.comparisons
+    assert ranking == public_sets.Ranked("p", ("b", "c", "d"), {"prompt": "p"})
+    assert (ranking.tie, ranking.ranked) == (False, (("b", False), ("c", False), ("d", False)))
+    assert [public_sets.row_of(one) for one in (ranking, pair)] == [lines[0], comparisons.row_of(pair)]
+    same = public_sets.load(put(path, [row("g", "h", prompt=talk("r"))])).comparisons
+    assert same == [of_two]  # a ranking of two is the pair
+    damaged = path.read_text(encoding="utf-8") + '{"prompt": "a", "ranked": ["b", "c", "d"}\n'
+    path.write_text(damaged, encoding="utf-8")
+    with pytest.raises(ComparisonError, match=rf"^{path}, line 2: not JSON"):
+        public_sets.load(path)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl.gz", ".parquet"])
+def test_rankings_are_read_from_every_kind_of_file_that_can_hold_them(tmp_path, suffix):
+    WRITE[suffix](tmp_path / f"mine{suffix}", [{"prompt": "p", "ranked": ["b", "c", "d"]}] * 2)
+    assert triples(public_sets.load(tmp_path / f"mine{suffix}")) == [("p", "b", "c"), ("p", "b", "d"), ("p", "c", "d")] * 2
 
 
 def test_a_limit_counts_comparisons_and_reads_no_further(tmp_path):
@@ -285,7 +341,7 @@ def test_a_set_of_which_nothing_is_left_is_an_error_that_says_why(tmp_path):
         public_sets.load(path)
     assert str(error.value) == (
         f"no row can be used: {path}: 0 comparisons of 3 rows, skipped 3 (chosen and rejected are not both texts or lists of "
-        "messages; the first is row 1); give a set whose rows have prompt, chosen, rejected"
+        "messages; the first is row 1); give a set whose rows have prompt, chosen, rejected, or prompt, ranked"
     )
 
 

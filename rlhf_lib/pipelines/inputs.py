@@ -12,6 +12,7 @@ from rlhf_lib.labels import draw_of
 from rlhf_lib.trainers.preference import Ranking
 
 OURS = "ours"
+PUBLIC = {"chosen", "ranked"}  # a line of a public set's form has one of them
 
 
 @dataclass
@@ -98,7 +99,7 @@ def read(settings, tokenizer, context):
         return tuple(fitting)
 
     compared = [comparison for comparison in compared if not comparison.tie]
-    compared.sort(key=lambda item: draw_of(json.dumps(comparisons.row_of(item))))  # so that the first few are of all prompts
+    compared.sort(key=lambda item: draw_of(json.dumps(public_sets.row_of(item))))  # so that the first few are of all prompts
     learn, held_out = halves(
         "comparisons",
         compared,
@@ -132,13 +133,14 @@ def read(settings, tokenizer, context):
 
 
 def read_comparisons(name, limit, prompts):
-    """(comparisons, a sentence on what else was read): ours, a file's of our form, or a public set's.
+    """(comparisons, a sentence on what else was read): ours, a file's of our form, or those of a public set or of a file in its
+    form, in which a line may rank more than two answers.
 
     A file that names our prompts and none of those held out, as votes of the arena do, is tested on our own held-out comparisons.
     """
     if name == OURS:
         return comparisons.read_comparisons(comparisons.COMPARISONS, prompts), ""
-    if Path(name).suffix == ".jsonl" and all("chosen" not in row for _, row in json_rows(name, ComparisonError)):
+    if Path(name).suffix == ".jsonl" and all(PUBLIC.isdisjoint(row) for _, row in json_rows(name, ComparisonError)):
         found = comparisons.read_comparisons(name, prompts)
         halves = {one.split for one in found if not one.tie}
         if "train" not in halves or "held_out" in halves:

@@ -629,6 +629,31 @@ def test_gold_learns_from_every_comparison_and_from_another_seed(copied, monkeyp
     assert all(isinstance(ranking, Ranking) for ranking in given["learn"])
 
 
+def test_reward_model_and_gold_learn_whole_rankings_and_are_tested_on_their_pairs(assistant_settings, tmp_path):
+    asked = comparisons.read_prompts()
+    train, held_out = ([p.prompt for p in asked if p.split == split] for split in ("train", "held_out"))
+    ranked = {
+        prompt: ["Yes.", "Yes. No.", "No. No. No.", "No."][: 2 + n % 3] for n, prompt in enumerate(train[:12] + held_out[:6])
+    }
+    path = written(tmp_path / "own.jsonl", *({"prompt": prompt, "ranked": answers} for prompt, answers in ranked.items()))
+    run = Assistant(assistant_settings({"comparisons": path, "sft.epochs": 1}), tmp_path / "run", CPU)
+    run.train_sft()
+    run.train_reward()
+    stats, model, pairs = run.stages.done()["reward"], run.restored(run.scalar("reward"), "reward"), []
+    for prompt in held_out[:6]:
+        start = run.tokenizer.prompt([{"role": "user", "content": prompt}])
+        whole = [start + run.tokenizer.encode(text) + [run.tokenizer.end_token] for text in ranked[prompt]]
+        scores = [model.logits(torch.tensor([tokens])).item() for tokens in whole]
+        pairs += itertools.combinations(zip(scores, map(len, whole)), 2)
+    assert (stats["comparisons"], stats["reward_pairs"], len(pairs)) == (12, 20, 20)  # 2 of each: 1, 3 and 6 pairs
+    better = lambda place: sum((a[place] > b[place]) + (a[place] == b[place]) / 2 for a, b in pairs) / 20  # noqa: E731
+    assert (stats["reward_accuracy"], stats["length_accuracy"]) == pytest.approx((better(0), better(1)))
+    gold, source = run.gold()
+    assert source == "trained in this run" and gold is not model
+    steps = [row for row in rows(run.folder / "gold" / "metrics.jsonl") if "train_loss" in row]
+    assert len(steps) == 4 * math.ceil(18 / 8)  # epochs, and 18 rankings in batches of 8
+
+
 # ----------------------------------------------------------------------------------------- what is said at the end
 
 

@@ -199,6 +199,42 @@ def test_comparisons_with_prompts_of_their_own_are_what_the_assistant_is_asked(o
     assert sum(map(len, found.demonstrations)) == 16  # still ours
 
 
+def test_a_ranking_of_a_files_own_is_taken_whole_with_its_best_answer_first(ours):
+    folder = ours()
+    held_out = PROMPTS[3]["prompt"]  # of ours: stays in its half
+    asked = [f"how warm is it {n}" for n in range(40)] + [held_out]
+    rows = [{"prompt": prompt, "ranked": ["warm", "say cold", "no", "blue"][: 2 + n % 3]} for n, prompt in enumerate(asked)]
+    rows[0]["ranked"] = ["warm", "say cold " * 300, "no"]  # one answer that is too long
+    path = put(folder / "own.jsonl", [*rows, {"prompt": "how", "ranked": ["same", "no", "same "]}])
+    found = inputs.read(chosen(comparisons=path), TOKENIZER, CONTEXT)
+    by_prompt = {tuple(ranking.prompt): ranking.answers for half in found.rankings for ranking in half}
+    assert by_prompt == {
+        tuple(TOKENIZER.prompt([asks(row["prompt"])])): [TOKENIZER.encode(text) + [TOKENIZER.end_token] for text in row["ranked"]]
+        for row in rows[1:]
+    }
+    for half, prompts in zip(found.rankings, found.prompts):
+        assert {tuple(ranking.prompt) for ranking in half} == {
+            tuple(TOKENIZER.prompt([asks(prompt)])) for prompt in prompts if prompt != asked[0]
+        }
+    assert held_out in found.prompts[1]
+    assert found.notes() == [
+        f"{path}: 41 comparisons of 42 rows, skipped 1 (two answers of the ranking are the same; the first is row 42)",
+        "Left out, being too long: 1 comparisons.",
+        "Asked are 41 prompts that the comparisons spell out.",
+    ]
+    few = inputs.read(chosen(comparisons=path, limit=40), TOKENIZER, CONTEXT)  # rankings, not pairs
+    assert sum(map(len, few.rankings)) == 39
+
+
+def test_a_ranking_of_two_is_what_the_pair_is(ours):
+    folder = ours()
+    rows = [(f"how warm is it {n}", f"warm {n}", f"cold {n}") for n in range(40)]
+    path = put(folder / "own.jsonl", [{"prompt": p, "chosen": a, "rejected": b} for p, a, b in rows])
+    pairs = inputs.read(chosen(comparisons=path), TOKENIZER, CONTEXT)
+    put(folder / "own.jsonl", [{"prompt": p, "ranked": [a, b]} for p, a, b in rows])
+    assert inputs.read(chosen(comparisons=path), TOKENIZER, CONTEXT) == pairs
+
+
 def test_a_file_of_our_form_may_have_prompts_of_its_own(ours):
     folder = ours()
     rows = [
