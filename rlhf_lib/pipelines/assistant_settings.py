@@ -21,7 +21,8 @@ class Settings:
         seed: of everything that is drawn.
         model: what everything starts from, a published name, the path of a folder of published files, or tiny for a small random
             Llama.
-        demonstrations: ours, or the path of a file of them.
+        demonstrations: ours, the path of a file of them, or a set of comparisons such as hh-rlhf, or a file in its form: then all
+            dialogues with the better answer.
         comparisons: ours, the path of a file of them, or a set of the hub such as hh-rlhf.
         limit: most comparisons that the reward model learns from, and most that are read of a public set; 0 for all.
         longest: most tokens of a conversation, its answer included; longer ones are left out; 0 for what the model reads.
@@ -91,11 +92,12 @@ PRESETS = {
         preference=PreferenceConfig(epochs=2, lr=1e-2),
         ppo=PPOCriticConfig(iterations=24, temperature=0.7, lr=7e-4, critic_lr=1e-3, kl_coef=0.1),
     ),
-    # A Colab T4: the model and the comparisons of minChatGPT.
+    # A Colab T4: the model and the comparisons of minChatGPT. They are helpful ones of hh-rlhf, where the first 40,000 are all
+    # of people who try to get harm out of an assistant. About 11 GB on the card, in learning from answers of 320 tokens.
     "gpu": Settings(
         preset="gpu",
         model="gpt2-medium",
-        comparisons="hh-rlhf",
+        comparisons="Dahoas/rm-static",
         limit=20_000,
         longest=320,
         layers=0,

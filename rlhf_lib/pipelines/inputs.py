@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rlhf_lib import comparisons, public_sets
 from rlhf_lib.chat import as_messages, opening
-from rlhf_lib.comparisons import ComparisonError
+from rlhf_lib.comparisons import ComparisonError, Demonstration
 from rlhf_lib.files import json_rows
 from rlhf_lib.labels import draw_of
 from rlhf_lib.trainers.preference import Ranking
@@ -27,7 +27,7 @@ class Inputs:
             of all kinds.
         left_out: how many were too long for the model, a dict by what they are.
         agreement: what `comparisons.agreement` says of two readers; None where nobody read twice.
-        loaded: what was read of a public set, or held out beside a file, in a sentence; "" where nothing was.
+        loaded: what was read of public sets, or held out beside a file, in sentences; "" where nothing was.
         asked: which prompts the assistant is asked, in a sentence; "" where they are ours alone.
     """
 
@@ -67,14 +67,17 @@ def read(settings, tokenizer, context):
         if value > context:
             raise ValueError(f"{name} is too much for a model that reads {context} tokens: make it smaller")
     asked = comparisons.read_prompts(comparisons.PROMPTS)
-    shown = comparisons.read_demonstrations(comparisons.DEMONSTRATIONS if s.demonstrations == OURS else s.demonstrations, asked)
+    shown, demonstrated = read_demonstrations(s.demonstrations, s.limit, asked)
     compared, loaded = read_comparisons(s.comparisons, s.limit, asked)
     second = comparisons.SECOND_READING
     agreement = None
     if s.comparisons == OURS and second.exists():
         agreement = comparisons.agreement(compared, comparisons.read_comparisons(second, asked))
     halved = {item.prompt: item.split for item in asked}  # a prompt of ours stays in its half, however a file says it
-    compared = [replace(one, split=halved[begun]) if (begun := opening(one.prompt)) in halved else one for one in compared]
+    shown, compared = (
+        [replace(one, split=halved[begun]) if (begun := opening(one.prompt)) in halved else one for one in some]
+        for some in (shown, compared)
+    )
     own = [comparison for comparison in compared if "id" not in comparison.source]
     ours = asked if len(own) < len(compared) else []
     prompts = list({json.dumps(item.prompt): item for item in [*own, *ours]}.values())
@@ -127,9 +130,24 @@ def read(settings, tokenizer, context):
         ),
         left_out=left_out,
         agreement=agreement,
-        loaded=loaded,
+        loaded=" ".join(filter(None, [demonstrated, loaded])),
         asked=note if len(prompts) > len(ours) else "",
     )
+
+
+def of_our_form(name):
+    """Whether `name` is a file of JSON lines, and none of them in the form of a public set."""
+    return Path(name).suffix == ".jsonl" and all(PUBLIC.isdisjoint(row) for _, row in json_rows(name, ComparisonError))
+
+
+def read_demonstrations(name, limit, prompts):
+    """(demonstrations, a sentence on what else was read): ours, a file's of our form, or the better answers of a public set, with
+    the conversations before them."""
+    if name == OURS or of_our_form(name):
+        return comparisons.read_demonstrations(comparisons.DEMONSTRATIONS if name == OURS else name, prompts), ""
+    loaded = public_sets.load(name, limit=limit or None)
+    shown = [Demonstration("", one.prompt, one.ranked[0][0], loaded.name, None) for one in loaded.comparisons]
+    return shown, f"Demonstrations are the better answers of {loaded}."
 
 
 def read_comparisons(name, limit, prompts):
@@ -140,7 +158,7 @@ def read_comparisons(name, limit, prompts):
     """
     if name == OURS:
         return comparisons.read_comparisons(comparisons.COMPARISONS, prompts), ""
-    if Path(name).suffix == ".jsonl" and all(PUBLIC.isdisjoint(row) for _, row in json_rows(name, ComparisonError)):
+    if of_our_form(name):
         found = comparisons.read_comparisons(name, prompts)
         halves = {one.split for one in found if not one.tie}
         if "train" not in halves or "held_out" in halves:

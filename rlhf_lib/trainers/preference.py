@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from rlhf_lib import runs
-from rlhf_lib.devices import autocast, generator
+from rlhf_lib.devices import autocast, generator, grad_scaler
 from rlhf_lib.models.layers import evaluating, pad
 from rlhf_lib.models.lora import Branch
 from rlhf_lib.preference import ranking_loss
@@ -58,7 +58,7 @@ def rewards_of(model, rows, states=None):
     if states is not None:
         return model.score(torch.stack([states[tuple(row)] for row in rows]))[:, 0]
     device = next(model.parameters()).device
-    with autocast(device, model.config.width, exact=True):
+    with autocast(device, model.config.width):
         return model.logits(*pad(rows, "right", device)).float()
 
 
@@ -162,7 +162,8 @@ def train(model, tokenizer, learn, held_out, config, folder, seed=0):
         [p for p in model.parameters() if p.requires_grad], lr=config.lr, weight_decay=config.weight_decay
     )
     show = ("train_loss", "held_out_accuracy")
-    stage = runs.stage("reward", folder, "reward", model, [optimizer], steps, seed, tokenizer, show=show)
+    scaler = grad_scaler(next(model.parameters()).device, model.config.width)
+    stage = runs.stage("reward", folder, "reward", model, [optimizer, scaler], steps, seed, tokenizer, show=show)
     states = None
     if isinstance(model, Branch) and not model.blocks:  # a head alone
         states = states_of(model, [r.prompt + answer for r in [*learn, *held_out] for answer in r.answers])
@@ -178,9 +179,11 @@ def train(model, tokenizer, learn, held_out, config, folder, seed=0):
         parts = rewards.split([len(r.answers) for r in some])
         loss = torch.stack([ranking_loss(part[None]) for part in parts]).mean()
         stage.check(loss.item())
-        loss.backward()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
         stage.log(train_loss=loss.item())
         if place + 1 == per_epoch:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rlhf_lib import runs
-from rlhf_lib.devices import autocast, generator, has_bf16
+from rlhf_lib.devices import autocast, generator, grad_scaler, has_bf16
 from rlhf_lib.models.heads import head_logprobs
 from rlhf_lib.models.layers import evaluating
 from rlhf_lib.trainers.rates import up_then_down
@@ -94,7 +94,7 @@ def spoken_logprobs(model, tokens, texts, targets):
     """The log-probability of every target, (N,) in nats, row after row. Arguments (R, T) as `pack` returns them."""
     device = tokens.device
     dtype = torch.bfloat16 if has_bf16(device) else torch.float32
-    with autocast(device, model.config.width, exact=True):
+    with autocast(device, model.config.width):
         hidden = model.hidden(tokens, texts)[:, :-1]  # (R, T - 1, C)
         wanted = targets[:, 1:]
         return head_logprobs(hidden[wanted], model.head.weight, tokens[:, 1:][wanted], dtype=dtype)
@@ -146,8 +146,9 @@ def train(model, tokenizer, learn, held_out, config, folder, seed=0):
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=config.lr, weight_decay=config.weight_decay
     )
-    steps = config.epochs * per_epoch
-    stage = runs.stage("sft", folder, "sft", model, [optimizer], steps, seed, tokenizer, show=("train_loss", "val_loss"))
+    scaler, steps = grad_scaler(device, model.config.width), config.epochs * per_epoch
+    show = ("train_loss", "val_loss")
+    stage = runs.stage("sft", folder, "sft", model, [optimizer, scaler], steps, seed, tokenizer, show=show)
     for step in stage:
         epoch, place = divmod(step, per_epoch)
         if place == 0 or step == stage.first:
@@ -159,9 +160,11 @@ def train(model, tokenizer, learn, held_out, config, folder, seed=0):
         packed = [part.to(device) for part in pack([turns[number] for number in share[place]], config.row)]
         loss = -spoken_logprobs(model, *packed).mean()
         stage.check(loss.item())
-        loss.backward()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
         stage.log(train_loss=loss.item())
         if place + 1 == per_epoch:

@@ -19,6 +19,10 @@ def asks(text):
     return {"role": "user", "content": text}
 
 
+def answers(text):
+    return {"role": "assistant", "content": text}
+
+
 def put(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
@@ -283,6 +287,30 @@ def test_votes_on_prompts_to_learn_from_alone_are_tested_on_our_held_out_compari
     path = put(folder / "own.jsonl", [*votes, {**our_test[0], "first": "well"}])  # one of its own
     found = inputs.read(chosen(comparisons=path), TOKENIZER, CONTEXT)
     assert len(found.rankings[1]) == 1 and found.notes() == []
+
+
+def test_demonstrations_may_be_the_better_answers_of_a_public_set_with_the_talk_before_them(ours):
+    """A file in the form of hh-rlhf: whole dialogues. A prompt is in the half in which it is asked, one of ours in its own."""
+    folder = ours()
+    openings = [f"how warm is it {n}" for n in range(40)] + [PROMPTS[3]["prompt"]]
+    said = [f"\n\nHuman: {opening}\n\nAssistant: warm\n\nHuman: say why\n\nAssistant:" for opening in openings]
+    rows = [{"chosen": f"{talk} say {n}", "rejected": f"{talk} no"} for n, talk in enumerate(said)]
+    path = put(folder / "hh.jsonl", [*rows, {"chosen": "no talk", "rejected": "no"}])
+    found = inputs.read(chosen(demonstrations=path, comparisons=path), TOKENIZER, CONTEXT)
+    shown = {talk[0]["content"]: talk for half in found.demonstrations for talk in half}
+    assert shown == {
+        opening: [asks(opening), answers("warm"), asks("say why"), answers(f"say {n}")] for n, opening in enumerate(openings)
+    }
+    for talks, prompts in zip(found.demonstrations, found.prompts):
+        assert sorted(json.dumps(talk[:-1]) for talk in talks) == sorted(map(json.dumps, prompts))
+    assert PROMPTS[3]["prompt"] in [talk[0]["content"] for talk in found.demonstrations[1]]
+    tokens, spoken = TOKENIZER.turns(shown[openings[2]])
+    assert TOKENIZER.decode([token for token, own in zip(tokens, spoken) if own]) == "warmsay 2"  # what the loss counts
+    reason = "there is no prompt, neither a text nor a list of messages"
+    read = f"{path}: 41 comparisons of 42 rows, skipped 1 ({reason}; the first is row 42)"
+    assert found.notes()[0] == f"Demonstrations are the better answers of {read}. {read}"
+    few = inputs.read(chosen(demonstrations=path, limit=20), TOKENIZER, CONTEXT)
+    assert sum(map(len, few.demonstrations)) == 20 and len(few.prompts[0]) == 12  # comparisons are still ours
 
 
 def test_no_more_of_a_public_set_is_read_than_the_limit(ours, monkeypatch):

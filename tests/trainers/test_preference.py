@@ -221,6 +221,21 @@ def test_every_epoch_is_evaluated_and_every_step_has_its_loss(finished):
     assert {name: evaluated[-1][f"held_out_{name}"] for name in scores} == scores
 
 
+def test_in_float16_losses_are_scaled_and_what_is_learned_is_that_of_float32(tmp_path, monkeypatch):
+    """As on a card without bfloat16. The gradient is scaled back before it is cut."""
+    monkeypatch.setattr(torch.optim, "AdamW", lambda weights, lr, weight_decay: torch.optim.SGD(weights, lr))
+    scales, scale = [], torch.amp.GradScaler.scale
+    monkeypatch.setattr(torch.amp.GradScaler, "scale", lambda self, loss: (scales.append(self.get_scale()), scale(self, loss))[1])
+    found = {}
+    for dtype in (torch.float32, torch.float16):
+        monkeypatch.setattr(devices, "precision", lambda device, width, dtype=dtype: dtype)
+        train(tmp_path / str(dtype), None, LEARN[:48], HELD_OUT[:8], dict(epochs=3, batch=12, lr=0.2))
+        found[dtype] = [record["train_loss"] for record in runs.Metrics(tmp_path / str(dtype)).read("reward")]
+    whole, half = found.values()
+    assert whole[-1] < whole[0] - 0.1 and half == pytest.approx(whole, rel=0.02) and half != whole
+    assert scales == [1.0] * len(whole) + [65536.0] * len(half)  # none of whose gradients was too large for float16
+
+
 def test_a_whole_reward_model_learns_it_too(tmp_path):
     """Not only a branch: the reward model of chapter 6, all of whose weights are trained."""
     torch.manual_seed(7)

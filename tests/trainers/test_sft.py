@@ -244,6 +244,23 @@ def test_the_adapters_alone_are_trained_and_the_checkpoint_holds_them(finished):
     assert (metadata["val_loss"], metadata["val_perplexity"]) == (scores["loss"], scores["perplexity"])
 
 
+def test_in_float16_losses_are_scaled_and_what_is_learned_is_that_of_float32(tmp_path, monkeypatch):
+    """As on a card without bfloat16. The gradient is scaled back before it is cut."""
+    monkeypatch.setattr(torch.optim, "AdamW", lambda weights, lr, weight_decay: torch.optim.SGD(weights, lr))
+    scales, scale = [], torch.amp.GradScaler.scale
+    monkeypatch.setattr(torch.amp.GradScaler, "scale", lambda self, loss: (scales.append(self.get_scale()), scale(self, loss))[1])
+    found = {}
+    for dtype in (torch.float32, torch.float16):
+        monkeypatch.setattr(devices, "precision", lambda device, width, dtype=dtype: dtype)
+        torch.manual_seed(0)  # of the adapters
+        model = branch(language_model("llama", vocab=V, spread=0.1), layers=2)
+        train(tmp_path / str(dtype), model, LEARN[:8], config=dict(epochs=6, lr=0.5))
+        found[dtype] = [record["train_loss"] for record in runs.Metrics(tmp_path / str(dtype)).read("sft")]
+    whole, half = found.values()
+    assert whole[-1] < whole[0] - 0.5 and half == pytest.approx(whole, rel=0.01) and half != whole
+    assert scales == [1.0] * len(whole) + [65536.0] * len(half)  # none of whose gradients was too large for float16
+
+
 def test_every_epoch_is_evaluated_and_every_step_has_its_loss(finished):
     folder, *_, scores = finished
     records = runs.Metrics(folder).read("sft")
