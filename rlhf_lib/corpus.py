@@ -9,8 +9,6 @@ import re
 import zipfile
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, load_dataset
-
 from rlhf_lib import wheels
 from rlhf_lib.files import home, read_text, write_atomic
 
@@ -80,6 +78,8 @@ def as_dataset(works, name):
     for work, text in works:
         if not text.strip():
             raise CorpusError(f"the corpus {name} is empty (work {work}): give a file with text in it")
+    from datasets import Dataset  # half a second, which much of the course can do without
+
     return Dataset.from_dict({"work": [w for w, _ in works], "text": [t for _, t in works]})
 
 
@@ -92,6 +92,8 @@ def split(dataset, fraction=0.9):
     Returns:
         A `datasets.DatasetDict` with `train` and `validation`, each with `work` and `text`.
     """
+    from datasets import DatasetDict
+
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
     halves = {"train": [], "validation": []}
@@ -168,6 +170,8 @@ def plain(markdown):
 
 def from_hub(name, split=None, **options):
     """A data set through `datasets`, from the hub or an address; all its splits in a row when `split` is None."""
+    from datasets import load_dataset
+
     try:
         loaded = load_dataset(name, split=split, **options)
     except Exception as error:  # datasets raises many kinds here: no network, no such set, a proxy's answer

@@ -87,7 +87,7 @@ def finished(folder):
 
 def whole_loop(names):
     """Run what a learner built, `journey` of exercise 9.10, at the smoke size: the beginning of every play, some of the published
-    labels, and all of the learner's own.
+    labels, and all of the learner's own. Prints what came of it: figures, and two samples of each side.
 
     Args:
         names: a dict with what the learner wrote, by name: the globals of `my_rlhf.py`.
@@ -100,7 +100,12 @@ def whole_loop(names):
         [text[:most] for text in halves[half]["text"]] for half, most in (("train", 20_000), ("validation", 2_000))
     )
     labelled = [*labels.hand_made(plays)[::2], *my_labels(plays)]
-    names["journey"](train, held_out, [(label.text, label.target) for label in labelled])
+    made = names["journey"](train, held_out, [(label.text, label.target) for label in labelled])
+    first, last = made["records"][0], made["records"][-1]
+    print(f"\n{made['bits_per_character']:.2f} bits per character; the reward model is right on {made['accuracy']:.0%}")
+    print(f"reward {first['reward']:.2f} to {last['reward']:.2f}, KL {first['kl']:.1f} to {last['kl']:.1f} nats")
+    for name, texts in made["samples"].items():
+        print(f"===== {name}", *(text.strip() for text in texts[:2]), sep="\n---\n")
 
 
 def my_labels(plays):

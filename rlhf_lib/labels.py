@@ -27,6 +27,7 @@ SECOND_READING = DATA / "labels" / "second_reading.jsonl"
 PUSHED = DATA / "labels" / "push.jsonl"  # samples along three pushed runs, read likewise
 FRONTIER = DATA / "labels" / "frontier.jsonl"  # samples of the end points of chapter 12's frontier, read likewise
 LARGE = DATA / "labels" / "large.jsonl"  # samples of both published bases and policies, and passages of the plays, read likewise
+READ_BEFORE = DATA / "labels" / "read_before.jsonl"  # completions of given lines by our base and SmolLM2, read likewise
 BLIND = DATA / "labels" / "blind.jsonl"  # samples of three models, read without their source; nothing learns from them
 SYNTHETIC = "synthetic"  # the reader's name in a set that no person read
 AGAIN = ", again"  # behind a reader's name: the second reading of a passage by the same reader

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import load_dataset
-
 from rlhf_lib import chat, comparisons
 from rlhf_lib.chat import TURN, ChatError, as_messages, check_messages, from_transcript
 from rlhf_lib.comparisons import Comparison, ComparisonError
@@ -100,6 +98,8 @@ def load(name, split=None, limit=None):
 
 def rows(name, split):
     """The rows of a set, one after another as they arrive."""
+    from datasets import load_dataset  # half a second, which no run on our own comparisons needs
+
     path = Path(name)
     kind = KINDS.get(Path(name.removesuffix(".gz")).suffix)
     if kind and not (path.is_file() and path.stat().st_size):

@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import io
 import json
 import pickle
@@ -8,6 +9,17 @@ import pytest
 import torch
 
 from rlhf_lib import runs
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """The garbage collector looks at none of what stays until the end, thousands of tests and all that they import."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

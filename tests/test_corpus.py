@@ -6,6 +6,7 @@ import sys
 import zipfile
 from types import SimpleNamespace
 
+import datasets
 import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
@@ -407,7 +408,7 @@ def test_a_hub_that_fails_points_to_the_plays_and_to_files(monkeypatch, name, re
     def fail(*arguments, **options):
         raise ConnectionError("no route to the hub " + "x" * 500)
 
-    monkeypatch.setattr(corpus, "load_dataset", fail)
+    monkeypatch.setattr(datasets, "load_dataset", fail)
     said = rf"{re.escape(repository)} could not be loaded \(ConnectionError: no route to the hub x+\): use the corpus plays"
     with pytest.raises(CorpusError, match=said) as caught:
         corpus.load(name)
@@ -428,7 +429,7 @@ def test_tiny_is_one_work_of_all_splits_in_their_order(monkeypatch):
         loaded = DatasetDict({half: Dataset.from_dict({"text": texts}) for half, texts in halves.items()})
         return loaded if split is None else loaded[split]
 
-    monkeypatch.setattr(corpus, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     text = "First Citizen:\nBefore we proceed.\n\nGREMIO:\nGood.\n\nRest\n\nEnd"
     assert corpus.load("tiny").to_list() == [{"work": "tiny-shakespeare", "text": text}]
     assert asked == ["karpathy/tiny_shakespeare"]
@@ -441,8 +442,8 @@ def test_gutenberg_is_the_works_without_the_notes_around_them(monkeypatch, tmp_p
     )
     (tmp_path / "pg100.txt").write_text(whole, encoding="utf-8", newline="")
     monkeypatch.setattr(corpus, "GUTENBERG", str(tmp_path / "pg100.txt"))
-    load = corpus.load_dataset
-    monkeypatch.setattr(corpus, "load_dataset", lambda *names, **options: load(*names, cache_dir=str(tmp_path), **options))
+    load = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: load(*names, cache_dir=str(tmp_path), **options))
     assert corpus.load("gutenberg").to_list() == [{"work": "complete-works", "text": "THE SONNETS\n\nFrom fairest"}]
 
 

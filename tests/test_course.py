@@ -90,11 +90,26 @@ def test_a_run_of_adapters_is_no_start_since_chapters_take_the_reward_model_apar
     assert course.start_from("reward") == course.SMOKE / "reward"
 
 
-def test_the_whole_loop_gets_texts_and_labels_as_plain_data(monkeypatch):
+def test_the_whole_loop_gets_texts_and_labels_as_plain_data_and_prints_what_came_of_it(capsys):
     got = {}
-    course.whole_loop(
-        {"journey": lambda train, held_out, labelled: got.update(train=train, held_out=held_out, labelled=labelled)}
-    )
+    made = {
+        "bits_per_character": 2.914,
+        "accuracy": torch.tensor(0.62),
+        "records": [{"reward": 0.08, "kl": 0.0}, {"reward": 0.5, "kl": 4.0}, {"reward": 0.904, "kl": 9.46}],
+        "samples": {"base": ["\nAlas! ", "O woe!", "left out"], "policy": ["I thank you.", "My love!", "left out"]},
+    }
+
+    def journey(train, held_out, labelled):
+        got.update(train=train, held_out=held_out, labelled=labelled)
+        return made
+
+    course.whole_loop({"journey": journey})
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "2.91 bits per character; the reward model is right on 62%",
+        "reward 0.08 to 0.90, KL 0.0 to 9.5 nats",
+        *["===== base", "---", "Alas!", "---", "O woe!", "===== policy", "---", "I thank you.", "---", "My love!"],
+    ]
     assert len(got["train"]) == len(got["held_out"]) == 38 and all(isinstance(text, str) for text in got["train"])
     assert len(got["labelled"]) > 4000 and sum(map(len, got["train"])) > 700_000
     assert all(isinstance(text, str) for text, _ in got["labelled"])
@@ -104,7 +119,8 @@ def test_the_whole_loop_gets_texts_and_labels_as_plain_data(monkeypatch):
     course.HOME.mkdir()
     (course.HOME / course.MY_LABELS).write_text(f"{row}\n{row.replace('me', 'you')}\n", encoding="utf-8")
     before = len(got["labelled"])
-    course.whole_loop({"journey": lambda train, held_out, labelled: got.update(labelled=labelled)})
+    made["records"] = made["records"][:1]  # stopped at once
+    course.whole_loop({"journey": journey})
     assert len(got["labelled"]) == before + 1 and got["labelled"][-1] == ("My own line.", 1.0)
     with pytest.raises(SystemExit, match=r"journey \(9\.10\) is not in my_rlhf\.py yet"):
         course.whole_loop({})

@@ -2,6 +2,7 @@ import csv
 import gzip
 import json
 
+import datasets
 import pytest
 from datasets import Dataset
 from hypothesis import given, settings
@@ -412,7 +413,7 @@ def test_a_name_becomes_a_set_on_the_hub_that_is_streamed(monkeypatch, name, spl
             read.append(row)
             yield row
 
-    monkeypatch.setattr(public_sets, "load_dataset", lambda *names, **options: (asked.append((names, options)), rows())[1])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: (asked.append((names, options)), rows())[1])
     loaded = public_sets.load(name, split, limit=1)
     assert asked == [((repository,), {"split": part, "streaming": True})]
     assert (loaded.name, triples(loaded), len(read)) == (repository, KEPT[:1], 1)
@@ -431,7 +432,7 @@ def test_a_stream_that_breaks_off_is_an_error_and_no_shorter_set(monkeypatch):
         yield ROWS[0]
         raise ConnectionResetError("reset\nby peer")
 
-    monkeypatch.setattr(public_sets, "load_dataset", lambda *names, **options: rows())
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: rows())
     with pytest.raises(ComparisonError, match=r"^a/b cannot be read \(ConnectionResetError: reset by peer\): check the name"):
         public_sets.load("a/b")
     assert len(public_sets.load("a/b", limit=1).comparisons) == 1

@@ -13,6 +13,7 @@ from rlhf_lib.exercises.ch01_text import pick
 from rlhf_lib.exercises.declare import Investigation
 
 MARKS = (" ", " ", " ", ", ", ".\n\n", "--", "'")
+SHIFTED = "byte b is token b here; it is to be b + 1, since token 0 is the end of a text"
 MIXED = "aeéßñΩжع中한🙂🏴‍☠️\u0301\u00a0\u2028_٣7 \t\r\n'—“.\x00\x7f\u07ff\ufffd"  # one to four bytes in UTF-8
 
 # ----------------------------------------------------------------------------------------- what a tokeniser shows of itself
@@ -38,13 +39,15 @@ def run_merges(train_bpe, texts, size):
     return [facts(train_bpe(text, size)) for text in texts]
 
 
-def wrong_merge(got, text, right, steps):
-    """What is wrong with `got`, the merge that follows those of `right`; `steps` are all of `learned`: a sentence."""
-    place = len(right)
+def wrong_merge(merges, text, right, steps):
+    """What is wrong with the merge that follows those of `right`; `steps` are all of `learned`: a sentence."""
+    place, got = len(right), merges[len(right)]
     if len(got) != 2 or not all(0 < token < BYTES + place for token in got):
         return f"merge {place + 1} is {got}: no pair of the tokens that there are then, 1 to {BYTES + place - 1}"
     start = f"merge {place + 1} of {text[:60]!r} joins {shown(got, right, '+')}"
     best, counts = steps[place] if place < len(steps) else (None, Counter())
+    if best == tuple(token + (token < BYTES - 1) for token in got) and not counts[got]:
+        return SHIFTED
     if not counts[got]:
         if got in itertools.pairwise(encoded(text, right, words=lambda text: [text])):
             return f"{start}, which crosses from one word to the next. Cut the text into words first, as in exercise 1.1"
@@ -52,8 +55,8 @@ def wrong_merge(got, text, right, steps):
     there = f"{shown(best, right, '+')} stands {counts[best]} times"
     if counts[got] == counts[best]:
         return f"{start}; {there} too, and stands first in the text: a tie goes to it"
-    once = [pair for pair, _ in learned(text, place + 1, weighted=False)]
-    more = ". A word counts as often as it stands in the text, not once" if once[place : place + 1] == [got] else ""
+    once = [pair for pair, _ in learned(text, len(merges), weighted=False)]
+    more = ". Does a word count as often as it stands, not once, and is it cut as in exercise 1.1?" if once == merges else ""
     return f"{start}, {counts[got]} times; {there}{more}"
 
 
@@ -65,7 +68,7 @@ def judge_merges(output, texts, size):
             return f"there are {len(merges)} merges, and {size} tokens have room for {size - BYTES}: count the bytes and the end"
         for place, got in enumerate(merges):
             if right[place : place + 1] != [got]:
-                return wrong_merge(got, text, right[:place], steps)
+                return wrong_merge(merges, text, right[:place], steps)
         if len(merges) < len(steps):
             return f"only {len(merges)} merges of {text[:60]!r}: there is room for {size - BYTES}, and {len(steps)} can be made"
         if found["vocab_size"] != BYTES + len(merges):
@@ -98,7 +101,7 @@ def ties(text, most):
 
 def draw_first(generator):
     clear = texts_where(lambda text: not ties(text, 3), generator, 5, 6, 40)
-    known = ["so so so", "low low low lower lower new", "banana banana nanana ba", "ooo ooo oooo"]
+    known = ["so so so", "low low low lower lower new", "banana banana nanana ba", "ooo ooo oooo", "Be be Be Be no"]
     return {"texts": [*known, *clear], "size": BYTES + 3}
 
 
@@ -134,7 +137,7 @@ def judge_bytes(output, text, unseen):
     if output["merges"] or output["vocab_size"] != BYTES:
         return f"a vocabulary of {BYTES} holds the bytes and the end, no merge; here it has {output['vocab_size']}"
     if output["bytes"] == [token - 1 for token in want]:
-        return "byte b is token b here; it is to be b + 1, since token 0 is the end of a text"
+        return SHIFTED
     if output["bytes"] != want:
         return f"without merges {unseen!r} is {len(want)} tokens, one for each byte of its UTF-8, b + 1; here it is other tokens"
     if output["empty"] != [""]:
@@ -220,9 +223,7 @@ def run_end(train_bpe, texts, size):
 def judge_end(output, texts, size):
     for found, text in zip(output, texts, strict=True):
         if found["tokens"] != len(cut(text)):
-            return (
-                f"with no pair left each word of {text!r} is one token, {len(cut(text))} in all; here there are {found['tokens']}"
-            )
+            return f"with no pair left each word of {text!r} is one token, {len(cut(text))} in all; here are {found['tokens']}"
         if found["ab"] != "ab":
             return f"learned from {text!r}, it cannot write 'ab': the 256 bytes belong to every vocabulary"
     return judge_merges(output, texts, size)
@@ -286,10 +287,9 @@ def judge_touch(output, words, size):
     merging, count = output
     if merging <= 0.6 * (size - BYTES) * count + 0.3:
         return ""
-    return (
-        f"{size - BYTES} merges take as long as {merging / max(count, 1e-4):.0f} counts of all pairs: each merge looks at every "
-        "word. Only words that hold the pair change: take their old pairs out of the counts, and put in the new ones"
-    )
+    why = "Only words that hold the pair change: take their old pairs out of the counts, and put in the new ones"
+    slow = f"{size - BYTES} merges take as long as {merging / max(count, 1e-4):.0f} counts of all pairs"
+    return f"{slow}: each merge looks at every word. {why}"
 
 
 def draw_plays(generator):

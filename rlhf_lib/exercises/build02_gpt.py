@@ -185,7 +185,8 @@ def judge_padded(out, shape, state, tokens, lengths):
             why = "a padded place that may look at nothing has a softmax over -inf alone; let it look at itself"
             return f"with padding on the {side} there are logits that are no numbers, which spoils every loss: {why}"
         if max(away(logits[row][mask[row]], one) for row, one in enumerate(out[f"{side} alone"])) > CLOSE:
-            why = "real tokens look at padding" if side == "left" else "the mask hides what is real, or padding is looked at"
+            right = "the mask hides what is real, padding is looked at, or the positions change"
+            why = "real tokens look at padding" if side == "left" else right
             return f"padding on the {side} moves the logits of real tokens: {why}"
     if not out["gradients"]:
         why = "NaN was put out of the way afterwards, and it comes back in the gradient; let a padded place look at itself"

@@ -106,11 +106,13 @@ def judge_windows(output, tokens, held_out, start):
         return "two steps read the same windows: the step does not enter what is drawn"
     if torch.equal(output["seed"], usual):
         return "another seed reads the same windows: a second seed would tell nothing"
-    if torch.equal(output["seed"][:-1], usual[1:]) or torch.equal(output["seed"][1:], usual[:-1]):
-        return "seed 2 reads at each step what seed 1 reads one step later or earlier (seed + step?): as if it were the same run"
     starts = torch.tensor([where(tokens, rows) for rows in usual])  # (steps, batch)
     if (starts[:, 1:] == starts[:, :-1]).float().mean() > 0.5:
         return "the rows of a batch are all the same window"
+    same = (output["seed"][:, None] == usual).flatten(2).all(2).nonzero() + 1  # (number, 2): steps of seed 2 and of seed 1
+    if len(same) > 5:
+        how = "seed + step, or seed * step, makes one number of two pairs, as if it were the same run"
+        return f"seed 2 reads at step {same[0, 0]} what seed 1 reads at step {same[0, 1]}: {how}"
     if max(map(max, (where(tokens[: 3 * CONTEXT], rows) for rows in output["short"]))) < 2 * CONTEXT - 1:
         return "the last token of the text is never a target: the last window begins at len(tokens) - context - 1"
     unread = torch.ones(len(tokens), dtype=torch.bool)
@@ -267,15 +269,15 @@ def judge_turned(output):
 
 def run_spike(pretrain, tokens, held_out, start):
     paths = []
-    for more in (1.0, 1000.0):
-        model = Observed(Past(start), stretch=lambda step, more=more: 1000.0 * (more if step == 6 else 1.0))
+    for usual, sixth in ((1000.0, 1000.0), (1000.0, 1e6), (4.0, 4.0)):  # a gradient that is not stretched is about 1 long
+        model = Observed(Past(start), stretch=lambda step, usual=usual, sixth=sixth: sixth if step == 6 else usual)
         run(pretrain, model, tokens, held_out, 14, every=14)
         paths.append(path_of(model))
     return paths
 
 
 def judge_spike(output, tokens, held_out, start):
-    plain, spiked = output
+    plain, spiked, shorter = output
     usual = plain.diff(dim=0).norm(dim=1).mean()
     if (plain[5] - spiked[5]).norm() > 1e-3 * usual:
         return "two runs of the same arguments differ before anything is different"
@@ -285,6 +287,9 @@ def judge_spike(output, tokens, held_out, start):
             f"one batch in 14 with a gradient 1000 times as long throws the weights {apart:.1f} steps away from where they would "
             "be: all gradients together are to be clipped to the norm 1, after backward and before the step"
         )
+    if (plain[-1] - shorter[-1]).norm() > 0.1 * usual:
+        how = "clip all together to the norm 1, which leaves the direction alone; not each value (clip_grad_value_)"
+        return f"gradients 4 and 1000 times as long, of one direction, move the weights to different places: {how}"
     return ""
 
 

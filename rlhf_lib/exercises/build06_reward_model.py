@@ -42,16 +42,32 @@ def draw_epochs(generator):
 
 
 def train_and_watch(built, rows, targets, weights):
-    """The first tokens of the rows that the body read with a gradient, batch by batch, and in which mode."""
-    batches, modes = [], []
+    """The first tokens of the rows that the body read with a gradient, batch by batch, in which mode, and what gradients met."""
+    batches, modes, stale = [], [], []
 
     def seen(body, tokens):
         if torch.is_grad_enabled():
+            if not batches:
+                watch_gradients(body.embedding.weight, stale)
             batches.append(tokens[:, 0].tolist())
             modes.append(body.training)
 
     built(Words(8, weights, seen).eval(), rows, targets, epochs=3, batch=5, lr=1e-3, seed=3)
-    return {"batches": batches, "modes": modes}
+    return {"batches": batches, "modes": modes, "stale": any(stale)}
+
+
+def watch_gradients(weight, stale):
+    """Note in `stale`, whenever `weight` gets a gradient, whether one is still there from before it moved."""
+    come, before = [], []
+
+    def met(weight):
+        moved = bool(before) and not torch.equal(weight, before[-1])
+        stale.append(moved and not torch.allclose(weight.grad, come[-1]))
+        before[:] = [weight.detach().clone()]
+
+    if weight.requires_grad and weight.is_leaf:
+        weight.register_hook(lambda gradient: come.append(gradient.clone()))
+        weight.register_post_accumulate_grad_hook(met)
 
 
 def judge_epochs(output, rows, **_):
@@ -78,7 +94,7 @@ def judge_epochs(output, rows, **_):
         return "every epoch reads the rows in the same order: draw a new one for each"
     if not all(output["modes"]):
         return "the model is in evaluation mode while it learns, where dropout does nothing: call train() on the copy first"
-    return ""
+    return "gradients of earlier steps are still there in the next one: zero them after each step" if output["stale"] else ""
 
 
 # ----------------------------------------------------------------------------------------- the seed alone

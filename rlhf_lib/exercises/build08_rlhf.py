@@ -6,43 +6,15 @@ import torch
 
 from rlhf_lib import checkpoints, course
 from rlhf_lib.exercises.build import Build, Probe, tick
+from rlhf_lib.exercises.build08_probes import broken_fault, clipped_fault, judge_records, run_broken, run_clipped, run_records
 from rlhf_lib.exercises.declare import Investigation
-from rlhf_lib.exercises.tiny_rlhf import count, drawn, form, fresh, go, loaded, pairs, same_weights, tiny, told, true_kl, weights
+from rlhf_lib.exercises.tiny_rlhf import count, drawn, form, fresh, go, loaded, pairs, tiny, told, true_kl, weights
 from rlhf_lib.judge import distinct_n
 
 BLANK = "\n\n"  # the prompt of the real run: a blank line
 
 
 # ----------------------------------------------------------------------------------------- cheap probes
-
-
-def run_records(rlhf, seed, iterations):
-    reported = []
-    base = tiny(seed).train()  # it has no dropout, but is in a mode that can be found changed
-    settings = dict(iterations=iterations, seed=seed, max_kl=1e6)
-    found = go(rlhf, base, **settings, report=lambda record: reported.append(record.get("iteration")))
-    return {"runs": [found], "reported": reported}
-
-
-@told
-def judge_records(runs, base, reported):
-    records = runs[0]["records"]
-    if not same_weights(runs[0]["base"], weights(base)):
-        return "gpt has other weights after the run: train a copy, else policy and reference are one model and the KL stays 0"
-    if runs[0]["left"]:
-        return (
-            f"gpt's {runs[0]['left'][0]} is another after the run: it came in training mode and is to stay as it is; use copies"
-        )
-    if len(records) != 5:
-        return (
-            f"4 iterations that nothing stopped have {len(records)} records: one for the rollout before each update, and one "
-            "more for the policy after the last, which is the one that is returned"
-        )
-    if same_weights(runs[0]["policy"], weights(base)):
-        return "the policy that is returned has the weights of gpt: nothing was trained, or not what is returned"
-    if reported != [record["iteration"] for record in records]:
-        return f"report was called {len(reported)} times for {len(records)} records: call it once an iteration, with its record"
-    return ""
 
 
 def run_start(rlhf, seed, iterations):
@@ -162,11 +134,13 @@ def judge_price(runs, base):
 
 def run_ends(rlhf, seed, iterations, ends):
     """The end token is in no prompt, so its embedding is read only behind the end of a completion."""
-    return {"runs": [go(rlhf, tiny(seed, ends), iterations=iterations, seed=seed, lr=5e-3)]}
+    found = go(rlhf, tiny(seed, ends), iterations=iterations, seed=seed, lr=5e-3)
+    runs, tokens = run_clipped(rlhf, seed, ends)
+    return {"runs": [found, *runs], "tokens": tokens}
 
 
 @told
-def judge_ends(runs, base):
+def judge_ends(runs, base, tokens):
     before, after = weights(base)["embedding.weight"], runs[0]["policy"]["embedding.weight"]
     moved = (after - before).norm(dim=1) / before.norm(dim=1)  # of each token
     if moved[0] > 0.2 * moved.median():
@@ -174,7 +148,7 @@ def judge_ends(runs, base):
             "the end token's embedding has been trained, which only tokens behind an end can do: nobody chose them, they must "
             "not count in the loss. Pass the mask, True up to and including the end"
         )
-    return ""
+    return clipped_fault(runs[1:], tokens, base)
 
 
 def run_learning(rlhf, seed, iterations):
@@ -236,11 +210,12 @@ def judge_update(runs, base):
 
 def run_stop(rlhf, seed, iterations):
     settings = dict(iterations=iterations, seed=seed, kl_coef=0.0, lr=4e-3)
-    return {"runs": [go(rlhf, tiny(seed), **settings, max_kl=most) for most in (1.0, 2.0)]}
+    runs = [go(rlhf, tiny(seed), **settings, max_kl=most) for most in (1.0, 2.0)]
+    return {"runs": runs, "broken": run_broken(rlhf, seed)}
 
 
 @told
-def judge_stop(runs, base):
+def judge_stop(runs, base, broken):
     records, right = runs[0]["records"], true_kl(loaded(base, runs[0]), base)
     free = [record["kl"] for record in runs[1]["records"]]  # the same run with a wider limit
     if len(records) >= 12 or sum(record["kl"] > 1 for record in records) > 1:
@@ -256,7 +231,7 @@ def judge_stop(runs, base):
             f"with max_kl 1 the run ends at a KL of {records[-1]['kl']:.2f} nats, though the next rollout has "
             f"{free[len(records)]:.2f}: only a mean above max_kl stops it"
         )
-    return ""
+    return broken_fault(broken, base)
 
 
 def run_seeds(rlhf, seed, iterations):

@@ -157,9 +157,20 @@ def draw_epochs(generator):
     return given
 
 
+class Read(Words):
+    """Takes down in `places`, call by call, which states the rewards are made of while it learns: those that get a gradient."""
+
+    def hidden(self, tokens, mask=None):
+        states = super().hidden(tokens, mask)
+        if states.requires_grad:
+            states.register_hook(lambda gradient: self.places.append((gradient != 0).any(-1)))
+        return states
+
+
 def train_and_watch(built, learn, held_out, weights):
-    """The rows that the body read with a gradient, call by call, in which modes it read, and how far its weights have moved."""
-    calls, modes, quiet, found = [], [], [], []
+    """The rows that the body read with a gradient, call by call, in which modes it read, which of their states the rewards were
+    made of, and how far its weights have moved."""
+    calls, modes, quiet, found, Read.places = [], [], [], [], []
 
     def seen(body, tokens):
         found.append(body.embedding.weight.detach().clone())
@@ -169,9 +180,20 @@ def train_and_watch(built, learn, held_out, weights):
         else:
             quiet.append(body.training)
 
-    both(built(Words(8, weights, seen).eval(), learn, held_out, epochs=3, batch=5, lr=1e-2, seed=3))
+    both(built(Read(8, weights, seen).eval(), learn, held_out, epochs=3, batch=5, lr=1e-2, seed=3))
     moved = (found[-1] - found[0]).abs().max().item() if found else 0.0
-    return {"calls": calls, "modes": modes, "quiet": quiet, "moved": moved}
+    return {"calls": calls, "modes": modes, "quiet": quiet, "moved": moved, "places": Read.places}
+
+
+def beyond(row, places, pairs):
+    """Whether the reward of a padded row is made of other states than that of its last real token; `places` as in `Read`."""
+    ends = [
+        start + len(whole_row) - 1
+        for whole_row in answers(pairs)
+        for start in (0, len(row) - len(whole_row))
+        if row[start : start + len(whole_row)] == whole_row
+    ]
+    return not {*places.nonzero()[:, 0].tolist()} <= {*ends}
 
 
 def prompt_of(row, pairs):
@@ -216,6 +238,12 @@ def judge_epochs(output, learn, held_out, **_):
         )
     if any(output["quiet"]):
         return "the model is in training mode while it is measured: dropout makes the accuracy a draw. Call eval() first"
+    both_of = zip(output["calls"], output["places"])
+    if any(beyond(row, places, learn) for call, places_of in both_of for row, places in zip(call, places_of)):
+        return (
+            "while it learns a reward is made of padding, or of other states than that of the row's last real token: hand on the "
+            "mask there as in the measurement"
+        )
     if not output["moved"]:
         return "the body's weights are after the training what they were: the whole body learns, not the linear layer alone"
     return ""

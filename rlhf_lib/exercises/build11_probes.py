@@ -2,17 +2,7 @@
 
 import torch
 
-from rlhf_lib.exercises.tiny_assistant import (
-    END,
-    PROMPTS,
-    Critic,
-    fresh,
-    gain,
-    go,
-    loaded,
-    told,
-    true_kl,
-)  # fmt: skip
+from rlhf_lib.exercises.tiny_assistant import END, PROMPTS, Critic, fresh, gain, go, loaded, told, true_kl
 from rlhf_lib.exercises.tiny_rlhf import count, pairs, same_weights, weights
 
 
@@ -307,11 +297,15 @@ def judge_learning(runs, base):
 
 
 def run_stop(built, seed, iterations):
-    return {"runs": [go(built, seed, iterations=iterations, kl_coef=0.0, max_kl=1.5, lr=3e-3)]}
+    """Once with a limit, once without, and twice with one that is a little below, and above, the KL of the last rollout."""
+    settings = dict(kl_coef=0.0, lr=3e-3)
+    runs = [go(built, seed, iterations=iterations, max_kl=1.5, **settings), go(built, seed, iterations=2, **settings)]
+    limits = [share * runs[1]["records"][-1]["kl"] for share in (0.97, 1.03)]
+    return {"runs": [*runs, *(go(built, seed, iterations=2, max_kl=most, **settings) for most in limits)], "limits": limits}
 
 
 @told
-def judge_stop(runs, base):
+def judge_stop(runs, base, limits):
     records, right = runs[0]["records"], true_kl(loaded(base, runs[0]["policy"]), base)
     if len(records) > 12 or any(record["kl"] > 1.5 for record in records):
         most = max(record["kl"] for record in records)
@@ -323,6 +317,14 @@ def judge_stop(runs, base):
         )
     if right < 0.02:
         return "what is left when max_kl stops a run is the untouched policy: put back the last one within max_kl"
+    far = [record["kl"] for record in runs[1]["records"]]
+    for found, most in zip(runs[2:], limits):
+        wanted = next((place for place, kl in enumerate(far) if kl > most), len(far))
+        if len(found["records"]) != wanted:
+            return (
+                f"with max_kl {most:.3f} a run has {len(found['records'])} records; without it the KLs are "
+                f"{', '.join(f'{kl:.3f}' for kl in far)}: stop at the first above max_kl itself, without a record of it"
+            )
     return ""
 
 

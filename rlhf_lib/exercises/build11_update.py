@@ -27,8 +27,8 @@ def expecting(seed, policy):
 
 
 def watched(built, seed, ends, **settings):
-    """One run: for each rollout the weights of before the update, the sum of its gradients, and the last that stood in `.grad`;
-    and the records."""
+    """One run: for each rollout the weights of before the update, the sum of its gradients, those of the embedding step by step,
+    and the last that stood in `.grad`; and the records."""
     policy = tiny(seed, ends)
     reference, models, updates = copy.deepcopy(policy), {"policy": policy, "critic": expecting(seed, policy)}, []
 
@@ -37,6 +37,7 @@ def watched(built, seed, ends, **settings):
         updates.append({"prompts": [row[some].tolist() for row, some in zip(prompts, mask)], "tokens": tokens, "mask": real})
         for name, one in models.items():
             updates[-1][name] = weights(one)
+            updates[-1][f"{name} each"] = []
             for what in ("learns", "steps"):
                 updates[-1][f"{name} {what}"] = {place: torch.zeros_like(weight) for place, weight in one.named_parameters()}
         return tokens, logprobs, real
@@ -44,6 +45,8 @@ def watched(built, seed, ends, **settings):
     def take_down(name, place):
         def learns(gradient):
             updates[-1][f"{name} learns"][place] += gradient
+            if place.endswith("embedding.weight"):
+                updates[-1][f"{name} each"].append(gradient.clone())  # of every step
             if models[name].training:
                 updates[-1]["training"] = name
 
@@ -244,6 +247,9 @@ def update_fault(part, place, rollout, update):
                 f"in one step for all {SIZE} answers the {name} learns what it should, in steps of 8 something else: advantages "
                 "are whitened once, over the whole rollout, before it is cut into minibatches, and every answer is in one of them"
             )
+        each = update[f"{name} each"]
+        if len(each) > 1 and all(apart([one], each[:1]) <= NEAR for one in each):
+            return f"every step of the {name} learns from the whole rollout: its loss is of the minibatch's rows alone"
         if part == "uneven" and any(map(torch.any, stepped)) and apart(stepped, learned) > NEAR:
             return f"the {name}'s gradients add up from step to step: set them to zero behind each step (zero_grad)"
     return ""

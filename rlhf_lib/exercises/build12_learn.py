@@ -252,19 +252,23 @@ def judge_ratio(found):
 
 
 def run_stop(learn, seed, iterations):
-    """Once without a limit, and once with one that is a little above the KL after the first update."""
+    """Once without a limit, and twice with one that is a little below, and above, the KL after the second update."""
     settings = dict(iterations=iterations, kl_coef=0.0, lr=1e-2)
     free = go(learn, seed, **settings)
-    most = 1.1 * max(0.1, *(record["kl"] for record in free["records"][:2]))
-    return {"runs": [go(learn, seed, **settings, max_kl=most), free], "most": most}
+    limits = [share * free["records"][:3][-1]["kl"] for share in (0.97, 1.03)]
+    return {"runs": [*(go(learn, seed, **settings, max_kl=most) for most in limits), free], "limits": limits}
 
 
 @told
-def judge_stop(runs, seed, most):
-    found, free = runs
-    far = [record["kl"] for record in free["records"]]
+def judge_stop(runs, seed, limits):
+    far = [record["kl"] for record in runs[2]["records"]]
     if max(far) < 1.2:
         return f"without a price and a limit the KL gets to {max(far):.2f} nats: the policy is hardly trained"
+    return stopped(runs[0], seed, far, limits[0]) or stopped(runs[1], seed, far, limits[1])
+
+
+def stopped(found, seed, far, most):
+    """What is wrong with a run with a limit, by the KLs of one without; "" if nothing is."""
     wanted = next((place for place, kl in enumerate(far) if kl > most), len(far))
     if len(found["records"]) != wanted:
         return (
@@ -275,8 +279,7 @@ def judge_stop(runs, seed, most):
     with torch.no_grad():
         now = spoken(trained(found, seed), last["prompts"], last["tokens"])
     if torch.where(last["mask"], now - last["old"], 0).abs().max() > 1e-3:
-        right = true_kl(found, seed)
-        return f"with max_kl {most:.2f} the policy is left {right:.2f} nats away: put the last one back that was measured within"
+        return f"with max_kl {most:.2f} the policy ends {true_kl(found, seed):.2f} nats away: put the last one back within it"
     return ""
 
 

@@ -139,6 +139,8 @@ def run_units(policy_gradient, rewards, **batch):
     found = {}
     for name in NORMALISERS:
         found[name] = [slopes(policy_gradient, times * rewards, batch, "group", name) for times in (1, 10)]
+    ranks = rewards.argsort(1).argsort(1)  # 0 to G - 1: no group's deviation is small by chance
+    found["near"] = [slopes(policy_gradient, times * ranks, batch, "group", "deviation") for times in (1.0, 0.002)]
     found["unit"] = [slopes(policy_gradient, rewards, batch, normaliser="fixed", deviation=unit) for unit in (1.0, 4.0)]
     found["crossed"] = {
         baseline: {name: slopes(policy_gradient, rewards, batch, baseline, name) for name in NORMALISERS}
@@ -154,6 +156,11 @@ def judge_units(output, rewards, **_):
                 f"{name}: ten times the reward changes what is learned: the unit is that of the rewards of the group, and so "
                 "divides itself out"
             )
+    if not torch.allclose(*output["near"], rtol=3e-3, atol=1e-6):
+        return (
+            "deviation: where rewards lie close together less is learned: what is added to the deviation is too large; at most "
+            "1e-8 is added to the variance"
+        )
     for name in ("none", "fixed"):
         if not close(10 * output[name][0], output[name][1]):
             return f"{name}: ten times the reward is to teach ten times as much"

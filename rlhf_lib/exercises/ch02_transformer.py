@@ -1,4 +1,4 @@
-"""Chapter 02: mask, attention, heads, positions, norm, block, the whole GPT, and the reversal task."""
+"""Chapter 02: mask, attention, heads, positions, norm, block; the whole GPT and its task are in ch02_whole."""
 
 import functools
 import math
@@ -7,12 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rlhf_lib.exercises.ch01_text import but_no
 from rlhf_lib.exercises.declare import Exercise
 from rlhf_lib.exercises.gradients import call_with_gradients, with_gradients
-from rlhf_lib.models.gpt import GPT, GPTConfig
-
-NO_TOKENS = (torch.int32, torch.float32)
 
 
 def same(value):
@@ -113,6 +109,12 @@ def overflowing(q, k, v, mask):
     return powers / powers.sum(-1, keepdim=True) @ v, powers / powers.sum(-1, keepdim=True)
 
 
+def one_maximum(q, k, v, mask):
+    scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~mask, -torch.inf)
+    powers = (scores - scores.max()).exp()
+    return powers / powers.sum(-1, keepdim=True) @ v, powers / powers.sum(-1, keepdim=True)
+
+
 attention = Exercise(
     "2.2", "attention", draw=draw_attention, right=attention_by_operator, formula=looked_up,
     call=functools.partial(call_with_gradients, first=3),
@@ -132,18 +134,27 @@ attention = Exercise(
         "the softmax runs over the heads: a query's weights over all keys add to 1, so it is the last dimension": {"dim": 1},
         "the mask is ignored: every query sees every key": {"seen": torch.ones_like},
         "a causal mask is used in place of the one that is given": {"seen": lambda mask: triangle(*mask.shape)},
+        "a causal mask is laid over the one that is given: use that one as it is":
+            tuple({"seen": lambda mask, first=first: mask & triangle(*mask.shape, first)}
+                  for first in (lambda T, S: S - T, lambda T, S: 0)),
         "the mask is upside down: True stands where a query may look": {"seen": torch.logical_not},
         "masked scores are 0 here, and exp(0) = 1 is still a weight: fill them with -inf": {"hidden": 0.0},
         "masked scores are not low enough: beside large scores they are still a weight":
             tuple({"hidden": low} for low in (-1.0, -10.0, -100.0)),
         "the mask comes after the softmax, so the rows add to less than 1: mask the scores, before the softmax":
             {"seen": torch.ones_like, "late": lambda weights, mask, q: weights * mask},
+        "the mask comes after the softmax, and where hidden keys had all the weight 0 is divided by 0: mask the scores":
+            {"seen": torch.ones_like, "late": lambda weights, mask, q: weights * mask / (weights * mask).sum(-1, keepdim=True)},
         "the mask is added as 0 and 1: fill in -inf": lambda q, k, v, mask: attention_by_operator(q, k, v, mask.float()),
         "exp of a large score overflows: use torch.softmax, or take each row's largest score away first": overflowing,
+        "one maximum is taken off all scores, and a row far below it is 0 / 0: each row has its own, torch.softmax takes it":
+            one_maximum,
         "the keys are viewed as (D, S): transpose(-2, -1)": {"turn": lambda k: k.reshape(*k.shape[:2], k.shape[3], -1)},
         "these are the scores beside the output; return the weights, what softmax makes of them":
             ({"last": lambda out, weights, scores, k, v: (out, scores)},
              lambda q, k, v, mask: (looked_up(q, k, v, mask)[0], (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~mask, -torch.inf))),
+        "the weights that are returned are made without the mask; the output's own are wanted":
+            {"last": lambda out, weights, scores, k, v: (out, scores.softmax(-1))},
         "these are logarithms of the weights: use softmax": {"last": lambda out, weights, scores, k, v: (out, weights.log())},
         "the output is made of the keys; average the values": {"last": lambda out, weights, scores, k, v: (weights @ k, weights)},
         "the output is made of scores, not of the weights": {"last": lambda out, weights, scores, k, v: (scores @ v, weights)},
@@ -185,17 +196,19 @@ def cut_heads(x, heads, how=""):
     return x.reshape(B, T, -1, heads if how == "size" else C // heads).transpose(1, 1 if how == "no transpose" else 2)
 
 
-def heads_of(x, qkv, out, heads, parts="qkv", cut="", scale=None, mask="causal", join="", mix=lambda y, out: y @ out.T, skip=0):
-    """Multi-head attention by its formula, with places to go wrong."""
+def heads_of(x, qkv, out, heads, parts="qkv", cut="", join="", mix=lambda y, out: y @ out.T, skip=0, **look):
+    """Multi-head attention by its formula, with places to go wrong: `parts` make queries, keys, values; `look` as `looked_up`."""
     (B, T, C), made = x.shape, x @ qkv.T
     if cut == "inside":
         q, k, v = made.view(B, T, heads, 3, -1).permute(3, 0, 2, 1, 4)
+    elif cut == "inside, last":
+        q, k, v = made.view(B, T, heads, -1, 3).permute(4, 0, 2, 1, 3)
     else:
-        found = dict(zip(parts, made.split(C, dim=-1)))
-        q, k, v = (cut_heads(found[one], heads, cut) for one in "qkv")
-    forward = ~triangle(T, T, more=-1) if mask == "ahead" else None
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=forward, is_causal=mask == "causal", scale=scale and scale(C, heads))
+        found = dict(zip("qkv", made.split(C, dim=-1)))
+        q, k, v = (cut_heads(found[one], heads, cut) for one in parts)
+    y, _ = looked_up(q, k, v, triangle(q.shape[2], k.shape[2]), **look)
     y = y.mean(1, keepdim=True).expand(y.shape) if join == "mean" else y
+    y = y.sum(1, keepdim=True).expand(y.shape) if join == "sum" else y
     y = (y if join == "scrambled" or cut == "no transpose" else y.transpose(1, 2)).reshape(B, T, C)
     return skip * x + mix(y, out)
 
@@ -211,18 +224,30 @@ multi_head = Exercise(
         "a head takes every heads-th number; it is to take D neighbours: view(B, T, heads, D)": {"cut": "strided"},
         "this is one wide head: cut queries, keys and values into `heads` parts of size D first": {"cut": "one"},
         "`heads` is taken for the size of a head; it is their number, and the size is C // heads": {"cut": "size"},
-        "queries, keys and values are cut inside each head; the first C rows of qkv make all queries": {"cut": "inside"},
-        "the scores are divided by sqrt(C); a head's are sums of D = C / heads products": {"scale": lambda C, heads: C**-0.5},
-        "the scores are not divided by sqrt(D)": {"scale": lambda C, heads: 1.0},
-        "the scores are divided by sqrt(D) twice, or by D: the operator divides already": {"scale": lambda C, heads: heads / C},
-        "there is no causal mask: every position sees the future": {"mask": ""},
-        "the mask looks ahead: a position sees itself and what came before it": {"mask": "ahead"},
+        "queries, keys and values are cut inside each head; the first C rows of qkv make all queries": 
+            ({"cut": "inside"}, {"cut": "inside, last"}),
+        "the scores are divided by sqrt(C); a head's are sums of D = C / heads products":
+            {"scale": lambda q, k: (q.shape[1] * q.shape[3]) ** -0.5},
+        "the scores are not divided by sqrt(D)": {"scale": lambda q, k: 1.0},
+        "the scores are divided by sqrt(D) twice, or by D: the operator divides already": {"scale": lambda q, k: 1 / q.shape[-1]},
+        "there is no causal mask: every position sees the future": {"seen": torch.ones_like},
+        "the mask looks ahead: a position sees itself and what came before it":
+            {"seen": lambda mask: ~triangle(*mask.shape, more=-1)},
+        "each position sees one token too far, the one behind it": {"seen": lambda mask: triangle(*mask.shape, more=1)},
+        "a position must see itself too, not only what came before it":
+            tuple({"seen": lambda mask: triangle(*mask.shape, more=-1), "hidden": low} for low in (-1e9, -torch.inf)),
+        "masked scores are 0 here, and exp(0) = 1 is still a weight: fill them with -inf": {"hidden": 0.0},
+        "the mask comes after the softmax, so the weights add to less than 1: mask the scores, before the softmax":
+            {"seen": torch.ones_like, "late": lambda weights, mask, q: weights * mask},
         "queries and keys are swapped: the first C rows of qkv make the queries, the next C the keys": {"parts": "kqv"},
-        "the parts of qkv have another order: queries, keys, values": tuple({"parts": parts} for parts in ("vkq", "qvk", "kvq")),
+        "the parts of qkv have another order: queries, keys, values": 
+            tuple({"parts": parts} for parts in ("vkq", "qvk", "kvq", "vqk")),
+        "queries, keys and values are not each made by rows of their own: the first C rows of qkv, the next C, the last C":
+            tuple({"parts": parts} for parts in ("qqq", "kkk", "vvv", "qqv", "kkv", "qkk", "qkq", "qvv")),
         "the output matrix is missing: `out` mixes the heads' results": {"mix": lambda y, out: y},
         "`out` is the wrong way round: a weight is stored as (outputs, inputs), so it is y @ out.T": {"mix": torch.matmul},
         "x is added to the result: the skip is the block's, not the attention's": {"skip": 1},
-        "the heads' results are averaged; put them side by side": {"join": "mean"},
+        "the heads' results are averaged or added up; put them side by side": ({"join": "mean"}, {"join": "sum"}),
     },
 )  # fmt: skip
 
@@ -248,13 +273,14 @@ def rotary_by_complex(x, positions):
 
 
 def turned(
-    x, positions, exponent=lambda i, n: -i / n, base=10000.0, at=same, minus=1, plus=1, pairs="", again=False, unit=1.0, last=same
-):
+    x, positions, exponent=lambda i, n: -i / n, base=10000.0, at=same, minus=1, plus=1, pairs="", again=False, unit=1.0,
+    waves=(torch.cos, torch.sin), last=same,
+):  # fmt: skip
     """Rotary positions, with places to go wrong."""
     half = x.shape[-1] // 2
     angles = unit * at(positions)[:, None] * base ** exponent(torch.arange(half), half)  # (T, D/2)
-    cos, sin = angles.cos(), angles.sin()
-    a, b = (x[..., 0::2], x[..., 1::2]) if pairs == "neighbours" else x.chunk(2, dim=-1)
+    cos, sin = (wave(angles) for wave in waves)
+    a, b = (x[..., 0::2], x[..., 1::2]) if "neighbours" in pairs else x.chunk(2, dim=-1)
     b = b.flip(-1) if pairs == "mirrored" else b
     new = a * cos - minus * b * sin
     new = new, plus * (new if again else a) * sin + b * cos
@@ -280,9 +306,12 @@ rotary = Exercise(
     "2.4", "rotary", draw=draw_rotary, right=rotary_by_complex, formula=turned, call=call_with_gradients, tolerance=2e-5,
     mistakes={
         "the pairs are neighbours, (x[2i], x[2i + 1]), as in GPT-J; here a pair is (x[i], x[i + D/2])": {"pairs": "neighbours"},
+        "the pairs are read as neighbours and written as halves: a pair is (x[i], x[i + D/2]), before and after":
+            {"pairs": "neighbours that become halves"},
         "the pairs are (x[i], x[D - 1 - i]), the second half backwards; here a pair is (x[i], x[i + D/2])": {"pairs": "mirrored"},
         "each angle stands twice in a row, as for pairs of neighbours; the pairs are (x[i], x[i + D/2])": twice_in_a_row,
         "the pairs turn the wrong way: (a cos - b sin, a sin + b cos)": {"minus": -1, "plus": -1},
+        "sine and cosine have changed places: at position 0 nothing may turn": {"waves": (torch.sin, torch.cos)},
         "a minus is missing, so lengths change and this is no rotation: (a cos - b sin, a sin + b cos)": {"minus": -1},
         "a minus is too much, so lengths change and this is no rotation: (a cos - b sin, a sin + b cos)": {"plus": -1},
         "x is only multiplied by cosines; what a turn takes from the other coordinate is missing": {"minus": 0, "plus": 0},
@@ -292,6 +321,8 @@ rotary = Exercise(
         "the second half is made from the first half that has been turned already: keep the old one": {"again": True},
         "the frequencies fall half as fast as they should: the exponent is -i / (D/2)": {"exponent": lambda i, n: -i / (2 * n)},
         "the frequencies fall twice as fast as they should: the exponent is -i / (D/2)": {"exponent": lambda i, n: -2 * i / n},
+        "the frequencies fall a little too fast: the last pair's exponent is not -1, it is -i / (D/2) for every i":
+            {"exponent": lambda i, n: -i / max(1, n - 1)},
         "the frequencies rise: the exponent has a minus, -i / (D/2)": {"exponent": lambda i, n: i / n},
         "the pairs are counted from 1; the first pair is i = 0, with the frequency 1": {"exponent": lambda i, n: -(i + 1) / n},
         "every pair turns at the same speed: pair i has the frequency 10000 ** (-i / (D/2))": {"exponent": lambda i, n: 0 * i},
@@ -345,6 +376,9 @@ layer_norm = Exercise(
         "eps is missing: a vector whose numbers are all equal gives 0 / 0": {"spread": lambda x, var, eps: var.sqrt()},
         "eps is a fixed number here; use the one that is given":
             tuple({"spread": lambda x, var, eps, fixed=fixed: (var + fixed) ** 0.5} for fixed in (1e-5, 1e-6, 1e-8, 1e-12)),
+        "eps is only a lower bound here; it is added to the variance, whatever that is":
+            ({"spread": lambda x, var, eps: var.sqrt().clamp(min=eps)},
+             {"spread": lambda x, var, eps: var.clamp(min=eps).sqrt()}),
         "eps is subtracted; it is added to the variance": {"spread": lambda x, var, eps: (var - eps).sqrt()},
         "this is the mean distance from the mean; divide by the root of the mean square":
             ({"spread": lambda x, var, eps: x.abs().mean(-1, keepdim=True) + eps},
@@ -353,7 +387,9 @@ layer_norm = Exercise(
             ({"spread": lambda x, var, eps: (x.square().sum(-1, keepdim=True) + eps).sqrt()},
              {"spread": lambda x, var, eps: x.norm(dim=-1, keepdim=True) + eps}),
         "mean and variance are taken across the rows, as in batch norm; take each vector's own": {"dim": lambda x: 0},
-        "one mean and variance serve the whole batch; each vector has its own": {"dim": lambda x: tuple(range(x.dim()))},
+        "one mean and variance serve the whole batch; each vector has its own":
+            ({"dim": lambda x: tuple(range(x.dim()))}, {"dim": lambda x: (0, -1)}),
+        "mean and variance are taken along dimension 1; a vector is the last dimension": {"dim": lambda x: min(1, x.dim() - 1)},
         "mean and variance are over all dimensions but the first": {"dim": lambda x: tuple(range(min(1, x.dim() - 1), x.dim()))},
         "gain and bias are missing: multiply by the gain and add the bias after normalising": {"end": lambda y, gain, bias: y},
         "the gain is missing: multiply by it after normalising": {"end": lambda y, gain, bias: y + bias},
@@ -425,7 +461,9 @@ block = Exercise(
             ({"first": lambda x, a, n: n(x) + a(n(x)), "second": lambda x, y, f, n: n(y) + f(n(y))},),
         "the first skip carries the normalised x: keep x itself for the sum": {"first": lambda x, a, n: n(x) + a(n(x))},
         "the second skip carries the normalised stream: keep the stream itself": {"second": lambda x, y, f, n: n(y) + f(n(y))},
-        "both parts read the block's input; feed is to read what attend has written": {"second": lambda x, y, f, n: y + f(n(x))},
+        "both parts read the block's input; feed is to read what attend has written":
+            ({"second": lambda x, y, f, n: y + f(n(x))}, lambda x, n, a, m, f: x + a(n(x)) + f(n(x))),
+        "the stream is added twice: the second line adds what feed writes, once": {"second": lambda x, y, f, n: y + y + f(n(y))},
         "the second skip starts from the block's input: the attention's part is lost": {"second": lambda x, y, f, n: x + f(n(y))},
         "the feed-forward part reads what the attention has written alone; it reads the stream, x and what was added":
             (lambda x, n, a, m, f: x + (y := a(n(x))) + f(m(y)), lambda x, n, a, m, f: x + f(m(a(n(x))))),
@@ -436,6 +474,9 @@ block = Exercise(
             (lambda x, n, a, m, f: (y := x + a(x)) + f(m(n(y))), lambda x, n, a, m, f: (y := x + a(x)) + f(n(m(y)))),
         "the norms stand behind the parts: normalise what a part reads, not what it writes":
             {"first": lambda x, a, n: x + n(a(x)), "second": lambda x, y, f, n: y + n(f(y))},
+        "a norm stands in front of a part and behind it: what a part writes is added as it is": (
+            {"first": lambda x, a, n: x + n(a(n(x)))}, {"second": lambda x, y, f, n: y + n(f(n(y)))},
+            {"first": lambda x, a, n: x + n(a(n(x))), "second": lambda x, y, f, n: y + n(f(n(y)))}),
         "norm1 is used twice: the feed-forward part has a norm of its own, norm2": lambda x, n, a, m, f: stream(x, n, a, n, f),
         "the norms are swapped: norm1 belongs to the attention": lambda x, n, a, m, f: stream(x, m, a, n, f),
         "the feed-forward part comes first: the attention does":
@@ -445,238 +486,5 @@ block = Exercise(
         "the block's input is added once more: it is in the stream already": {"last": lambda x, z, n, m: x + z},
         "there is a norm on the result: nothing stands on the stream":
             tuple({"last": lambda x, z, n, m, which=which: (n, m)[which](z)} for which in (0, 1)),
-    },
-)  # fmt: skip
-
-# ----------------------------------------------------------------------------------------- 2.7
-
-
-def draw_gpt_logits(generator):
-    for B, T, layers, heads, width, vocab_size, context, spread in (
-        (1, 1, 1, 1, 4, 3, 2, 1.0), (1, 3, 1, 2, 8, 7, 6, 1.0), (2, 4, 3, 4, 8, 9, 4, 1.0), (3, 5, 2, 2, 12, 5, 8, 0.002),
-    ):  # fmt: skip
-        yield {
-            "tokens": torch.randint(vocab_size, (B, T), generator=generator), "layers": layers, "heads": heads, "width": width,
-            "context": context, "vocab_size": vocab_size, "spread": spread, "seed": int(torch.rand(1, generator=generator) * 99),
-        }  # fmt: skip
-
-
-def call_gpt_logits(function, tokens, layers, heads, width, vocab_size, context, spread, seed):
-    """Weights of a small GPT-2, drawn from `seed`: large, so that every part matters; the embeddings have `spread`."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {"embedding.weight": (vocab_size, width), "position_embedding.weight": (context, width)}
-    for layer in range(layers):
-        for name, shape in {
-            "norm1": (width,), "attention.qkv": (3 * width, width), "attention.out": (width, width),
-            "norm2": (width,), "up": (4 * width, width), "down": (width, 4 * width),
-        }.items():  # fmt: skip
-            shapes[f"blocks.{layer}.{name}.weight"], shapes[f"blocks.{layer}.{name}.bias"] = shape, shape[:1]
-    shapes["norm.weight"] = shapes["norm.bias"] = (width,)
-    weights = {name: 0.6 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    for name in ("embedding.weight", "position_embedding.weight"):
-        weights[name] *= spread
-    logits = with_gradients(function, tokens, weights, layers, heads, first=2)
-    return logits / spread if torch.is_tensor(logits) else logits
-
-
-def gpt_by_library(tokens, weights, layers, heads):
-    (vocab_size, width), context = weights["embedding.weight"].shape, len(weights["position_embedding.weight"])
-    config = GPTConfig.gpt2(vocab_size=vocab_size, context=context, layers=layers, heads=heads, width=width)
-    return torch.func.functional_call(GPT(config).eval(), {**weights, "head.weight": weights["embedding.weight"]}, (tokens,))
-
-
-def tanh_gelu(x):
-    return F.gelu(x, approximate="tanh")
-
-
-def gpt2(tokens, weights, layers, heads, mistake="", eps=1e-5, biases="qkv out up down", act=tanh_gelu, last=same):
-    """The forward pass of GPT-2, written out; `mistake` names what goes wrong."""
-    wrong, biases = mistake.__eq__, biases.split()
-
-    def linear(x, name):
-        return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"] if name.split(".")[-1] in biases else None)
-
-    def norm(x, name):
-        plain = wrong("plain norms") or (wrong("plain last norm") and name == "norm")
-        gain, bias = (None, None) if plain else (weights[f"{name}.weight"], weights[f"{name}.bias"])
-        return F.layer_norm(x, x.shape[-1:], gain, bias, eps)
-
-    B, T = tokens.shape
-    table, post = weights["position_embedding.weight"], wrong("post-norm")
-    places = {"batch positions": table.repeat(B, 1)[:B, None], "from 1": table.roll(-1, 0)[:T], "no positions": 0.0}
-    x = weights["embedding.weight"][tokens] * (table.shape[1] ** 0.5 if wrong("root of C") else 1.0)
-    x = x + places.get(mistake, table[-T:] if wrong("last rows") else table[:T])
-    for layer in range(layers - wrong("one too few")):
-        at, before = f"blocks.{0 if wrong('shared') else layer}.", x
-        norms = [f"{at}norm2", f"{at}norm1"] if wrong("swapped norms") else [f"{at}norm1", f"{at}norm2"]
-        q, k, v = linear(x if post else norm(x, norms[0]), f"{at}attention.qkv").chunk(3, dim=-1)
-        q, k = (k, q) if wrong("q and k") else (q, k)
-        q, k, v = (cut_heads(part, heads, mistake) for part in (q, k, v))
-        y = F.scaled_dot_product_attention(
-            q, k, v, is_causal=not wrong("no mask"), scale={"no scale": 1.0, "root of whole C": x.shape[-1] ** -0.5}.get(mistake)
-        )
-        y = (y if wrong("scrambled") else y.transpose(1, 2)).reshape(x.shape)
-        x = (0.0 if wrong("no first skip") else norm(x, norms[0]) if wrong("normed skips") else x) + (
-            y if wrong("no out") else linear(y, f"{at}attention.out")
-        )
-        x = norm(x, norms[0]) if post else x
-        y = before if wrong("parallel") else x
-        y = act(linear(y if post else norm(y, norms[1]), f"{at}up"))
-        x = (0.0 if wrong("no second skip") else norm(x, norms[1]) if wrong("normed skips") else x) + linear(y, f"{at}down")
-        x = norm(x, norms[1]) if post else x
-    logits = (x if wrong("no last norm") else norm(x, "norm")) @ weights["embedding.weight"].T
-    return last(logits)
-
-
-gpt_logits = Exercise(
-    "2.7", "gpt_logits", draw=draw_gpt_logits, right=gpt_by_library, formula=gpt2, call=call_gpt_logits, tolerance=1e-4,
-    mistakes={
-        "the positions are missing: add row t of the position embedding at place t": {"mistake": "no positions"},
-        "the position embedding is added along the batch; row t belongs to place t of every text": {"mistake": "batch positions"},
-        "the positions are counted from 1: row 0 of the position embedding belongs to the first place": {"mistake": "from 1"},
-        "these are the last T rows of the position embedding; take the first T": {"mistake": "last rows"},
-        "the embedding is multiplied by sqrt(C), as in the paper of 2017; GPT-2 does not": {"mistake": "root of C"},
-        "there is no causal mask: every position sees the future": {"mistake": "no mask"},
-        "the attention's scores lack the 1/sqrt(D)": {"mistake": "no scale"},
-        "the attention's scores are divided by sqrt(C); it is sqrt(D), the root of a head's size": {"mistake": "root of whole C"},
-        "view(B, heads, T, D) tears positions apart: view(B, T, heads, D), then transpose(1, 2)": {"mistake": "torn"},
-        "the heads are put together without transpose(1, 2): bring them back to (B, T, heads, D) first": {"mistake": "scrambled"},
-        "a head takes every heads-th number; it is to take D neighbours": {"mistake": "strided"},
-        "this is one wide head: cut queries, keys and values into `heads` parts first": {"mistake": "one"},
-        "queries and keys are swapped: queries, keys, values is the order": {"mistake": "q and k"},
-        "the attention's output matrix is missing": {"mistake": "no out"},
-        "every block uses the weights of block 0; each layer has its own, blocks.0, blocks.1 and so on": {"mistake": "shared"},
-        "the last block is missing: there are `layers` of them, from 0 to layers - 1": {"mistake": "one too few"},
-        "the norms stand behind the parts (post-norm); GPT-2 normalises in front of each part": {"mistake": "post-norm"},
-        "the two norms of a block are swapped: norm1 belongs to the attention": {"mistake": "swapped norms"},
-        "the norms lack their gain and bias": {"mistake": "plain norms"},
-        "the last norm lacks its gain and bias": {"mistake": "plain last norm"},
-        "the last norm is missing: GPT-2 normalises once more before the head": {"mistake": "no last norm"},
-        "the eps of the norms is another; it is 1e-5": tuple({"eps": eps} for eps in (1e-12, 1e-6, 1e-8, 1e-3, 0.0)),
-        "the feed-forward part reads the block's input; it reads what the attention has written": {"mistake": "parallel"},
-        "the skip around the attention is missing": {"mistake": "no first skip"},
-        "the skip around the feed-forward part is missing": {"mistake": "no second skip"},
-        "the skips carry the normalised stream: keep the stream itself for the sum": {"mistake": "normed skips"},
-        "the activation is ReLU; GPT-2 has GELU in its tanh form": {"act": torch.relu},
-        "this is the exact GELU; GPT-2 has the tanh form, F.gelu(x, approximate='tanh')": {"act": F.gelu},
-        "there is no activation between up and down; GPT-2 has GELU in its tanh form": {"act": same},
-        "the activation is another; it is tanh GELU": tuple({"act": act} for act in (F.silu, torch.tanh, torch.sigmoid, F.elu)),
-        "the biases of the linear layers are missing": {"biases": ""},
-        "a bias of the attention is missing: qkv and out": tuple({"biases": f"{one} up down"} for one in ("out", "qkv", "")),
-        "a bias of the second part is missing: up, down": tuple({"biases": f"qkv out {one}"} for one in ("up", "down", "")),
-        "these are probabilities; return the logits, the loss takes softmax itself": {"last": lambda logits: logits.softmax(-1)},
-        "these are log-probabilities; return the logits, without softmax": {"last": lambda logits: logits.log_softmax(-1)},
-        "only the last position is here; return logits for every position, all are trained at once":
-            ({"last": lambda logits: logits[:, -1]}, {"last": lambda logits: logits[:, -1:]}),
-    },
-)  # fmt: skip
-
-# ----------------------------------------------------------------------------------------- 2.8
-
-
-def draw_count_parameters(generator):
-    yield {"vocab_size": 5, "context": 3, "layers": 1, "width": 2}
-    for _ in range(3):
-        vocab_size, context, layers, half = torch.randint(2, 12, (4,), generator=generator).tolist()
-        yield {"vocab_size": vocab_size + 11, "context": context, "layers": layers, "width": 2 * half}
-    yield {"vocab_size": 50257, "context": 1024, "layers": 12, "width": 768}
-    yield {"vocab_size": 2048, "context": 128, "layers": 4, "width": 256}
-
-
-@functools.lru_cache(maxsize=64)
-def parameters_of_model(vocab_size, context, layers, width):
-    """Build the model without its numbers, and count."""
-    with torch.device("meta"):
-        model = GPT(GPTConfig.gpt2(vocab_size=vocab_size, context=context, layers=layers, heads=1, width=width))
-    return sum(p.numel() for p in model.parameters())
-
-
-def off_by(more):
-    """The right count, and what `more` says of V tokens, P places, L layers and width C."""
-    return lambda *, vocab_size, **other: parameters_of_model(vocab_size, **other) + more(vocab_size, *other.values())
-
-
-count_parameters = Exercise(
-    "2.8", "count_parameters", draw=draw_count_parameters, right=parameters_of_model, tolerance=0.0,
-    call=but_no(lambda n: isinstance(n, float) or getattr(n, "dtype", 0) == torch.float32, "it is to be an int"),
-    mistakes={
-        "the token embedding is counted twice: the head is tied to it, so it is one matrix": off_by(lambda V, P, L, C: V * C),
-        "the head has a bias here; it has none": off_by(lambda V, P, L, C: V),
-        "the token embedding is missing: vocab_size x width; it is the head too": off_by(lambda V, P, L, C: -V * C),
-        "the position embedding is missing: context x width": off_by(lambda V, P, L, C: -P * C),
-        "the position embedding is counted in every block; there is one": off_by(lambda V, P, L, C: (L - 1) * P * C),
-        "the context is 1024 whatever it says": off_by(lambda V, P, L, C: (1024 - P) * C),
-        "the biases of the linear layers are missing: 9 x width in each block": off_by(lambda V, P, L, C: -9 * L * C),
-        "3 x width numbers are missing in each block: qkv's bias; up's is 4 x width": off_by(lambda V, P, L, C: -3 * L * C),
-        "width numbers are missing in each block: attention.out and down have a bias each": off_by(lambda V, P, L, C: -L * C),
-        "the feed-forward part has biases too: 5 x width in each block": off_by(lambda V, P, L, C: -5 * L * C),
-        "the norms are missing: two in each block, one at the end, gain and bias": off_by(lambda V, P, L, C: -(4 * L + 2) * C),
-        "the norms have a bias too, not a gain alone": off_by(lambda V, P, L, C: -(2 * L + 1) * C),
-        "2 x width numbers are missing in each block: two norms, with gain and bias": off_by(lambda V, P, L, C: -2 * L * C),
-        "4 x width numbers are missing in each block: two norms; the attention's biases": off_by(lambda V, P, L, C: -4 * L * C),
-        "the last norm, behind the blocks, is missing": off_by(lambda V, P, L, C: -2 * C),
-        "the last norm is counted in every block; there is one": off_by(lambda V, P, L, C: (L - 1) * 2 * C),
-        "the last norm has a bias too, not a gain alone": off_by(lambda V, P, L, C: -C),
-        "one norm too many is counted: two in each block and one at the end": off_by(lambda V, P, L, C: 2 * C),
-        "the feed-forward part has two linear layers, up and down again": off_by(lambda V, P, L, C: -L * (4 * C * C + C)),
-        "the feed-forward part is missing: up to 4 x width and down again": off_by(lambda V, P, L, C: -L * (8 * C * C + 5 * C)),
-        "the feed-forward part is 4 x width wide, not 3 x width": off_by(lambda V, P, L, C: -L * (2 * C * C + C)),
-        "queries, keys and values have a matrix each, and a bias": off_by(lambda V, P, L, C: -L * (2 * C * C + 2 * C)),
-        "the attention's output matrix is missing, and its bias": off_by(lambda V, P, L, C: -L * (C * C + C)),
-        "only one block is counted; there are `layers` of them": off_by(lambda V, P, L, C: -(L - 1) * (12 * C * C + 13 * C)),
-        "one block is missing: there are `layers` of them": off_by(lambda V, P, L, C: -(12 * C * C + 13 * C)),
-    },
-)  # fmt: skip
-
-# ----------------------------------------------------------------------------------------- 2.9
-
-
-def draw_reversal_batch(generator):
-    yield {"sequences": torch.tensor([[6]]), "separator": 8}
-    yield {"sequences": torch.tensor([[2, 7]]), "separator": 11}
-    for rows, length, separator in ((2, 3, 9), (3, 5, 16), (4, 2, 31)):
-        yield {"sequences": torch.randint(1, 9, (rows, length), generator=generator), "separator": separator}
-    yield {"sequences": torch.tensor([[1, 2, 3, 4], [4, 4, 2, 1]]), "separator": 0}
-
-
-def reversal_by_lists(sequences, separator):
-    inputs, targets = [], []
-    for sequence in sequences.tolist():
-        answer = sequence[::-1]
-        inputs.append([*sequence, separator, *answer[:-1]])
-        targets.append([-100] * len(sequence) + answer)
-    return torch.tensor(inputs), torch.tensor(targets)
-
-
-def reversal(sequences, separator, answer=lambda x: x.flip(1), unscored=int, ignored=-100, shift=1, apart=True, last=None):
-    """The rows of the task, with places to go wrong."""
-    middle = [torch.full_like(sequences[:, :1], separator)] if apart else []
-    row = torch.cat([sequences, *middle, answer(sequences)], dim=1)
-    targets = row[:, shift : shift + row.shape[1] - 1].clone()
-    targets[:, : unscored(sequences.shape[1])] = ignored
-    return last(row[:, :-1], targets, sequences.shape[1]) if last else (row[:, :-1], targets)
-
-
-reversal_batch = Exercise(
-    "2.9", "reversal_batch", draw=draw_reversal_batch, right=reversal_by_lists, formula=reversal, tolerance=0.0,
-    call=but_no(lambda pair: isinstance(pair, tuple) and any(getattr(one, "dtype", 0) in NO_TOKENS for one in pair), "use int64"),
-    mistakes={
-        "the question is scored too: nobody can predict random tokens, so their targets are -100": {"unscored": lambda n: 0},
-        "only the separator's target is -100: the targets of the whole question are":
-            ({"unscored": lambda n: 0, "last": lambda x, y, n: (x, y.index_fill(1, torch.tensor([n - 1]), -100))},),
-        "the answer is the sequence as it was; it is to be the sequence backwards": {"answer": same},
-        "the batch is turned round, not each sequence: flip dimension 1": {"answer": lambda x: x.flip(0)},
-        "the batch is turned round as well as each sequence: flip dimension 1 alone": {"answer": lambda x: x.flip(0, 1)},
-        "the answer is sorted downwards; it is to be the sequence backwards": {"answer": lambda x: x.sort(1, descending=True)[0]},
-        "the targets are the inputs themselves: the target at place t is the token at t + 1": {"shift": 0},
-        "the answer's first token is not scored: it is predicted at the separator, place n": {"unscored": lambda n: n + 1},
-        "the separator is scored, and it is part of the question: the first n targets are -100": {"unscored": lambda n: n - 1},
-        "nothing is scored: all targets are -100; the answer's are its tokens": {"unscored": lambda n: 99},
-        "what is not scored has another target; cross_entropy skips -100": tuple({"ignored": one} for one in (0, -1, -99, 100)),
-        "what is not scored has the separator as its target; cross_entropy leaves out -100":
-            lambda sequences, separator: reversal(sequences, separator, ignored=separator),
-        "-100 is in the inputs too: clone before you write": {"last": lambda x, y, n: (torch.cat([x[:, :1], y[:, :-1]], 1), y)},
-        "inputs and targets have changed places": {"last": lambda x, y, n: (y, x)},
-        "there is no separator: the model cannot know where the question ends": {"apart": False, "unscored": lambda n: n - 1},
     },
 )  # fmt: skip

@@ -1,10 +1,7 @@
-"""Chapter 03: the loss, the schedule, Adam, clipping, a training step, evaluation, and a state to resume from."""
+"""Chapter 03: the loss, the scores, the schedule, Adam, and clipping; the other exercises are in ch03_steps."""
 
-import copy
-import io
 import itertools
 import math
-from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -82,6 +79,15 @@ Exercise("3.1", "next_token_loss", draw=draw_loss, call=loss_and_gradient, right
         [lambda x, y, m, of=of: loss_of(*(one[of(m)][None] for one in (x, y, m))) for of in (torch.clone, torch.ones_like)],
     "softmax is taken twice: cross_entropy takes logits, not probabilities": {"scores": lambda x: x.softmax(-1).log_softmax(-1)},
     "there is no softmax: this is minus the logit of the target": {"scores": lambda x: x},
+    "exp of a large logit is infinite: log_softmax and cross_entropy take the largest away first":
+        {"scores": lambda x: x - x.exp().sum(-1, keepdim=True).log()},
+    "transpose and reshape mix the logits of several positions: flatten(0, 1), or transpose alone, leave each its own":
+        {"scores": lambda x: x.mT.reshape(x.shape).log_softmax(-1)},
+    "these are the costs of the likeliest token at each position; it is the target's that count":
+        {"scores": lambda x: x.log_softmax(-1).max(-1, keepdim=True).values.expand(x.shape)},
+    "the targets are smoothed (label_smoothing); a target costs minus the logarithm of its own probability":
+        [{"scores": lambda x, s=s: (1 - s) * x.log_softmax(-1) + s * x.log_softmax(-1).mean(-1, keepdim=True)}
+         for s in (0.1, 0.05)],
     "the softmax runs over the positions; the vocabulary is the last dimension":
         ({"scores": lambda x: x.log_softmax(1)}, lambda x, y, m: loss_of(x.log_softmax(1), y, m, scores=lambda x: x)),
     "log(softmax) turns a very small probability into log(0) = -inf; use log_softmax or cross_entropy":
@@ -180,6 +186,8 @@ def rate_of(step, peak, warmup, steps, *, rise=lambda t, w: (t + 1) / w, fall=la
 
 def rates_of_run(function, **given):
     rates = [function(step, *given.values()) for step in range(given["steps"])]
+    if any(rate is None for rate in rates):
+        raise TypeError(f"there is no rate for step {rates.index(None)}: end each case with a return")
     numbers = all(isinstance(rate, (int, float)) for rate in rates)
     return {"rates": torch.tensor([float(rate) for rate in rates]), "rates are numbers": numbers}
 
@@ -196,17 +204,25 @@ def rates_picture(arguments, got, expected):
 
 Exercise("3.3", "learning_rate", draw=draw_rates, right=rate_by_tables, formula=rate_of, picture=rates_picture, call=rates_of_run,
     mistakes={
-    "step 0 has rate 0, so it does nothing: in the warm-up the rate is peak * (step + 1) / warmup": {"rise": lambda t, w: t / w},
+    "step 0 has rate 0, so it does nothing: in the warm-up the rate is peak * (step + 1) / warmup":
+        ({"rise": lambda t, w: t / w}, {"rise": lambda t, w: t / (w - 1)}, {"rise": lambda t, w: t / max(1, w - 1)},
+         lambda t, peak, w, n: peak * t / (w - 1) if t < w else rate_of(t, peak, w, n)),
     "there is no warm-up: the first steps, while Adam knows two or three gradients, should be small":
         ({"rise": lambda t, w: 1.0}, lambda t, peak, w, n: peak * (n - t) / (n - w), lambda t, peak, w, n: peak * (n - t) / n),
     "the warm-up falls; it rises to the peak": ({"rise": lambda t, w: (w - t) / w}, {"rise": lambda t, w: (w - t - 1) / w}),
     "the peak comes one step late: the warm-up's last step, warmup - 1, has it": {"rise": lambda t, w: (t + 1) / (w + 1)},
     "the warm-up is one step too long and rises above the peak: it is over when step < warmup is no longer so":
         ({"more": 1}, lambda t, peak, w, n: rate_of(t, peak, w, n, more=min(1, w))),
+    "the warm-up is one step too short, and the fall begins above the peak: it lasts while step < warmup": {"more": -1},
     "the rate never falls: after the warm-up it goes down to zero in a line": {"fall": lambda t, w, n: 1.0},
     "the fall is counted from step 0, so the rate drops behind the warm-up: count from `warmup`":
-        ({"fall": lambda t, w, n: (n - t) / n}, lambda t, peak, w, n: peak * min((t + 1) / max(1, w), (n - t) / n)),
+        ({"fall": lambda t, w, n: (n - t) / n}, lambda t, peak, w, n: peak * min((t + 1) / max(1, w), (n - t) / n),
+         lambda t, peak, w, n: peak * min(1, (t + 1) / max(1, w)) * (n - t) / n),
     "the fall is too flat to reach 0 at `steps`: it has steps - warmup steps for it": {"fall": lambda t, w, n: 1 - (t - w) / n},
+    "at step `warmup` the rate is below the peak: the fall takes steps - warmup steps from there, not one more":
+        {"fall": lambda t, w, n: (n - t) / (n - w + 1)},
+    "the rate is rounded: leave it as it is":
+        [lambda t, peak, w, n, to=to: round(rate_of(t, peak, w, n), to) for to in range(1, 5)],
     "the last step has rate 0 and is wasted: zero is reached at `steps`, which is never taken":
         ({"fall": lambda t, w, n: (n - 1 - t) / (n - 1 - w)}, {"fall": lambda t, w, n: (n - 1 - t) / (n - w)}),
     "this falls along a cosine, not in a line": {"fall": lambda t, w, n: (1 + math.cos(math.pi * (t - w) / (n - w))) / 2},
@@ -292,7 +308,15 @@ Exercise("3.4", "adam_step", draw=draw_adam, right=adam_by_torch, formula=adam, 
     "the gradient itself makes the step; m, its average, does": {"move": lambda m, v, eps, g: g / (v.sqrt() + eps)},
     "the step is divided by v; divide by its square root, so that the size of the gradient cancels":
         {"move": lambda m, v, eps, g: m / (v + eps)},
-    "eps is added inside the root; Adam adds it to the root": {"move": lambda m, v, eps, g: m / (v + eps).sqrt()},
+    "eps is added inside the root; Adam adds it to the root":
+        ({"move": lambda m, v, eps, g: m / (v + eps).sqrt()}, {"move": lambda m, v, eps, g: m / (v + eps**2).sqrt()}),
+    "eps is only a lower bound here; Adam adds it to the root": {"move": lambda m, v, eps, g: m / v.sqrt().clamp(min=eps)},
+    "the v of before this step divides; take the new one":
+        lambda v, beta2, step, **others: adam(v=v, beta2=beta2, step=step, **others, move=lambda m, _, eps, g: (
+            m / ((v / (1 - beta2**step)).sqrt() + eps))),
+    "there is weight decay in it (AdamW); this is Adam alone":
+        [lambda parameter, rate, decay=decay, **others: adam(parameter=parameter, rate=rate, **others, out=lambda new, m, v, _: (
+            new - rate * decay * parameter, m, v)) for decay in (0.01, 0.1)],
     "eps is added to the root of v before v is corrected; correct first":
         lambda eps, beta2, step, **others: adam(beta2=beta2, step=step, eps=eps / math.sqrt(1 - beta2**step), **others),
     "this goes up the gradient: subtract the step": {"move": lambda m, v, eps, g: -m / (v.sqrt() + eps)},
@@ -304,7 +328,7 @@ Exercise("3.4", "adam_step", draw=draw_adam, right=adam_by_torch, formula=adam, 
 
 # ----------------------------------------------------------------------------------------- 3.5
 def draw_gradients(generator):
-    yield {"gradients": [torch.tensor([3.0]), torch.tensor([4.0])], "max_norm": 1.0}
+    yield {"gradients": [torch.tensor([2.0]), torch.tensor([3.0]), torch.tensor([6.0])], "max_norm": 1.0}
     yield {"gradients": [torch.tensor([0.9]), torch.tensor([1.2])], "max_norm": 2.5}
     for scale, max_norm in ((2.0, 0.8), (0.1, 0.7), (3.0, 4.0), (1e-7, 0.6)):
         drawn = [scale * torch.randn(shape, generator=generator) for shape in ((2, 3), (3,), ())]
@@ -362,332 +386,12 @@ Exercise("3.5", "clip_gradient", draw=draw_gradients, call=clipped_and_norm, rig
     "this is the largest absolute value, not the norm": {"norm": lambda xs: max(x.abs().max() for x in xs)},
     "this is the root of the mean of squares, not of the sum":
         {"norm": lambda xs: norm_of(xs) / sum(x.numel() for x in xs) ** 0.5},
+    "the last tensor is left out of the norm": {"norm": lambda xs: norm_of(xs[:-1])},
+    "gradients that are all 0 become NaN, 0 / 0: scale only what is too long, or add a tiny number to the norm":
+        {"scale": lambda norm, most: norm.clamp(max=most) / norm},
+    "the factor is squared: multiply by max_norm / norm": {"scale": lambda norm, most: min(1, most / (norm + 1e-6)) ** 2},
     "this is the norm of the first tensor alone": {"norm": lambda xs: xs[0].norm()},
     "the norm returned is the one after clipping; the one before it is worth a curve, as it shows what happened":
         {"told": lambda norm, scale: norm * scale},
     "the factor is returned in place of the norm": {"told": lambda norm, scale: scale},
-})  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- the checks' own model
-class HalfOff(nn.Module):
-    """Dropout without the dice: in training mode every second feature is zero and the others are doubled."""
-
-    def forward(self, x):
-        return x * (1 - torch.arange(x.shape[-1]) % 2) * 2 if self.training else x
-
-
-def small_model(embedding, head):
-    """A language model that looks at one token: embedding (V, C), dropout, head (V, C). Something lies in each .grad."""
-    model = nn.Sequential(nn.Embedding(*embedding.shape), HalfOff(), nn.Linear(*head.T.shape, bias=False))
-    model[0].weight.data, model[2].weight.data = embedding.clone(), head.clone()
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    return model
-
-
-def small_inputs(generator, shapes, vocabulary=5, width=4):
-    """The weights of `small_model`, and its inputs and targets: a pair for each shape (B, T)."""
-    embedding, head = torch.randn(2, vocabulary, width, generator=generator)
-    batches = [tuple(torch.randint(vocabulary, (2, *shape), generator=generator)) for shape in shapes]
-    return {"embedding": embedding, "head": head, "batches": batches}
-
-
-def gradients_by_hand(model, inputs, targets):
-    """Put the gradients of the mean loss of `small_model` into .grad, softmax minus one-hot; returns the loss."""
-    embedding, head = model[0].weight.data, model[2].weight.data
-    keep = 2.0 * (1 - torch.arange(embedding.shape[1]) % 2)
-    x = embedding[inputs] * keep  # (N, C)
-    logprobs = (x @ head.T).log_softmax(-1)  # (N, V)
-    error = (logprobs.exp() - F.one_hot(targets, len(head))) / len(inputs)  # (N, V)
-    model[0].weight.grad = torch.zeros_like(embedding).index_add(0, inputs, (error @ head) * keep)
-    model[2].weight.grad = error.T @ x
-    return -logprobs[range(len(targets)), targets].mean().item()
-
-
-def entropy(logits, targets, reduction="mean"):
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
-
-
-# ----------------------------------------------------------------------------------------- 3.6
-def draw_steps(generator):
-    yield {**small_inputs(generator, ((1, 2),)), "rate": 1.0, "momentum": 0.0, "max_norm": 10.0}
-    yield {**small_inputs(generator, ((1, 3), (2, 3))), "rate": 0.5, "momentum": 0.0, "max_norm": 0.05}
-    yield {**small_inputs(generator, ((3, 4), (3, 4), (2, 5), (3, 4))), "rate": 0.8, "momentum": 0.5, "max_norm": 0.2}
-
-
-def steps_taken(function, embedding, head, batches, rate, momentum, max_norm):
-    """The losses of some steps, the weights after them, and what sort of thing the losses were."""
-    model, losses = small_model(embedding, head), []
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum)
-    for inputs, targets in batches:
-        model.eval()  # as an evaluation leaves it
-        losses.append(function(model, optimizer, inputs, targets, max_norm))
-    kinds = {"tensor with its graph" if getattr(loss, "requires_grad", False) else type(loss).__name__ for loss in losses}
-    return {"losses": losses, "weights": [model[0].weight, model[2].weight], "type of a loss": ", ".join(sorted(kinds))}
-
-
-def step_by_hand(model, optimizer, inputs, targets, max_norm):
-    loss = gradients_by_hand(model, inputs.flatten(), targets.flatten())
-    factor = min(1.0, max_norm / norm_of([parameter.grad for parameter in model.parameters()]).item())
-    for parameter in model.parameters():
-        parameter.grad *= factor
-    optimizer.step()
-    return loss
-
-
-def step_of(
-    model, optimizer, inputs, targets, max_norm, *, order="zero backward clip step", train=True, cost=entropy,
-    clip=nn.utils.clip_grad_norm_, told=lambda loss, _: loss.item(),
-):  # fmt: skip
-    """A training step; `order` says what happens when."""
-    model.train(train)
-    loss = cost(model(inputs), targets)
-    actions = {
-        "zero": optimizer.zero_grad, "backward": loss.backward, "ascend": lambda: (-loss).backward(),
-        "clip": lambda: clip(model.parameters(), max_norm), "step": optimizer.step,
-    }  # fmt: skip
-    for action in order.split():
-        actions[action]()
-    return told(loss, lambda: cost(model(inputs), targets))
-
-
-Exercise("3.6", "train_step", draw=draw_steps, call=steps_taken, right=step_by_hand, formula=step_of, mistakes={
-    "gradients are not clipped when the step is taken, or clipped before backward, where they are not yet there, or after step":
-        [{"order": order} for order in ("zero backward step", "backward step clip", "clip backward step zero",
-                                        "backward step zero", "backward step clip zero", "clip backward step")],
-    "the gradients of earlier steps are still there: backward adds to them, so zero_grad first": {"order": "backward clip step"},
-    "the gradients are cleared after the step, and what lay there before the first is added in: zero_grad before backward":
-        {"order": "backward clip step zero"},
-    "the weights do not move: step is missing, or zero_grad stands between backward and step":
-        {"order": "backward clip zero step"},
-    "step comes before backward, so it takes the gradients of the batch before":
-        ({"order": "step zero backward clip"}, {"order": "clip step zero backward"}),
-    "the model is still in evaluation mode, where dropout is off: call model.train() first": {"train": False},
-    "the loss returned still holds its graph; a list of such losses fills the memory: use .item()":
-        {"told": lambda loss, _: loss},
-    "the loss that is returned is a tensor: .item() makes a Python float of it": {"told": lambda loss, _: loss.detach()},
-    "this is the loss after the step; return the one before it": {"told": lambda loss, again: again().item()},
-    "the sign is turned: this makes the loss larger": ({"order": "zero ascend clip step"}, {"cost": lambda x, y: -entropy(x, y)}),
-    "this is the sum of the losses; take their mean": {"cost": lambda x, y: entropy(x, y, "sum")},
-    "the sum of the losses is divided by the rows; divide by the targets": {"cost": lambda x, y: entropy(x, y, "sum") / len(y)},
-    "softmax is taken twice: cross_entropy takes logits": {"cost": lambda x, y: entropy(x.softmax(-1), y)},
-    "the targets are shifted once more; they are shifted already": {"cost": lambda x, y: entropy(x[:, :-1], y[:, 1:])},
-    "single values are cut off, which turns the gradient; clip_grad_norm_ scales all alike": {"clip": nn.utils.clip_grad_value_},
-    "each tensor's gradient is clipped by its own norm, which turns the whole: clip all parameters together":
-        {"clip": lambda xs, most: [nn.utils.clip_grad_norm_(x, most) for x in xs]},
-})  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 3.7
-def draw_validation(generator):
-    for shapes in (((1, 2), (1, 1)), ((3, 4), (3, 4), (1, 4)), ((4, 6), (4, 6), (4, 6), (2, 3))):
-        yield small_inputs(generator, shapes)
-
-
-def validation(function, embedding, head, batches):
-    """The loss, in which mode the model is left, and whether gradients were recorded on the way."""
-    model, recorded = small_model(embedding, head).train(), []
-    model.register_forward_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
-    loss = function(model, batches)
-    kept = [parameter.grad is not None and parameter.grad.sum().item() == parameter.numel() for parameter in model.parameters()]
-    return {
-        "loss": loss, "in training mode afterwards": model.training, "gradients are recorded": any(recorded),
-        "gradients are on afterwards": torch.is_grad_enabled(), "what lay in .grad is still there": all(kept),
-    }  # fmt: skip
-
-
-def validation_by_token(model, batches):
-    """Token by token, from the model's two matrices: no mode and no graph are needed."""
-    logprobs = (model[0].weight.data @ model[2].weight.data.T).double().log_softmax(-1)  # row: after this token
-    pairs = [pair for inputs, targets in batches for pair in zip(inputs.flatten().tolist(), targets.flatten().tolist())]
-    return -math.fsum(logprobs[pair].item() for pair in pairs) / len(pairs)
-
-
-def validated(
-    model, batches, *, train=False, back=True, grad=False, part=lambda x, y: (x, y), mean=lambda n, c, r: n.sum() / c.sum()
-):
-    """The loss, made by `mean` of the nats, the number of targets and the rows of each batch; `part` is what is scored."""
-    model.train(train)
-    with torch.set_grad_enabled(grad is True):
-        parts = [part(model(inputs), targets) for inputs, targets in batches]
-    torch.set_grad_enabled(grad != "left off")
-    model.train(back)
-    nats = torch.stack([entropy(logits, targets, "sum").detach() for logits, targets in parts])
-    counts = torch.tensor([targets.numel() for _, targets in parts])
-    return mean(nats, counts.float(), torch.tensor([float(len(targets)) for _, targets in batches]))
-
-
-Exercise("3.7", "validation_loss", draw=draw_validation, call=validation, right=validation_by_token, formula=validated, mistakes={
-    "dropout is left on, so the model is measured with half its features: call model.eval() first": {"train": True},
-    "the model is left in evaluation mode: the rest of the training would run without dropout; call model.train()":
-        {"back": False},
-    "gradients are recorded, which costs memory and time for nothing: work inside torch.no_grad()": {"grad": True},
-    "every batch weighs the same here; the last one is shorter, so weigh by tokens": {"mean": lambda n, c, r: (n / c).mean()},
-    "batches are weighed by their rows; rows differ in length, so weigh by tokens": {"mean": lambda n, c, r: n / c @ r / r.sum()},
-    "batches are weighed by the length of their rows, not by tokens": {"mean": lambda n, c, r: (n / r).sum() / (c / r).sum()},
-    "the last, shorter batch is left out: a score is of the whole text": {"mean": lambda n, c, r: n[:-1].sum() / c[:-1].sum()},
-    "count or nats are those of the last batch: = for +=":
-        ({"mean": lambda n, c, r: n.sum() / c[-1]}, {"mean": lambda n, c, r: n[-1] / c.sum()}),
-    "this is the total over the text; divide by the number of tokens": {"mean": lambda n, c, r: n.sum()},
-    "the means of the batches are added up; add up sums, and divide by the tokens":
-        ({"mean": lambda n, c, r: (n / c).sum()}, {"mean": lambda n, c, r: (n / c).sum() / c.sum()}),
-    "the total is divided by the number of batches or of rows; divide by the tokens":
-        ({"mean": lambda n, c, r: n.sum() / len(n)}, {"mean": lambda n, c, r: n.sum() / r.sum()}),
-    "the targets are shifted once more; they are shifted already": {"part": lambda x, y: (x[:, :-1], y[:, 1:])},
-    "softmax is taken twice: cross_entropy takes logits": {"part": lambda x, y: (x.softmax(-1), y)},
-    "every batch is taken to be as large as the first": {"mean": lambda n, c, r: n.sum() / c[0] / len(n)},
-    "gradients are switched off and stay off, and nothing can be trained after it: use torch.no_grad()": {"grad": "left off"},
-    "only the first row of each batch is scored": {"part": lambda x, y: (x[:1], y[:1])},
-    "targets of token 0 are taken for padding; there is none here": {"part": lambda x, y: (x[y != 0][None], y[y != 0][None])},
-})  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 3.8
-def draw_micro_batches(generator):
-    for shapes, real in (
-        (((1, 3), (1, 3)), (2, 1)), (((1, 4), (2, 2)), (3, 1)), (((2, 5), (3, 4), (1, 6)), (4, 2, 5)),
-        (((1, 3), (2, 2), (1, 3)), (2, 0, 1)),
-    ):  # fmt: skip
-        drawn = small_inputs(generator, shapes)
-        for count, (_, targets) in zip(real, drawn["batches"]):
-            targets[:, count:] = -100  # in the last input, a micro-batch without a target
-        yield drawn
-
-
-def gradients_left(function, embedding, head, batches):
-    """The gradients that are left in the parameters, of which there were some before, and whether memory was spared."""
-    model, graphs, most, sizes = small_model(embedding, head), [], [], [0]
-
-    def entered(module, arguments, output):
-        if output.requires_grad:
-            graphs.append(output)
-            output.register_hook(lambda gradient: graphs.clear())
-        most.append(len(graphs))
-        sizes.append(arguments[0].numel())
-
-    model.register_forward_hook(entered)
-    function(model, batches)
-    gradients = {"embedding": model[0].weight.grad, "head": model[2].weight.grad}
-    small = max(sizes) <= max(inputs.numel() for inputs, _ in batches)
-    return {**gradients, "one graph at a time": max(most, default=0) <= 1, "no larger batches": small}
-
-
-def gradients_of_whole(model, micro_batches):
-    inputs, targets = (torch.cat([part.flatten() for part in parts]) for parts in zip(*micro_batches))
-    gradients_by_hand(model, inputs[targets != -100], targets[targets != -100])
-
-
-def accumulated(model, micro_batches, *, by=lambda s: s.all, clear="first", ignore=-100, used=ALL, whole=False):
-    """Add up the gradients of the micro-batches `used`: of the nats divided by what `by` makes of the numbers of targets."""
-    counts, losses = [int((targets != -100).sum()) for _, targets in micro_batches], []
-    places = sum(targets.numel() for _, targets in micro_batches)
-    for place, (inputs, targets) in enumerate(micro_batches[used]):
-        if clear == "always" or (clear != "never" and place == 0):
-            model.zero_grad()
-        nats = entropy(model(inputs), targets if ignore else targets.clamp(min=0), "sum")
-        known = dict(here=counts[place], seen=sum(counts[: place + 1]), all=sum(counts), parts=len(counts))
-        losses.append(nats / by(SimpleNamespace(size=targets.numel(), places=places, **known)))
-        if not whole:
-            losses.pop().backward()
-    if whole:
-        sum(losses).backward()
-    if clear == "last":
-        model.zero_grad()
-
-
-Exercise("3.8", "accumulate_gradients", draw=draw_micro_batches, call=gradients_left, right=gradients_of_whole,
-    formula=accumulated, mistakes={
-    "means are added up and never divided: the gradient grows with the number of micro-batches": {"by": lambda s: s.here},
-    "this is the mean of the micro-batches' means; they have different numbers of targets: divide sums by the targets of all":
-        {"by": lambda s: s.here * s.parts},
-    "only the last micro-batch is left: zero the gradients once, before the first":
-        [{"clear": "always", "by": by} for by in (lambda s: s.all, lambda s: s.here, lambda s: s.here * s.parts, lambda s: 1)],
-    "what stood in .grad before is still in it: zero the gradients before the first micro-batch":
-        ({"clear": "never"}, {"clear": "never", "by": lambda s: s.here * s.parts}),
-    "the gradients are cleared after the last micro-batch: nothing is left": {"clear": "last"},
-    "the sums are divided by all positions; those with target -100 are not targets: count the others": {"by": lambda s: s.places},
-    "the sums are divided by the targets seen so far; count those of all beforehand": {"by": lambda s: s.seen},
-    "the means are weighed by all positions; -100 is no target": {"by": lambda s: s.here * s.places / s.size},
-    "this is divided by the targets of all, and by the number of micro-batches once more": {"by": lambda s: s.all * s.parts},
-    "the sums are divided by the number of micro-batches; divide by the targets of all": {"by": lambda s: s.parts},
-    "this is the gradient of the sum; divide each sum by the targets of all micro-batches": {"by": lambda s: 1},
-    "targets of -100 are read as token 0 and cost something; they are no targets":
-        [{"ignore": None, "by": by} for by in (lambda s: s.all, lambda s: s.places, lambda s: s.size * s.parts)],
-    "the last micro-batch is left out, and its targets are counted": {"used": FIRST},
-    "only the first micro-batch is used, and the targets of all are counted": {"used": slice(1)},
-    "backward is called once for all, so all graphs are in memory together: call it for each micro-batch": {"whole": True},
-    "the micro-batches are put together to one large batch, which is what does not fit into memory": [
-        lambda model, batches, join=join: accumulated(model, [tuple(map(join, zip(*batches)))])
-        for join in (torch.cat, lambda parts: torch.cat([part.flatten() for part in parts])[None])],
-})  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 3.9
-def draw_runs(generator):
-    for features, before, after in ((2, 1, 1), (3, 0, 2), (6, 3, 4)):
-        inputs = torch.randn(before + after, 4, features, generator=generator)
-        targets = torch.randn(before + after, 4, 1, generator=generator)
-        yield {"weight": torch.randn(1, features, generator=generator), "inputs": inputs, "targets": targets, "stop": before}
-
-
-def resumed_run(function, weight, inputs, targets, stop):
-    """The ends of a run and of one resumed from its state at `stop`; each step has its own rate, batch and dropout."""
-
-    def fresh():
-        model = nn.Sequential(nn.Dropout(0.5), nn.Linear(weight.shape[1], 1, bias=False))
-        model.register_buffer("rows_seen", torch.zeros(()))  # a state dict has more in it than parameters
-        model[1].weight.data = weight.clone()
-        return model, torch.optim.Adam(model.parameters())
-
-    def train(model, optimizer, first, last):
-        for step in range(first, last):
-            optimizer.param_groups[0]["lr"] = 0.2 / (step + 1)
-            optimizer.zero_grad()
-            F.mse_loss(model(inputs[step]), targets[step]).backward()
-            optimizer.step()
-            model.rows_seen += len(inputs[step])
-
-    model, optimizer = fresh()
-    train(model, optimizer, 0, stop)
-    state = function(model, optimizer, stop)
-    train(model, optimizer, stop, len(inputs))  # the run goes on and changes its weights and moments in place
-
-    resumed, again = fresh()
-    torch.manual_seed(1)  # another process, with another state of the generator
-    resumed.load_state_dict(state.get("model", resumed.state_dict()))
-    again.load_state_dict(state.get("optimizer", again.state_dict()))
-    torch.set_rng_state(state.get("random", torch.get_rng_state()))
-    train(resumed, again, state.get("step", 0), len(inputs))
-    ends = {"without a stop": dict(model.state_dict()), "resumed": dict(resumed.state_dict())}
-    return {"missing keys": [key for key in ("model", "optimizer", "step", "random") if key not in state], **ends}
-
-
-def state_in_file(model, optimizer, step):
-    """All four as they come back from a file: nothing in it is shared with what it was taken from."""
-    buffer = io.BytesIO()
-    torch.save(state_of(model, optimizer, step), buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
-def state_of(model, optimizer, step, *, shared=(), missing="", steps=lambda step: step, random=torch.get_rng_state):
-    live = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": steps(step), "random": random()}
-    return {name: part if name in shared else copy.deepcopy(part) for name, part in live.items() if name != missing}
-
-
-Exercise("3.9", "training_state", draw=draw_runs, call=resumed_run, right=state_in_file, formula=state_of, mistakes={
-    "state_dict() gives the tensors themselves, and training goes on writing into them: copy.deepcopy it":
-        {"shared": ("model", "optimizer")},
-    "the weights are copied, the optimiser's moments are not, and training writes into them": {"shared": "optimizer"},
-    "the moments are copied, the weights are not, and training writes into them: copy.deepcopy them": {"shared": "model"},
-    "the optimiser is missing: Adam's m, v and step count would start again from zero": {"missing": "optimizer"},
-    "the step is missing: schedule and data would start again from the beginning": {"missing": "step"},
-    "the random state is missing: dropout would drop other features; keep torch.get_rng_state()": {"missing": "random"},
-    "the weights are missing: keep model.state_dict()": {"missing": "model"},
-    "the step kept is the last one done, so the resumed run takes it twice: keep the next one": {"steps": lambda step: step - 1},
-    "the generator is seeded anew, which changes the run that goes on: torch.get_rng_state() only reads its state":
-        {"random": lambda: torch.manual_seed(0).get_state()},
-    "this is the state of a new generator, not of the one that dropout draws from: torch.get_rng_state()":
-        {"random": lambda: torch.Generator().manual_seed(0).get_state()},
 })  # fmt: skip

@@ -1,4 +1,4 @@
-"""Chapter 06: reading the last real token, pooling, soft labels, accuracy, calibration, and the losses on comparisons."""
+"""Chapter 06: reading the last real token, pooling, soft labels, scores, accuracy and calibration."""
 
 import math
 from functools import partial
@@ -11,6 +11,7 @@ from rlhf_lib.exercises.declare import Exercise
 from rlhf_lib.models.heads import RewardModel
 from rlhf_lib.models.layers import evaluating, pad
 
+LIMITS = (5, 10, 15, 20, 30, 50, 80, 88, 100)  # at which logarithms, or what goes into exp, are cut off
 EPSILONS = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 
 
@@ -81,6 +82,8 @@ READS = {
     "off by one: this reads the token before the last real one":
         (at(lambda mask: last_place(mask) - 1), at(lambda mask: last_place(mask) - 1, "wrap"),
          at(lambda mask: torch.maximum(last_place(mask) - 1, mask.int().argmax(1)))),
+    "where the padding begins is sought, and a row without any behind it gives 0: argmax of zeros is 0":
+        at(lambda mask: (mask.int().diff(dim=1) == -1).int().argmax(1)),
     "off by one: this reads the place after the last real token":
         tuple(at(lambda mask: last_place(mask) + 1, beyond) for beyond in ("clamp", "wrap", "gather", "index")),
     "the side of the padding is found out once for the whole batch; each row has its own":
@@ -97,6 +100,10 @@ last_token = Exercise(
     formula=lambda x, mask, *, read=LAST: read(x, mask),
     mistakes=options("read", {
         **READS,
+        "this is the place of the last real token, or its distance from the end; return what x has there":
+            (lambda x, mask: last_place(mask), lambda x, mask: mask.flip(1).int().argmax(1)),
+        "the last token is sought from the end, and read as if from the beginning: the place is T - 1 less the distance":
+            at(lambda mask: mask.flip(1).int().argmax(1)),
         "this is the sum of the real tokens; only the last one has read the whole passage": of_real(torch.sum),
         "this is the largest value among the real tokens; which token it is must not depend on the values": of_real(torch.max),
         "a real token whose value is 0 is taken for padding; ask the mask": lambda x, mask: LAST(x, (x * mask) != 0),
@@ -147,6 +154,13 @@ mean_pool = Exercise(
         "this is the sum over the real tokens; divide it by their number": {"count": lambda mask: 1},
         "each row is divided by the batch's average number of real tokens; divide it by its own":
             {"count": lambda mask: mask.sum(1).float().mean()},
+        "the numbers of real tokens, (B,), lie along the features here: they need a last dimension, (B, 1)":
+            {"count": lambda mask: mask.sum(1)},
+        "later tokens weigh more here; in a mean all real tokens weigh the same":
+            {"weights": lambda mask: mask * torch.arange(1, mask.shape[1] + 1),
+             "count": lambda mask: (mask * torch.arange(1, mask.shape[1] + 1)).sum(1, keepdim=True)},
+        "a number of real tokens below 2 is raised; a single token is its own mean":
+            {"count": lambda mask: mask.sum(1, keepdim=True).clamp(min=2)},
         "all rows are divided by the same number, that of rows, or of all or the most real tokens; divide each by its own":
             ({"count": len}, {"count": lambda mask: mask.sum()}, {"count": lambda mask: mask.sum(1).amax()}),
         "the number of real tokens is one too small or too large":
@@ -163,6 +177,8 @@ mean_pool = Exercise(
         "this is the largest value of each feature, max-pooling; take the mean": {"read": of_real(lambda real: real.amax(0))},
         "this is the median of each feature; take the mean":
             ({"read": of_real(lambda real: real.median(0).values)}, {"read": of_real(lambda real: real.quantile(0.5, dim=0))}),
+        "this is the middle between the smallest and the largest value; take the mean":
+            {"read": of_real(lambda real: (real.amax(0) + real.amin(0)) / 2)},
         "this is the last (or the first) real token; take the mean over all real ones":
             ({"read": last_by_loop}, {"read": of_real(lambda real: real[0])}),
     },
@@ -178,7 +194,7 @@ def draw_labelled(generator):
     for mask in masks(generator, ((5, 4), (8, 6))):
         targets = torch.tensor([0.5, 0.0, 1.0, 1.0, 0.5, 0.0, 0.0, 1.0])[torch.randperm(8, generator=generator)][: len(mask)]
         yield {"logits": 2 * torch.randn(mask.shape, generator=generator), "mask": mask, "targets": targets}
-    sure = torch.tensor([[-1000.0], [300.0], [1000.0], [1000.0]])  # sure and wrong, wrong, right, and sure of a neutral one
+    sure = torch.tensor([[-1000.0], [60.0], [1000.0], [1000.0]])  # sure and wrong, wrong, right, and sure of a neutral one
     yield {"logits": sure, "mask": marks("x", "x", "x", "x"), "targets": torch.tensor([1.0, 0.0, 1.0, 0.5])}
 
 
@@ -212,6 +228,10 @@ def everywhere(logits, targets, mask, weights=lambda mask: mask / mask.sum()):
     return (binary(logits, targets[:, None].expand(logits.shape)) * weights(mask)).sum()
 
 
+def at_all(logits, targets, mask):
+    return everywhere(logits, targets, mask, weights=lambda mask: torch.full(mask.shape, 1 / mask.numel()))
+
+
 soft_label_loss = Exercise(
     "6.3", "soft_label_loss",
     draw=draw_labelled,
@@ -223,7 +243,7 @@ soft_label_loss = Exercise(
         "the label is held against every real token; the early ones have not read the passage yet":
             (everywhere, partial(everywhere, weights=lambda mask: mask / mask.sum(1, keepdim=True) / len(mask))),
         "the label is held against every position, padding and early ones too; only each row's last real token counts":
-            partial(everywhere, weights=lambda mask: torch.full(mask.shape, 1 / mask.numel())),
+            (at_all, lambda logits, targets, mask: at_all(logits * mask, targets, mask)),
         "neutral passages are left out of the loss; they say where the middle is: target 0.5":
             tuple({"over": over} for over in (
                 lambda losses, t, mask: losses[t != 0.5].mean(), lambda losses, t, mask: (losses * (t != 0.5)).mean(),
@@ -239,13 +259,26 @@ soft_label_loss = Exercise(
             {"loss": lambda z, t: binary(z.sigmoid(), t)},
         "squared errors hardly learn from a passage that is sure and wrong; take the cross-entropy":
             ({"loss": lambda z, t: (z.sigmoid() - t) ** 2}, {"loss": lambda z, t: (z.sigmoid() - t) ** 2 / 2}),
+        "a neutral passage has no gradient here, since 2 t - 1 is 0 for it: its loss is the mean of those of both labels":
+            {"loss": lambda z, t: F.softplus(-(2 * t - 1) * z)},
+        "the operator's arguments have changed places: log-odds come first, then the targets":
+            {"loss": lambda z, t: binary(t, z)},
         "log-odds are subtracted from targets as if they were probabilities; take the cross-entropy":
             ({"loss": lambda z, t: (z - t) ** 2}, {"loss": lambda z, t: (z - t).abs()}),
         "of the two parts, -t log p and -(1 - t) log(1 - p), one is missing":
             ({"loss": lambda z, t: -t * F.logsigmoid(z)}, {"loss": lambda z, t: -(1 - t) * F.logsigmoid(-z)}),
         "the sigmoid rounds to 0 or 1 for large log-odds, and the gradient is gone: work on log-odds instead":
             {"loss": lambda z, t: F.binary_cross_entropy(z.sigmoid(), t, reduction="none")},
-        "log(sigmoid) underflows to log 0, and 0 times infinity is NaN: work on log-odds instead": {"loss": by_logs},
+        "log(sigmoid) underflows to log 0, or exp overflows, and that is infinity or NaN: work on log-odds, as the operator does":
+            tuple({"loss": loss} for loss in (
+                by_logs, lambda z, t: (1 + z.exp()).log() - t * z, lambda z, t: z.exp().log1p() - t * z,
+                lambda z, t: (1 + (-z).exp()).log() + (1 - t) * z, lambda z, t: (-z).exp().log1p() + (1 - t) * z,
+                lambda z, t: t * (1 + (-z).exp()).log() + (1 - t) * (1 + z.exp()).log())),
+        "the log-odds are cut off at some number, and beyond it the gradient is gone; the operator can take any":
+            tuple({"loss": lambda z, t, most=most: binary(z.clamp(-most, most), t)} for most in LIMITS),
+        "nan_to_num puts the NaN of a sigmoid's logarithm out of sight, and the gradient stays one: work on log-odds instead":
+            tuple({"loss": by_logs, "over": over} for over in (lambda losses, t, mask: losses.nan_to_num().mean(),
+                                                               lambda losses, t, mask: losses.mean().nan_to_num())),
         "a small number inside the logarithm, or a clamp, removes the infinity and the gradient with it; work on log-odds":
             tuple({"loss": partial(by_logs, inside=inside)} for eps in EPSILONS for inside in
                   (lambda p, eps=eps: p + eps, lambda p, eps=eps: p.clamp(min=eps), lambda p, eps=eps: p.clamp(eps, 1 - eps))),
@@ -306,6 +339,16 @@ label_token_reward = Exercise(
             {"score": lambda p, n, every: p - n},
         "this is logsigmoid of the positive logit alone; take the difference to the negative one":
             {"score": lambda p, n, every: F.logsigmoid(p)},
+        "this is a difference of two logsigmoids; take the logsigmoid of the difference":
+            {"score": lambda p, n, every: F.logsigmoid(p) - F.logsigmoid(n)},
+        "the softmax runs over the batch; it belongs to the two tokens of each row":
+            {"score": lambda p, n, every: p - p.logsumexp(0)},
+        "the difference is cut off at some number; logsigmoid can take any":
+            tuple({"score": lambda p, n, every, most=most: F.logsigmoid((p - n).clamp(-most, most))} for most in LIMITS),
+        "this is the mean over the batch; return a reward for each row":
+            ({"score": lambda p, n, every: F.logsigmoid(p - n).mean()}, {"score": lambda p, n, every: F.logsigmoid(p - n).sum()}),
+        "the smaller of the two numbers is taken for negative: use `positive` and `negative` as they are given":
+            ({"tokens": lambda p, n: (max(p, n), min(p, n))}, {"tokens": lambda p, n: (min(p, n), max(p, n))}),
         "this is a difference of probabilities; return a log-probability":
             {"score": lambda p, n, every: p.sub(every.logsumexp(-1)).exp() - n.sub(every.logsumexp(-1)).exp()},
         "this adds up, or averages over, all real tokens; the label is predicted once, after the last one":
@@ -395,6 +438,11 @@ score_rows = Exercise(
             ({"read": lambda model, tokens, mask: (model(tokens, mask) * mask).sum(1) / mask.sum(1)},
              {"read": lambda model, tokens, mask: model(tokens, mask).mean(1)}),
         "the mask is turned round: True marks the real tokens": {"read": lambda model, tokens, mask: model.logits(tokens, ~mask)},
+        "the mask is a place too long, or too short: token t is real where t is less than the length":
+            ({"read": lambda model, tokens, mask: model.logits(tokens, F.pad(mask[:, :-1], (1, 0), value=True))},
+             {"read": lambda model, tokens, mask: model.logits(tokens, mask & F.pad(mask[:, 1:], (0, 1)))}),
+        "the rows are padded on the left, and the mask says on the right":
+            {"fill": lambda some: (pad(some, "left")[0], pad(some, "right")[1])},
         "a real token 0 is taken for padding; the mask that pad gives knows better":
             {"read": lambda model, tokens, mask: model.logits(tokens, tokens != 0)},
         "the scores are in order of length: put them back into the order of `rows`":
@@ -464,6 +512,14 @@ clear_accuracy = Exercise(
         "only neutral passages are counted: leave them out, and count the others": {"use": lambda t: t == 0.5},
         "only positive (or only negative) passages are counted; both are clear":
             ({"use": lambda t: t == 1}, {"use": lambda t: t == 0}),
+        "targets of 0 were left out in place of the neutral ones, 0.5": {"use": lambda t: t != 0},
+        "which passages are clear is taken from the log-odds; the targets say it":
+            tuple(lambda logits, targets, far=far: on_side(logits, targets)[(logits.sigmoid() - 0.5).abs() > far].float().mean()
+                  for far in (0.05, 0.1, 0.2, 0.25)),
+        "this is the precision, or the F1 score; accuracy is the share of clear passages on the right side":
+            (lambda logits, targets: (targets[(targets != 0.5) & (logits > 0)] == 1).float().mean(),
+             lambda logits, targets: 2 * ((logits > 0) & (targets == 1)).sum()
+             / ((logits > 0) & (targets != 0.5)).sum().add((targets == 1).sum()).clamp(min=1)),
         "this is the mean of two accuracies, of positive and of negative passages; count both kinds together":
             lambda logits, targets: sum(accuracy(logits, targets, use=lambda t, one=one: t == one).nan_to_num() for one in (0, 1))
             / len(set(targets.tolist()) - {0.5}),
@@ -533,6 +589,12 @@ def each_last(logits, targets, bins):
     return torch.tensor(sum(map(abs, last.values())) / len(c))
 
 
+def equal_bins(logits, targets, bins):
+    clear = targets != 0.5
+    c, right = logits[clear].abs().sigmoid(), on_side(logits, targets)[clear].float()
+    return sum((right - c)[places].sum().abs() for places in c.argsort().chunk(bins)) / len(c)
+
+
 calibration_error = Exercise(
     "6.7", "calibration_error",
     draw=draw_confidences,
@@ -547,7 +609,16 @@ calibration_error = Exercise(
         "this is divided by the number of bins, not of clear passages": {"end": lambda g, n, used: (g.abs() * n).sum() / len(g)},
         "this is divided by all passages, neutral ones included": {"end": lambda g, n, used: (g.abs() * n).sum() / len(used)},
         "gaps of opposite sign cancel: take the absolute value in each bin before adding":
-            ({"end": lambda g, n, used: ((g * n).sum() / n.sum()).abs()}, {"end": lambda g, n, used: (g * n).sum() / n.sum()}),
+            ({"end": lambda g, n, used: ((g * n).sum() / n.sum()).abs()}, {"end": lambda g, n, used: (g * n).sum() / n.sum()},
+             {"end": lambda g, n, used: -(g * n).sum() / n.sum()}),
+        "an empty bin has the mean of nothing, NaN: leave it out": {"end": lambda g, n, used: weighted(g, n, used) + 0 / n.min()},
+        "the middle of the bin stands in place of the mean confidence in it":
+            lambda logits, targets, bins: calibration(
+                logits, targets, bins, confidence=lambda z: ((z.abs().sigmoid() * bins).long().clamp(max=bins - 1) + 0.5) / bins),
+        "this is the Brier score, of squared errors; bins compare the mean confidence with the share that is right":
+            lambda logits, targets, bins: (logits.sigmoid() - targets)[targets != 0.5].square().mean(),
+        "the confidence is the size of the log-odds; it is a probability, their sigmoid": {"confidence": torch.abs},
+        "the bins have equal numbers of passages; they have equal width": equal_bins,
         "the gaps are squared; take their absolute values":
             ({"end": lambda g, n, used: weighted(g**2, n, used)}, {"end": lambda g, n, used: weighted(g**2, n, used).sqrt()}),
         "this is the largest gap of any bin; average the gaps": {"end": lambda g, n, used: g.abs().max()},
@@ -569,132 +640,5 @@ calibration_error = Exercise(
             lambda logits, targets, bins: calibration(logits, targets, len(logits), place=lambda c, bins: torch.arange(len(c))),
         "log-odds are compared with 0.5; even odds are log-odds of 0": {"right": lambda z, t: (z > 0.5) == (t > 0.5)},
         "this is a Python number; return a scalar tensor": {"end": lambda g, n, used: weighted(g, n, used).item()},
-    },
-)  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 6.8
-
-
-def draw_choices(generator):
-    yield {"chosen": torch.tensor([1.0]), "rejected": torch.tensor([0.0])}
-    for size in (3, 10):
-        chosen, rejected = 2 * torch.randn(2, size, generator=generator)
-        yield {"chosen": chosen, "rejected": rejected}
-    yield {"chosen": torch.tensor([4.0, -9.0, 2.0, -30.0]), "rejected": torch.tensor([-12.0, 17.0, 2.0, 50.0])}
-    yield {"chosen": torch.tensor([-500.0, 500.0]), "rejected": torch.tensor([500.0, -500.0])}  # margins of -1000 and 1000
-
-
-def loss_by_class(chosen, rejected):
-    """A choice between two: cross-entropy, with the chosen one as the class."""
-    return F.cross_entropy(torch.stack([chosen, rejected], dim=1), torch.zeros(len(chosen), dtype=torch.long))
-
-
-LOSSES = {  # of a margin
-    "log(sigmoid) underflows, or exp overflows, at a margin of -1000, and the loss is infinite; use logsigmoid":
-        (lambda m: -m.sigmoid().log(), lambda m: (1 + (-m).exp()).log(), lambda m: (-m).exp().log1p()),
-    "a small number inside the log, or a clamp, hides the underflow, but the gradient is gone where it matters; use logsigmoid":
-        tuple(lambda m, eps=eps, inside=inside: -inside(m.sigmoid(), eps).log() for eps in EPSILONS for inside in
-              (torch.add, torch.clamp, lambda p, eps: p.clamp(eps, 1 - eps))),
-    "the margin is cut off at some number, and beyond it the gradient is gone; logsigmoid can take any margin":
-        tuple(lambda m, most=most: F.softplus(-m.clamp(-most, most)) for most in (5, 10, 15, 20, 30, 50, 80, 88, 100)),
-    "the minus sign is missing: an optimiser goes down, and would make the chosen answer worse": F.logsigmoid,
-    "this is the probability of being wrong (or right); take minus the log-probability of being right":
-        (lambda m: (-m).sigmoid(), torch.sigmoid),
-    "a sigmoid is in it twice: logsigmoid takes the margin itself": lambda m: F.softplus(-m.sigmoid()),
-    "this is a hinge loss, which stops learning at a margin of 1 (or 0); Bradley-Terry is -log sigmoid(margin)":
-        tuple(lambda m, cut=cut, at=at: cut(at - m) for at in (1, 0) for cut in (torch.relu, lambda x: x.clamp(min=0))),
-    "this is the margin, or minus the margin, itself; Bradley-Terry is -log sigmoid(margin)": (lambda m: m, lambda m: -m),
-    "this is a squared error; Bradley-Terry is -log sigmoid(margin)":
-        (lambda m: (1 - m) ** 2, lambda m: m**2, lambda m: (1 - m.sigmoid()) ** 2),
-    "the sign of the margin is lost, by abs or by sorting, as if either answer could be better": lambda m: F.softplus(-m.abs()),
-}  # fmt: skip
-
-
-def compared(chosen, rejected, *, margin=torch.sub, loss=lambda m: F.softplus(-m), over=torch.mean):
-    return over(loss(margin(chosen, rejected)))
-
-
-pair_loss = Exercise(
-    "6.8", "pair_loss",
-    draw=draw_choices,
-    right=loss_by_class,
-    call=loss_and_gradient,
-    formula=compared,
-    mistakes={
-        **options("loss", LOSSES),
-        "exp of the rewards overflows at 1000; use logsigmoid of the margin":
-            {"margin": lambda c, r: c.exp() / (c.exp() + r.exp()), "loss": lambda p: -p.log()},
-        "the margin is turned round: chosen - rejected should be large": {"margin": lambda c, r: r - c},
-        "only the chosen reward is in it; what counts is how far it is above the other": {"margin": lambda c, r: c},
-        "each answer is judged by itself, chosen against 1 and rejected against 0; what counts is the difference":
-            ({"margin": lambda c, r: torch.cat([c, -r])},
-             lambda chosen, rejected: F.softplus(-chosen).mean() + F.softplus(rejected).mean()),
-        "this is a difference of two logsigmoids; take the logsigmoid of the difference":
-            {"margin": lambda c, r: F.logsigmoid(c) - F.logsigmoid(r), "loss": lambda m: -m},
-        "every chosen answer is compared with every rejected one, (N, N); compare pair by pair":
-            {"margin": lambda c, r: c[:, None] - r},
-        "this is the sum over the pairs; take the mean": {"over": torch.sum},
-        "divided by the number of pairs twice: a mean is divided already": {"over": lambda losses: losses.mean() / len(losses)},
-        "the margins were averaged before the loss, so a good pair hides a bad one: the mean comes last":
-            {"margin": lambda c, r: (c - r).mean()},
-    },
-)  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 6.9
-
-
-def draw_rankings(generator):
-    yield {"rewards": torch.tensor([[1.0, 0.0]])}
-    yield {"rewards": torch.tensor([[2.0, 1.0, 0.0]])}
-    for rows, count in ((3, 2), (2, 3), (1, 4), (4, 5)):
-        yield {"rewards": 2 * torch.randn(rows, count, generator=generator)}
-    yield {"rewards": torch.tensor([[-30.0, 10.0, -8.0], [3.0, -40.0, 40.0]])}
-    yield {"rewards": torch.tensor([[-500.0, 0.0, 500.0], [500.0, 0.0, -500.0]])}
-
-
-def loss_by_loop(rewards):
-    pairs = [(row[i], row[j]) for row in rewards for i in range(len(row)) for j in range(i + 1, len(row))]
-    return torch.stack([F.softplus(worse - better) for better, worse in pairs]).mean()
-
-
-def ranking(rewards, *, use=lambda i, j: i < j, loss=lambda m: F.softplus(-m), over=lambda losses, k: losses.mean()):
-    """`use` says which pairs of places (K, 1), (K) are compared, `over` makes one number of their losses (N, pairs)."""
-    places = torch.arange(rewards.shape[1])
-    margins = (rewards[:, :, None] - rewards[:, None])[:, use(places[:, None], places)]
-    return over(loss(margins), len(places))
-
-
-ranked_loss = Exercise(
-    "6.9", "ranked_loss",
-    draw=draw_rankings,
-    right=loss_by_loop,
-    call=loss_and_gradient,
-    formula=ranking,
-    mistakes={
-        **options("loss", LOSSES),
-        "divided by the number of pairs twice: a mean over the pairs is divided already":
-            {"over": lambda losses, k: losses.mean() / losses.shape[1]},
-        "the losses of a ranking's pairs are added up: average over its K (K - 1) / 2 pairs, or long rankings weigh more":
-            {"over": lambda losses, k: losses.sum(1).mean()},
-        "the sum over the rankings is not divided by their number: take the mean over the batch too":
-            {"over": lambda losses, k: losses.mean(1).sum()},
-        "all losses are added up: take the mean, over pairs and rankings": {"over": lambda losses, k: losses.sum()},
-        "the sum of a ranking's losses is divided by K, K - 1, K^2 or K (K - 1); there are K (K - 1) / 2 pairs":
-            tuple({"over": lambda losses, k, of=of: losses.sum(1).mean() / of(k)} for of in
-                  (lambda k: k, lambda k: k - 1, lambda k: k**2, lambda k: k * (k - 1))),
-        "only neighbours are compared; every better answer is compared with every worse one": {"use": lambda i, j: i + 1 == j},
-        "only the best (or the worst) answer is compared with the others; these are ranked among themselves too":
-            ({"use": lambda i, j: (i == 0) & (i < j)}, {"use": lambda i, j: (j == j.amax()) & (i < j)}),
-        "only the best and the worst answer are compared; all pairs are": {"use": lambda i, j: (i == 0) & (j == j.amax())},
-        "answers are compared with themselves: those pairs add log 2 and teach nothing": {"use": lambda i, j: i <= j},
-        "both directions of each pair are in it, so it pushes every margin to 0: only better against worse":
-            ({"use": lambda i, j: i != j}, {"use": lambda i, j: i > -j - 1}),
-        "the order is turned round: the best answer stands first": {"use": lambda i, j: i > j},
-        "the margins were averaged before the loss, so a good pair hides a bad one: the mean comes last":
-            ({"loss": lambda m: F.softplus(-m.mean()), "over": lambda loss, k: loss}, {"loss": lambda m: F.softplus(-m.mean(1))}),
-        "rankings are compared with each other: the answers of one ranking stand in a row":
-            (lambda rewards: ranking(rewards.T), lambda rewards: ranking(rewards.T) if len(rewards) > 1 else 0 * rewards.sum()),
     },
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Chapter 07: REINFORCE, generalised advantage estimation, clipping, and the diagnostics of PPO."""
+"""Chapter 07: REINFORCE, generalised advantage estimation, clipping, and PPO on a rollout."""
 
 import math
 
@@ -36,9 +36,14 @@ def returns_formula(rewards, gamma, *, power=lambda ahead, s: ahead, keep=lambda
     return (weight * rewards[..., None, :]).sum(-1)
 
 
-def divided_again(rewards, gamma):
+def divided_again(rewards, gamma, least=0.0):
     discounts = gamma ** torch.arange(len(rewards))
-    return (rewards * discounts).flip(0).cumsum(0).flip(0) / discounts
+    return (rewards * discounts).flip(0).cumsum(0).flip(0) / discounts.clamp(min=least)
+
+
+def whitened(x, correction):
+    """x less its mean, over its deviation with this correction, where it is not None."""
+    return (x - x.mean()) / (1 if correction is None else x.std(correction=correction) + 1e-8)
 
 
 discounted_returns = Exercise(
@@ -56,6 +61,12 @@ discounted_returns = Exercise(
         "every step has the whole episode's return; an action is paid only for what comes from its own step on":
             {"power": lambda ahead, s: s, "keep": lambda ahead: ahead == ahead},
         "dividing by gamma ** t gives 0 / 0 when that is 0: go backwards, which needs no division": divided_again,
+        "dividing by gamma ** t with a bound below it is wrong where that is smaller: go backwards, which needs no division":
+            [lambda rewards, gamma, least=10.0**-n: divided_again(rewards, gamma, least) for n in (12, 10, 8, 6, 4)],
+        "r_t is discounted by its distance from the end; count from the step whose return it is":
+            {"power": lambda ahead, s: s[-1] - s},
+        "the returns are shifted or scaled by their own mean and deviation; return them as they are":
+            [lambda rewards, gamma, n=n: whitened(returns_formula(rewards, gamma), n) for n in (0, 1, None)],
         "the sum is divided by the number of its steps; a return is a sum, not a mean":
             lambda rewards, gamma: returns_formula(rewards, gamma) / torch.arange(len(rewards), 0, -1),
     })  # fmt: skip
@@ -102,9 +113,17 @@ reinforce_loss = Exercise(
         "this is the sum over the steps; take the mean, or the step size grows with the batch": {"mean": torch.sum},
         "every log-probability meets every advantage, as in (T, 1) times (T,) or a product of means: multiply step by step":
             [{"take": lambda x, actions: x.gather(1, actions[:, None])}, {"weigh": torch.mean}],
+        "x[:, actions] takes all actions from each row, (T, T); take one from each: gather, or x[range(T), actions]":
+            {"take": lambda x, actions: x[:, actions]},
+        "an entropy bonus is in it; here the loss is the policy gradient's alone":
+            [lambda logits, actions, advantages, by=by: reinforce_formula(logits, actions, advantages)
+             + by * (logits.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean() for by in (0.001, 0.01, 0.1)],
+        "the last step (or the first) is left out; the mean runs over all of them":
+            [lambda logits, actions, advantages, some=some: reinforce_formula(*(
+                x[some] if len(actions) > 1 else x for x in (logits, actions, advantages)))
+             for some in (slice(None, -1), slice(1, None))],
         "the advantages are shifted or scaled by their own mean and deviation; they are to be used as they are":
-            [{"weigh": lambda a: a - a.mean()},
-             *({"weigh": lambda a, c=c: (a - a.mean()) / (a.std(correction=c) + 1e-8)} for c in (0, 1))],
+            [{"weigh": lambda a, c=c: whitened(a, c)} for c in (None, 0, 1)],
         "the log-probabilities of all actions are added up; only the one that was taken counts": {"take": lambda x, _: x.sum(1)},
         "this is the log-probability of the likeliest action; the one that was taken counts": {"take": lambda x, _: x.amax(1)},
     })  # fmt: skip
@@ -141,6 +160,8 @@ def gae_formula(
     weight, decay = rates(gamma, lam)
     r, v = (torch.where(mask | (name not in zero), x, 0) for name, x in (("rewards", rewards), ("values", values)))
     following = F.pad((values if behind == "padding" else v)[:, 1:], (0, 1))
+    if behind in ("first", "column"):
+        following = torch.cat([v[:, 1:], v[:, :1] if behind == "first" else v[:, -1:]], 1)
     if behind == "itself":
         following = torch.where(mask & ~F.pad(mask[:, 1:], (0, 1)), v, following)
     delta = r + weight * following - own * v
@@ -172,7 +193,22 @@ gae = Exercise(
             [{"zero": f"{name}advantages, returns"} for name in ("", "rewards, ", "values, ")],
         "the returns are not 0 at masked steps: they hold the values of padding": {"zero": "rewards, values, advantages"},
         "the last real step sees the value of the padding behind it, which should be 0": {"behind": "padding"},
-        "behind the last step there is no next state: its value is 0, not the last step's own": {"behind": "itself"},
+        "behind the last step there is no next state: its value is 0, not the last step's own":
+            [{"behind": "itself"}, {"behind": "column"}],
+        "the last step's next value is that of the first step, as torch.roll brings it; it is 0": {"behind": "first"},
+        "the last step has no advantage: the loop ends a step too early, or begins one too late":
+            lambda rewards, values, gamma, lam, mask: gae_formula(
+                torch.cat([rewards[:, :-1], values[:, -1:]], 1), values, gamma, lam, mask),
+        "the first step has no advantage: the loop goes down to step 0":
+            lambda rewards, values, gamma, lam, mask: [
+                torch.cat([x, y], 1) for x, y in zip((0 * values[:, :1], torch.where(mask, values, 0)[:, :1]), (
+                    part[:, 1:] for part in gae_formula(rewards, values, gamma, lam, mask)))],
+        "each delta is weighed by 1 - lambda, as in a mean; GAE adds up the deltas with (gamma * lambda)^k alone":
+            lambda rewards, values, gamma, lam, mask: [
+                (1 - lam) * gae_formula(rewards, values, gamma, lam, mask)[0] + base for base in (0, values * mask)],
+        "rows and steps have changed places: a row is an episode, and time runs along the second dimension":
+            lambda rewards, values, gamma, lam, mask: [
+                x.T for x in gae_backwards(rewards.T, values.T, gamma, lam, mask.T)],
         "the sum decays by lambda alone; each step back costs gamma * lambda": {"rates": lambda g, lam: (g, lam)},
         "the sum decays by gamma alone; each step back costs gamma * lambda": {"rates": lambda g, lam: (g, g)},
         "the next value is not discounted: delta_t = r_t + gamma V_(t+1) - V_t": {"rates": lambda g, lam: (1, g * lam)},
@@ -248,6 +284,19 @@ masked_whiten = Exercise(
         "this divides by the variance; its root, the standard deviation, makes the spread 1": {"scale": lambda v, eps: v + eps},
         "the mean is gone, but the spread is not 1: divide by the standard deviation": {"scale": lambda v, eps: 1},
         "the mean is still in it: subtract it first": {"shift": 0},
+        "the mean is that of all positions, padding included, though the variance is right":
+            lambda x, mask: (x - x.mean()) / (x[mask].var(correction=0) + 1e-8).sqrt(),
+        "the variance is that of all positions, with padding set to 0; divide by the number of real ones":
+            [lambda x, mask, n=n: whiten_formula(x, mask, scale=lambda v, eps: (
+                torch.where(mask, x - x[mask].mean(), 0).var(correction=n) + eps).sqrt()) for n in (0, 1)],
+        "the mean is one of the rows' means, so a short row counts more; all real entries count the same":
+            lambda x, mask: (x - (mean := torch.stack([row[real].mean() for row, real in zip(x, mask)]).mean()))
+            / ((x[mask] - mean).square().mean() + 1e-8).sqrt(),
+        "this multiplies by the standard deviation; divide by it": {"scale": lambda v, eps: 1 / (v + eps).sqrt()},
+        "this is scaled from the smallest to the largest value, to 0 and 1; give it mean 0 and variance 1":
+            lambda x, mask: (x - x[mask].min()) / (x[mask].max() - x[mask].min() + 1e-8),
+        "a single real entry is left as it is; it is its own mean, so 0 comes out":
+            lambda x, mask: x if mask.sum() == 1 else whiten_formula(x, mask),
         "each row is whitened by itself; a batch of advantages is whitened as one": [{"by": 0}, {"by": 0, "n": 1}],
         "each column is whitened by itself; a batch of advantages is whitened as one": [{"by": 1}, {"by": 1, "n": 1}],
         "when all values are equal this divides 0 by 0: add a small eps to the variance, inside the root": {"eps": 0.0},
@@ -286,6 +335,8 @@ def draw_policy_loss(generator):
     one = {"old_logprobs": torch.zeros(1, 1), "mask": torch.ones(1, 1, dtype=torch.bool)}
     for ratio, advantage, clip in ((1.5, 1.0, 0.2), (1.5, -1.0, 0.2), (1.25, 2.0, 0.1), (0.5, 2.0, 0.3), (1.45, -0.5, 0.4)):
         yield {"logprobs": torch.tensor([[ratio]]).log(), "advantages": torch.tensor([[advantage]]), **one, "clip": clip}
+    unlikely = {"logprobs": torch.tensor([[-200.0]]), "old_logprobs": torch.tensor([[-200.5]])}  # exp makes 0 of them
+    yield {**unlikely, "advantages": torch.ones(1, 1), "mask": one["mask"], "clip": 0.7}
     for rows, steps, clip in ((2, 3, 0.1), (4, 6, 0.3), (5, 4, 0.2)):
         old = -torch.rand(rows, steps, generator=generator) * 3
         new = old + 0.4 * torch.randn(rows, steps, generator=generator)
@@ -327,6 +378,17 @@ def policy_loss_formula(
     return sign * MEANS[mean](gains, mask) + 0 * logprobs.sum(), MEANS[share or mean](counted, mask)
 
 
+def smaller_mean(logprobs, old_logprobs, advantages, mask, clip):
+    given = logprobs, old_logprobs, advantages, mask, clip
+    plain, clipped = (policy_loss_formula(*given, pick=lambda *two, i=i: two[i]) for i in (0, 1))
+    return torch.maximum(plain[0], clipped[0]), plain[1]
+
+
+def whitened_real(x, mask, correction):
+    real = x[mask]
+    return (x - real.mean()) / (1 if correction is None or len(real) < 2 else real.std(correction=correction) + 1e-8)
+
+
 policy_loss = Exercise(
     "7.5", "policy_loss", draw=draw_policy_loss, call=call_policy_loss, right=policy_loss_by_cases, formula=policy_loss_formula,
     mistakes={
@@ -337,6 +399,21 @@ policy_loss = Exercise(
         "nothing is clipped: the ratio may run away from 1 as far as it likes": {"pick": lambda plain, clipped: plain},
         **mean_mistakes({}, {"share": "real"}),
         "the ratio is upside down: new over old, exp(logprobs - old_logprobs)": {"ratio": lambda new, old: (old - new).exp()},
+        "exp makes 0 of the log-probability of an unlikely token, and 0 / 0 is NaN: subtract first, then one exp":
+            [{"ratio": lambda new, old, eps=eps: new.exp() / (old.exp() + eps)} for eps in (0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-5)],
+        "logprobs.detach() stands in place of old_logprobs, so every ratio is 1":
+            {"ratio": lambda new, old: (new - new.detach()).exp()},
+        "the smaller ratio is taken, before the product: a negative advantage needs the larger one. Take the smaller product":
+            {"near": lambda ratio, clip: ratio.clamp(max=1 + clip), "pick": lambda plain, clipped: clipped,
+             "outside": lambda ratio, clip, _: (ratio - 1).abs() > clip},
+        "a ratio outside the bounds counts as 0; it is clipped to the nearer bound":
+            [{"near": lambda ratio, clip: ratio * ((ratio - 1).abs() <= clip), **other}
+             for other in ({"pick": lambda plain, clipped: clipped}, {})],
+        "the lower bound is 1 - clip, not 1 / (1 + clip)": {"near": lambda ratio, clip: ratio.clamp(1 / (1 + clip), 1 + clip)},
+        "the smaller of two means is taken; take the smaller product at each position, then the mean": smaller_mean,
+        "the advantages are shifted or scaled by their own mean and deviation; they are to be used as they are":
+            [lambda logprobs, old_logprobs, advantages, mask, clip, n=n: policy_loss_formula(
+                logprobs, old_logprobs, whitened_real(advantages, mask, n), mask, clip) for n in (None, 0, 1)],
         "this uses the difference of the log-probabilities as the ratio; take its exponential":
             [{"ratio": lambda new, old: new - old}, {"ratio": lambda new, old: new - old + 1}],
         "one log-probability is divided by the other; take exp of their difference": {"ratio": lambda new, old: new / old},
@@ -413,6 +490,18 @@ value_loss = Exercise(
         "the half in front is missing": {"half": 1.0},
         **mean_mistakes({}),
         "the errors are not squared": {"error": torch.abs},
+        "the larger error is taken with its sign, then squared; square both errors first":
+            {"error": lambda e: e, "pick": lambda v, held: torch.maximum(v, held).square()},
+        "the held value is detached: within clip it is the value itself, and needs its gradient":
+            {"near": lambda v, old, clip: old + (v - old).clamp(-clip, clip).detach()},
+        "the move is clipped on one side only; the value may move by clip either way":
+            [{"near": lambda v, old, clip: old + (v - old).clamp(max=clip)},
+             {"near": lambda v, old, clip: old + (v - old).clamp(min=-clip)}],
+        "this is Huber's loss; take the larger of two squared errors, of the value and of the held one":
+            [lambda values, old_values, returns, mask, clip: F.huber_loss(values[mask], returns[mask], delta=clip),
+             lambda values, old_values, returns, mask, clip: F.smooth_l1_loss(values[mask], returns[mask], beta=clip)],
+        "the return is held near the old value; hold the new value": lambda values, old_values, returns, mask, clip:
+            0.5 * (values - old_values - (returns - old_values).clamp(-clip, clip))[mask].square().mean(),
         "the value itself is clipped into [-clip, clip]; clip how far it moved":
             {"near": lambda v, old, clip: v.clamp(-clip, clip)},
         "clip is taken as a share of the old value; it is a distance, the same for every value":
@@ -423,107 +512,6 @@ value_loss = Exercise(
         "the clipped move is added to the new value, or to none, or subtracted; add it to the old value":
             [{"near": lambda v, old, clip, start=start, sign=sign: start(v, old) + sign * (v - old).clamp(-clip, clip)}
              for start, sign in ((lambda v, old: v, 1), (lambda v, old: 0, 1), (lambda v, old: old, -1), (lambda v, old: v, -1))],
-    })  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 7.7
-def draw_kl_estimate(generator):
-    yield {"logprobs": torch.tensor([0.5]).log(), "ref_logprobs": torch.tensor([0.25]).log()}
-    for shape in ((3,), (), (2, 3), (2, 1, 4), (12,)):
-        logprobs, ref_logprobs = -torch.rand(2, *shape, generator=generator) * 3 - 0.01
-        yield {"logprobs": logprobs, "ref_logprobs": ref_logprobs}
-    yield {"logprobs": torch.tensor([-0.1, -14.0]), "ref_logprobs": torch.tensor([-15.0, -0.2])}  # far apart
-
-
-def kl_by_numbers(logprobs, ref_logprobs):
-    rows = []
-    for current, reference in zip(logprobs.double().flatten().tolist(), ref_logprobs.double().flatten().tolist()):
-        r = math.exp(reference) / math.exp(current)
-        rows.append([-math.log(r), math.log(r) ** 2 / 2, r - 1 - math.log(r)])
-    return tuple(k.reshape(logprobs.shape) for k in torch.tensor(rows).float().T)
-
-
-def kl_formula(
-    logprobs, ref_logprobs, *, x=lambda p, q: p - q, k1=lambda x, r: x, k2=lambda x, r: x**2 / 2, k3=lambda x, r: r - 1 + x,
-    end=lambda k, p: k,
-):  # fmt: skip
-    """`x` is -log r; `end` is what happens to each of the three at the end, with the log-probabilities at hand."""
-    x = x(logprobs, ref_logprobs)
-    return tuple(end(k(x, (-x).exp()), logprobs) for k in (k1, k2, k3))
-
-
-kl_estimate = Exercise(
-    "7.7", "kl_estimate", draw=draw_kl_estimate, right=kl_by_numbers, formula=kl_formula, mistakes={
-        "the ratio is upside down in all three: it is reference over current, exp(ref_logprobs - logprobs)":
-            {"x": lambda p, q: q - p},
-        "k3's ratio is upside down (k1 and k2 are right): its r is reference over current": {"k3": lambda x, r: 1 / r - 1 - x},
-        "k1 has the wrong sign: with it in a reward, the policy would be paid for running away": {"k1": lambda x, r: -x},
-        "a negative k1 loses its sign, or becomes 0; k1 is often negative, and only so its mean is right":
-            [{"k1": lambda x, r: x.clamp(min=0)}, {"k1": lambda x, r: x.abs()}],
-        "the half in k2 is missing: k2 = (log r)^2 / 2": {"k2": lambda x, r: x**2},
-        "k2 is halved, but not squared: k2 = (log r)^2 / 2": [{"k2": lambda x, r: x / 2}, {"k2": lambda x, r: -x / 2}],
-        "k2 squares r - 1: k2 = (log r)^2 / 2": {"k2": lambda x, r: (r - 1) ** 2 / 2},
-        "k3 = (r - 1) - log r; the -1 is missing, so it is not 0 where both models agree": {"k3": lambda x, r: r + x},
-        "k3 adds the logarithm: k3 = (r - 1) - log r": {"k3": lambda x, r: r - 1 - x},
-        "k3 has no logarithm: k3 = (r - 1) - log r": {"k3": lambda x, r: r - 1},
-        "k3 is r log r - (r - 1), right for draws from the reference: k3 = (r - 1) - log r": {"k3": lambda x, r: 1 - r - r * x},
-        "these are means over the tokens; return a value for each token, without a mean": {"end": lambda k, p: k.mean()},
-        "each is multiplied by the token's probability, as in an exact sum; these are draws": {"end": lambda k, p: k * p.exp()},
-        "the arguments are taken for probabilities; they are logarithms, take the difference": {"x": lambda p, q: (p / q).log()},
-    })  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 7.8
-def draw_explained(generator):
-    yield {"values": torch.tensor([1.0, 2.0, 3.0]), "returns": torch.tensor([1.0, 2.0, 4.0])}
-    yield {"values": torch.tensor([2.0, 3.0, 4.5]), "returns": torch.tensor([1.0, 2.0, 3.0])}  # little more than an offset
-    yield {"values": torch.tensor([2.0, -1.0]), "returns": torch.tensor([0.0, 1.0])}  # below 0
-    for size, scale, noise in ((5, 2.0, 1.0), (6, -0.5, 0.5), (20, 0.7, 0.3)):
-        values, errors = torch.randn(2, size, generator=generator)
-        yield {"values": values, "returns": scale * values + noise * errors + 3}
-
-
-def explained_by_numbers(values, returns):
-    errors, targets = (returns - values).tolist(), returns.tolist()
-    spread = [sum((x - sum(xs) / len(xs)) ** 2 for x in xs) / len(xs) for xs in (errors, targets)]
-    return torch.tensor(1 - spread[0] / spread[1])
-
-
-def variance(x, correction=0):
-    return x.var(correction=correction)
-
-
-def explained_formula(values, returns, *, above=variance, below=variance, of=lambda values, x: x, end=lambda x: 1 - x):
-    return end(above(returns - values) / below(of(values, returns)))
-
-
-def covariance(values, returns):
-    return ((values - values.mean()) * (returns - returns.mean())).mean()
-
-
-explained_variance = Exercise(
-    "7.8", "explained_variance", draw=draw_explained, right=explained_by_numbers, formula=explained_formula, mistakes={
-        "this is the share that is left unexplained; subtract it from 1": {"end": lambda x: x},
-        "the two variances stand upside down: that of the errors over that of the returns": {"end": lambda x: 1 - 1 / x},
-        "it is divided by the variance of the values; what is to be explained is the returns": {"of": lambda values, _: values},
-        "the mean squared error counts a constant offset too; take the variance of returns - values":
-            [{"above": lambda e: (e**2).mean(), "below": lambda x, n=n: variance(x, n)} for n in (0, 1)],
-        "a mean square stands below, or above and below; take variances, which no offset changes":
-            [{"below": lambda x: (x**2).mean()}, {"above": lambda e: (e**2).mean(), "below": lambda x: (x**2).mean()}],
-        "one variance is divided by n, the other by n - 1":
-            [{"above": lambda e: variance(e, 1)}, {"below": lambda x: variance(x, 1)}],
-        "a sum of squares stands above, a variance below":
-            [{"above": lambda e: (e**2).sum()}, {"above": lambda e: variance(e) * len(e)}],
-        "this is the correlation, squared or not, which does not see values of the wrong scale; use Var(returns - values)":
-            [lambda values, returns, n=n: torch.corrcoef(torch.stack([values, returns]))[0, 1] ** n for n in (1, 2)],
-        "this is the slope of a regression; use Var(returns - values)":
-            [lambda values, returns, x=x: covariance(values, returns) / variance((values, returns)[x]) for x in (0, 1)],
-        "this is the values' variance over the returns'": lambda values, returns: variance(values) / variance(returns),
-        "standard deviations are not variances: square them": {"above": torch.std, "below": torch.std},
-        "a negative result becomes 0 or loses its sign: below 0 the critic is worse than a constant, and that is worth knowing":
-            [{"end": lambda x: (1 - x).clamp(min=0)}, {"end": lambda x: (1 - x).abs()}],
-        "mean absolute deviations stand in place of the variances": {
-            key: lambda x: (x - x.mean()).abs().mean() for key in ("above", "below")},
     })  # fmt: skip
 
 
@@ -570,15 +558,16 @@ def epochs_by_hand(weight, optimizer, states, actions, old_logprobs, advantages,
 
 def minibatches(count, size, epochs, made=""):
     """The rows of one minibatch after another, each a slice; `made`: the mistake that is made."""
+    size = math.ceil(count / size) if made == "so many" else size
     size = count if made in ("one step", "one step, ratio 1", "whole rollout") else size
     epochs = 1 if made in ("one step", "one step, ratio 1", "one epoch") else epochs
-    starts = [*range(0, count // size * size if made == "rest left out" else count, size)]
+    starts = [*range(0, {"rest left out": count // size * size, "last left out": count - size}.get(made, count), size)]
     starts = [start for start in starts for _ in range(epochs)] if made == "epochs inside" else starts * epochs
     return [slice(start, start + size) for start in starts]
 
 
-def descend(optimizer, loss, rows, made="", clip_gradient=lambda: None):
-    """backward, clipping, step, zero_grad; or what `made` makes of that."""
+def descend(optimizer, loss, rows, made="", clip_gradient=lambda: None, count=0):
+    """backward, clipping, step, zero_grad; or what `made` makes of that. `count`: the number of all rows."""
     if made == "step first":
         optimizer.step()
     if made == "step first" or (made == "zeroed once an epoch" and rows.start == 0):
@@ -587,6 +576,8 @@ def descend(optimizer, loss, rows, made="", clip_gradient=lambda: None):
     clip_gradient()
     if made == "zeroed too early":
         optimizer.zero_grad()
+    if made == "step once an epoch" and rows.stop < count:
+        return
     if made != "step first":
         optimizer.step()
     if made not in ("step first", "never zeroed", "zeroed once an epoch"):
@@ -601,12 +592,17 @@ LOOP_MISTAKES = {  # of PPO's loops, here and in chapter 08
     "the old log-probabilities are computed anew in each epoch: keep the rollout's": {"made": "old anew each epoch"},
     "gradients of earlier minibatches are still there: zero them after each step":
         [{"made": "never zeroed"}, {"made": "zeroed once an epoch"}],
-    "nothing has moved: step finds no gradient (zero_grad comes before backward or after step)": {"made": "zeroed too early"},
+    "nothing has moved: step is missing, or finds no gradient (zero_grad belongs before backward or behind step)":
+        {"made": "zeroed too early"},
     "the optimiser steps before backward, on the gradient of the minibatch before: backward comes first": {"made": "step first"},
     "the rollout is passed over only once: repeat it `epochs` times": {"made": "one epoch"},
     "all epochs are spent on one minibatch before the next one's turn: go through all, then again": {"made": "epochs inside"},
     "the rollout is not cut into minibatches: each epoch takes a single step": {"made": "whole rollout"},
     "the last minibatch is left out when it is smaller than the others: it counts too": {"made": "rest left out"},
+    "the last minibatch is never reached: go up to the number of rows, range(0, N, minibatch)": {"made": "last left out"},
+    "`minibatch` is taken for the number of minibatches, as by chunk; it is the number of rows in one": {"made": "so many"},
+    "there is one optimiser step an epoch, on the gradients of all its minibatches: step after each of them":
+        {"made": "step once an epoch"},
     "the ratio is not clipped: nothing stops the policy from following one rollout too far": {"pick": lambda plain, _: plain},
     "the ratio is always clipped: take the smaller of both products": {"pick": lambda _, clipped: clipped},
     "this takes the larger of the two products; take the smaller": {"pick": torch.maximum},
@@ -634,7 +630,7 @@ def epochs_formula(
         old = logprobs.detach() if "ratio 1" in made else old_logprobs[some]
         real = torch.ones_like(old, dtype=torch.bool)
         loss = policy_loss_formula(logprobs, old, weigh(advantages[some], minibatch), real, clip, **loss_options)[0]
-        descend(optimizer, loss, rows, made, lambda: clip_gradient([weight], norm or max_norm))
+        descend(optimizer, loss, rows, made, lambda: clip_gradient([weight], norm or max_norm), len(states))
 
 
 def scaled_to_norm(parameters, max_norm):
@@ -654,7 +650,9 @@ ppo_epochs = Exercise(
         "the losses of a minibatch are added up; take their mean": {"mean": "sum"},
         "the loss is divided by `minibatch` where the last one is smaller":
             {"weigh": lambda a, minibatch: a * len(a) / minibatch},
-        "the advantages are whitened once more in each minibatch; they are ready for use":
-            [{"weigh": lambda a, _, n=n: (a - a.mean()) / (a.std(correction=n) + 1e-8)} for n in (0, 1)],
+        "the advantages are shifted or scaled once more, in each minibatch or before; they are ready for use":
+            [*({"weigh": lambda a, _, n=n: whitened(a, n)} for n in (None, 0, 1)),
+             *(lambda *given, advantages, n=n, **named: epochs_formula(*given, advantages=whitened(advantages, n), **named)
+               for n in (None, 0, 1))],
         "the softmax runs over the steps; it belongs to the actions, the last dimension": {"softmax": 0},
     })  # fmt: skip

@@ -37,17 +37,29 @@ def reward_formula(
 SMALL = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
 log_reward = Exercise(
     "8.1", "log_reward", draw=draw_rewards, right=reward_by_numbers, formula=reward_formula, mistakes={
-        "log(sigmoid(x)) is minus infinity as soon as sigmoid(x) rounds to 0: use F.logsigmoid, which never takes that log":
+        "log(sigmoid(x)), or -log(1 + exp(-x)), is minus infinity where sigmoid(x) is nearly 0: F.logsigmoid takes no such log":
             [{"log": lambda x: x.sigmoid().log()}, {"log": lambda x: x.sigmoid().log(), "rest": True}],
         "a small number inside the log, or a bound, only hides the underflow: all hopeless texts get one reward: F.logsigmoid":
             [{"log": lambda x, log=log: log(x.sigmoid()), "positive": log, "rest": rest} for rest in (False, True) for log in (
                 *(lambda p, eps=eps: (p + eps).log() for eps in SMALL),
                 *(lambda p, eps=eps: p.clamp(min=eps).log() for eps in SMALL),
                 *(lambda p, eps=eps: p.clamp(eps, 1 - eps).log() for eps in SMALL))],
+        "x - log(1 + exp(x)) is minus infinity for large x, where exp(x) overflows: use F.logsigmoid":
+            [{"log": lambda x: x - (1 + x.exp()).log()}, {"log": lambda x: x - x.exp().log1p()}],
         "positive is right; for negative, log(1 - p) underflows: take the log-odds' minus, F.logsigmoid(-x)": {"rest": True},
         "this is the probability; its logarithm keeps on telling the bad from the very bad": {"log": torch.sigmoid},
         "these are the log-odds, which grow without end: put them through F.logsigmoid": {"log": lambda x: x + 0},
         "the sentiment is ignored: this rewards positive completions whatever is asked for": {"logits_of": lambda x, sign: x},
+        "this rewards negative completions whatever is asked for: is the word \"positive\" written as it is given?":
+            {"logits_of": lambda x, sign: -x},
+        "a sigmoid is in it twice: F.logsigmoid takes log-odds, not probabilities":
+            [{"log": lambda x: F.logsigmoid(x.sigmoid())},
+             lambda logits, sentiment: F.logsigmoid(logits.sigmoid() * (1 if sentiment == "positive" else -1))],
+        "the softmax runs over the completions; each is positive or negative by itself": {"log": lambda x: x.log_softmax(0)},
+        "the log-odds of negative are -x, not 1 - x":
+            lambda logits, sentiment: F.logsigmoid(logits if sentiment == "positive" else 1 - logits),
+        "for negative, this is 0; take F.logsigmoid(-x)":
+            lambda logits, sentiment: F.logsigmoid(logits) if sentiment == "positive" else 0 * logits,
         "the two sentiments have changed places": {"logits_of": lambda x, sign: -sign * x},
         "for negative, this turns the sign of log p(positive): a reward without a bound. Take log p(negative)":
             lambda logits, sentiment: F.logsigmoid(logits) * (1 if sentiment == "positive" else -1),
@@ -99,6 +111,12 @@ def moving_normaliser(base_rewards, *, with_base=True, all_seen=True):
     return normalise
 
 
+def shared_normaliser(base_rewards, shared={}):  # noqa: B006
+    """Its constants are those of whoever was fitted last."""
+    shared.update(mean=base_rewards.mean(), std=base_rewards.std())
+    return lambda rewards: (rewards - shared["mean"]) / shared["std"]
+
+
 def within(base):
     return base.max() - base.min()
 
@@ -121,6 +139,12 @@ fit_normaliser = Exercise(
         "this multiplies by the deviation; divide by it": {"std": lambda base, x: 1 / base.std()},
         "this divides by the variance; its root, the deviation, has the reward's unit": {"std": lambda base, x: base.var()},
         "the deviation is divided by n; torch's std divides by n - 1": {"std": lambda base, x: base.std(correction=0)},
+        "the constants are those of the run that was fitted last: keep them in variables of the function, not outside it":
+            shared_normaliser,
+        "only the mean is divided: put brackets around the difference": {"make": lambda r, m, s: r - m / s},
+        "another measure of the spread stands in place of the deviation, such as a mean or largest distance from the middle":
+            [{"mean": lambda base, x, m=m: m(base), "std": lambda base, x, m=m, of=of: of((base - m(base)).abs())}
+             for m in (torch.mean, torch.median) for of in (torch.mean, torch.median, torch.max)],
         "this divides first, and subtracts the mean in the old unit; subtract first": {"make": lambda r, m, s: r / s - m},
         "the range from smallest to largest stands in place of the deviation": [{"std": lambda base, x: within(base)},
             {"std": lambda base, x: within(base), "mean": lambda base, x: base.min()}],
@@ -128,7 +152,8 @@ fit_normaliser = Exercise(
         "a small deviation is raised; divide by it as it is": [{"std": lambda base, x, most=most: base.std().clamp(min=most)}
             for most in (0.5, 1.0)],
         "something is added to the deviation; divide by it as it is":
-            [{"std": lambda base, x, eps=eps: base.std() + eps} for eps in (1e-4, 1e-3, 0.01, 0.1, 1.0)],
+            [{"std": lambda base, x, eps=eps, of=of: of(base, eps)} for eps in (1e-4, 1e-3, 0.01, 0.1, 1.0)
+             for of in (lambda base, eps: base.std() + eps, lambda base, eps: (base.var() + eps).sqrt())],
         "the normalised rewards are cut off": [{"make": lambda r, m, s, most=most: ((r - m) / s).clamp(-most, most)}
             for most in (1, 2, 3, 5)],
     })  # fmt: skip
@@ -163,6 +188,7 @@ def mask_formula(
         first = prompt_length if searched is None else searched
         ends = [place for place in range(first, len(row)) if row[place] == end_token]
         last = ends[0 if stop == "first" else -1] + more if ends else prompt_length + (len(row) if no_end is None else no_end)
+        last = (ends[1] + 1 if len(ends) > 1 else len(row)) if stop == "second" else last
         last = len(row) if stop == "never" else last
         counts = [start(prompt_length) <= place < last for place in range(len(row))]
         if stop == "others":
@@ -186,7 +212,18 @@ action_mask = Exercise(
         "the token behind the end token counts too; the end token is the last": {"more": 2},
         "only the end tokens are left out; all behind the first one has to go, and that one stays": {"stop": "others"},
         "this goes on to the last end token; the completion is over at the first": {"stop": "last"},
-        "an end token in the prompt stops it all: look behind the prompt only": [{"searched": 0}, {"searched": 0, "more": 0}],
+        "an end token in the prompt stops it all: look behind the prompt only": {"searched": 0},
+        "the end token itself is an action, and one in the prompt stops nothing: count ends before each token, behind the prompt":
+            {"searched": 0, "more": 0},
+        "the end token itself is an action, and the prompt's tokens, which may be end tokens too, are none":
+            {"start": lambda n: 0, "searched": 0, "more": 0},
+        "this goes on to the second end token; the completion is over at the first": {"stop": "second"},
+        "a completion that begins with the end token has that one action":
+            lambda tokens, prompt_length, end_token: mask_formula(tokens, prompt_length, end_token)
+            & ((tokens[:, prompt_length] != end_token)[:, None]),
+        "the prediction of the last token is never an action here; it is one, if no end token stands before it":
+            lambda tokens, prompt_length, end_token: mask_formula(tokens, prompt_length, end_token)
+            & (torch.arange(1, tokens.shape[1]) < tokens.shape[1] - 1),
         "without an end token only one action is left: argmax of a row of zeros is 0; it counts to its end": {"no_end": 1},
         "without an end token no action is left; such a completion counts to its end": {"no_end": 0},
         "the mask is one position late: entry t is the prediction of token t + 1, so drop the first column": {"shift": 0},
@@ -245,6 +282,11 @@ completion_kl = Exercise(
         "the mask is moved by one position: it belongs to the log-probabilities as it is":
             [{"real": lambda mask: F.pad(mask[:, 1:], (0, 1))}, {"real": lambda mask: F.pad(mask[:, :-1], (1, 0), value=True)},
              {"real": lambda mask: F.pad(mask[:, :-1], (1, 0))}],
+        "infinities become 0, wherever they stand, and the mask is ignored: choose by the mask":
+            {"real": torch.ones_like, "keep": lambda mask, x, zero: x.nan_to_num(0.0, 0.0, 0.0)},
+        "the probability of a whole completion rounds to 0: add up the differences of logarithms":
+            lambda logprobs, ref_logprobs, mask: (torch.where(mask, logprobs, 0).sum(1).exp()
+                                                  / torch.where(mask, ref_logprobs, 0).sum(1).exp()).log(),
         "a single completion's estimate may well be negative; with abs the mean would be far too large":
             [{"term": lambda x, p: x.abs()}, {"end": lambda total, mask: total.abs()}],
         "negative estimates, of completions or of single tokens, become 0: then the mean is too large":
@@ -330,6 +372,16 @@ token_advantages = Exercise(
         "this sums over the completions; the tokens are the second dimension": {"over": lambda x, mask: to_go(x, mask, 0)},
         "the KL to come is averaged over its tokens; it is their sum":
             {"over": lambda x, mask: to_go(x, mask) / to_go(mask.float(), mask).clamp(min=1)},
+        "the KL to come is discounted; it is a plain sum":
+            [{"over": lambda x, mask, by=by: ch07.returns_formula(x, by)} for by in (0.9, 0.95, 0.99)],
+        "each token pays for the mean of its completion's log-ratios; it pays for the sum of those to come":
+            {"over": lambda x, mask: x.sum(1, keepdim=True) / mask.sum(1, keepdim=True)},
+        "the coefficient multiplies the reward, too; it is the price of the KL alone":
+            lambda rewards, logprobs, ref_logprobs, mask, kl_coef: kl_coef * worth_formula(
+                rewards, logprobs, ref_logprobs, mask, 1.0),
+        "the mean over all tokens is taken off, or they are whitened; that is a step of its own":
+            [lambda rewards, logprobs, ref_logprobs, mask, kl_coef, n=n: torch.where(mask, ch07.whitened_real(
+                worth_formula(rewards, logprobs, ref_logprobs, mask, kl_coef), mask, n), 0) for n in (None, 0, 1)],
         "k3 of each token is charged; asked for is the log-ratio itself": {"term": k3_term},
         "a negative log-ratio becomes 0 or loses its sign": [{"term": torch.abs}, {"term": lambda x: x.clamp(min=0)}],
         "the reward stands at the last token only; without a value function it is the advantage of every token":
@@ -403,9 +455,20 @@ with_baseline = Exercise(
             {"following": lambda w, m, b: by_position(w - b, m)},
         "the next baseline is mixed with the old one; it is this rollout's mean alone":
             [{"following": lambda w, m, b, share=share: share * b + (1 - share) * by_position(w, m)}
-             for share in (0.5, 0.9, 0.1)],
+             for share in (0.5, 0.9, 0.1, 0.95, 0.05, 0.99, 0.01)],
+        "a worth of 0 is not counted, as if it were padding; count the mask":
+            {"following": lambda w, m, b: (w * m).sum(0) / ((w * m) != 0).sum(0).clamp(min=1)},
+        "completions that are over take part in the next baseline, with the old one; only those count that are still going":
+            {"following": lambda w, m, b: torch.where(m, w, b).mean(0)},
+        "the number of completions is raised to 2; a single one is its own mean":
+            {"following": lambda w, m, b: (w * m).sum(0) / m.sum(0).clamp(min=2)},
+        "the next baseline is a median; take the mean":
+            {"following": lambda w, m, b: torch.where(m, w, math.nan).nanmedian(0).values.nan_to_num(0.0)},
+        "the next baseline is a mean for each completion, over its tokens; it has one number for each position":
+            {"following": lambda w, m, b: (w * m).sum(1) / m.sum(1)},
         "the next baseline is the one handed in": {"following": lambda w, m, b: b + 0},
-        "padding has an advantage of minus the baseline; it should be 0 there": {"zero": False},
+        "padding has an advantage of minus the baseline; it should be 0 there":
+            [{"zero": False}, {"zero": False, "over": lambda w, m, b: w * m - b}],
         "the advantages are divided by their deviation as well; here they are the difference alone":
             [{"over": lambda *given, c=c, shift=shift: scaled(*given, c, shift)} for c in (0, 1) for shift in (0, 1)],
     })  # fmt: skip
@@ -456,20 +519,30 @@ def update_by_hand(policy, optimizer, tokens, old_logprobs, advantages, mask, te
 def update_formula(
     policy, optimizer, tokens, old_logprobs, advantages, mask, temperature, epochs, minibatch, clip, *, made="", dropout=False,
     cut=False, read=0, chosen=1, score=lambda logits, t: (logits / t).log_softmax(-1), real=lambda mask: mask,
-    weigh=lambda a, real: a, result=lambda fractions, losses, epochs: fractions, **loss_options,
+    weigh=lambda a, real: a, result=lambda fractions, losses, epochs: fractions, clip_gradient=lambda policy: None, late=False,
+    **loss_options,
 ):  # fmt: skip
-    """`made` and the options of policy_loss_formula make mistakes; `read`, `chosen`: which position is scored, on which token."""
+    """`made` and the options of policy_loss_formula make mistakes; `read`, `chosen`: which position is scored, on which token;
+    `late`: the clip fractions are those after the steps."""
     policy.train(dropout)
-    fractions, losses, width = [], [], mask.shape[1]
+    fractions, losses, width, order = [], [], mask.shape[1], torch.arange(len(tokens))
+
+    def of_tokens(some):
+        logits = policy(some[:, :-1]) if cut else policy(some)[:, read : read + width]  # (b, T, V)
+        return score(logits, temperature).gather(2, some[:, chosen : chosen + width, None])[..., 0]
+
     for rows in ch07.minibatches(len(tokens), minibatch, epochs, made):
+        order = torch.randperm(len(tokens)) if made == "shuffled" and rows.start == 0 else order
+        start, rows = rows, order[rows] if made == "shuffled" else rows
         if made == "old anew each epoch" and rows.start == 0:
             logprobs = score(policy(tokens)[:, :-1], temperature).detach()
             old_logprobs = logprobs.gather(2, tokens[:, 1:, None])[..., 0]
-        logits = policy(tokens[rows, :-1]) if cut else policy(tokens[rows])[:, read : read + width]  # (b, T, V)
-        logprobs = score(logits, temperature).gather(2, tokens[rows, chosen : chosen + width, None])[..., 0]
+        logprobs = of_tokens(tokens[rows])
         old, some = logprobs.detach() if "ratio 1" in made else old_logprobs[rows], real(mask[rows])
         loss, outside = ch07.policy_loss_formula(logprobs, old, weigh(advantages[rows], some), some, clip, **loss_options)
-        ch07.descend(optimizer, loss, rows, made)
+        ch07.descend(optimizer, loss, start, made, lambda: clip_gradient(policy), len(tokens))
+        if late:
+            outside = ch07.policy_loss_formula(of_tokens(tokens[rows]), old, advantages[rows], some, clip)[1]
         fractions, losses = [*fractions, outside.item()], [*losses, loss.item()]
     return result(fractions, losses, epochs)
 
@@ -500,130 +573,16 @@ update_policy = Exercise(
         "there is one clip fraction for each epoch; every minibatch has one":
             [{"result": lambda fractions, losses, epochs: in_epochs(fractions, epochs).mean(1).tolist()},
              {"result": lambda fractions, losses, epochs: in_epochs(fractions, epochs)[:, -1].tolist()}],
+        "the clip fractions are measured after the step; each belongs to the loss that the step went down": {"late": True},
+        "the clip fraction counts only where clipping changes the loss; it counts every ratio outside, whatever the advantage":
+            {"outside": lambda ratio, clip, advantages: (ratio - 1) * advantages.sign() > clip},
+        "the rows are shuffled; here everyone goes through them in their own order": {"made": "shuffled"},
+        "the gradient's norm is clipped; here each step takes it as it is":
+            [{"clip_gradient": lambda policy, most=most: nn.utils.clip_grad_norm_(policy.parameters(), most)}
+             for most in (0.1, 0.5, 1.0)],
         "these are the losses; return the clip fractions": {"result": lambda fractions, losses, epochs: losses},
-        "the advantages are whitened in each minibatch; they are ready for use": [
-            {"weigh": lambda a, real, c=c: (a - a[real].mean()) / (a[real].std(correction=c) + 1e-8)} for c in (0, 1)],
-    })  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 8.8
-def draw_sizes(generator):
-    yield {"clip_fractions": [0.005, 0.004, 0.003], "completions": 256, "most": 1024}
-    yield {"clip_fractions": [0.05, 0.005, 0.004, 0.003, 0.002], "completions": 100, "most": 200}
-    yield {"clip_fractions": [], "completions": 64, "most": 512}
-    yield {"clip_fractions": [0.004, 0.003, 0.01, 0.002, 0.001, 0.003, 0.002], "completions": 128, "most": 1024}
-    yield {"clip_fractions": [0.3, 0.3, 0.3, 0.3, 0.001], "completions": 128, "most": 1024}
-    yield {"clip_fractions": [0.002] * 7 + [0.2, 0.004, 0.004], "completions": 128, "most": 500}
-    yield {"clip_fractions": [0.002] * 10, "completions": 512, "most": 4096}
-    yield {"clip_fractions": [0.002, 0.015, 0.003, 0.004, 0.001], "completions": 64, "most": 512}  # rare in the mean of three
-    for completions in (64, 48):
-        drawn = 0.009 * torch.rand(14, generator=generator) + 0.02 * (torch.rand(14, generator=generator) < 0.15)
-        yield {"clip_fractions": drawn.tolist(), "completions": completions, "most": 512}
-
-
-def sizes_by_looking_back(clip_fractions, completions, most):
-    """A doubling happens where the last three shares, all since the last doubling, are small."""
-    sizes, since = [], 0
-    for step in range(len(clip_fractions)):
-        now = sizes[-1] if sizes else completions
-        last = clip_fractions[max(since, step - 2) : step + 1]
-        if len(last) == 3 and max(last) < 0.01 and now * 2 <= most:
-            now, since = now * 2, step + 1
-        sizes.append(now)
-    return sizes
-
-
-def sizes_formula(
-    clip_fractions, completions, most, *, wait=3, in_a_row=True, reset=True, rare=lambda share: share < 0.01, late=False,
-    fits=lambda size, most: size <= most, grow=lambda size, first, most: 2 * size, often=lambda size, first: size,
-):  # fmt: skip
-    sizes, count, size = [], 0, completions
-    for share in clip_fractions:
-        before, count = size, count + 1 if rare(share) else (0 if in_a_row else count)
-        size = size if rare(share) else often(size, completions)
-        if count >= wait and fits(grow(size, completions, most), most):
-            size, count = grow(size, completions, most), 0 if reset else count
-        sizes.append(before if late else size)
-    return sizes
-
-
-rollout_sizes = Exercise(
-    "8.8", "rollout_sizes", draw=draw_sizes, right=sizes_by_looking_back, formula=sizes_formula, mistakes={
-        "the rollout grows at every rare update; wait for three in a row, one may be chance": {"wait": 1},
-        "the rollout grows at the second rare update in a row; wait for three": {"wait": 2},
-        "this waits for a fourth update in a row; the third one is enough": {"wait": 4},
-        "this counts rare updates in all; one with enough clipping in between sets the count back to 0": {"in_a_row": False},
-        "after a doubling the count has to start at 0 again, or the next rare update doubles at once": {"reset": False},
-        "the rollout grows past `most`": {"fits": lambda size, most: True},
-        "the rollout may be as large as `most`; only a doubling past it is left out": {"fits": lambda size, most: size < most},
-        "a doubling that would pass `most` is not cut down to it, but left out":
-            {"grow": lambda size, first, most: min(2 * size, most)},
-        "this grows when clipping is frequent; then steps are too long already. It grows when clipping is rare, below 1 %":
-            [{"rare": lambda share: share >= 0.01}, {"rare": lambda share: share > 0.01}],
-        "0.01 itself is not below 0.01": {"rare": lambda share: share <= 0.01},
-        "the limit is not 0.01, which is 1 %": [{"rare": lambda share, most=most: share < most} for most in (0.001, 0.1, 1)],
-        "each size is written down before the doubling; it is that of the rollout which follows the update": {"late": True},
-        "the first size is added each time; the size doubles": {"grow": lambda size, first, most: size + first},
-        "the size doubles from the first one, so it stops at twice that": {"grow": lambda size, first, most: 2 * first},
-        "an update with enough clipping makes the rollout smaller again; it only sets the count back":
-            [{"often": lambda size, first: first}, {"often": lambda size, first: max(first, size // 2)},
-             {"often": lambda size, first: size // 2}],
-    })  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 8.9
-def spread(*means):
-    """KLs of two completions each, with these means."""
-    return [torch.tensor([mean - 1.0, mean + 1.0]) for mean in means]
-
-
-def draw_kept(generator):
-    yield {"kls": [torch.tensor([0.0]), torch.tensor([8.0]), torch.tensor([12.0])], "max_kl": 10.0}
-    yield {"kls": spread(0.0), "max_kl": 5.0}
-    yield {"kls": spread(0.0, 4.0, 6.0), "max_kl": 7.0}
-    yield {"kls": spread(0.0, 4.0, 6.0, 6.5), "max_kl": 6.0}  # the third is at the limit
-    yield {"kls": spread(0.0, 5.0, math.nan, 6.0), "max_kl": 8.0}
-    yield {"kls": spread(0.0, 6.0, 12.0, 9.0), "max_kl": 11.0}
-    for last in ((-3.0, 5.0, 25.0), (6.5, 0.0, 7.0), (1.0, math.nan, 2.0)):
-        yield {"kls": [torch.zeros(2), *map(torch.tensor, ((6.0, -4.0), (0.0, 1.0, 14.0), last, (0.0, 0.0)))], "max_kl": 6.0}
-    yield {"kls": [torch.zeros(2), torch.tensor([14.0, -8.0])], "max_kl": 4.0}
-    for count in (6, 12):
-        means = 0.1 + 1.5 * torch.rand(count, generator=generator).cumsum(0)
-        kls = [torch.zeros(8), *(mean + torch.randn(8, generator=generator) for mean in means)]
-        yield {"kls": kls, "max_kl": 0.8 * means[-1].item()}
-
-
-def kept_by_list(kls, max_kl):
-    within = [float(sum(kl.tolist())) / len(kl) <= max_kl for kl in kls]
-    return within.index(False) - 1 if False in within else len(kls) - 1
-
-
-def kept_formula(kls, max_kl, *, mean=torch.mean, past=lambda kl, most: not kl <= most, limit=None, back=1, end=None):
-    limit = max_kl if limit is None else limit
-    first = next((place for place, kl in enumerate(kls) if past(mean(kl), limit)), None)
-    last = len(kls) - 1 if first is None else first - back
-    return last if end is None else end(kls, last)
-
-
-kept_iteration = Exercise(
-    "8.9", "kept_iteration", draw=draw_kept, right=kept_by_list, formula=kept_formula, mistakes={
-        "this is the policy that passed the limit; keep the one before, the last that was measured within it": {"back": 0},
-        "training never stops: this is the last iteration, whatever its KL is": {"past": lambda kl, most: False},
-        "this finds the last one within the limit anywhere; training stops the first time that the limit is passed":
-            lambda kls, max_kl: max(place for place, kl in enumerate(kls) if kl.mean() <= max_kl),
-        "this finds the largest KL within the limit; training stops the first time that the limit is passed":
-            lambda kls, max_kl: max((kl.mean().item(), place) for place, kl in enumerate(kls) if kl.mean() <= max_kl)[1],
-        "a KL that is NaN is not > max_kl, so this trains on when broken: ask whether not kl <= max_kl":
-            {"past": lambda kl, most: kl > most},
-        "completions whose KL is NaN are left out of the mean; such a policy is broken": {"mean": torch.nanmean},
-        "a KL at the limit is within it": {"past": lambda kl, most: not kl < most},
-        "one completion over the limit stops this; single estimates are noise, the limit is for their mean": {"mean": torch.max},
-        "this stops only where all completions are over the limit; the limit is for their mean": {"mean": torch.min},
-        "this looks at one completion; the limit is for the mean": [{"mean": lambda kl: kl[0]}, {"mean": lambda kl: kl[-1]}],
-        "this adds the completions up; the limit is for the mean of a completion": {"mean": torch.sum},
-        "this is the median; the limit is for the mean": [{"mean": torch.median}, {"mean": lambda kl: kl.quantile(0.5)}],
-        "negative estimates count as positive, or as 0; with their sign the mean is right":
-            [{"mean": lambda kl: kl.abs().mean()}, {"mean": lambda kl: kl.clamp(min=0).mean()}],
-        "this is the KL of the policy that is kept; return the iteration's number":
-            [{"end": lambda kls, last: kls[last].mean().item()}, {"end": lambda kls, last: kls[last]}],
+        "the advantages are shifted or scaled once more, in each minibatch or before; they are ready for use": [
+            *({"weigh": lambda a, real, c=c: ch07.whitened_real(a, real, c)} for c in (None, 0, 1)),
+            *(lambda *given, advantages, mask, c=c, **named: update_formula(
+                *given, advantages=ch07.whitened_real(advantages, mask, c), mask=mask, **named) for c in (None, 0, 1))],
     })  # fmt: skip

@@ -7,7 +7,6 @@ import statistics
 from collections import Counter
 from functools import partial
 
-import numpy as np
 import torch
 from scipy import integrate, optimize, stats
 
@@ -30,7 +29,7 @@ def some(generator, options, count):
 def draw_win_rate(generator):
     yield {"first": torch.tensor([1.0, 0.0]), "second": torch.tensor([0.0, 0.0])}
     yield {"first": torch.tensor([-1.0, 0.5, 0.2]), "second": torch.tensor([0.2, -3.0])}
-    yield {"first": torch.tensor([0.3, 0.3004, -0.2]), "second": torch.tensor([0.305, 0.3, 0.35, -0.2])}  # close, not tied
+    yield {"first": torch.tensor([0.3, 0.3004, -0.2]), "second": torch.tensor([0.305, 0.3, 0.35])}  # close, not tied
     yield {"first": torch.tensor([-7.0, 0.0, 2.0, 50.0]), "second": torch.tensor([2.0, 0.0, 4.0, 1.0])}
     for shift in (-1, 2):
         sizes = between(generator, 5, 8), between(generator, 9, 12)
@@ -67,7 +66,8 @@ win_rate = Exercise(
         "a tie counts as a win here; it counts half": {"tie": 1},
         "a tie counts some other part of a win here than half": [{"tie": tie} for tie in (-1, -0.5, 0.25, 1 / 3, 2)],
         "ties are left out: with many ties a few pairs would decide. Keep them, each as half a win": decided_rate,
-        "scores that are only close count as a tie here; a tie is two equal scores": [{"close": c} for c in (1e-3, 0.01, 0.1)],
+        "scores that are only close count as a tie here; a tie is two equal scores":
+            [{"close": close} for close in (1e-3, 0.01, 0.1, 1 - 1e-9)],
         "only the pairs of one place are compared; the samples are not paired, so compare each with every one":
             [by_place, partial(by_place, turn=sorted)],
         "this is how often the second wins": lambda first, second: pair_rate(second, first),
@@ -79,6 +79,15 @@ win_rate = Exercise(
             [one_number(second_of=of, tie=tie) for of in NUMBERS for tie in (0.5, 0, 1)] + [one_number(of) for of in NUMBERS],
         "the sides' means or medians are compared, 1, 0.5 or 0; compare each with each": [one_number(of, of) for of in NUMBERS],
         "this is a soft win, a sigmoid; a win counts as 1": lambda first, second: (first[:, None] - second).sigmoid().mean(),
+        "the last score of a side is left out": [
+            one_number(**{side: lambda scores: scores[:-1]}, over=over) for side, overs in (
+                ("first_of", (lambda n, m: n * m, lambda n, m: (n + 1) * m)),
+                ("second_of", (lambda n, m: n * m, lambda n, m: n * (m + 1))),
+            ) for over in overs
+        ],
+        "scores that come twice count once; take all": one_number(torch.unique, torch.unique),
+        "wins and half the ties are made a whole number before they are divided":
+            lambda first, second: int(pair_rate(first, second, over=lambda n, m: 1)) / (len(first) * len(second)),
     },
 )  # fmt: skip
 
@@ -137,6 +146,12 @@ mean_interval = Exercise(
         "the quantile is the distance to either side; do not halve it": {"times": lambda n: student(n) / 2},
         "the bounds are given as distances from the mean; return where they lie":
             [{"give": lambda mean, reach, sign=sign: (mean, sign * reach, reach)} for sign in (-1, 1)],
+        "stats.t.cdf and pdf take a point; stats.t.ppf gives the one below which a share lies":
+            [{"times": lambda n, of=of: of(0.975, n - 1)} for of in (stats.t.cdf, stats.t.pdf)],
+        "the bounds are cut off; a mean may lie anywhere": [
+            {"give": lambda m, r, low=low, high=high: (m, max(m - r, low), min(m + r, high))}
+            for low, high in ((-1.0, 1.0), (0.0, 1.0), (0.0, math.inf))
+        ],
         "the median stands for the mean": [{"middle": torch.median}, {"middle": lambda x: x.quantile(0.5)}],
         "these are quantiles of the values, or their smallest and largest; they do not say how sure the mean is":
             [lambda values, q=q: (values.mean(), values.quantile(q), values.quantile(1 - q)) for q in (0, 0.025, 0.05)],
@@ -199,6 +214,12 @@ best_of_n = Exercise(
                 lambda best, g, n, count: best * count + g, lambda best, g, n, count: best + g * n, lambda best, *others: best
             )
         ],
+        "a winner is looked up by its reward, which may stand further ahead too: add argmax to the group's start":
+            lambda rewards, n: torch.tensor([rewards.tolist().index(one) for one in rewards[winners(rewards, n)].tolist()]),
+        "the last group is left out where it is full: range goes up to len(rewards) - n, which it does not reach": [
+            lambda rewards, n, kind=kind: torch.tensor(winners(rewards[:-1], n).tolist(), dtype=kind)
+            for kind in (None, torch.long)
+        ],
         "the last group has fewer than n samples, so it is a weaker best-of: leave it out":
             lambda rewards, n: torch.stack([i + rewards[i : i + n].argmax() for i in range(0, len(rewards), n)]),
         "what does not fill a group is left out at the beginning; leave it out at the end":
@@ -231,7 +252,10 @@ best_of_n_kl = Exercise(
         "this subtracts 1 / n; what comes off is (n - 1) / n": {"off": lambda n: 1 / n},
         "the fraction that comes off is another one: it is (n - 1) / n": [
             {"off": lambda n, top=top, bottom=bottom: (n + top) / (n + bottom)} for top, bottom in ((1, 0), (-1, 1), (0, 1))
-        ] + [{"off": lambda n: (n - 1) / 2 / n}, {"off": lambda n: (n - 1) / n**2}],
+        ] + [{"off": lambda n: (n - 1) / 2 / n}, {"off": lambda n: (n - 1) / n**2}] + [
+            {"off": lambda n: n / (n - 1)}, {"off": lambda n: n / (n - 1) if n > 1 else 0}, {"off": lambda n: (n - 1) / (n + 1)},
+        ],
+        "log1p(n) is log(1 + n)": {"log": math.log1p},
         "brackets are missing: n - 1 / n is not (n - 1) / n": [{"off": lambda n: n - 1 / n}, {"off": lambda n: n + 1 / n}],
         "(n - 1) / n is a factor here; it is subtracted": lambda n: math.log(n) * (n - 1) / n,
         "these are bits: take the natural logarithm, as all KLs here are in nats":
@@ -256,6 +280,7 @@ def draw_best_of_n_gold(generator):
     some_n = between(generator, 4, 6), between(generator, 400, 600)
     for size, n in ((5, 1), (6, 6), (7, 3), (8, 2), (9, some_n[0]), (1100, some_n[1])):  # the last: no float holds C(N, n)
         proxy = torch.randperm(size, generator=generator) - 2 + 0.5 * torch.rand(size, generator=generator)  # no ties
+        proxy = proxy / (1 + size // 50)  # none of them is large
         yield {"proxy": proxy, "gold": 10 * torch.rand(size, generator=generator) - 4, "n": n}
 
 
@@ -305,8 +330,18 @@ best_of_n_gold = Exercise(
             )
         ],
         "// makes the weights 0: divide by / instead": {"share": lambda i, size, n: math.comb(i, n - 1) // math.comb(size, n)},
-        "the binomials become floats, which are too small for large N; divide the whole numbers: comb(i, n - 1) / comb(N, n)":
-            {"share": lambda i, size, n: float(math.comb(i, n - 1)) / float(math.comb(size, n))},
+        "the binomials become floats, which are too small for large N; first divide whole by whole: comb(i, n - 1) / comb(N, n)":
+            [{"share": lambda i, size, n: float(math.comb(i, n - 1)) / float(math.comb(size, n))},
+             {"share": lambda i, size, n: share_won(i, size, n) if size < 1000 else math.nan},
+             lambda proxy, gold, n: sum(
+                 math.comb(i, n - 1) * score for i, score in enumerate(gold[proxy.argsort()].tolist())
+             ) / math.comb(len(proxy), n)],
+        "a rank is left out: those from n - 1 to N - 1 win groups": [
+            {"share": lambda i, size, n: share_won(i, size, n) * (i >= n)},
+            {"share": lambda i, size, n: share_won(i, size, n) * (i < size - 1)},
+        ],
+        "groups are counted in every order of their samples; a group has none":
+            {"share": lambda i, size, n: math.perm(i, n - 1) / math.perm(size, n)},
         "this cuts the samples into groups once: right on average, but noisy. Average over all groups there are":
             lambda proxy, gold, n: gold[winners(proxy, n)].mean().item(),
         "the samples are sorted and cut once; take all groups": lambda proxy, gold, n: gold[proxy.argsort()][n - 1 :: n].mean(),
@@ -420,6 +455,11 @@ distinct_n = Exercise(
             [{"count": lambda found: len(found) - len(set(found)), "empty": empty} for empty in (0.0, 1.0)],
         "texts too short for a single n-gram make this divide by 0; return 0.0 for them": {"empty": None},
         "without a single n-gram this is 1.0; return 0.0": {"empty": 1.0},
+        "without a single n-gram this is None; return 0.0":
+            lambda texts, n: None if (share := distinct(texts, n, empty=-1)) == -1 else share,
+        "re.split finds an empty word where a text begins or ends with white space; text.split() does not":
+            {"words": lambda text: re.split(r"\s+", text.lower())},
+        "1 is added to the number of n-grams": {"of": lambda found, ws, n: len(found) + 1},
     },
 )  # fmt: skip
 
@@ -455,6 +495,11 @@ def ratio(
     return None if undefined(policy, base) else of(policy, base)
 
 
+def ratio_joined(policy_texts, base_texts, glue):
+    policy, base = (blank_lines(glue.join(texts)) / len(texts) for texts in (policy_texts, base_texts))
+    return policy / base if base else None
+
+
 ANY = re.compile("").match
 LINES = str.splitlines, lambda text: text.split("\n")
 separator_ratio = Exercise(
@@ -480,6 +525,9 @@ separator_ratio = Exercise(
             [{"count": lambda text, full=full: len([*filter(full, text.split("\n\n"))])} for full in (ANY, bool, str.strip)],
         "the texts are stripped first: blank lines at their ends count too":
             [{"count": lambda text, strip=strip: blank_lines(strip(text))} for strip in (str.strip, str.rstrip, str.lstrip)],
+        "blank lines come about where texts are joined: count each text by itself":
+            [partial(ratio_joined, glue=glue) for glue in ("", "\n", " \n")],
+        "// cuts the rates to whole numbers: divide by /": {"total": lambda counts: sum(counts) // len(counts), "per": one},
         "this is the difference; the ratio is the same for a base that writes few or many": {"of": lambda p, b: p - b},
         "this is the policy's rate alone; divide by the base's": {"of": lambda p, b: p},
         "this is the policy's share of both; divide by the base's rate alone": {"of": lambda p, b: p / (p + b)},
@@ -594,107 +642,12 @@ fit_gold = Exercise(
             )
         ],
         "dividing by d first gives points near the base too much weight, and 0 / 0 at it; fit gold itself":
-            [{"weight": torch.reciprocal, "at_nan": at} for at in AT_NAN] + [{"weight": lambda d: (d > 0) / d.clamp(min=1e-9)}],
+            [{"weight": torch.reciprocal, "at_nan": at} for at in AT_NAN] + [{"weight": lambda d: (d > 0) / d.clamp(min=1e-9)}]
+            + [{"weight": torch.reciprocal, "d": lambda kl, least=10.0**-n: kl.clamp(min=least).sqrt()} for n in (4, 6, 8, 12)],
         "an estimated KL may lie a little below 0, and has no root: take it as 0 first":
             [{"d": torch.sqrt, "at_nan": at_nan} for at_nan in AT_NAN],
         "an estimated KL below 0 is taken without its sign; take it as 0": {"d": lambda kl: kl.abs().sqrt()},
         "the points are weighted by their distance or KL; least squares weights them alike":
             [{"weight": torch.clone}, {"weight": torch.sqrt}, {"weight": torch.square}],
-    },
-)  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 9.9
-
-
-def rating(sample, source, rater, positivity, sense=3):
-    return {"sample": sample, "source": source, "rater": rater, "positivity": positivity, "sense": sense}
-
-
-def draw_rating_table(generator):
-    two = [rating("base-0", "base", "me", 2, 5), rating("policy-0", "policy", "me", 4, 1)]
-    yield {"ratings": two, "score": "positivity"}
-    yield {"ratings": two, "score": "sense"}
-    alone = [rating("1", "base", "me", 5), rating("2", "policy", "me", 3)]
-    more = [rating("0", "policy", "you", 4), rating("0", "base", "me", 1), rating("0", "base", "you", 4)]
-    yield {"ratings": [*more, *alone], "score": "positivity"}
-    for count, score in ((2, "positivity"), (3, "sense"), (5, "sense")):
-        ratings = [*alone, rating("7", "policy", "you", 1, 2)]
-        for sample, source in itertools.product("034589"[:count], ("base", "policy")):
-            for rater in ("me", "you", "she", "he")[: between(generator, 1, 4)]:
-                scores = 1 + torch.randint(5, (2,), generator=generator)
-                ratings.append(rating(sample, source, rater, *scores.tolist()))
-        order = torch.randperm(len(ratings), generator=generator).tolist()
-        yield {"ratings": [ratings[place] for place in order], "score": score}
-
-
-def table_by_ranks(ratings, score):
-    scores = {"base": {}, "policy": {}}
-    for one in ratings:
-        scores[one["source"]].setdefault(one["sample"], []).append(one[score])
-    base, policy = ([float(np.mean(xs)) for xs in scores[side].values()] for side in ("base", "policy"))
-    wins = stats.mannwhitneyu(policy, base).statistic / (len(policy) * len(base))
-    return {"base": float(np.mean(base)), "policy": float(np.mean(policy)), "win_rate": float(wins)}
-
-
-def table(
-    ratings, score, *, column=lambda score: score, key=lambda one: (one["source"], one["sample"]), middle=statistics.fmean,
-    wins=pair_rate, overall=statistics.fmean,
-):  # fmt: skip
-    gathered = {"base": {}, "policy": {}}
-    for one in ratings:
-        gathered[one["source"]].setdefault(key(one), []).append(one[column(score)])
-    base, policy = ([middle(xs) for xs in gathered[side].values()] for side in ("base", "policy"))
-    rate = wins(*(torch.tensor(side, dtype=torch.float64) for side in (policy, base)))
-    return {"base": overall(base), "policy": overall(policy), "win_rate": float(rate)}
-
-
-def by_id_alone(ratings, score, part):
-    """The ratings of one sample id, whatever their side, count for all the sides that it has, or for the last, or the first."""
-    sides = {}
-    for one in ratings:
-        sides.setdefault(one["sample"], []).append(one["source"])
-    return table([{**one, "source": side} for one in ratings for side in dict.fromkeys(sides[one["sample"]][part])], score)
-
-
-PARTS = slice(None), slice(-1, None), slice(1)
-OTHER = {"base": "policy", "policy": "base", "positivity": "sense", "sense": "positivity"}
-EACH_RATING = {"key": lambda one: object()}
-rating_table = Exercise(
-    "9.9", "rating_table", draw=draw_rating_table, right=table_by_ranks, formula=table,
-    mistakes={
-        "a sample that two rated counts twice: take the mean of its ratings first, so that each sample counts once": [
-            EACH_RATING, lambda **given: table(**given) | {"win_rate": table(**given, **EACH_RATING)["win_rate"]},
-            lambda **given: table(**given, **EACH_RATING) | {"win_rate": table(**given)["win_rate"]},
-        ],
-        "this is the other column: look up the score that is asked for": {"column": OTHER.get},
-        "one column is written in, positivity or sense: look up the score that is asked for":
-            [{"column": lambda score: "positivity"}, {"column": lambda score: "sense"}],
-        "base and policy are swapped: the win rate is the policy's over the base": [
-            lambda ratings, score: table([one | {"source": OTHER[one["source"]]} for one in ratings], score),
-            {"wins": lambda p, b: pair_rate(b, p)},
-        ],
-        "ties count nothing in the win rate; scores from 1 to 5 tie often, each counts half": {"wins": partial(pair_rate, tie=0)},
-        "ties count as a win; a tie counts half": {"wins": partial(pair_rate, tie=1)},
-        "the win rate is wins minus losses; it is wins and half the ties": {"wins": partial(pair_rate, tie=0, loss=-1)},
-        "the wins are not divided by the number of pairs": [{"wins": partial(pair_rate, over=over)} for over in NOT_PAIRS],
-        "ties are left out of the win rate; keep them, each as half a win": {"wins": decided_rate},
-        "of a sample that several rated one rating is left: take the mean":
-            [{"middle": middle} for middle in (lambda xs: xs[-1], lambda xs: xs[0], max, min)],
-        "a sample's ratings are summed up; take their mean": {"middle": sum},
-        "of a sample's ratings this is the median; take their mean": {"middle": statistics.median},
-        "a sample's mean is made a whole number; keep it as it is":
-            [{"middle": lambda xs: round(statistics.fmean(xs))}, {"middle": lambda xs: sum(xs) // len(xs)}],
-        "samples of base and policy may have the same id: gather the ratings by source and sample":
-            [lambda ratings, score, part=part: by_id_alone(ratings, score, part) for part in PARTS],
-        "the ratings of one rater are gathered; gather those of one sample": {"key": lambda one: one["rater"]},
-        "only one rater's ratings are used; a sample has the mean of all of its ratings":
-            lambda ratings, score: table([one for one in ratings if one["rater"] == "me"], score),
-        "the median of the samples stands for their mean": {"overall": statistics.median},
-        "the win rate is that of the means; compare each with each":
-            {"wins": lambda p, b: pair_rate(p.mean()[None], b.mean()[None])},
-        "the win rate is over the base's mean; compare each with each": {"wins": lambda p, b: pair_rate(p, b.mean()[None])},
-        "the win rate compares samples in the same place only; compare each of one side with each of the other":
-            {"wins": by_place},
     },
 )  # fmt: skip

@@ -1,6 +1,7 @@
-"""Chapter 10: ends of speeches, prompts and their halves, agreement, length, strengths, rankings, and what margins are worth."""
+"""Chapter 10: ends of speeches, prompts and their halves, agreement, length, strengths, and rankings."""
 
 import functools
+import itertools
 import math
 import re
 
@@ -75,6 +76,20 @@ speech_mask = Exercise(
             {"kept": lambda ends: ends.int().cumsum(1) - ends.int() > 0},
         "torch.roll brings the last token to the front: the first one has no token before it here":
             {"ends": lambda broken: broken & broken.roll(1, 1)},
+        "a line break at the end of a row and one at the beginning of the next are no blank line: a row is a completion":
+            {"ends": lambda broken: pairs_of_breaks(broken.reshape(1, -1)).view(broken.shape)},
+        "this goes down the columns; the tokens of a completion follow each other along dim 1":
+            {"kept": lambda ends: ends.int().cumsum(0) - ends.int() == 0},
+        "a blank line at the very beginning is not seen: the second token may be the second of two":
+            {"ends": lambda broken: pairs_of_breaks(broken) & (torch.arange(broken.shape[1]) > 1)},
+        "only every other place is looked at; a blank line may begin at any":
+            {"ends": lambda broken: pairs_of_breaks(broken) & (torch.arange(broken.shape[1]) % 2 == 1)},
+        "this goes up to a second blank line, or one of three line breaks; the first one ends the speech":
+            {"kept": lambda ends: ends.int().cumsum(1) <= 1},
+        "three line breaks are looked for; two of them in a row are a blank line":
+            {"ends": lambda broken: pairs_of_breaks(pairs_of_breaks(broken))},
+        "only the first row that has a blank line is cut off there, as by a return in the loop; all of them are":
+            {"kept": lambda ends: (ends.int().cumsum(1) - ends.int() == 0) | (ends.any(1).cumsum(0) > 1)[:, None]},
         "the first row's end is used for all rows":
             {"kept": lambda ends: (ends.int().cumsum(1) - ends.int() == 0)[:1].expand(ends.shape)},
         "the line break is taken to be 199; use the one that was given": lambda tokens, line_break: speech(tokens, 199),
@@ -160,6 +175,9 @@ rollout_prompts = Exercise(
             drawn_prompts(count, size, rollouts, None),
         "one epoch too many is drawn: draw a new order only when the last one is used up":
             ({"epochs": lambda need, count: need // count + 1}, {"epochs": lambda need, count: -(-need // count) + 1}),
+        "the orders are used up from their ends, as by pop(); take them place by place from the beginning":
+            lambda count, size, rollouts, generator: drawn_prompts(
+                count, size, rollouts, generator, one=lambda: torch.randperm(count, generator=generator).flip(0)),
         "the numbers of the prompts begin at 1; they are 0 to count - 1":
             lambda count, size, rollouts, generator: 1 + drawn_prompts(count, size, rollouts, generator),
         "rows and columns are exchanged: a row is a rollout": lambda count, size, rollouts, generator:
@@ -190,17 +208,23 @@ def halves_by_sets(prompts, share, generator):
 
 def halves(prompts, share, generator, *, order=lambda P, g: torch.randperm(P, generator=g), number=round, least=1, most=1,
            first=lambda order, count: order[:count], of=lambda different, places: different[places],
-           end=lambda out: out):  # fmt: skip
-    different = prompts.unique()
+           end=lambda out: out, unique=torch.unique):  # fmt: skip
+    different = unique(prompts)
     P = len(different)
     count = min(max(least, number(share * P)), P - most)
     return end(torch.isin(prompts, of(different, first(order(P, generator), count))))
 
 
-def comparisons_drawn(prompts, share, generator):
+def comparisons_drawn(prompts, share, generator, least=1):
     N = len(prompts)
-    places = torch.randperm(N, generator=generator)[: min(max(1, round(share * N)), N - 1)]
+    places = torch.randperm(N, generator=generator)[: min(max(least, round(share * N)), N - least)]
     return torch.zeros(N, dtype=torch.bool).index_fill(0, places, True)
+
+
+def of_all_numbers(prompts, share, generator):
+    P = len(prompts.unique())
+    order = torch.randperm(int(prompts.max()) + 1, generator=generator)
+    return torch.isin(prompts, order[: min(max(1, round(share * P)), P - 1)])
 
 
 def until_share(prompts, share, generator):
@@ -220,10 +244,19 @@ held_out_prompts = Exercise(
     call=with_generator,
     formula=halves,
     mistakes={
-        "comparisons are drawn, not prompts: a prompt in both halves has been read before it is tested": comparisons_drawn,
+        "comparisons are drawn, not prompts: a prompt in both halves has been read before it is tested":
+            (comparisons_drawn, functools.partial(comparisons_drawn, least=0)),
         "each comparison is drawn by itself: a prompt in both halves has been read before it is tested":
             lambda prompts, share, generator: torch.rand(len(prompts), generator=generator) < share,
-        "the share is one of comparisons; it is a share of the different prompts": until_share,
+        "the share is one of comparisons; it is a share of the different prompts": (until_share,
+            lambda prompts, share, generator: halves(prompts, share * len(prompts) / len(prompts.unique()), generator)),
+        "the prompts stand in the order in which they come first; sort them, as unique() does":
+            {"unique": lambda prompts: torch.tensor(list(dict.fromkeys(prompts.tolist())))},
+        "unique_consecutive has a prompt twice that comes again later; unique() has it once":
+            {"unique": torch.unique_consecutive},
+        "the order is one of all numbers up to the largest; it is one of the P different prompts":
+            ({"unique": lambda prompts: torch.arange(int(prompts.max()) + 1)}, of_all_numbers),
+        "a half is rounded up; round() takes it to the even number": {"number": lambda count: math.floor(count + 0.5)},
         "this is the half to learn from; True marks what is held out": {"end": lambda out: ~out},
         "the prompts are not drawn: the same ones are held out whatever the generator says":
             ({"order": lambda P, g: torch.arange(P)}, {"order": lambda P, g: torch.arange(P).flip(0)}),
@@ -366,8 +399,14 @@ longer_accuracy = Exercise(
         "this counts characters; count words": {"length": len},
         "text.split(' ') does not cut at line breaks, and finds empty words between two spaces; text.split() does it right":
             {"length": lambda text: len(text.split(" "))},
-        "this counts line breaks, not words":
-            {"length": lambda text: text.count("\n")},
+        "empty words are counted, between two spaces or at a text's ends; text.split() finds none":
+            ({"length": lambda text: len(re.split(r"\s+", text))}, {"length": lambda text: len(re.split(r"\s", text.strip()))}),
+        "punctuation splits words, or those with it do not count; a word is all that stands between white space":
+            ({"length": lambda text: len(re.findall(r"\w+", text))}, {"length": lambda text: len(re.findall(r"[\w']+", text))},
+             {"length": lambda text: sum(word.isalpha() for word in text.split())}),
+        "this counts different words; a word counts as often as it comes": {"length": lambda text: len(set(text.split()))},
+        "this counts line breaks or lines, not words":
+            ({"length": lambda text: text.count("\n")}, {"length": lambda text: len(text.splitlines())}),
         "this is how often the shorter one is chosen": {"point": lambda a, b: (a < b) + 0.5 * (a == b)},
         "this is a number of pairs; return a share": {"over": lambda points, pairs: sum(points)},
         "the lengths are added up before they are compared: one long answer outweighs many; compare pair by pair":
@@ -452,6 +491,11 @@ strengths = Exercise(
         "this is one step of the iteration; go on until nothing changes": {"steps": 1},
         "this is not yet at the maximum: go on until nothing changes":
             tuple({"steps": steps} for steps in (2, 3, 4, 5, 6, 8, 10, 12, 15, 16, 20, 25, 30)),
+        "the sum goes over the games that i has won; n_ij are all games of the two, whoever won": {"games": lambda wins: wins},
+        "games are added that nobody played, as if against ties; the wins alone decide":
+            tuple({"turn": lambda wins, one=one: wins + one * (1 - torch.eye(len(wins)))} for one in (1, 0.5, 0.1, 0.01)),
+        "each pair counts as one game, however often the two have met":
+            {"turn": lambda wins: wins / (wins + wins.T).clamp(min=1)},
         "only whether two have met is counted, not how often": {"games": lambda wins: ((wins + wins.T) > 0).double()},
         "these are points of the Elo scale, 400 for a factor of ten; return natural log-odds":
             {"end": lambda s: (s - s.mean()) * 400 / math.log(10)},
@@ -503,7 +547,14 @@ ranked_pairs = Exercise(
         "rank 1 is the best: the better answer has the smaller rank": {"use": lambda a, b: a > b},
         "a tie is no pair: of two answers of one rank neither is better": ({"use": lambda a, b: a <= b},
             lambda ranks: [(i, j) for i in range(len(ranks)) for j in range(i + 1, len(ranks))
-                           for i, j in [(i, j) if ranks[i] <= ranks[j] else (j, i)]]),
+                           for i, j in [(i, j) if ranks[i] <= ranks[j] else (j, i)]],
+            lambda ranks: list(itertools.combinations(sorted(range(len(ranks)), key=lambda place: ranks[place]), 2))),
+        "ranks.index finds the first answer of a rank; of several that are tied each has its own place":
+            lambda ranks: [(ranks.index(ranks[i]), ranks.index(ranks[j])) for i, j in all_pairs(ranks)],
+        "of several answers of one rank only one is left, as in a dict; each has its own pairs":
+            tuple({"those": lambda i, j, ranks, one=one: i == one(ranks, ranks[i]) and j == one(ranks, ranks[j])}
+                  for one in (list.index, lambda ranks, rank: len(ranks) - 1 - ranks[::-1].index(rank))),
+        "without a pair this is None; return an empty list": lambda ranks: all_pairs(ranks) or None,
         "both directions of each pair are in it: only (better, worse)": {"use": lambda a, b: a != b},
         "the answers are taken to stand in their order already, best first; ask the ranks":
             lambda ranks: [(i, j) for i in range(len(ranks)) for j in range(i + 1, len(ranks))],
@@ -512,169 +563,11 @@ ranked_pairs = Exercise(
         "only ranks that follow each other are compared; every better answer is compared with every worse one":
             {"use": lambda a, b: a + 1 == b},
         "only the best is compared with the others; these are ranked among themselves too":
-            {"those": lambda i, j, ranks: ranks[i] == min(ranks)},
+            ({"those": lambda i, j, ranks: ranks[i] == min(ranks)}, {"those": lambda i, j, ranks: i == ranks.index(min(ranks))}),
         "only the best and the worst are compared; all pairs are":
             {"those": lambda i, j, ranks: ranks[i] == min(ranks) and ranks[j] == max(ranks)},
         "these are pairs of ranks; return the answers' places": lambda ranks: [(ranks[i], ranks[j]) for i, j in all_pairs(ranks)],
         "the places count from 1; they count from 0": {"end": lambda i, j: (i + 1, j + 1)},
         "every answer is paired with itself too": lambda ranks: [*all_pairs(ranks), *((i, i) for i in range(len(ranks)))],
-    },
-)  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 10.8
-
-
-def draw_margins(generator):
-    yield {"margins": torch.tensor([1.0, -1.0, 1.0]), "bins": 1}
-    yield {"margins": torch.tensor([0.0, 0.1, -3.0, 5.0, 200.0, -0.2]), "bins": 5}
-    yield {"margins": torch.tensor([60.0, -60.0, 0.0, 2.0]), "bins": 2}  # a sigmoid of exactly 1
-    for size, bins in ((20, 4), (60, 5), (100, 7)):
-        yield {"margins": 0.4 + 1.5 * torch.randn(size, generator=generator), "bins": bins}
-
-
-def reliability_by_loop(margins, bins):
-    rows = [[0, 0.0, 0.0] for _ in range(bins)]
-    for m in margins.double().tolist():
-        c = 1 / (1 + math.exp(-abs(m)))
-        row = rows[min(int((c - 0.5) * 2 * bins), bins - 1)]
-        row[0], row[1], row[2] = row[0] + 1, row[1] + c, row[2] + (1.0 if m > 0 else 0.5 if m == 0 else 0.0)
-    return torch.tensor([[n, c / max(n, 1), r / max(n, 1)] for n, c, r in rows])
-
-
-def binned(
-    margins, bins, *, confidence=lambda m: m.abs().sigmoid(), right=lambda m: (m > 0) + 0.5 * (m == 0), middle=None,
-    place=lambda c, bins: ((c - 0.5) * 2 * bins).long().clamp(0, bins - 1), empty=lambda sums, n: sums / n.clamp(min=1),
-    end=lambda n, c, r: torch.stack([n, c, r], 1),
-):  # fmt: skip
-    """`middle` takes the place of a mean confidence, `empty` divides sums by numbers, `end` puts the columns together."""
-    c = confidence(margins)
-    inside = F.one_hot(place(c, bins), bins + 1)[:, :bins].float()  # (N, bins)
-    n = inside.sum(0)
-    means = empty((c[:, None] * inside).sum(0), n) if middle is None else middle(margins, inside, n)
-    return end(n, means, empty((right(margins).float()[:, None] * inside).sum(0), n))
-
-
-def of_mean_margin(margins, inside, n):
-    return torch.where(n > 0, ((margins.abs()[:, None] * inside).sum(0) / n.clamp(min=1)).sigmoid(), 0)
-
-
-def of_bin(margins, inside, n):
-    bins = inside.shape[1]
-    return torch.where(n > 0, 0.5 + (torch.arange(bins) + 0.5) / (2 * bins), 0)
-
-
-reliability = Exercise(
-    "10.8", "reliability",
-    draw=draw_margins,
-    right=reliability_by_loop,
-    formula=binned,
-    mistakes={
-        "the confidence is that of the side chosen, sigmoid(|margin|), never below a half; this is sigmoid(margin)":
-            {"confidence": torch.sigmoid},
-        "the bins have equal width in [0, 1]; divide the range from 0.5 to 1":
-            {"place": lambda c, bins: (c * bins).long().clamp(max=bins - 1)},
-        "the bins' numbers are rounded to the nearest; round down":
-            {"place": lambda c, bins: ((c - 0.5) * 2 * bins).round().long().clamp(0, bins - 1)},
-        "a confidence of exactly 1 falls out of the last bin: clamp the bin's number to bins - 1":
-            {"place": lambda c, bins: ((c - 0.5) * 2 * bins).long()},
-        "a margin of exactly 0 counts as wrong; it is a coin's toss: half": {"right": lambda m: m > 0},
-        "a margin of exactly 0 counts as right; it is a coin's toss: half": {"right": lambda m: m >= 0},
-        "this is the share of wrong ones": {"right": lambda m: (m < 0) + 0.5 * (m == 0)},
-        "every pair counts as right: |margin| is always above 0; ask the margin itself": {"right": lambda m: m.abs() > 0},
-        "this is the mean margin of a bin; take the mean of the sigmoids":
-            {"middle": lambda m, inside, n: (m.abs()[:, None] * inside).sum(0) / n.clamp(min=1)},
-        "this is the sigmoid of the mean margin; take the mean of the sigmoids": {"middle": of_mean_margin},
-        "this is the middle of the bin; take the mean of the confidences in it": {"middle": of_bin},
-        "an empty bin is 0 divided by 0: give it zeros": {"empty": lambda sums, n: sums / n},
-        "these are sums; divide each by the number of pairs in its bin": {"empty": lambda sums, n: sums},
-        "these are divided by the number of all pairs; divide by that of the bin": {"empty": lambda sums, n: sums / n.sum()},
-        "these are shares of all pairs in the first column; it is the number of pairs":
-            {"end": lambda n, c, r: torch.stack([n / n.sum(), c, r], 1)},
-        "confidence and accuracy are exchanged: number, confidence, share right":
-            {"end": lambda n, c, r: torch.stack([n, r, c], 1)},
-        "rows and columns are exchanged: a row is a bin": {"end": lambda n, c, r: torch.stack([n, c, r])},
-    },
-)  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 10.9
-
-
-def draw_agreements(generator):
-    yield {"agreement": 0.82, "accuracy": 0.74}
-    yield {"agreement": 1.0, "accuracy": 0.6}
-    yield {"agreement": 0.5, "accuracy": 0.5}
-    yield {"agreement": 0.3, "accuracy": 0.7}
-    yield {"agreement": 0.6, "accuracy": 0.8}  # truly right on more than all
-    yield {"agreement": 0.82, "accuracy": 0.45}
-    for _ in range(4):
-        a, m = torch.rand(2, generator=generator).tolist()
-        yield {"agreement": 0.55 + 0.4 * a, "accuracy": 0.5 + 0.4 * m}
-
-
-def ceiling_by_search(agreement, accuracy):
-    if agreement <= 0.5:
-        raise ValueError
-    low, high = 0.5, 1.0
-    for _ in range(60):  # two readers agree where both are right and where both are wrong
-        p = (low + high) / 2
-        low, high = (p, high) if p * p + (1 - p) * (1 - p) < agreement else (low, p)
-    hits, misses = p, 1 - p  # of a model that is right, and of one that is wrong
-    return p, (accuracy - misses) / (hits - misses)
-
-
-def reached(agreement, accuracy, *, best=lambda a: (1 + math.sqrt(2 * a - 1)) / 2, true=lambda m, p: (m - (1 - p)) / (2 * p - 1),
-            least=lambda a: a > 0.5, end=lambda p, q: (p, q)):  # fmt: skip
-    if not least(agreement):
-        raise ValueError("readers who agree on half of the pairs say nothing")
-    p = best(agreement)
-    return end(p, true(accuracy, p))
-
-
-def pair(function, **given):
-    try:
-        found = function(**given)
-    except ValueError:
-        return "a ValueError"
-    return [float(one) for one in found]
-
-
-roots = [  # of numbers below 0 too: an error, a complex number, NaN
-    lambda a: (1 + math.sqrt(2 * a - 1)) / 2,
-    lambda a: (1 + (2 * a - 1) ** 0.5) / 2,
-    lambda a: (1 + torch.tensor(2 * a - 1).sqrt()) / 2,
-]
-ceiling = Exercise(
-    "10.9", "ceiling",
-    draw=draw_agreements,
-    right=ceiling_by_search,
-    call=pair,
-    formula=reached,
-    mistakes={
-        "the agreement is taken for the ceiling; a perfect model is wrong only where one reader is, not where either is":
-            {"best": lambda a: a},
-        "this is the root of the agreement: it forgets that two readers also agree where both are wrong": {"best": math.sqrt},
-        "the mistakes are shared out evenly, 1 - (1 - a) / 2: it forgets that two readers also agree where both are wrong":
-            {"best": lambda a: 1 - (1 - a) / 2},
-        "this is the other root, the chance that a reader is wrong": {"best": lambda a: (1 - math.sqrt(2 * a - 1)) / 2},
-        "a half is missing: p = (1 + sqrt(2 a - 1)) / 2": {"best": lambda a: 1 + math.sqrt(2 * a - 1)},
-        "this is kappa for two equal sides, 2 a - 1, or its root; ask how often one reader is right":
-            ({"best": lambda a: 2 * a - 1}, {"best": lambda a: math.sqrt(2 * a - 1)}),
-        "the accuracy is divided by the ceiling; a model that is wrong also gets points, where the reader is wrong too":
-            {"true": lambda m, p: m / p},
-        "the distance to the ceiling is added; solve accuracy = q p + (1 - q) (1 - p) for q": {"true": lambda m, p: m + 1 - p},
-        "this is how often a model of this accuracy would be seen right; turn it round: the accuracy is what was seen":
-            {"true": lambda m, p: m * p + (1 - m) * (1 - p)},
-        "this is the share of the way from a coin to the ceiling; return how often the model is right":
-            {"true": lambda m, p: (m - 0.5) / (p - 0.5)},
-        "readers who agree on half of the pairs, or fewer, say nothing: raise ValueError":
-            ({"least": lambda a: True, "best": lambda a: (1 + math.sqrt(max(0, 2 * a - 1))) / 2,
-              "true": lambda m, p: (m - (1 - p)) / (2 * p - 1) if p > 0.5 else m},
-             {"least": lambda a: a >= 0.5, "true": lambda m, p: (m - (1 - p)) / (2 * p - 1) if p > 0.5 else m},
-             *({"best": best, "least": least} for best in roots for least in (lambda a: True, lambda a: a >= 0.5))),
-        "how often the model is truly right is kept at most at 1; it may come out above 1 by chance: leave it":
-            {"end": lambda p, q: (p, min(q, 1.0))},
-        "the two are exchanged: first the ceiling, then the model": {"end": lambda p, q: (q, p)},
     },
 )  # fmt: skip

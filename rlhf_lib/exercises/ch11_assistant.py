@@ -170,8 +170,17 @@ def packed_picture(arguments, got, expected):
     return plots.side_by_side(got[0].float(), expected[0].float(), "1 where a row may look at a column")
 
 
+def call_packed(function, **arguments):
+    """What the function returns; positions that are floats, with which nothing can be looked up, raise."""
+    pair = function(**arguments)
+    if isinstance(pair, (tuple, list)) and torch.is_tensor(pair[-1]) and pair[-1].is_floating_point():
+        torch.empty(0)[pair[-1]]
+    return pair
+
+
 packed_mask = Exercise(
-    "11.2", "packed_mask", draw=draw_packed, right=packed_by_loops, formula=packed_formula, picture=packed_picture, mistakes={
+    "11.2", "packed_mask", draw=draw_packed, call=call_packed, right=packed_by_loops, formula=packed_formula,
+    picture=packed_picture, mistakes={
         "a text sees the texts before it in the row: it leaks. It may look only at its own":
             [{"same": lambda texts: (texts[:, None] > 0) & (texts > 0)},
              {"same": lambda texts: texts[:, None] >= texts, "padding": "all before it"},
@@ -199,7 +208,15 @@ packed_mask = Exercise(
         "the positions begin at 1; they begin at 0": [
             {"numbers": lambda places, starts, real: torch.where(real, places - starts + 1, 0)},
             {"numbers": lambda places, starts, real: torch.where(real, places - starts, 0) + 1}],
-        "padding has positions of its own; here they are 0": {"numbers": lambda places, starts, real: places - starts},
+        "padding has positions of its own; here they are 0": [
+            {"numbers": lambda places, starts, real: places - starts},
+            {"numbers": lambda places, starts, real: torch.where(real, places - starts, -1)}],
+        "the positions are floats, with which nothing can be looked up: make them int64, by .long()":
+            {"end": lambda a, p: (a, p.float())},
+        "this is a mask to be added, 0 and minus infinity; return True and False":
+            {"end": lambda a, p: (torch.where(a, 0.0, -math.inf), p)},
+        "texts of one length see each other, as if they were one; number them by their place": lambda lengths, size:
+            packed_formula(lengths, size, same=lambda texts: (one := torch.tensor([0, *lengths])[texts])[:, None] == one),
         "these are the numbers of the texts; positions count the tokens inside each":
             {"end": lambda a, p: (a, ((p == 0) & a.any(1)).cumsum(0))},
     })  # fmt: skip
@@ -319,6 +336,13 @@ merge = Exercise(
             {"scale": lambda alpha, r, adapters: adapters[0][2] / len(adapters[0][0])},
         "every adapter is scaled by the last one's alpha / r; each has its own":
             {"scale": lambda alpha, r, adapters: adapters[-1][2] / len(adapters[-1][0])},
+        "every adapter is divided by the rank of another one; each by its own": [
+            {"scale": lambda alpha, r, adapters, at=at: alpha / len(adapters[at][0])} for at in (0, -1)],
+        "every adapter has the alpha of another one; each has its own":
+            [{"scale": lambda alpha, r, adapters, at=at: adapters[at][2] / r} for at in (0, -1)],
+        "alpha // r drops what is behind the point; divide with /": {"scale": lambda alpha, r, adapters: alpha // r},
+        "without an adapter this is None; return the weight": lambda weight, adapters:
+            merge_formula(weight, adapters) if adapters else None,
         "alpha is divided by the width of the layer; the rank is the number of rows of A, or of columns of B": [
             lambda weight, adapters: merge_formula(weight, [(A, B, alpha * len(A) / len(B)) for A, B, alpha in adapters]),
             lambda weight, adapters: merge_formula(weight, [(A, B, alpha * len(A) / A.shape[1]) for A, B, alpha in adapters])],
@@ -333,7 +357,8 @@ merge = Exercise(
         "the adapters are averaged; they add up": {"end": lambda weight, steps, n: weight + steps / max(n, 1)},
         "these are the adapters alone; they are added to the weight": {"end": lambda weight, steps, n: steps},
         "this takes the adapters out; add them": {"end": lambda weight, steps, n: weight - steps},
-        "the weight comes in once for each adapter": {"end": lambda weight, steps, n: n * weight + steps},
+        "the weight comes in once for each adapter":
+            [{"end": lambda weight, steps, n, least=least: max(n, least) * weight + steps} for least in (0, 1)],
         "the product is transposed: B A, from inputs to outputs": {"product": lambda A, B: (B @ A).T},
         "A B is the product of the wrong sides: B A": {"product": lambda A, B: A @ B},
     })  # fmt: skip
@@ -493,6 +518,10 @@ token_rewards = Exercise(
         "the score is paid one token too early; mask.sum(1) - 1 is the place of the last real one": [
             {"place": lambda mask: torch.arange(mask.shape[1]) == (mask.sum(1, keepdim=True) - 2).clamp(min=0)},
             {"place": lambda mask: torch.arange(mask.shape[1]) == (mask.sum(1, keepdim=True) - 2) % mask.shape[1]}],
+        "the score is paid one token too late; mask.sum(1) - 1 is the place of the last real one":
+            {"place": lambda mask: torch.arange(mask.shape[1]) == mask.sum(1, keepdim=True).clamp(max=mask.shape[1] - 1)},
+        "the KL is divided by the answer's length; each token pays for its own, whole":
+            {"spread": lambda kl, mask: kl / mask.sum(1, keepdim=True)},
         "the score is shared out among the tokens; it comes whole, at the last real one":
             {"place": lambda mask: mask / mask.sum(1, keepdim=True)},
         "the score takes the place of the last token's KL penalty; both are paid there":
@@ -515,7 +544,8 @@ token_rewards = Exercise(
         "the log-ratio loses its sign": [{"term": torch.abs}, {"term": lambda x: x.clamp(min=0)}],
         "the KL passes a gradient on: detach it. The penalty is a number that the policy receives":
             [{"detach": False}, {"detach": False, "keep": lambda mask, x, zero: x * mask}],
-        "padding is charged for its KL: set it to 0 where the mask is False": {"keep": lambda mask, x, zero: x},
+        "padding is charged for its KL: set it to 0 where the mask is False":
+            [{"keep": lambda mask, x, zero: x}, {"keep": lambda mask, x, zero: x.nan_to_num(0, 0, 0)}],
         "a product with the mask does not hide an infinity under it, since 0 times infinity is not a number: use torch.where":
             {"keep": lambda mask, x, zero: x * mask},
         "answers that did end lose the penalty; those that did not should": {"missing": lambda ended: ended},
@@ -541,7 +571,7 @@ def draw_coefficients(generator):
     yield {"kl_coef": 0.1, "kls": [6.6], "target": 6.0, "completions": 64, "horizon": 640}
     yield {"kl_coef": 0.2, "kls": [0.0, 12.0], "target": 5.0, "completions": 100, "horizon": 1000}
     yield {"kl_coef": 0.05, "kls": [4.0, 4.4, 3.8, 4.0], "target": 4.0, "completions": 32, "horizon": 64}
-    yield {"kl_coef": 1.0, "kls": [-0.5, 0.1, 30.0], "target": 2.0, "completions": 10, "horizon": 400}
+    yield {"kl_coef": 3.0, "kls": [-0.5, 0.1, 30.0], "target": 2.0, "completions": 10, "horizon": 400}
     for count in (3, 8):
         target = 1 + 8 * torch.rand((), generator=generator).item()
         kls = (target * (0.6 + torch.rand(count, generator=generator))).tolist()
@@ -587,10 +617,17 @@ adaptive_kl = Exercise(
         "the error loses its sign: a KL below the target has to lower the price":
             {"error": lambda kl, target: abs(kl / target - 1)},
         "the difference is divided by the KL; divide by the target":
-            [{"error": lambda kl, target: (kl - target) / kl}, {"error": lambda kl, target: (kl - target) / kl if kl else 0.0}],
+            [{"error": lambda kl, target: (kl - target) / kl}, {"error": lambda kl, target: (kl - target) / kl if kl else 0.0},
+             {"error": lambda kl, target: (kl - target) / kl if kl else -1.0}],
         "the error is a difference in nats; divide by the target": {"error": lambda kl, target: kl - target},
         "target and KL have changed places in the error": {"error": lambda kl, target: target / kl - 1 if kl else 1e9},
-        "1 is not subtracted: at the target the error is 0": {"error": lambda kl, target: kl / target},
+        "1 is not subtracted: at the target the error is 0": [
+            {"error": lambda kl, target: kl / target}, {"error": lambda kl, target: kl / target, "low": 0.8, "high": 1.2}],
+        "the gain is a fixed 0.1, as in the paper; here it is completions over horizon": {"share": lambda n, horizon: 0.1},
+        "the error is that of the mean of all KLs so far; each rollout has its own": lambda kl_coef, kls, **others:
+            coefficients_formula(kl_coef, [statistics.fmean(kls[: place + 1]) for place in range(len(kls))], **others),
+        "the coefficient is kept below a bound; it may become any number":
+            [{"move": lambda coef, step, most=most: min(most, coef * (1 + step))} for most in (0.5, 1.0)],
         "the number of completions and the horizon are not used: a whole step each time": {"share": lambda n, horizon: 1},
         "completions over horizon is upside down": {"share": lambda n, horizon: horizon / n},
         "completions // horizon is a whole number, mostly 0; divide with /": {"share": lambda n, horizon: n // horizon},

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from functools import partial
 
 import torch
 
@@ -142,6 +143,14 @@ def bias_from(of):
     return answer
 
 
+def by_lengths(ours_first, ours_second, of=lambda one, other: (len(one), len(other)), tie=0.5):
+    """`of` makes what a and b are divided by of the two lists."""
+    points = {"first": 1.0, "tie": tie, "second": 0.0}
+    sums = (sum(points[verdict] for verdict in one) for one in (ours_first, ours_second))
+    a, b = (total / count for total, count in zip(sums, of(ours_first, ours_second)))
+    return 100 * ((a + b) / 2 - 0.5), (a + 1 - b) / 2
+
+
 def wins_counted(ours_first, ours_second):
     """A win rate in which ties count as nothing; the bias is right."""
     wins = ours_first.count("first") / len(ours_first) + ours_second.count("second") / len(ours_second)
@@ -157,7 +166,7 @@ place_and_win = Exercise(
         "the win rate is that of the order with our answer second": {"orders": (1,)},
         "the win rate does not turn the second order round: it is how often the first place wins":
             lambda ours_first, ours_second: (lambda bias: (bias, bias / 100 + 0.5))(places_formula(ours_first, ours_second)[0]),
-        "ties count as nothing; as half a win for each side": [{"tie": 0.0}, wins_counted],
+        "ties count as nothing; as half a win for each side": [{"tie": 0.0}, wins_counted, partial(by_lengths, tie=0.0)],
         "ties count as wins; as half a win for each side": {"tie": 1.0},
         "ties are left out; they count as half": {"drop": True},
         "this is how often the first place wins; the bias is how much oftener than half, in points":
@@ -171,6 +180,9 @@ place_and_win = Exercise(
             [bias_from(lambda a, b: 100 * (a - 0.5)), bias_from(lambda a, b: 100 * (b - 0.5))],
         "only as many verdicts count as the shorter list has; every verdict does": lambda ours_first, ours_second: places_formula(
             *zip(*zip(ours_first, ours_second))),
+        "both orders are divided by the length of one list; each by its own":
+            [partial(by_lengths, of=of) for of in (lambda one, other: (len(one),) * 2, lambda one, other: (len(other),) * 2)],
+        "the win rate is the sum of both orders'; take their mean": {"win": lambda rate: 2 * rate},
         "the sign of the bias is turned: above 0 is for the first place": {"swap": True},
         "a bias against the first place has a minus": {"bias": lambda rate: 100 * abs(rate - 0.5)},
         "the win rate is theirs; ours is what is left": {"win": lambda rate: 1 - rate},
@@ -235,6 +247,11 @@ def filled_with(value):
     return lambda sides: sum(sum(side) / len(side) if side else value for side in sides) / len(sides)
 
 
+def mean_of_all(outcomes, ours, theirs):
+    number, rate = at_length_formula(outcomes, ours, theirs)
+    return number, rate if rate is None else at_length_formula(outcomes, ours, theirs, pooled=True)[1]
+
+
 def without_ties(outcomes, ours, theirs):
     return at_length_formula(*map(list, zip(*[one for one in zip(outcomes, ours, theirs) if one[0] != 0.5])))
 
@@ -281,7 +298,7 @@ equal_length_win_rate = Exercise(
             {"alike": lambda mine, other: max(mine, other) >= 1.25 * min(mine, other)}],
         "this is one mean over all pairs alike: where ours is mostly the longer, a judge of length alone still makes us win. "
         "Take the mean of those where ours is longer and of those where it is shorter, then the mean of the two":
-            [{"pooled": True}, {"combine": lambda sides: sum(map(sum, sides)) / sum(map(len, sides))}],
+            [{"pooled": True}, mean_of_all, {"combine": lambda sides: sum(map(sum, sides)) / sum(map(len, sides))}],
         "pairs of equal length are on neither side; they belong to both":
             {"longer": lambda gap: gap > 0, "shorter": lambda gap: gap < 0},
         "pairs of equal length are on one side only; they belong to both":

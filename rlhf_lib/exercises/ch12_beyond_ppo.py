@@ -78,7 +78,14 @@ leave_one_out = Exercise(
         "the sum of the whole group is divided by G - 1: take the completion's own reward off first":
             {"expect": lambda total, r, G: total / (G - 1)},
         "this is the sum of the others; their mean is the baseline": {"expect": lambda total, r, G: total - r},
-        "the columns are taken for groups; each row is one prompt's": {"dim": 0},
+        "the columns are taken for groups; each row is one prompt's":
+            [{"dim": 0}, {"dim": 0, "expect": lambda total, r, G: (total - r) / (r.shape[1] - 1)}],
+        "the sum of the others is divided by N - 1, the number of other prompts; there are G - 1 others in a group":
+            {"expect": lambda total, r, G: (total - r) / max(1, len(r) - 1)},
+        "one of the others alone is the baseline; it is the mean of them all":
+            [{"expect": lambda total, r, G, by=by: r.roll(by, 1)} for by in (-1, 1)],
+        "G / (G - 1) is upside down: it makes the distance from the mean of all one from the mean of the others":
+            {"expect": lambda total, r, G: r - (r - total / G) * (G - 1) / G},
         "a row's sum, (N,), stands beside the columns, as if each column were one prompt's: keepdim=True makes it (N, 1)":
             {"keep": False},
         "the others are those of the whole batch; they are those of the same prompt":
@@ -104,6 +111,7 @@ def draw_groups(generator):
     yield {"rewards": torch.tensor([[0.5, 0.5, 0.5], [1.0, 2.0, 0.0]]), "normaliser": "deviation"}
     yield {"rewards": torch.tensor([[0.0, 4.0], [1.0, 1.0], [2.0, 3.0]]), "normaliser": "none"}
     yield {"rewards": torch.tensor([[0.3, 0.4, 0.45], [0.9, 0.8, 1.0]]), "normaliser": "deviation"}  # close together
+    yield {"rewards": torch.tensor([[0.001, 0.007, 0.011], [0.5, 0.52, 0.51]]), "normaliser": "deviation"}  # closer still
     for normaliser in NORMALISERS:
         for groups, size in ((3, 2), (2, 6)):
             orders = torch.stack([torch.randperm(size, generator=generator) for _ in range(groups)])
@@ -142,7 +150,8 @@ def flat_deviation(rewards, dim):
 group_advantages = Exercise(
     "12.2", "group_advantages", draw=draw_groups, right=groups_by_loops, formula=groups_formula, mistakes={
         "a group whose rewards are all alike gives 0 / 0, which is not a number: it teaches nothing, its advantages are 0":
-            {"guard": False},
+            [{"guard": False}, *(lambda rewards, normaliser, one=one: groups_formula(rewards, normaliser, guard=normaliser != one)
+                                 for one in ("deviation", "mean"))],
         "the deviation is divided by G - 1, PyTorch's own default; here it is that of the group itself: correction=0":
             {"deviation": lambda r, dim: r.std(dim, keepdim=True)},
         "this divides by the variance; the deviation is its root":
@@ -165,6 +174,20 @@ group_advantages = Exercise(
         "`normaliser` is not used, all is divided by the deviation": {"use": lambda normaliser: "deviation"},
         "deviation and mean have changed places": {
             "use": lambda normaliser: {"deviation": "mean", "mean": "deviation"}.get(normaliser, normaliser)},
+        "nothing is subtracted with \"none\": the advantage is the reward less the group's mean":
+            lambda rewards, normaliser: rewards if normaliser == "none" else groups_formula(rewards, normaliser),
+        "nothing is subtracted with \"mean\": the advantage is the reward less the group's mean, over that mean":
+            lambda rewards, normaliser: groups_formula(rewards, normaliser, expect=lambda r, dim: 0 * r)
+            if normaliser == "mean" else groups_formula(rewards, normaliser),
+        "\"mean\" divides by the deviation too; by the group's mean":
+            {"use": lambda normaliser: "none" if normaliser == "none" else "deviation"},
+        "this divides by the mean distance from the group's mean; by the root of the mean square distance":
+            {"deviation": lambda r, dim: (r - r.mean(dim, keepdim=True)).abs().mean(dim, keepdim=True)},
+        "this divides by the root of the rewards' mean square; the distances are from the group's mean":
+            {"deviation": lambda r, dim: r.square().mean(dim, keepdim=True).sqrt()},
+        "the deviation is kept above a bound, which shrinks groups whose rewards are close: at most 1e-8 is added":
+            [{"deviation": lambda r, dim, least=least: r.std(dim, keepdim=True, correction=0).clamp(min=least)}
+             for least in (0.01, 0.1, 1.0)],
         "this multiplies by the deviation or mean; divide": {"divide": torch.mul},
     })  # fmt: skip
 
@@ -203,6 +226,8 @@ silent_share = Exercise(
             lambda p, group: group * p + group * (1 - p),
         "the chance of both at once is subtracted; all succeed and all fail never happen together":
             lambda p, group: p**group + (1 - p) ** group - (p * (1 - p)) ** group,
+        "brackets are missing: all fail with (1 - p) ** group": lambda p, group: p**group + 1 - p**group,
+        "this is the larger of the two chances; add them": {"join": torch.maximum},
         "this is in percent; asked for is a share": {"end": lambda share: 100 * share},
         "this is how many groups teach something for each that does not":
             {"end": lambda share: (1 - share) / share},
@@ -283,6 +308,9 @@ token_average = Exercise(
             {"constant": lambda s, n, T: s.mean() / n.max()},
         "constant: this divides by the mean length, which is another number in every batch; T is the same":
             {"constant": lambda s, n, T: s.mean() / n.float().mean()},
+        "constant: this divides by the number of completions, or by the first one's length; T is the number of columns":
+            [{"constant": lambda s, n, T: s.mean() / len(s)}, {"constant": lambda s, n, T: s.mean() / n[0]}],
+        "completion: 1 is added to the length": {"completion": lambda s, n, T: (s / (n + 1)).mean()},
         "batch: this is the sum; divide it by the number of all tokens": {"batch": lambda s, n, T: s.sum()},
         "constant: the sums are not divided by T": {"constant": lambda s, n, T: s.mean()},
         "constant: this is the sum; divide it by B T": {"constant": lambda s, n, T: s.sum()},
@@ -301,6 +329,9 @@ def draw_sequences(generator):
     for rows, steps in ((2, 3), (3, 6), (4, 20)):
         new, old, mask = scored(generator, rows, steps)
         yield {"logprobs": new, "old_logprobs": old, "mask": mask}
+    old = torch.tensor([[-32.0, -1.0, -4.0], [-1.0, -24.0, -3.0]])  # far apart, and near on the whole
+    far = old + torch.tensor([[31.0, -29.5, 0.2], [-22.5, 23.0, 0.1]])
+    yield {"logprobs": far, "old_logprobs": old, "mask": torch.ones(2, 3).bool()}
     old = torch.full((2, 120), -2.0)
     yield {"logprobs": old + torch.tensor([[1.0], [-1.0]]), "old_logprobs": old, "mask": torch.ones(2, 120).bool()}  # a long one
 
@@ -334,7 +365,14 @@ sequence_ratio = Exercise(
         "the sum is divided by T, padding included; divide by the completion's own length":
             {"mean": lambda x, n, T: x.sum(1) / T},
         "padding is counted: set it to 0 where the mask is False": [
-            {"keep": lambda x, mask: x}, {"keep": lambda x, mask: x, "mean": lambda x, n, T: x.mean(1)}],
+            {"keep": lambda x, mask: x}, {"keep": lambda x, mask: x, "mean": lambda x, n, T: x.mean(1)},
+            lambda logprobs, old_logprobs, mask: sequences_formula(
+                torch.where(mask, logprobs, 0), old_logprobs, mask, keep=lambda x, mask: x)],
+        "the ratio is clipped here; the clip belongs to the loss": {"last": lambda x: x.exp().clamp(0.8, 1.2)},
+        "each token's log-ratio is kept within bounds; the completion's ratio is made of all of it":
+            [{"first": lambda x, most=most: x.clamp(-most, most)} for most in (1, 2, 3, 5, 10, 20)],
+        "this is the square root of the product, whatever the length; the n-th root of n tokens":
+            {"mean": lambda x, n, T: x.sum(1) / 2},
         "a product with the mask does not hide a NaN under it, since 0 times NaN is not a number: use torch.where":
             {"keep": lambda x, mask: x * mask},
         "the ratio is upside down: new over old": {"apart": lambda new, old: old - new},
@@ -422,6 +460,11 @@ expected_gradient = Exercise(
         "the rewards stand where the advantages belong": {"worth": lambda advantages, r: r},
         "the advantages are made of all groups at once, as if one row; each group is a row of its own":
             {"worth": lambda advantages, r: advantages(r.reshape(1, -1)).view(r.shape)},
+        "the advantages are made of the columns; every row is a group of its own":
+            {"worth": lambda advantages, r: advantages(r.T).T},
+        "one of the group's probabilities is left out; a group has the product of them all": [
+            {"chance": lambda probs, tokens: probs[tokens[:, 1:]].prod(1)},
+            {"chance": lambda probs, tokens: probs[tokens[:, :-1]].prod(1)}],
         "the sign is turned: asked for is the direction in which the logits go, not the gradient of a loss":
             {"end": lambda total: -total},
     })  # fmt: skip
@@ -550,6 +593,10 @@ kto_loss = Exercise(
             {"from_kl": lambda x, kl, good: torch.where(good, x - kl, x + kl)},
         "the reference is left out: the gain is a log-ratio": {"log_ratio": lambda policy, ref: policy},
         "the log-ratio is upside down: the policy's less the reference's": {"log_ratio": lambda policy, ref: ref - policy},
+        "`kl` is not used, but the mean log-ratio of the answers; use the number that was given":
+            lambda policy, ref, desirable, kl, beta: kto_formula(policy, ref, desirable, (policy - ref).mean(), beta),
+        "this is the ratio; the gain is its logarithm, a difference": {"log_ratio": lambda policy, ref: (policy - ref).exp()},
+        "the 1 is missing: an answer costs 1 less the sigmoid": {"loss": lambda x: -torch.sigmoid(x)},
         "beta is left out": {"scale": lambda x, beta: x},
         "beta scales the log-ratio alone; the KL is subtracted before, so that beta scales both":
             lambda policy, ref, desirable, kl, beta: kto_formula(policy, ref, desirable, kl / beta, beta),
@@ -560,135 +607,6 @@ kto_loss = Exercise(
         "desirable and undesirable answers weigh the same however many there are; take one mean over all":
             {"over": lambda losses, good: (losses[good].mean() + losses[~good].mean()) / 2},
         "only the desirable answers are learned from": {"over": lambda losses, good: losses[good].mean()},
-    })  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 12.9
-def draw_best(generator):
-    yield {"rewards": torch.tensor([[1.0, 3.0, 2.0], [5.0, 0.0, 4.0]]), "uniforms": torch.tensor([0.9, 0.4])}
-    yield {"rewards": torch.tensor([[2.0, 2.0], [-1.0, -1.0], [0.0, 1.0]]), "uniforms": torch.tensor([0.0, 0.75, 0.25])}  # ties
-    yield {"rewards": torch.tensor([[-3.0, -1.0, -2.0, -1.0]]), "uniforms": torch.tensor([0.9999])}
-    for groups, size in ((3, 5), (5, 3), (4, 4)):
-        rewards = torch.randint(6, (groups, size), generator=generator) + 10.0 * torch.randn(groups, 1, generator=generator)
-        yield {"rewards": rewards, "uniforms": torch.rand(groups, generator=generator)}
-
-
-def call_best(function, **arguments):
-    """What the function returns, which can be looked up in the rollout: floats raise here."""
-    pair = function(**arguments)
-    for one in pair if isinstance(pair, (tuple, list)) else ():
-        if isinstance(one, torch.Tensor) and one.is_floating_point():
-            torch.empty(0)[one]
-    return pair
-
-
-def best_by_lists(rewards, uniforms):
-    best, control, start = [], [], 0
-    for row, uniform in zip(rewards.tolist(), uniforms.tolist()):
-        best.append(start + row.index(max(row)))
-        control.append(start + int(uniform * len(row)))
-        start += len(row)
-    return torch.tensor(best), torch.tensor(control)
-
-
-def best_formula(
-    rewards, uniforms, *, pick=lambda r: r.argmax(1), number=lambda n, i, G, N: n * G + i, place=lambda u, G: (u * G).long(),
-    control=None, end=lambda best, control: (best, control),
-):  # fmt: skip
-    N, G = rewards.shape
-    groups, winner = torch.arange(N), pick(rewards)
-    drawn = number(groups, place(uniforms, G), G, N) if control is None else control(rewards, uniforms, winner)
-    return end(number(groups, winner, G, N), drawn)
-
-
-def without_the_best(rewards, uniforms, winner):
-    """One of the other G - 1 at random."""
-    N, G = rewards.shape
-    place = (uniforms * (G - 1)).long()
-    return torch.arange(N) * G + place + (place >= winner)
-
-
-best_and_control = Exercise(
-    "12.9", "best_and_control", draw=draw_best, call=call_best, right=best_by_lists, formula=best_formula, mistakes={
-        "the row numbers are floats, with which no row can be looked up: make them int64, by .long()":
-            {"end": lambda best, control: (best, control.float())},
-        "these are places inside the groups; asked for are rows of the rollout, where group n begins at n G":
-            {"number": lambda n, i, G, N: i},
-        "group n begins at n G; this takes completion i of group n for row i N + n": {"number": lambda n, i, G, N: i * N + n},
-        "this adds n where group n begins at n G": {"number": lambda n, i, G, N: n + i},
-        "these are the worst rows": {"pick": lambda r: r.argmin(1)},
-        "of equal rewards the last is taken; take the first": {"pick": lambda r: r.shape[1] - 1 - r.flip(1).argmax(1)},
-        "the best rows of the whole batch are taken; each prompt has one, or easy prompts take all": lambda rewards, uniforms: (
-            rewards.flatten().sort(descending=True, stable=True).indices[: len(rewards)], best_by_lists(rewards, uniforms)[1]),
-        "the control is drawn from the whole rollout; it has one completion of each prompt, as the best have":
-            {"control": lambda r, u, winner: (u * r.numel()).long()},
-        "the control never is the best one, so it is worse than chance; draw from all G": {"control": without_the_best},
-        "the control's place is rounded; the half at both ends is drawn less often, and G is no place: cut off":
-            {"place": lambda u, G: (u * G).round().long()},
-        "the control's place is rounded from u (G - 1), so that the first and the last are drawn half as often; cut u G off":
-            {"place": lambda u, G: (u * (G - 1)).round().long()},
-        "the control's place is drawn from G - 1, so the last completion is never taken":
-            {"place": lambda u, G: (u * (G - 1)).long()},
-        "the control is the first completion of each group; the uniforms choose it": {"place": lambda u, G: (0 * u).long()},
-        "the control are the best rows again": {"control": lambda r, u, winner: torch.arange(len(r)) * r.shape[1] + winner},
-        "best and control came in another order": {"end": lambda best, control: (control, best)},
-    })  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 12.10
-def draw_weights(generator):
-    sampler = torch.tensor([[-1.0, -1.0, -4.0, -1.0]])
-    learner = sampler + torch.tensor([[1.0, 1.5, 3.0, 0.5]]).log()
-    yield {"logprobs": learner, "sampler_logprobs": sampler, "mask": torch.tensor([[True, True, True, False]]), "cap": 2.0}
-    for rows, steps, cap in ((2, 3, 1.5), (3, 5, 2.0), (4, 6, 1.1), (2, 8, 4.0)):
-        new, old, mask = scored(generator, rows, steps, spread=0.8)
-        old[0, 0] = new[0, 0] - 2.5  # far above every cap
-        yield {"logprobs": new, "sampler_logprobs": old, "mask": mask, "cap": cap}
-
-
-def call_weights(function, **arguments):
-    """The weights, and the gradient that they send back to the log-probabilities, which should be none."""
-    return with_gradients(function, ["logprobs"], "weights", arguments)
-
-
-def weights_by_loops(logprobs, sampler_logprobs, mask, cap):
-    weights = torch.ones(mask.shape)
-    for b, t in mask.nonzero().tolist():
-        weights[b, t] = min(cap, math.exp(logprobs[b, t].item() - sampler_logprobs[b, t].item()))
-    return weights
-
-
-def weights_formula(
-    logprobs, sampler_logprobs, mask, cap, *, apart=torch.sub, keep=lambda x, mask: torch.where(mask, x, 0), number=torch.detach,
-    first=lambda x, mask: x, ratio=torch.exp, cut=lambda w, cap: w.clamp(max=cap), end=lambda w, mask: w,
-):  # fmt: skip
-    log_ratio = first(number(keep(apart(logprobs, sampler_logprobs), mask)), mask)
-    return end(cut(ratio(log_ratio), cap), mask)
-
-
-importance_weights = Exercise(
-    "12.10", "importance_weights", draw=draw_weights, call=call_weights, right=weights_by_loops, formula=weights_formula,
-    mistakes={
-        "the ratio is upside down: the learner's probability over the sampler's": {"apart": lambda new, old: old - new},
-        "nothing is cut off: one token that the sampler found unlikely outweighs all others": {"cut": lambda w, cap: w},
-        "small weights are raised too: only what is above the cap is cut": {
-            "cut": lambda w, cap: w.clamp(1 / cap, cap)},
-        "this cuts what is small; what is above the cap is cut": {"cut": lambda w, cap: w.clamp(min=1 / cap)},
-        "weights above the cap become 0; they become the cap": {"cut": lambda w, cap: torch.where(w > cap, 0, w)},
-        "the cap is put on the logarithm; it is for the weight": {
-            "first": lambda x, mask: x, "ratio": lambda x: x, "cut": lambda x, cap: x.clamp(max=cap).exp()},
-        "the weights get a gradient: they correct for what was drawn, and are not to be trained; detach them":
-            {"number": lambda x: x},
-        "padding has weight 0; here it is 1, since it is masked later and 0 would lower means":
-            {"end": lambda w, mask: torch.where(mask, w, 0)},
-        "padding has weights of its own; there it is 1": {"keep": lambda x, mask: x},
-        "a product with the mask does not hide a NaN under it, since 0 times NaN is not a number: use torch.where":
-            {"keep": lambda x, mask: x * mask},
-        "this is the log-ratio; the weight is its exponential": {"ratio": lambda x: x},
-        "this is one weight for the whole completion, the product of its tokens'; each token has its own":
-            {"first": lambda x, mask: torch.where(mask, x.sum(1, keepdim=True), 0)},
-        "the weights are scaled to mean 1; they stay as they are":
-            {"end": lambda w, mask: torch.where(mask, w / w[mask].mean(), 1)},
     })  # fmt: skip
 
 Investigation("12.A", "How many completions is a method worth?")

@@ -105,9 +105,9 @@ def difference(got, expected, tolerance, what="it returned", should="it should r
     if is_record(expected, "raised"):
         return f"it should raise {expected['kind']}; {what} {described(got)}"
     if got is None:
-        return (
-            "it returned None; end it with a return" if what == "it returned" else f"{what} None, {should} {described(expected)}"
-        )
+        if what == "it returned":
+            return "it returned None; end every way through it with a return"
+        return f"{what} None, {should} {described(expected)}"
     if is_number(got) and is_number(expected):
         return difference_of_numbers(as_tensor(got), as_tensor(expected), tolerance)
     if isinstance(got, str) and isinstance(expected, str):

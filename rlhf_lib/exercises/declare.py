@@ -19,6 +19,8 @@ import functools
 import importlib
 from pathlib import Path
 
+from rlhf_lib.files import RunError
+
 CHAPTERS = {  # the first module of each
     "00": "ch00_start_here",
     "01": "ch01_text", "02": "ch02_transformer", "03": "ch03_pretraining", "04": "ch04_sampling", "05": "ch05_labels",
@@ -31,6 +33,7 @@ CHAPTERS = {  # the first module of each
 EXERCISES = {}  # name -> Exercise, filled by the chapters' modules
 INVESTIGATIONS = {}  # "2.A" -> Investigation
 BUILDS = {}  # name -> Build, filled by the modules build01_... and so on
+LOADED = set()  # the names of those modules, once all are in
 
 
 class Exercise:
@@ -85,10 +88,20 @@ class Investigation:
 
 
 def load():
-    """Import every chapter's modules, which fills EXERCISES and BUILDS."""
-    for kind in ("ch", "build"):
-        for path in sorted(Path(__file__).parent.glob(f"{kind}[0-9]*.py")):
-            importlib.import_module(f"rlhf_lib.exercises.{path.stem}")
+    """Import every chapter's modules, which fills EXERCISES and BUILDS.
+
+    Raises:
+        RunError: a module has come since they were all in, and does not go with the others.
+    """
+    modules = [path.stem for kind in ("ch", "build") for path in sorted(Path(__file__).parent.glob(f"{kind}[0-9]*.py"))]
+    for module in modules:
+        try:
+            importlib.import_module(f"rlhf_lib.exercises.{module}")
+        except (ImportError, ValueError):
+            if LOADED:
+                raise RunError("the course's files have changed since this notebook was opened: restart the kernel") from None
+            raise
+    LOADED.update(modules)
 
 
 def find(name):

@@ -50,7 +50,8 @@ SHARED = {
     "q and k": "queries and keys are swapped: the first C rows of qkv make the queries, the next C the keys",
     "no out": "attention.out is not used: it mixes what the heads brought home",
     "relu": "the activation is ReLU, and its square is missing",
-    "gelu": "the activation is GELU; here it is the square of ReLU",
+    "gelu": "the activation is GELU in its tanh form; here it is the square of ReLU",
+    "exact gelu": "the activation is GELU; here it is the square of ReLU",
     "square": "the activation is the square of x, also where x is negative; first ReLU, then the square",
     "no activation": "there is no activation between up and down",
     "layer norm": "the norms subtract the mean (LayerNorm); RMSNorm only divides by the root of the mean square",
@@ -58,6 +59,11 @@ SHARED = {
     "eps": "the eps of the norms is another; it is 1e-6, beside the mean square, under the root",
     "torch's eps": "nn.RMSNorm has an eps of its own, 1.2e-7, unless it is given one; here it is 1e-6",
     "no eps": "the norms have no eps; it is 1e-6, beside the mean square, under the root",
+    "eps of q, k": "the eps of the norm of queries and keys is another; it is 1e-6 there too",
+    "torch's eps of q, k": "F.rms_norm of queries and keys has an eps of its own, 1.2e-7, unless it is given one: 1e-6",
+    "no eps of q, k": "the norm of queries and keys has no eps; it is 1e-6 there too",
+    "eps of gains": "the eps of the norms in the stream is another; it is 1e-6, as for queries and keys",
+    "torch's eps of gains": "nn.RMSNorm of the stream has an eps of its own, 1.2e-7, unless it is given one; here it is 1e-6",
     "post-norm": "the norms stand behind the parts; each stands in front of its part",
     "swapped norms": "the two norms of a block are swapped: norm1 belongs to the attention",
     "normed skips": "the skips carry the normalised stream: keep the stream itself for the sum",
@@ -84,7 +90,9 @@ def reference(tokens, state, heads, wrong=""):
 
     def norm(x, gain=None):
         x = x - x.mean(-1, keepdim=True) if wrong == "layer norm" else x
-        x = x / (x.square().mean(-1, keepdim=True) + EPS.get(wrong, 1e-6)).sqrt()
+        kind, _, place = wrong.partition(" of ")
+        here = place not in ("q, k", "gains") or (place == "q, k") == (gain is None)
+        x = x / (x.square().mean(-1, keepdim=True) + (EPS.get(kind, 1e-6) if here else 1e-6)).sqrt()
         return x if gain is None or wrong == "no gains" else x * w[f"{gain}.weight"]
 
     def cut(x):
@@ -114,7 +122,8 @@ def reference(tokens, state, heads, wrong=""):
         y = (y if wrong == "scrambled" else y.transpose(1, 2)).reshape(B, T, C)
         return y if wrong == "no out" else y @ w[f"{name}.out.weight"].T
 
-    acts = {"relu": F.relu, "gelu": lambda x: F.gelu(x, approximate="tanh"), "square": torch.square, "no activation": torch.clone}
+    acts = {"relu": F.relu, "gelu": lambda x: F.gelu(x, approximate="tanh"), "exact gelu": F.gelu, "square": torch.square}
+    acts["no activation"] = torch.clone
     act = acts.get(wrong, lambda x: F.relu(x) ** 2)
     x = w["embedding.weight"][tokens] * (C**0.5 if wrong == "root of C" else 1.0)
     layers = sum(name.endswith("norm1.weight") for name in w)
@@ -162,7 +171,7 @@ def draw_cases(generator):
         ("in the attention (the feed-forward part adds nothing here)", (7, 6, 1, 2, 8), 5, ("down",)),
         ("in the feed-forward part (the attention adds nothing here)", (7, 6, 1, 2, 8), 5, ("out",)),
         ("in two blocks, one behind the other", (9, 12, 2, 3, 12), 10, ()),
-        ("where the numbers in the stream are small", (9, 8, 2, 2, 8), 6, ("out", "down")),
+        ("where the numbers in the stream, in queries and keys are small", (9, 8, 2, 2, 8), 6, ("qkv", "down")),
     ):
         small = 0.002 if "small" in where else 0.0
         state = draw_state(generator, shape, small or 1.0)

@@ -29,6 +29,17 @@ def of_floats(function):
     return change
 
 
+def of_bools(function):
+    """`function` for tensors of bools alone."""
+
+    def change(y):
+        if y.dtype != torch.bool:
+            raise ValueError
+        return function(y)
+
+    return change
+
+
 # ----------------------------------------------------------------------------------------- a result by itself
 
 LN2 = math.log(2)
@@ -55,7 +66,7 @@ RESULT = [
     ("{y} is what is expected plus 1", lambda y: y + 1),
     ("{y} is what is expected minus 1", lambda y: y - 1),
     ("{y} is 1 divided by what is expected: upside down", lambda y: 1 / y),
-    ("{y} has True and False exchanged", lambda y: y.logical_not() if y.dtype == torch.bool else None),
+    ("{y} has True and False exchanged", of_bools(torch.logical_not)),
     ("{y} is the absolute value of what is expected: a sign is lost", torch.abs),
     ("{y} has 0 where what is expected is negative: it is cut off there", lambda y: y.clamp(min=0)),
     ("{y} has 0 where what is expected is positive: it is cut off there", lambda y: y.clamp(max=0)),

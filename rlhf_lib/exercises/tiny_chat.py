@@ -68,6 +68,45 @@ def unshifted(model, some):
     return [-logprobs.gather(1, row[:, None])[:, 0] for logprobs, row in read(model, some)]
 
 
+COUNTED = {  # which tokens; the first and the last of a conversation are nobody's words
+    "right": lambda spoken: spoken,
+    "all": torch.ones_like,
+    "late": lambda spoken: spoken.roll(1),
+    "no first": lambda spoken: spoken & spoken.roll(1),
+    "no end": lambda spoken: spoken & spoken.roll(-1),
+    "behind": lambda spoken: spoken | spoken.roll(1),
+    "before": lambda spoken: spoken | torch.cat([spoken[1:], spoken[-1:]]),
+    "user": torch.logical_not,
+}
+
+
+def adder(total):
+    def add(gradient):
+        total.add_(gradient)
+
+    return add
+
+
+def first_step(model, some, train):
+    """How far the direction of a training's first gradient is from that of each loss in COUNTED, and of the mean of the
+    conversations' means: {name: 0 for the same to 2 for the opposite}. All of `some` is learned from in one step."""
+    weights, parts = [*model.parameters()], []
+    for tokens, spoken in some:
+        row = torch.tensor(tokens)
+        logprobs = model(row[None], torch.ones_like(row[None], dtype=torch.bool))[0].log_softmax(-1)
+        parts.append((-logprobs[:-1].gather(1, row[1:, None])[:, 0], torch.tensor(spoken)))
+    wanted = {name: torch.cat([loss[pick(said)[1:]] for loss, said in parts]).mean() for name, pick in COUNTED.items()}
+    wanted["mean of means"] = torch.stack([loss[said[1:]].mean() for loss, said in parts]).mean()
+    wanted = {name: torch.autograd.grad(loss, weights, retain_graph=True) for name, loss in wanted.items()}
+    found = []
+    for one in weights:
+        found.append(torch.zeros_like(one))
+        one.register_hook(adder(found[-1]))
+    train(model)
+    flat = lambda some: torch.nn.functional.normalize(torch.cat([one.flatten() for one in some]), dim=0)  # noqa: E731
+    return {name: (flat(found) - flat(one)).norm().item() for name, one in wanted.items()}
+
+
 @torch.no_grad()
 def read(model, some):
     """For each conversation by itself the log-probabilities (T, V) and its tokens (T,)."""

@@ -69,7 +69,7 @@ def go(learn, seed, reward=match, ends=0.0, noise=0.0, uneven=0.0, method="rloo"
     policy = tiny(seed, ends)
     reference, loss = copy.deepcopy(policy), row_loss(method)
     policy.register_forward_hook(lambda _, given, out: out if len(out) == len(PROMPTS) * GROUP else (1 + uneven) * out)
-    rollouts, calls = [], []
+    rollouts, calls, awake = [], [], []
 
     def sampler(model, prompts, mask, uniforms, temperature=1.0, end_token=0):
         some = prompts.tolist()
@@ -92,16 +92,18 @@ def go(learn, seed, reward=match, ends=0.0, noise=0.0, uneven=0.0, method="rloo"
     def spied(rewards, logprobs, old_logprobs, mask):
         seen = [one.detach().clone() for one in (rewards, logprobs, old_logprobs, mask)]
         calls.append({"rollout": len(rollouts) - 1, **dict(zip(("rewards", "new", "old", "mask"), seen))})
+        awake.append(policy.training or reference.training)
         if shapes_of(calls[-1]):
             return 0 * logprobs.sum()  # `form` says it
         return loss(rewards, logprobs, old_logprobs, mask)
 
     before, prompts = weights(reference), copy.deepcopy(PROMPTS)
+    policy.eval(), reference.eval()
     settings = {**USUAL, "seed": seed if own is None else own, "report": report, **settings}
     records = learn(policy, reference, paid, prompts, loss=spied, generate=sampler, **settings)
     return {
         "records": records, "policy": weights(policy), "touched": not same_weights(before, weights(reference)),
-        "rollouts": rollouts, "calls": calls,
+        "rollouts": rollouts, "calls": calls, "awake": any(awake),
     }  # fmt: skip
 
 
@@ -112,6 +114,8 @@ def form(found, iterations):
         return fault
     if found["touched"]:
         return "the reference has other weights after the run: only the policy is trained"
+    if found["awake"]:
+        return "policy or reference is in training mode while it learns: both are in evaluation mode, without dropout"
     for rollout in found["rollouts"]:
         if not rollout["asked"]["real"]:
             return "`generate` is given a mask that is not True on every token of the prompts, (B, P): they have no padding"

@@ -131,9 +131,8 @@ def verdict(name, function, seed=0):
         if sentence:
             return failed(exercise, probe, sentence)
         tried = sum(one.seconds <= most for one in exercise.probes.values())
-        rest = (
-            "" if tried == len(exercise.probes) else f" ({len(exercise.probes) - tried} long ones left out at the smoke preset)"
-        )
+        long = len(exercise.probes) - tried
+        rest = f" ({long} long one{'s' * (long > 1)} left out at the smoke preset)" if long else ""
         return Verdict(True, f"{exercise.number} {name}: does what it must in {probes(tried)}{rest}")
     inputs = draw(name, seed)
     return judge(name, inputs, answer(name, function, inputs))

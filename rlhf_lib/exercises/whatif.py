@@ -332,7 +332,7 @@ def of_options(exercise):
     for (first, one), (second, other) in itertools.combinations(rows, 2):
         if not one.keywords.keys() & other.keywords.keys():
             both = {**one.keywords, **other.keywords}
-            text = f"two things at once. {first}; and: {second}"
+            text = f"two things at once. {first[:1].upper()}{first[1:]}; and: {second}"
             yield Candidate(3, text, text, with_options(exercise.formula, both))
 
 

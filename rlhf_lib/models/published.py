@@ -6,8 +6,6 @@ import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -186,6 +184,9 @@ def existing(path):
 
 def from_hub(name, file):
     """The path of a file of the hub's model `name`, fetched once into the hub's own cache; None when it has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
     try:
         return Path(hf_hub_download(HUB[name], file))
     except Exception as error:  # no such file, no network, a gate that needs an account, a full disk

@@ -26,7 +26,10 @@ from rlhf_lib.widgets.parts import (
     wrap,
 )
 
-SCORES = {"positivity": ("1 very negative", "5 very positive"), "sense": ("1 makes no sense", "5 could be Shakespeare")}
+SCORES = {
+    "positivity": ("1 very negative", "3 neutral, 5 very positive"),
+    "sense": ("1 none", "3 half of it makes sense, 5 reads like real lines"),
+}
 FIELDS = ("sample", "rater", "positivity", "sense", "source", "text")
 
 

@@ -170,7 +170,7 @@ def test_only_quick_probes_are_tried_when_asked(doubler):
 
 def test_at_the_smoke_preset_long_probes_are_left_out_and_said(doubler, monkeypatch):
     monkeypatch.setenv("RLHF_PRESET", "smoke")
-    assert "in 2 probes (1 long ones left out at the smoke preset)" in verdict("doubler", double).message
+    assert "in 2 probes (1 long one left out at the smoke preset)" in verdict("doubler", double).message
     assert not verdict("doubler", lambda x: x).passed
     monkeypatch.setenv("RLHF_PRESET", "laptop")
     assert "in 3 probes" in verdict("doubler", double).message

@@ -155,7 +155,7 @@ WRONG = {
     "conditioned on the vote": ("probabilities", of_the_vote, "no probability over what a reader says"),
     "only p": ("probabilities", lambda votes: em(votes)[0], "a pair of tensors"),
     "one table for each passage": ("probabilities", lambda votes: (by_majority(votes)[0],) * 2, "has the shape"),
-    "a constant": ("those who agree are believed", constant, "comes out as negative"),
+    "a constant": ("those who agree are believed", constant, "nothing can ever move"),
     "columns turned round": ("those who agree are believed", lambda votes: em(2 - votes), "columns stand for"),
     "-1 as an index": ("what was not read does not count", lambda votes: em(votes, seen=lambda v: v > -2), "-1 is no vote"),
     "-1 as neutral": ("what was not read does not count", lambda votes: em(torch.where(votes < 0, 1, votes)), "-1 is no vote"),
@@ -170,6 +170,7 @@ WRONG = {
     "nobody is worse than chance": ("mixed up buttons", lambda votes: em(votes, chance=True), "mixed up two buttons"),
     "all labels as frequent": ("rare labels", lambda votes: em(votes, prior=False), "how frequent"),
     "five rounds": ("nothing changes any more", lambda votes: em(votes, rounds=5), "go on until"),
+    "one more of each vote": ("nothing changes any more", lambda votes: em(votes, smooth=1.0), "next to nothing to the counts"),
     "tables of the majority": ("readers lean", mixed, "belong together"),
 }  # fmt: skip
 

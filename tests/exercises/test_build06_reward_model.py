@@ -167,7 +167,7 @@ WRONG = [
     ("neutral is in the middle", "count as negative", by(loss=with_target(lambda t: (t > 0.5).float()))),
     ("neutral is in the middle", "(B, 1) beside (B,)", by(loss=all_pairs)),
     ("neutral is in the middle", "cross-entropy of log-odds", by(loss=sigmoid_twice)),
-    ("neutral is in the middle", "come to rest", by(clear=False)),
+    ("every row in every epoch", "zero them after each step", by(clear=False)),
     ("learns 40 passages by heart", "linear layer alone", by(own=head)),
 ]  # fmt: skip
 

@@ -55,18 +55,19 @@ def rlhf_by_hand(
     max_kl=10.0, epochs=2, minibatch=None, clip=0.2, report=None,
 ):  # fmt: skip
     """Written differently: a snapshot of weights instead of a second model, scoring by cross-entropy with the old
-    log-probabilities computed anew, no
-    baseline, AdamW, and nothing but functions of PyTorch."""
+    log-probabilities computed anew, no baseline, AdamW, and nothing but functions of PyTorch."""
     torch.manual_seed(seed)
     gpt = copy.deepcopy(gpt).eval()
-    policy, start = copy.deepcopy(gpt), torch.tensor([prompt])
+    policy = copy.deepcopy(gpt)
+    device = policy.embedding.weight.device
+    start = torch.tensor([prompt]).to(device)
     for parameter in policy.parameters():
         parameter.requires_grad = True
     steps = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0)
 
     def sampled(count):
         prompts = start.expand(count, -1)
-        return generate(policy, prompts, prompts >= 0, torch.rand(count, max_new_tokens))
+        return generate(policy, prompts, prompts >= 0, torch.rand(count, max_new_tokens).to(device))
 
     def logprobs(model, tokens):
         logits = model(torch.cat([start.expand(len(tokens), -1), tokens], 1))[:, start.shape[1] - 1 : -1]
@@ -81,7 +82,7 @@ def rlhf_by_hand(
             old, reference = logprobs(policy, tokens), logprobs(gpt, tokens)
         apart = (old - reference).masked_fill(~real, 0)
         kl = apart.sum(1).mean().item()
-        if kl > max_kl:
+        if kl > max_kl or kl != kl:
             break
         snapshots = [{name: one.clone() for name, one in policy.state_dict().items()}]
         paid = ((reward(tokens, real).double() - centre) / scale).float()
@@ -128,6 +129,19 @@ WRONG = {
     "reports every minibatch": (
         RECORDS, "once an iteration",
         [("optimizer.zero_grad()", "optimizer.zero_grad()\n                    report and report(record)")],
+    ),
+    "reports at the end": (
+        RECORDS, "as soon as",
+        [("        if report:\n            report(record)\n", ""),
+         ("    return kept, records", "    _ = [report(record) for record in records if report]\n    return kept, records")],
+    ),
+    "reports before the update": (
+        RECORDS, "has changed after it was reported",
+        [("        if report:\n            report(record)\n", ""),
+         ("records.append(record)\n", "records.append(record)\n        report and report(record)\n")],
+    ),
+    "the prompt stays on the processor": (
+        RECORDS, "lies on cpu", [("[list(prompt)] * count, device=device)", "[list(prompt)] * count)")],
     ),
     "records tensors": (RECORDS, ".item()", [("reward=rewards.mean().item()", "reward=rewards.mean()")]),
     "returns records first": (RECORDS, "not a model", [("return kept, records", "return records, kept")]),
@@ -198,6 +212,14 @@ WRONG = {
         [(KL, KL + "\n        real, mask, old = mask, mask | True, score(policy, tokens).detach()"),
          (PAID, PAID.replace("mask", "real"))],
     ),
+    "padding without an advantage is in the means": (
+        ENDS, "of the real tokens alone",
+        [(LOSS, "policy_loss(torch.where(mask[rows], logprobs, 0), old[rows], advantages[rows], mask[rows] | True, clip)")],
+    ),
+    "padding without an advantage, scored, is in the means": (
+        ENDS, "of the real tokens alone",
+        [(KL, KL + "\n        old = score(policy, tokens).detach()"), (LOSS, LOSS.replace("mask[rows]", "mask[rows] | True"))],
+    ),
     "walks at random": (
         MEASURES, "hardly move",
         [("optimizer.step()", "[one.data.add_(lr * torch.randn(one.shape, generator=drawn)) for one in policy.parameters()]")],
@@ -226,6 +248,7 @@ WRONG = {
         STOPS, "is left out",
         [("            break", "            records.append(dict(iteration=iteration, reward=0.0, kl=kl))\n            break")],
     ),
+    "a KL of NaN goes on": (STOPS, "have become NaN goes on", [("if not kl <= max_kl:", "if kl > max_kl:")]),
     "never stops": (STOPS, "stop at the first", [("if not kl <= max_kl:", "if False:")]),
     "hands out the policy beyond max_kl": (STOPS, "whose KL was measured", [("return kept, records", "return policy, records")]),
     "the limit is on the mean over tokens": (

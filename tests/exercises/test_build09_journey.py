@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from rlhf_lib.exercises import BUILDS, build09_journey, load
-from rlhf_lib.exercises.build09_journey import bits_per_character, judge_whole, kl_of, ranked_right
+from rlhf_lib.exercises.build09_journey import (
+    bits_per_character,
+    judge_whole,
+    kl_of,
+    overheard,
+    ranked_right,
+    told_fault,
+    turned,
+    turned_fault,
+)
 from rlhf_lib.exercises.keep import COURSE, run, split, the_course
 from rlhf_lib.models.gpt import GPT, GPTConfig
 
@@ -57,6 +66,16 @@ WRONG = {
         [("learn, test = split_labels(list(targets), 0.1)", "learn, test = split_labels(list(targets), 0.1)[0], list(targets)")],
         "about a tenth is held back",
     ),
+    "the tenth that is held back is learned too": (
+        [("[targets[text] for text in learn]", "[targets[text] for text in targets]"),
+         ("[:context] for text in learn]", "[:context] for text in targets]")],
+        "has learned from",
+    ),
+    "accuracy of another tenth": ([("for text in test", "for text in learn[:10]")], "what was right is then wrong"),
+    "another prompt": ([("prompt=[0]", "prompt=[10]")], "do not begin with token 0"),
+    "the raw log-odds are the reward": ([("return F.logsigmoid(reward_model", "return (reward_model")], "raw log-odds"),
+    "minus log p is the reward": ([("return F.logsigmoid", "return -F.logsigmoid")], "minus log p"),
+    "log p of negative is the reward": ([("F.logsigmoid(reward", "F.logsigmoid(-reward")], "log p\\(negative"),
     "no token before a play": ([("[0, *tokenizer.encode(text)]", "tokenizer.encode(text)")], "never reads token 0"),
     "the steps are written in": ([("steps=steps, batch=batch, context", "steps=15, batch=batch, context")], "half as many"),
     "no samples": ([("samples[name] = [", "samples[name] = [][:0] and [")], "at least three texts"),
@@ -82,7 +101,7 @@ def outcome(drawn, **changes):
     shape = dict(vocab_size=300, context=64, layers=1, heads=2, width=32)
     good = dict(tokens=tokens, shape=shape, base=base.state_dict(), policy=policy, records=[{"reward": 0.0}, {"reward": 1.0}])
     good["log_p"] = [torch.linspace(-2.0, -1.0, 256), torch.linspace(-1.5, -0.5, 256)]
-    good["scores"] = drawn[WHOLE]["sides"]
+    good["scores"], good["told"] = drawn[WHOLE]["sides"], []
     return good | changes
 
 
@@ -104,6 +123,53 @@ def test_a_whole_journey_is_judged_by_what_was_reached(drawn):
     assert "bits per character on unseen text" in judged(drawn, tokens=long)
     far = outcome(drawn)["policy"] | {"head.weight": torch.randn(300, 32)}
     assert "where 10 are allowed" in judged(drawn, policy=far)
+
+
+def told(reward, prompt=(0,)):
+    """What a call of `rlhf` was told, where the log-odds of the two completions are 0 and ln 3: p(positive) is 1/2 and 3/4."""
+    return {"prompt": list(prompt), "reward": torch.tensor(reward), "odds": torch.tensor([0.0, math.log(3)])}
+
+
+def test_the_reward_is_log_p_of_positive_and_the_prompt_token_0(drawn):
+    right = [math.log(1 / 2), math.log(3 / 4)]
+    assert told_fault([]) == told_fault([told(right)]) == told_fault([told(right), told(right)]) == ""
+    for wrong, word in {
+        (0.0, math.log(3)): "the raw log-odds", (0.0, -math.log(3)): "minus the log-odds", (0.5, 0.75): "p(positive)",
+        (math.log(2), math.log(4 / 3)): "minus log p(positive)", (math.log(1 / 2), math.log(1 / 4)): "log p(negative)",
+    }.items():  # fmt: skip
+        assert f"the reward that rlhf is given is {word}:" in told_fault([told(wrong)])
+    behind = [math.log(1 / 2), math.log(0.7)]  # one of the two is scored behind its end, say
+    assert "not log p(positive)" in told_fault([told(behind)]) and "not log p(positive)" in judged(drawn, told=[told(behind)])
+    assert "the shape (1,) for 2 completions" in told_fault([told(right[:1])])
+    assert "RLHF's prompt is [10]" in told_fault([told(right), told(right, prompt=[10])])
+
+
+def test_other_targets_of_the_tenth_held_back_change_its_accuracy_alone():
+    one = {"accuracy": 0.7, "scores": [0.1, 0.2]}
+    assert turned_fault(one, {"accuracy": 0.3, "scores": [0.1, 0.2]}) == ""
+    assert "learned from" in turned_fault(one, {"accuracy": 0.3, "scores": [0.1, 0.21]})
+    assert "from 0.700 to 0.600" in turned_fault(one, {"accuracy": 0.6, "scores": [0.1, 0.2]})
+    labelled = [(str(place), target) for place in range(100) for target in [(0.0, 0.5, 1.0)[place % 3]]]
+    back = {*the_course("split_labels")([text for text, _ in labelled], 0.1)[1]}
+    assert 3 < len(back) < 20
+    assert turned(labelled) == [(text, 1 - target if text in back else target) for text, target in labelled]
+
+
+def test_what_rlhf_is_told_is_taken_down_and_it_is_put_back():
+    def rlhf(gpt, reward, *, prompt, lr=1.0):
+        return gpt, reward, prompt, lr
+
+    names = {"rlhf": rlhf}
+    exec("def journey(): return rlhf(1, reward=abs, prompt=[0]), rlhf(1, len, prompt=[7], lr=2.0)\ndef other(): return 5", names)
+    with overheard(names["journey"]) as heard:
+        assert names["journey"]() == ((1, abs, [0], 1.0), (1, len, [7], 2.0)) and names["rlhf"] is not rlhf
+        with pytest.raises(TypeError):
+            names["rlhf"](1)
+    assert heard == [{"prompt": [0], "reward": abs}, {"prompt": [7], "reward": len}] and names["rlhf"] is rlhf
+    del names["rlhf"]
+    with overheard(names["other"]) as heard:  # it has joined its pieces in another way
+        assert names["other"]() == 5
+    assert heard == []
 
 
 def test_what_is_drawn_for_the_test_is_not_in_the_training(drawn):

@@ -117,6 +117,8 @@ WRONG = {
     "the sign of the loss": (LEARNS, "the sign", [(f"(loss + {VALUE})", f"(-loss + {VALUE})")]),
     "advantages of other rows": (LEARNS, "after shuffling", [(LOSS, LOSS.replace("white[rows]", "white[: len(rows)]"))]),
     "never stops": (STOPS, "stop at the first", [("if not kl <= max_kl:", "if False:")]),
+    "stops a fifth before": (STOPS, "at the first above max_kl itself", [("if not kl <= max_kl:", "if not kl <= 0.8 * max_kl:")]),
+    "a fifth beyond": (STOPS, "at the first above max_kl itself", [("if not kl <= max_kl:", "if not kl <= 1.2 * max_kl:")]),
     "does not put the policy back": (STOPS, "put back", [("one.copy_(before)", "pass")]),
     "puts the start back": (STOPS, "untouched policy", [(KEPT, f"if iteration == 0:\n            {KEPT}")]),
     "keeps no copy, only the tensors": (STOPS, "put back", [(KEPT, "kept = [one.detach() for one in learned]")]),

@@ -162,6 +162,13 @@ WRONG = {
     "draws with repetition": (
         VISITS, "every conversation once", [("torch.randperm(len(learn), gen", "torch.randint(len(learn), (len(learn),), gen")],
     ),
+    "learns from means of conversations, and measures right": (
+        ROWS, "each conversation (or row) counts the same",
+        [("losses(*some).mean().backward()",
+          "each, (_, texts, targets) = losses(*some), some\n"
+          "            names = (texts + 1000 * torch.arange(len(texts))[:, None])[:, 1:][targets[:, 1:] > 0]\n"
+          "            torch.stack([each[names == name].mean() for name in names.unique()]).mean().backward()")],
+    ),
     "the whole epoch is a step": (VISITS, "`batch` is 3 rows", [("order]).split(batch, 1)", "order]).split(1000, 1)")]),
     "trains what is frozen": (FROZEN, "was frozen", [(OPTIMIZED, "model.requires_grad_(True).parameters()")]),
     "trains the head alone": (FROZEN, "did not move", [(OPTIMIZED, "[model.head.weight]")]),

@@ -22,6 +22,11 @@ WRONG = {
         TOKEN, "by themselves",
         [(WHITE, "white = torch.cat([masked_whiten(*one) for one in zip(advantages.split(1), mask.split(1))])")],
     ),
+    "the values of the whole rollout in every step": (
+        TOKEN, "every step of the critic learns from the whole rollout",
+        [("value_loss(value(rows), values[rows], returns[rows], here, value_clip)",
+          "value_loss(value(torch.arange(rollout_size)), values, returns, mask, value_clip)")],
+    ),
     "gamma and lam exchanged": (TOKEN, "exchanged", [(GAE, GAE.replace("gamma, lam", "lam, gamma"))]),
     "the KL of an answer at its last token": (
         TOKEN, "each token pays for its own",

@@ -23,6 +23,10 @@ WRONG = {
     ),
     "the batch's mean for the group's": (PLACES, "a group is a row", [('"group": mean', '"group": rewards.mean()')]),
     "the group's mean for the batch's": (PLACES, "whole batch", [('"batch": rewards.mean()', '"batch": mean')]),
+    "1e-4 beside the deviation": (
+        UNITS, "what is added to the deviation is too large",
+        [("(rewards.var(1, keepdim=True, correction=0) + 1e-8).sqrt()", "(rewards.std(1, keepdim=True, correction=0) + 1e-4)")],
+    ),
     "leave-one-out with itself": (SHIFT, "leave it out", [(LOO, "advantages = rewards - mean")]),
     "leave-one-out by G": (
         SHIFT, "in common", [(LOO, "advantages = rewards - (rewards.sum(1, keepdim=True) - rewards) / rewards.shape[1]")],

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rlhf_lib.exercises import EXERCISES, NotYet, answer, check, draw, judge, load
-from rlhf_lib.models.gpt import GPT, GPTConfig
+from rlhf_lib.models.gpt import GPTConfig
 from rlhf_lib.models.layers import rotary_table, rotate
 
 load()
@@ -67,62 +67,10 @@ def block(x, norm1, attend, norm2, feed):
     return torch.stack(stream).sum(0)
 
 
-def gpt_logits(tokens, weights, layers, heads):
-    """One text and one position at a time, in float64."""
-    w = {name: tensor.double() for name, tensor in weights.items()}
-    C = w["embedding.weight"].shape[1]
-    D = C // heads
-
-    def norm(x, name):
-        centred = x - x.mean()
-        return centred / (centred.square().mean() + 1e-5).sqrt() * w[name + ".weight"] + w[name + ".bias"]
-
-    def linear(x, name):
-        return w[name + ".weight"] @ x + w[name + ".bias"]
-
-    rows = []
-    for text in tokens.tolist():
-        stream = [w["embedding.weight"][token] + w["position_embedding.weight"][t] for t, token in enumerate(text)]
-        for layer in range(layers):
-            at = f"blocks.{layer}."
-            three = [linear(norm(x, at + "norm1"), at + "attention.qkv") for x in stream]
-            for t in range(len(text)):
-                parts = []
-                for head in range(heads):
-                    here = slice(head * D, (head + 1) * D)
-                    q = three[t][:C][here]
-                    keys = torch.stack([three[s][C : 2 * C][here] for s in range(t + 1)])
-                    values = torch.stack([three[s][2 * C :][here] for s in range(t + 1)])
-                    parts.append((keys @ q / D**0.5).softmax(0) @ values)
-                stream[t] = stream[t] + linear(torch.cat(parts), at + "attention.out")
-            for t, x in enumerate(stream):
-                h = linear(norm(x, at + "norm2"), at + "up")
-                h = 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
-                stream[t] = x + linear(h, at + "down")
-        rows.append(torch.stack([w["embedding.weight"] @ norm(x, "norm") for x in stream]))
-    return torch.stack(rows).float()
-
-
-def count_parameters(vocab_size, context, layers, width):
-    shapes = [(vocab_size, width), (context, width), (width,), (width,)]
-    for _ in range(layers):
-        shapes += [(width,)] * 4 + [(3 * width, width), (3 * width,), (width, width), (width,)]
-        shapes += [(4 * width, width), (4 * width,), (width, 4 * width), (width,)]
-    return sum(math.prod(shape) for shape in shapes)
-
-
-def reversal_batch(sequences, separator):
-    n = sequences.shape[1]
-    row = F.pad(sequences, (0, n + 1), value=separator)
-    row[:, n + 1 :] = sequences[:, torch.arange(n - 1, -1, -1)]
-    scored = torch.arange(2 * n) >= n
-    return row[:, :-1], torch.where(scored, row[:, 1:], -100)
-
-
 ALTERNATIVES = {
     one.__name__: one
     for one in (
-        causal_mask, attention, multi_head, rotary, layer_norm, block, gpt_logits, count_parameters, reversal_batch,
+        causal_mask, attention, multi_head, rotary, layer_norm, block,
     )
 }  # fmt: skip
 
@@ -134,7 +82,7 @@ def test_every_correct_answer_passes(name, seed):
 
 
 def test_every_exercise_of_the_chapter_has_another_correct_answer():
-    assert set(ALTERNATIVES) == {name for name, one in EXERCISES.items() if one.number.startswith("2.")}
+    assert set(ALTERNATIVES) == {name for name, one in EXERCISES.items() if one.number.startswith("2.") and one.number < "2.7"}
 
 
 # ----------------------------------------------------------------------------------------- what is special here
@@ -203,41 +151,6 @@ def test_rotary_is_what_the_library_does():
     torch.testing.assert_close(ours, rotate(x, rotary_table(config, positions[None])), atol=1e-5, rtol=0)
 
 
-def test_a_mistake_that_nobody_foresaw_shows_the_smallest_failing_input():
-    def half(sequences, separator):  # right for one and for two tokens
-        inputs, targets = reversal_batch(sequences, separator)
-        return inputs, targets + (sequences.shape[1] > 2) * sequences.sum() % 5 * inputs
-
-    inputs = draw("reversal_batch")
-    verdict = judge("reversal_batch", inputs, answer("reversal_batch", half, inputs))
-    assert verdict.mistake not in EXERCISES["reversal_batch"].mistakes and verdict.arguments is inputs[2]
-    assert "came out:" in verdict.message and "expected:" in verdict.message
-
-
-def test_the_loss_of_the_reversal_task_counts_the_answer_alone():
-    """A model that knows the answers, and nothing of the question, has no loss under PyTorch's own cross-entropy."""
-    sequences = torch.randint(1, 9, (4, 5), generator=torch.Generator().manual_seed(0))
-    _, targets = EXERCISES["reversal_batch"].right(sequences, 9)
-    logits = 50.0 * F.one_hot(targets.clamp(min=0), 10).float()
-    assert F.cross_entropy(logits.flatten(0, 1), targets.flatten()) < 1e-6
-    assert int((targets == -100).sum()) == 4 * 5
-
-
-def test_the_published_size_of_gpt2():
-    assert EXERCISES["count_parameters"].right(vocab_size=50257, context=1024, layers=12, width=768) == 124_439_808
-    inputs = draw("count_parameters")
-    right = answer("count_parameters", count_parameters, inputs)
-    near = [*right[:-1], right[-1] + 1]  # one too many out of 124 million
-    assert not judge("count_parameters", inputs, near).passed
-
-
-def test_gpt_logits_is_what_the_library_computes_for_its_own_weights():
-    model = GPT(GPTConfig.gpt2(vocab_size=11, context=8, layers=2, heads=2, width=8)).eval()
-    tokens = torch.randint(11, (2, 6), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        torch.testing.assert_close(gpt_logits(tokens, model.state_dict(), 2, 2), model(tokens), atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize("name", ["causal_mask", "attention", "multi_head"])
 def test_pictures_are_drawn_from_what_came_out(name):
     exercise, inputs = EXERCISES[name], draw(name)[1]
@@ -251,30 +164,6 @@ def test_without_a_gradient_nothing_can_be_trained():
         return layer_norm(x, gain, bias, eps).detach()
 
     assert "without a gradient" in said("layer_norm", detached)
-
-    def by_numbers(tokens, weights, layers, heads):
-        with torch.no_grad():
-            return gpt_logits(tokens, weights, layers, heads)
-
-    assert "without a gradient" in said("gpt_logits", by_numbers)
-
-
-def test_an_eps_of_another_size_shows_where_the_stream_is_small():
-    """The published GPT-2 has 1e-5; PyTorch's layer_norm has it too, but what is copied from BERT has 1e-12."""
-    small = draw("gpt_logits")[-1]
-    assert small["spread"] < 0.01
-    formula = EXERCISES["gpt_logits"].formula
-
-    def as_bert(tokens, weights, layers, heads):
-        return formula(tokens, weights, layers, heads, eps=1e-12)
-
-    verdict = judge("gpt_logits", draw("gpt_logits"), answer("gpt_logits", as_bert, draw("gpt_logits")))
-    assert "the eps of the norms" in verdict.mistake and verdict.arguments["spread"] == small["spread"]
-
-
-def test_a_float_is_no_count_and_int32_no_token():
-    assert "it is to be an int" in said("count_parameters", lambda **sizes: float(count_parameters(**sizes)))
-    assert "int64" in said("reversal_batch", lambda **given: tuple(part.int() for part in reversal_batch(**given)))
 
 
 def test_a_mask_that_is_not_causal_is_to_be_used_as_it_is():
@@ -301,3 +190,45 @@ def test_layer_norm_by_hand(by_hand):
     *x, low, high = by_hand
     came = EXERCISES["layer_norm"].formula(torch.tensor([x]), torch.ones(2), torch.zeros(2), 1e-5)
     torch.testing.assert_close(came, torch.tensor([[low, high]]), atol=1e-4, rtol=0)
+
+
+def test_a_mask_that_comes_late_is_named_also_when_the_rows_are_divided_again():
+    def late(q, k, v, mask):
+        weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) * mask
+        weights = weights / weights.sum(-1, keepdim=True)
+        return weights @ v, weights
+
+    assert "0 is divided by 0" in said("attention", late)
+
+
+def test_weights_that_are_not_those_of_the_output_are_named():
+    def both(q, k, v, mask):
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v, scores.softmax(-1)
+
+    assert "made without the mask" in said("attention", both)
+
+
+@pytest.mark.parametrize(
+    "parts, name", [((0, 0, 0), "rows of their own"), ((0, 1, 1), "rows of their own"), ((2, 0, 1), "another order")]
+)
+def test_heads_made_by_the_wrong_rows_are_named(parts, name):
+    def heads_of(x, qkv, out, heads):
+        rows = qkv.chunk(3)
+        return multi_head(x, torch.cat([rows[one] for one in parts]), out, heads)
+
+    assert name in said("multi_head", heads_of)
+
+
+def test_pairs_read_as_neighbours_and_written_as_halves_are_named():
+    def half_and_half(x, positions):
+        n = x.shape[-1] // 2
+        angles = positions[:, None] * 10000.0 ** (-torch.arange(n) / n)
+        a, b = x[..., ::2], x[..., 1::2]
+        return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], -1)
+
+    assert "read as neighbours and written as halves" in said("rotary", half_and_half)
+
+
+def test_parts_side_by_side_as_in_gpt_j_are_named():
+    assert "both parts read the block's input" in said("block", lambda x, n, a, m, f: x + a(n(x)) + f(n(x)))

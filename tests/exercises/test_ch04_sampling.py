@@ -4,11 +4,8 @@ import math
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from rlhf_lib import exercises
 from rlhf_lib.exercises import verdict
-from rlhf_lib.models.layers import causal_mask, pad
 from rlhf_lib.sampling import draw
 
 
@@ -54,29 +51,10 @@ def sample(model, prompts, uniforms, temperature):
     return tokens[:, prompts.shape[1] :].clone()
 
 
-def sequence_logprob(logits, tokens, mask, temperature, top_k):
-    scaled = logits[:, :-1] / temperature
-    if top_k:
-        scaled = scaled.masked_fill(scaled < scaled.topk(top_k).values[..., -1:], -math.inf)
-    losses = F.cross_entropy(scaled.transpose(1, 2), tokens[:, 1:], reduction="none")
-    return -losses.masked_fill(~mask[:, 1:], 0.0).sum(1)
-
-
-def left_padding(real):
-    attend = causal_mask(real.shape[1], real.shape[1], real, "cpu")[:, 0]
-    return torch.where(real, real.long().cumsum(1) - 1, 7), attend
-
-
-def cached_step(q, k, v, keys, values):
-    keys, values = torch.cat([keys, k], dim=-2), torch.cat([values, v], dim=-2)
-    scores = torch.einsum("bhqd,bhkd->bhqk", q, keys) / math.sqrt(q.shape[-1])
-    return torch.einsum("bhqk,bhkd->bhqd", scores.softmax(-1), values), keys, values
-
-
 ALTERNATIVES = {
     one.__name__: one
     for one in (
-        with_temperature, top_k_filter, top_p_filter, draw_token, until_end, sample, sequence_logprob, left_padding, cached_step,
+        with_temperature, top_k_filter, top_p_filter, draw_token, until_end, sample,
     )
 }  # fmt: skip
 
@@ -86,42 +64,6 @@ ALTERNATIVES = {
 def test_every_correct_answer_passes(name, seed):
     found = verdict(name, ALTERNATIVES[name], seed)
     assert found.passed, found.message
-
-
-def test_scoring_with_the_full_softmax_after_sampling_with_top_k_gets_its_name():
-    def learner(logits, tokens, mask, temperature, top_k):
-        return sequence_logprob(logits, tokens, mask, temperature, 0)
-
-    assert "sampled with top-k" in verdict("sequence_logprob", learner).message
-
-
-def test_scoring_at_another_temperature_gets_its_name():
-    def learner(logits, tokens, mask, temperature, top_k):
-        return sequence_logprob(logits, tokens, mask, 1.0, top_k)
-
-    assert "sampled at another" in verdict("sequence_logprob", learner).message
-
-
-def test_an_answer_that_never_scores_the_last_token_gets_its_name():
-    def learner(logits, tokens, mask, temperature, top_k):
-        last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
-        mask = mask.clone()
-        mask[range(len(mask)), last] = False
-        return sequence_logprob(logits, tokens, mask, temperature, top_k)
-
-    assert "never scored" in verdict("sequence_logprob", learner).message
-
-
-def test_a_mask_that_is_multiplied_in_gets_its_name():
-    """What was not drawn need not be among the top k: its log-probability is minus infinity."""
-
-    def learner(logits, tokens, mask, temperature, top_k):
-        scaled = logits[:, :-1] / temperature
-        if top_k:
-            scaled = scaled.masked_fill(scaled < scaled.topk(top_k).values[..., -1:], -math.inf)
-        return (scaled.log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0] * mask[:, 1:]).sum(1)
-
-    assert "minus infinity times" in verdict("sequence_logprob", learner).message
 
 
 def test_of_equally_likely_tokens_the_fewest_stay_and_any_of_them():
@@ -136,20 +78,6 @@ def test_of_equally_likely_tokens_the_fewest_stay_and_any_of_them():
         assert verdict("top_p_filter", lambda logits, p, flip=flip: flip(top_p_filter(flip(logits), p))).passed
 
 
-def test_a_score_that_carries_no_gradient_does_not_pass():
-    def learner(**arguments):
-        return sequence_logprob(**arguments).detach()
-
-    assert not verdict("sequence_logprob", learner).passed
-
-
-def test_a_mask_without_the_causal_triangle_gets_its_name():
-    def learner(real):
-        return left_padding(real)[0], real[:, None, :].expand(-1, real.shape[1], -1)
-
-    assert "no causal mask" in verdict("left_padding", learner).message
-
-
 def test_dropout_left_on_while_sampling_gets_its_name():
     @torch.no_grad()
     def learner(model, prompts, uniforms, temperature):
@@ -162,16 +90,6 @@ def test_dropout_left_on_while_sampling_gets_its_name():
     assert "dropout is still on" in verdict("sample", learner).message
 
 
-def test_is_causal_with_one_query_gets_its_name():
-    def learner(q, k, v, keys, values):
-        keys, values = torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
-        return F.scaled_dot_product_attention(q, keys, values, is_causal=True), keys, values
-
-    found = verdict("cached_step", learner)
-    assert "FIRST key" in found.message
-    assert found.arguments["keys"].shape[2] == 2  # with an empty cache it is right: this is the smallest that shows it
-
-
 def test_the_smallest_failing_input_is_shown():
     """A top-k that is right for one row alone, and no mistake that has a name, fails first on the batch."""
 
@@ -182,8 +100,41 @@ def test_the_smallest_failing_input_is_shown():
     assert not found.mistake and found.arguments["logits"].shape == (2, 4)
 
 
-def test_the_oracle_of_left_padding_agrees_with_the_library_s_padding():
-    _, real = pad([[5], [5, 6, 7], [5, 6]], "left")
-    positions, attend = exercises.find("left_padding").right(real)
-    assert positions.tolist() == [[0, 0, 0], [0, 1, 2], [0, 0, 1]]
-    assert torch.equal(attend, causal_mask(3, 3, real, "cpu")[:, 0])
+@pytest.mark.parametrize(
+    "name, function, said",
+    [
+        (
+            "with_temperature",
+            lambda logits, temperature: (logits / temperature).log_softmax(min(1, logits.dim() - 1)),
+            "dimension",
+        ),
+        ("with_temperature", lambda logits, temperature: (logits / temperature).softmax(-1).clamp(min=1e-9).log(), "away from 0"),
+        ("top_k_filter", lambda logits, k: logits.masked_fill(logits.argsort(-1, descending=True) >= k, -math.inf), "argsort of"),
+        (
+            "top_k_filter",
+            lambda logits, k: logits + (logits < logits.topk(min(k, logits.shape[-1])).values[..., -1:]).float() * -math.inf,
+            "is NaN: masked_fill",
+        ),
+        (
+            "draw_token",
+            lambda logprobs, uniforms: (logprobs.exp().cumsum(-1) >= uniforms[:, None]).int().argmax(-1),
+            "at uniform 0",
+        ),
+        ("until_end", lambda tokens, end_token: (tokens != end_token).cumprod(1).roll(-1, 1).bool(), "moved the wrong way"),
+    ],
+)
+def test_a_frequent_mistake_has_its_name(name, function, said):
+    assert said in verdict(name, function).mistake
+
+
+def test_a_cut_that_is_gathered_back_goes_the_wrong_way():
+    def gathered(logits, p):
+        ranked, order = logits.softmax(-1).sort(-1, descending=True)
+        return logits.masked_fill((ranked.cumsum(-1) - ranked >= p).gather(-1, order), -math.inf)
+
+    assert verdict("top_p_filter", gathered).mistake.startswith("gather(order) takes the cut the wrong way")
+
+
+def test_tokens_in_a_list_are_told_to_be_a_tensor():
+    message = verdict("draw_token", lambda **given: draw_token(**given).tolist()).message
+    assert "it returned a list of 1" in message and "tokens are to be a tensor" in message

@@ -12,11 +12,10 @@ import pytest
 import torch
 from cells import Scene
 from mutants import SOLUTIONS
-from scipy import stats
 
 from rlhf_lib import course, exercises, labels
 from rlhf_lib.exercises import verdict
-from rlhf_lib.exercises.ch05_labels import LABELS, wilson_interval
+from rlhf_lib.exercises.ch05_labels import LABELS
 
 PLACES = {label: place for place, label in enumerate(LABELS)}
 
@@ -142,10 +141,41 @@ def test_two_readers_of_one_mind_are_not_a_division_by_zero():
     assert not exercises.judge("cohen_kappa", inputs, [torch.tensor(math.nan)]).passed
 
 
-def test_the_interval_that_the_check_expects_is_scipys():
-    bounds = stats.binomtest(742, 867).proportion_ci(0.95, method="wilson")
-    low, high = wilson_interval.right(742, 867, stats.norm.ppf(0.975))
-    assert (low.item(), high.item()) == pytest.approx((bounds.low, bounds.high), abs=1e-6)
+def test_a_fault_of_the_halves_has_its_name_whatever_the_share():
+    def by_tenths(texts, held_out):  # 4 of 10 for 0.35, and 6 of 10 for 0.65
+        kept = {text for text in texts if zlib.crc32(text.encode()) % 10 < round(10 * held_out)}
+        return [text for text in texts if text not in kept], [text for text in texts if text in kept]
+
+    def every_third(texts, held_out):
+        kept = {*sorted({*texts})[:: round(1 / held_out)]}
+        return [text for text in texts if text not in kept], [text for text in texts if text in kept]
+
+    assert "is not `held_out`" in verdict("split_labels", by_tenths).mistake
+    assert "depends on the other texts" in verdict("split_labels", every_third).mistake
+
+
+NAMED = [
+    ("soft_targets", "come as a list", lambda labels: soft_targets(labels).tolist()),
+    ("soft_targets", "which labels are in the list", lambda labels: torch.tensor([
+        sorted({*labels}).index(one) / 2 for one in labels])),
+    ("majority_vote", "a tie with neutral", lambda votes: [
+        max(set(some) - {"neutral"}, key=one.count) if "neutral" in some and len(some) == 2 else majority_vote([one])[0]
+        for one in votes for some in [statistics.multimode(one)]]),
+    ("confusion", "8 bits", lambda first, second: confusion(first, second).to(torch.int8)),
+    ("cohen_kappa", "near 1", lambda first, second: 1.0 if (first + second).count("neutral") > 1.98 * len(first)
+     else cohen_kappa(first, second)),
+    ("cohen_kappa", "below 0", lambda first, second: max(0.0, float(cohen_kappa(first, second)))),
+    ("pick_uncertain", "labelled[places]", lambda p_positive, labelled, count: (
+        p_positive - 0.5).abs().argsort()[~labelled][:count]),
+    ("pick_uncertain", "NaN", lambda p_positive, labelled, count: sum(
+        -p * p.log() for p in (p_positive, 1 - p_positive)).masked_fill(labelled, -1).argsort(descending=True)[:count]),
+    ("pick_uncertain", "come as a list", lambda **given: pick_uncertain(**given).tolist()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, says, function", NAMED)
+def test_frequent_mistakes_have_their_names(name, says, function):
+    assert says in verdict(name, function).mistake
 
 
 def test_places_among_the_unlabelled_are_told_from_places_among_all():

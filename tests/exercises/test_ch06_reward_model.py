@@ -184,3 +184,64 @@ def test_a_python_number_is_no_scalar_tensor(name):
 def test_ten_bins_written_in_do_not_pass():
     found = verdict("calibration_error", lambda logits, targets, bins: calibration_error(logits, targets, 10))
     assert not found.passed and found.arguments["bins"] != 10
+
+
+def fixed_at(most):
+    def learner(logits, targets, mask):
+        return F.binary_cross_entropy_with_logits(last_token(logits, mask).clamp(-most, most), targets)
+
+    return learner
+
+
+def by_probabilities(logits, targets, mask):
+    return F.binary_cross_entropy(last_token(logits, mask).sigmoid(), targets)
+
+
+def test_log_odds_that_are_cut_off_are_told_from_a_sigmoid_that_rounds():
+    for most in (20, 100):  # PyTorch's operator on probabilities cuts its logarithms off at -100, too
+        assert "cut off" in verdict("soft_label_loss", fixed_at(most)).mistake
+    assert "sigmoid rounds" in verdict("soft_label_loss", by_probabilities).mistake
+
+
+def exp_of_log_odds(logits, targets, mask):
+    z = last_token(logits, mask)
+    return ((1 + z.exp()).log() - targets * z).mean()
+
+
+def two_classes(logits, targets, mask):
+    return F.softplus(-(2 * targets - 1) * last_token(logits, mask)).mean()
+
+
+@torch.no_grad()
+def one_too_many(model, rows, batch):
+    model.eval()
+    parts = []
+    for start in range(0, len(rows), batch):
+        tokens, mask = pad(rows[start : start + batch], "right")
+        parts.append(model.logits(tokens, torch.arange(tokens.shape[1]) <= mask.sum(1, keepdim=True)))
+    return torch.cat(parts)
+
+
+def empty_bins(logits, targets, bins):
+    clear = targets != 0.5
+    confidence, right = logits[clear].abs().sigmoid(), ((logits > 0) == (targets == 1))[clear].float()
+    place = (confidence * bins).long().clamp(max=bins - 1)
+    gaps = [(right[place == one].mean() - confidence[place == one].mean()).abs() * (place == one).sum() for one in range(bins)]
+    return sum(gaps) / len(right)
+
+
+@pytest.mark.parametrize(
+    "name, function, says",
+    [
+        ("last_token", lambda x, mask: torch.where(mask, torch.arange(x.shape[1]), 0).amax(1), "this is the place"),
+        ("mean_pool", lambda hidden, mask: (hidden * mask[..., None]).sum(1) / mask.sum(1), "need a last dimension"),
+        ("soft_label_loss", exp_of_log_odds, "exp overflows"),
+        ("soft_label_loss", two_classes, "2 t - 1 is 0"),
+        ("score_rows", one_too_many, "a place too long"),
+        ("clear_accuracy", lambda logits, targets: (logits > 0)[targets.bool()].eq(targets[targets.bool()] > 0.5).float().mean(),
+         "targets of 0 were left out"),
+        ("calibration_error", empty_bins, "empty bin"),
+    ],
+)  # fmt: skip
+def test_frequent_mistakes_have_their_names(name, function, says):
+    assert says in verdict(name, function).mistake

@@ -250,3 +250,70 @@ def test_returns_built_up_by_a_fold_pass_as_well():
         return torch.stack(reduce(lambda done, r: [r + gamma * (done[0] if done else 0), *done], rewards.flip(0), []))
 
     assert verdict("discounted_returns", folded).passed
+
+
+# ----------------------------------------------------------------------------------------- frequent mistakes, by name
+
+
+def by_two_exps(logprobs, old_logprobs, advantages, mask, clip):
+    ratio = logprobs.exp() / old_logprobs.exp()
+    gain = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    return -gain[mask].mean(), ((ratio - 1).abs() > clip)[mask].float().mean()
+
+
+def smaller_ratio(logprobs, old_logprobs, advantages, mask, clip):
+    ratio = (logprobs - old_logprobs).exp()
+    gain = torch.minimum(ratio, ratio.clamp(1 - clip, 1 + clip)) * advantages
+    return -gain[mask].mean(), ((ratio - 1).abs() > clip)[mask].float().mean()
+
+
+def gae_to_the_last_but_one(rewards, values, gamma, lam, mask):
+    rewards, values = rewards * mask, values * mask
+    advantages, carried = torch.zeros_like(rewards), torch.zeros(len(rewards))
+    for t in reversed(range(rewards.shape[1] - 1)):
+        carried = mask[:, t] * (rewards[:, t] + gamma * values[:, t + 1] - values[:, t] + gamma * lam * carried)
+        advantages[:, t] = carried
+    return advantages, advantages + values
+
+
+def held_and_detached(values, old_values, returns, mask, clip):
+    near = old_values + (values - old_values).clamp(-clip, clip).detach()
+    return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())[mask].mean()
+
+
+def epochs_with(chunks=torch.split, step=True):
+    def learner(weight, optimizer, states, actions, old_logprobs, advantages, epochs, minibatch, clip, max_norm):
+        for _ in range(epochs):
+            for rows in chunks(torch.arange(len(states)), minibatch):
+                logprobs = Categorical(logits=states[rows] @ weight).log_prob(actions[rows])
+                real = torch.ones_like(logprobs, dtype=torch.bool)
+                ppo.policy_loss(logprobs, old_logprobs[rows], advantages[rows], real, clip).loss.backward()
+                torch.nn.utils.clip_grad_norm_([weight], max_norm)
+                if step:
+                    optimizer.step()
+                optimizer.zero_grad()
+
+    return learner
+
+
+@pytest.mark.parametrize(
+    "name, function, says",
+    [
+        ("policy_loss", by_two_exps, "unlikely token"),
+        ("policy_loss", smaller_ratio, "the smaller ratio"),
+        ("gae", gae_to_the_last_but_one, "last step has no advantage"),
+        ("masked_whiten", lambda x, mask: (x - x.mean()) / (x[mask].var(correction=0) + 1e-8).sqrt(), "padding included"),
+        ("value_loss", held_and_detached, "detached"),
+        ("reinforce_loss", lambda logits, actions, advantages: -(
+            logits.log_softmax(-1)[:, actions] * advantages.detach()).mean(), "all actions from each row"),
+        ("ppo_epochs", epochs_with(torch.chunk), "number of minibatches"),
+        ("ppo_epochs", epochs_with(step=False), "step is missing"),
+    ],
+)  # fmt: skip
+def test_frequent_mistakes_have_their_names(name, function, says):
+    assert says in verdict(name, function).mistake
+
+
+def test_a_ratio_of_two_exps_is_right_but_for_unlikely_tokens():
+    found = verdict("policy_loss", by_two_exps)
+    assert found.arguments["logprobs"].item() == -200 and math.isnan(found.got["loss"])

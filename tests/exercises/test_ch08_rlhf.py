@@ -116,7 +116,7 @@ def test_the_course_s_own_kernels_pass():
         (
             "log_reward",
             lambda logits, sentiment: torch.log(torch.sigmoid(logits if sentiment == "positive" else -logits)),
-            "rounds to 0",
+            "nearly 0",
         ),
         ("fit_normaliser", lambda base: lambda rewards: (rewards - rewards.mean()) / rewards.std(), "its own mean"),
         ("completion_kl", lambda logprobs, ref_logprobs, mask: ((ref_logprobs - logprobs) * mask).sum(1), "upside down"),
@@ -201,3 +201,38 @@ def test_a_normaliser_may_not_be_changed_by_another_run_s():
         return lambda rewards: (rewards - constants["mean"]) / constants["std"]
 
     assert not verdict("fit_normaliser", shared).passed
+
+
+def to_the_second_end(tokens, prompt_length, end_token):
+    ends = (tokens[:, prompt_length:] == end_token).int()
+    prompt = torch.zeros(len(tokens), prompt_length - 1, dtype=torch.bool)
+    return torch.cat([prompt, ends.cumsum(1) - ends <= 1], 1)
+
+
+def of_all_the_worth(rewards, logprobs, ref_logprobs, mask, kl_coef):
+    kl = torch.where(mask, logprobs - ref_logprobs, 0).detach().flip(1).cumsum(1).flip(1)
+    return torch.where(mask, kl_coef * (rewards[:, None] - kl), 0)
+
+
+def without_zeros(worth, mask, baseline):
+    real = torch.where(mask, worth, 0)
+    return torch.where(mask, worth - baseline, 0), real.sum(0) / (real != 0).sum(0).clamp(min=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "words"),
+    [
+        ("log_reward", lambda logits, sentiment: F.logsigmoid(logits if sentiment == "Positive" else -logits), "as it is given"),
+        ("log_reward", lambda logits, sentiment: F.logsigmoid(logits if sentiment == "positive" else 1 - logits), "not 1 - x"),
+        ("fit_normaliser", lambda base: lambda rewards: rewards - base.mean() / base.std(), "brackets"),
+        ("action_mask", to_the_second_end, "second end token"),
+        ("action_mask", lambda tokens, prompt_length, end_token: ((tokens == end_token).cumsum(1) == 0)[:, 1:],
+         "end token itself is an action, and the prompt's tokens"),
+        ("completion_kl", lambda logprobs, ref_logprobs, mask: (logprobs - ref_logprobs).nan_to_num(0, 0, 0).sum(1),
+         "choose by the mask"),
+        ("token_advantages", of_all_the_worth, "multiplies the reward"),
+        ("with_baseline", without_zeros, "a worth of 0"),
+    ],
+)  # fmt: skip
+def test_frequent_mistakes_have_their_names(name, function, words):
+    assert words in verdict(name, function).mistake

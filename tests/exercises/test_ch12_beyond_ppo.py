@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from rlhf_lib import exercises, policy_gradient, ppo, preference
-from rlhf_lib.exercises import ch12_beyond_ppo, declare, is_record, verdict
+from rlhf_lib.exercises import ch12_beyond_ppo, ch12_selection, declare, is_record, verdict
 
-OURS = {one.name: one for one in vars(ch12_beyond_ppo).values() if isinstance(one, declare.Exercise)}
+DECLARED = [*vars(ch12_beyond_ppo).values(), *vars(ch12_selection).values()]
+OURS = {one.name: one for one in DECLARED if isinstance(one, declare.Exercise)}
 NOTEBOOK = Path(__file__).parents[2] / "solutions" / "12_beyond_ppo.ipynb"
 SPACE = {"torch": torch, "F": F, "itertools": itertools}
 for cell in nbformat.read(NOTEBOOK, as_version=4).cells:

@@ -190,7 +190,7 @@ def test_a_number_as_a_tensor_keeps_what_it_is():
         (torch.tensor([0.0, 2.0]), torch.tensor([0.0, INF]), "2.0 came out at place 1, where inf was expected"),
         (torch.tensor([-INF, 2.0]), torch.tensor([INF, 2.0]), "-inf came out at place 0, where inf was expected"),
         (torch.tensor([0.0, 2.0]), torch.tensor([0.0, NAN]), "2.0 came out at place 1, where nan was expected"),
-        (None, 1.0, "it returned None; end it with a return"),
+        (None, 1.0, "it returned None; end every way through it with a return"),
         ([None], [1.0], "value 0 is wrong: it is None, it should be the number 1.0"),
         ("0.5", 0.5, "it returned a str, it should return the number 0.5"),
         ([1.0], torch.zeros(2), "it returned a list of 1, it should return a tensor of shape (2,)"),

@@ -2,7 +2,9 @@
 
 import pytest
 
+from rlhf_lib import exercises
 from rlhf_lib.exercises import BUILDS, CHAPTERS, EXERCISES, Exercise, declare, find, load
+from rlhf_lib.files import RunError
 
 
 @pytest.fixture
@@ -35,6 +37,19 @@ def test_a_name_is_given_once(empty):
     with pytest.raises(ValueError, match="two exercises are called one"):
         made("99.2", "one")
     assert empty == {"one": one}
+
+
+def test_a_module_that_comes_later_with_an_exercise_of_another_asks_for_a_fresh_kernel(monkeypatch, tmp_path):
+    load()
+    later = "from rlhf_lib.exercises import Exercise\nExercise('99.1', 'gae', draw=None, right=None, mistakes={})\n"
+    (tmp_path / "ch99_later.py").write_text(later)
+    monkeypatch.setattr(exercises, "__path__", [*exercises.__path__, str(tmp_path)])
+    monkeypatch.setattr(declare, "__file__", str(tmp_path / "declare.py"))
+    with pytest.raises(RunError, match=r"^the course's files have changed since this notebook was opened: restart the kernel$"):
+        find("gae")
+    monkeypatch.setattr(declare, "LOADED", set())
+    with pytest.raises(ValueError, match="two exercises are called gae"):  # in a fresh kernel too: the course is wrong
+        find("gae")
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(empty):

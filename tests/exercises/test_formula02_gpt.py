@@ -33,6 +33,14 @@ def test_every_named_mistake_is_told_from_the_others(seed):
         assert PROBE.judge([{"logits": logits, "hidden": hidden} for logits, hidden in made], **inputs) == sentence, name
 
 
+def test_small_queries_show_an_eps_that_is_not_theirs():
+    """A query of mean square 1e-6 comes out with 1 / (1 + 1) = 0.5 with an eps of 1e-6, and 1 / 1.12 = 0.89 with 1.2e-7."""
+    inputs = draw_cases(generator())
+    last = inputs["cases"][-1]
+    right, wrong = (reference(last["tokens"], last["state"], 2, name)[0] for name in ("", "torch's eps of q, k"))
+    assert (right - wrong).abs().max() > 1e-3
+
+
 def test_a_mistake_without_a_name_is_told_where_it_shows_first():
     inputs = draw_cases(generator())
     right = [reference(case["tokens"], case["state"], case["shape"][3]) for case in inputs["cases"]]

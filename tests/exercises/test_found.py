@@ -146,7 +146,7 @@ def test_two_options_at_once_are_found(exercise):
     mistakes = {"no mask": {"use_mask": False}, "no clip": {"use_clip": False}, "no square": {"power": 1}}
     exercise(draw=masked, right=errors, formula=formula, mistakes=mistakes)
     assert found(lambda **given: formula(**given, use_clip=False)) == "no clip"
-    assert found(lambda **given: formula(**given, use_clip=False, power=1)) == "two things at once. no clip; and: no square"
+    assert found(lambda **given: formula(**given, use_clip=False, power=1)) == "two things at once. No clip; and: no square"
 
 
 # ----------------------------------------------------------------------------------------- several values

@@ -234,10 +234,10 @@ def test_two_mistakes_of_which_one_hides_the_other_are_not_claimed_of_one_pair()
     inputs = [{"x": one["x"], "weight": one["scale"]} for one in tables(0)]
     assert said(exercise, lambda x, weight: 1.0 - weight * x, inputs) in (  # which a change of the result makes too
         "what comes back is 1 minus what is expected",
-        "two things at once. turned; and: one more",
+        "two things at once. Turned; and: one more",
     )
     assert said(exercise, lambda x, weight: 1.0 - x, inputs) == ""  # three at once are not looked for
-    three = [candidate(3, text, text) for text in ("two things at once. gone; and: a", "two things at once. gone; and: b")]
+    three = [candidate(3, text, text) for text in ("two things at once. Gone; and: a", "two things at once. Gone; and: b")]
     assert relations.claimed(three) == f"{three[0].sentence}; or: {three[1].sentence}"
 
 
@@ -257,7 +257,7 @@ def test_a_second_mistake_that_is_none_by_itself_is_not_told_beside_the_first():
     inputs[0]["mask"] = torch.ones_like(inputs[0]["mask"])
     assert said(exercise, functools.partial(shares, turn=True, hidden=-1e9), inputs) == TURNED
     both = functools.partial(shares, turn=True, hidden=-2.0)
-    assert said(exercise, both, inputs) == f"two things at once. {TURNED}; and: {WEAK}"
+    assert said(exercise, both, inputs) == f"two things at once. The mask is turned round; and: {WEAK}"
     other = lambda x, mask: torch.where(mask.all(-1, keepdim=True), x, shares(x, ~mask) + 0.1)  # noqa: E731
     assert TURNED not in said(exercise, other, inputs)
     noise = lambda x, mask: torch.where(mask.all(-1, keepdim=True), 0.3, shares(x, mask))  # noqa: E731

@@ -72,3 +72,24 @@ def test_a_training_is_watched_as_it_runs():
         model.train()(tokens, torch.ones_like(tokens)).square().mean().backward()
     assert [len(seen[name]) for name in ("steps", "modes", "texts", "alone")] == [2, 2, 2, 2]
     assert seen["modes"] == [True, True] and seen["alone"] == [True, False] and torch.equal(seen["steps"][0], tokens)
+
+
+def test_a_first_step_lies_on_the_loss_that_it_learns_from():
+    def far(name):
+        def train(model):
+            each = list(zip(kit.flags(learn), learned(model)))
+            mean = torch.cat([loss[said[1:]] for said, loss in each]).mean()
+            means = torch.stack([loss[said[1:]].mean() for said, loss in each]).mean()
+            (3 * {"right": mean, "mean of means": means}[name]).backward()  # the scale does not matter
+
+        return kit.first_step(kit.tiny(1), learn, train)
+
+    def learned(model):
+        for tokens, _ in learn:
+            row = torch.tensor(tokens)[None]
+            yield F.cross_entropy(model(row[:, :-1], torch.ones_like(row[:, 1:]).bool())[0], row[0, 1:], reduction="none")
+
+    learn = some()
+    for name, other in (("right", "mean of means"), ("mean of means", "right")):
+        found = far(name)
+        assert found[name] < 1e-3 and found[other] > 0.05 and min(found, key=found.get) == name

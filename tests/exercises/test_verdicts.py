@@ -174,7 +174,7 @@ def test_a_stub_is_told_what_to_do(here):
 
 
 def test_nothing_returned_is_said(here):
-    with pytest.raises(NotYet, match="returned None; end it with a return"):
+    with pytest.raises(NotYet, match="returned None; end every way through it with a return"):
         check("discounted_returns", lambda rewards, gamma: None)
 
 

@@ -239,9 +239,9 @@ def test_two_rows_of_the_table_are_made_at_once_unless_they_set_the_same_option(
     table = {"turned": {"sign": -1}, "squared": {"power": 2}, "rooted": {"power": 0.5}, "of its own": lambda x, weight: x}
     found = answers(lambda x, weight: weight * x, {"x": X, "weight": 4.0}, formula=weighed, mistakes=table)
     two = {sentence: got for sentence, got in found.items() if "two things" in sentence}
-    assert {*two} == {"two things at once. turned; and: squared", "two things at once. turned; and: rooted"}
-    assert equal(two["two things at once. turned; and: squared"], -16 * X, 1e-6)
-    assert equal(two["two things at once. turned; and: rooted"], -2 * X, 1e-6)
+    assert {*two} == {"two things at once. Turned; and: squared", "two things at once. Turned; and: rooted"}
+    assert equal(two["two things at once. Turned; and: squared"], -16 * X, 1e-6)
+    assert equal(two["two things at once. Turned; and: rooted"], -2 * X, 1e-6)
 
 
 def test_pairs_of_rows_are_families_of_their_own():

@@ -6,6 +6,7 @@ import zipfile
 from itertools import pairwise
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import regex
 import torch
@@ -337,7 +338,7 @@ def hub(tmp_path, monkeypatch):
             raise EntryNotFoundError(f"404: no {file}")
         return str(folder / repository / file)
 
-    monkeypatch.setattr(published, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     return folder
 
 
@@ -379,7 +380,7 @@ def test_a_tokenizer_is_read_without_the_weights(hub, models, monkeypatch):
 
 
 def test_a_folder_serves_like_the_hub_and_its_tokenizer_is_ours_to_save(tmp_path, models, monkeypatch):
-    monkeypatch.setattr(published, "hf_hub_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     folder = write_files(tmp_path / "mine", models["llama"], settings={"eos_token": "<|im_end|>"})
     for name in (folder, str(folder)):
         model, tokenizer = published.load(name)
@@ -420,7 +421,7 @@ def test_the_settings_of_a_tokenizer_come_in_several_forms(tmp_path, models, set
 
 
 def test_an_unknown_name_is_refused_and_the_known_ones_named(monkeypatch):
-    monkeypatch.setattr(published, "hf_hub_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     with pytest.raises(
         PublishedError, match=r"^no published model 'gpt3': choose one of smollm2-135m, gpt2, .*or the path of a folder$"
     ):
@@ -443,7 +444,7 @@ def test_a_hub_that_fails_points_to_the_shipped_model_and_to_the_login(monkeypat
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(published, "hf_hub_download", fail)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     said = (
         rf"^meta-llama/Llama-3\.2-1B-Instruct could not be fetched \({type(error).__name__}: .+\): use smollm2-135m, which need"
     )

@@ -1,0 +1,168 @@
+"""What 8.10 is asked first, the form of a run; later on, what a KL of NaN does, and which tokens the clip fraction counts."""
+
+import contextlib
+import itertools
+import math
+
+import torch
+
+from rlhf_lib.exercises.tiny_rlhf import KEYS, LENGTH, PROMPT, count, go, loaded, same_weights, tiny, told, weights
+from rlhf_lib.sampling import completion_logits
+
+ROLLOUT, CLIP = 256, 0.2
+
+# ----------------------------------------------------------------------------------------- reports
+
+
+def reporting(rlhf, base, **settings):
+    """A run, and of each call of `report` the record as it then was, and how many completions had been paid by then."""
+    asked, reported = [], []
+
+    def reward(tokens, mask):
+        asked.append(len(tokens))
+        return count(tokens, mask)
+
+    def report(record):
+        reported.append({"asked": sum(asked), **{key: record.get(key) for key in KEYS}})
+
+    return {"runs": [go(rlhf, base, reward, report=report, **settings)], "reported": reported}
+
+
+def reports_fault(records, reported):
+    """What is wrong with the calls of `report`; "" if nothing is."""
+    if [one["iteration"] for one in reported] != [record["iteration"] for record in records]:
+        return f"report was called {len(reported)} times for {len(records)} records: call it once an iteration, with its record"
+    for one, following in itertools.pairwise(reported):
+        if one["asked"] == following["asked"]:
+            return (
+                f"records {one['iteration']} and {following['iteration']} are reported with no rollout between: call report as "
+                "soon as a record is complete, before the next rollout, so that one can see how a run goes"
+            )
+    for one, record in zip(reported, records[:-1]):
+        if any(one[key] != record[key] for key in KEYS):
+            return (
+                f"record {one['iteration']} has changed after it was reported: ratio and clip_fraction are known behind the "
+                "update; call report when its record is complete"
+            )
+    return ""
+
+
+# ----------------------------------------------------------------------------------------- another device
+
+
+def read_elsewhere(rlhf, seed):
+    """The device of the first tokens that a gpt reads whose weights lie on "meta"; "" where the run does not come so far."""
+    base, devices = tiny(seed).to("meta"), []  # a device of shapes without numbers: what works there works on a GPU
+
+    def look(module, given):
+        devices.append(given[0].device.type)
+        raise RuntimeError("seen enough")
+
+    base.embedding.register_forward_pre_hook(look)
+    with contextlib.suppress(Exception):  # what only a device without numbers refuses is no fault
+        go(rlhf, base, iterations=1, seed=seed)
+    return devices[0] if devices else ""
+
+
+def device_fault(device):
+    """What is wrong with the device of the tokens that a gpt on "meta" was given."""
+    if device in ("", "meta"):
+        return ""
+    return (
+        f"of a gpt whose weights lie on another device, such as a GPU, the prompt lies on {device}: make every new tensor with "
+        "device=next(gpt.parameters()).device, or move it there"
+    )
+
+
+# ----------------------------------------------------------------------------------------- the first probe
+
+
+def run_records(rlhf, seed, iterations):
+    base = tiny(seed).train()  # it has no dropout, but is in a mode that can be found changed
+    found = reporting(rlhf, base, iterations=iterations, seed=seed, max_kl=1e6)
+    return {**found, "device": read_elsewhere(rlhf, seed)}
+
+
+@told
+def judge_records(runs, base, reported, device):
+    records = runs[0]["records"]
+    if not same_weights(runs[0]["base"], weights(base)):
+        return "gpt has other weights after the run: train a copy, else policy and reference are one model and the KL stays 0"
+    if runs[0]["left"]:
+        return (
+            f"gpt's {runs[0]['left'][0]} is another after the run: it came in training mode and is to stay as it is; use copies"
+        )
+    if len(records) != 5:
+        return (
+            f"4 iterations that nothing stopped have {len(records)} records: one for the rollout before each update, and one "
+            "more for the policy after the last, which is the one that is returned"
+        )
+    if same_weights(runs[0]["policy"], weights(base)):
+        return "the policy that is returned has the weights of gpt: nothing was trained, or not what is returned"
+    return reports_fault(records, reported) or device_fault(device)
+
+
+# ----------------------------------------------------------------------------------------- a KL that is no number
+
+
+def run_broken(rlhf, seed):
+    """A run whose first step makes all weights infinite or NaN; {} where it raises, since generate may not know what to draw."""
+    with contextlib.suppress(Exception):
+        return go(rlhf, tiny(seed), iterations=3, seed=seed, lr=math.inf, epochs=1, minibatch=None, max_kl=1.0)
+    return {}
+
+
+def broken_fault(broken, base):
+    """What is wrong with a run whose second rollout has a KL of NaN."""
+    if broken and (len(broken["records"]) != 1 or not same_weights(broken["policy"], base.state_dict())):
+        return (
+            "a run whose weights have become NaN goes on, or hands them out: a KL of NaN is not > max_kl, so ask whether "
+            "not kl <= max_kl, and return the policy before"
+        )
+    return ""
+
+
+# ----------------------------------------------------------------------------------------- which tokens are clipped
+
+
+def run_clipped(rlhf, seed, ends):
+    """Two runs of one update on the whole rollout, of one step and of two: the second's last step begins where the first ends.
+
+    Returns:
+        runs: the two.
+        tokens: (B, T), what both were paid for: the update's rollout is its last ROLLOUT rows.
+    """
+    settings = dict(iterations=1, seed=seed, kl_coef=0.0, lr=1e-2, minibatch=None, max_kl=100.0, clip=CLIP, rollout_size=ROLLOUT)
+    runs, asked = [], []
+
+    def reward(tokens, mask):
+        asked[-1].append(tokens.clone())
+        return count(tokens, mask)
+
+    for epochs in (1, 2):
+        asked.append([])
+        runs.append(go(rlhf, tiny(seed, ends), reward, epochs=epochs, **settings))
+    return runs, torch.cat([torch.zeros(0, LENGTH).long(), *(one for one, other in zip(*asked) if torch.equal(one, other))])
+
+
+@torch.no_grad()
+def clipped_share(policy, base, tokens):
+    """Of the tokens of completions up to their ends, the share whose ratio under the policy lies outside 1 - CLIP to 1 + CLIP."""
+    ends = (tokens == 0).int()
+    mask = ends.cumsum(1) - ends == 0  # (B, T)
+    both = [completion_logits(model, [PROMPT] * len(tokens), tokens, mask).log_softmax(-1) for model in (policy, base)]
+    ratio = (both[0] - both[1]).gather(2, tokens[:, :, None])[:, :, 0].exp()
+    return ((ratio - 1).abs() > CLIP)[mask].float().mean().item()
+
+
+def clipped_fault(runs, tokens, base):
+    """What is wrong with the clip fraction of two steps, of which the first has none; see `run_clipped`."""
+    if len(tokens) < ROLLOUT:  # the runs do not begin with the same completions
+        return ""
+    said, right = runs[1]["records"][0]["clip_fraction"], clipped_share(loaded(base, runs[0]), base, tokens[-ROLLOUT:]) / 2
+    if abs(said - right) > 0.005:
+        return (
+            f"where many completions end early the clip fraction is {said:.3f}, and of the real tokens alone {right:.3f}: "
+            "tokens behind an end are in its mean, and dilute that of the loss. Pass the mask to policy_loss"
+        )
+    return ""

@@ -1,0 +1,145 @@
+"""Chapter 12: the best completion of a group beside one drawn by chance, and the weight of a token that a copy sampled."""
+
+import math
+
+import torch
+
+from rlhf_lib.exercises.ch12_beyond_ppo import scored, with_gradients
+from rlhf_lib.exercises.declare import Exercise
+
+
+# ----------------------------------------------------------------------------------------- 12.9
+def draw_best(generator):
+    yield {"rewards": torch.tensor([[1.0, 3.0, 2.0], [5.0, 0.0, 4.0]]), "uniforms": torch.tensor([0.7, 0.4])}
+    yield {"rewards": torch.tensor([[2.0, 2.0], [-1.0, -1.0], [0.0, 1.0]]), "uniforms": torch.tensor([0.0, 0.75, 0.25])}  # ties
+    yield {"rewards": torch.tensor([[-3.0, -1.0, -2.0, -1.0]]), "uniforms": torch.tensor([0.9999])}
+    for groups, size in ((3, 5), (5, 3), (4, 4)):
+        rewards = torch.randint(6, (groups, size), generator=generator) + 10.0 * torch.randn(groups, 1, generator=generator)
+        yield {"rewards": rewards, "uniforms": torch.rand(groups, generator=generator)}
+
+
+def call_best(function, **arguments):
+    """What the function returns, which can be looked up in the rollout: floats raise here."""
+    pair = function(**arguments)
+    for one in pair if isinstance(pair, (tuple, list)) else ():
+        if isinstance(one, torch.Tensor) and one.is_floating_point():
+            torch.empty(0)[one]
+    return pair
+
+
+def best_by_lists(rewards, uniforms):
+    best, control, start = [], [], 0
+    for row, uniform in zip(rewards.tolist(), uniforms.tolist()):
+        best.append(start + row.index(max(row)))
+        control.append(start + int(uniform * len(row)))
+        start += len(row)
+    return torch.tensor(best), torch.tensor(control)
+
+
+def best_formula(
+    rewards, uniforms, *, pick=lambda r: r.argmax(1), number=lambda n, i, G, N: n * G + i, place=lambda u, G: (u * G).long(),
+    control=None, end=lambda best, control: (best, control),
+):  # fmt: skip
+    N, G = rewards.shape
+    groups, winner = torch.arange(N), pick(rewards)
+    drawn = number(groups, place(uniforms, G), G, N) if control is None else control(rewards, uniforms, winner)
+    return end(number(groups, winner, G, N), drawn)
+
+
+def without_the_best(rewards, uniforms, winner):
+    """One of the other G - 1 at random."""
+    N, G = rewards.shape
+    place = (uniforms * (G - 1)).long()
+    return torch.arange(N) * G + place + (place >= winner)
+
+
+best_and_control = Exercise(
+    "12.9", "best_and_control", draw=draw_best, call=call_best, right=best_by_lists, formula=best_formula, mistakes={
+        "these are floats, with which no row can be looked up: return row numbers, made int64 by .long()":
+            {"end": lambda best, control: (best, control.float())},
+        "these are places inside the groups; asked for are rows of the rollout, where group n begins at n G":
+            {"number": lambda n, i, G, N: i},
+        "group n begins at n G; this takes completion i of group n for row i N + n": {"number": lambda n, i, G, N: i * N + n},
+        "this adds n where group n begins at n G": {"number": lambda n, i, G, N: n + i},
+        "group n begins at n G, not at n N: G is the size of a group": {"number": lambda n, i, G, N: n * N + i},
+        "these are the worst rows": {"pick": lambda r: r.argmin(1)},
+        "of equal rewards the last is taken; take the first": {"pick": lambda r: r.shape[1] - 1 - r.flip(1).argmax(1)},
+        "the best rows of the whole batch are taken; each prompt has one, or easy prompts take all": lambda rewards, uniforms: (
+            rewards.flatten().sort(descending=True, stable=True).indices[: len(rewards)], best_by_lists(rewards, uniforms)[1]),
+        "the control is drawn from the whole rollout; it has one completion of each prompt, as the best have":
+            {"control": lambda r, u, winner: (u * r.numel()).long()},
+        "the control never is the best one, so it is worse than chance; draw from all G": {"control": without_the_best},
+        "the control's place is rounded; the half at both ends is drawn less often, and G is no place: cut off":
+            [{"place": lambda u, G: (u * G).round().long()}, {"place": lambda u, G: (u * G).round().long().clamp(max=G - 1)}],
+        "the control's place is rounded up, which gives another one where u G is a whole number; cut it off":
+            {"place": lambda u, G: (u * G).ceil().long() - 1},
+        "the control is the worst of each group; it is drawn by chance":
+            {"control": lambda r, u, winner: torch.arange(len(r)) * r.shape[1] + r.argmin(1)},
+        "the control's place is rounded from u (G - 1), so that the first and the last are drawn half as often; cut u G off":
+            {"place": lambda u, G: (u * (G - 1)).round().long()},
+        "the control's place is drawn from G - 1, so the last completion is never taken":
+            {"place": lambda u, G: (u * (G - 1)).long()},
+        "the control is the first completion of each group; the uniforms choose it": {"place": lambda u, G: (0 * u).long()},
+        "the control are the best rows again": {"control": lambda r, u, winner: torch.arange(len(r)) * r.shape[1] + winner},
+        "best and control came in another order": {"end": lambda best, control: (control, best)},
+    })  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 12.10
+def draw_weights(generator):
+    sampler = torch.tensor([[-1.0, -1.0, -4.0, -1.0]])
+    learner = sampler + torch.tensor([[1.0, 1.5, 3.0, 0.5]]).log()
+    yield {"logprobs": learner, "sampler_logprobs": sampler, "mask": torch.tensor([[True, True, True, False]]), "cap": 2.0}
+    for rows, steps, cap in ((2, 3, 1.5), (3, 5, 2.0), (4, 6, 1.1), (2, 8, 4.0)):
+        new, old, mask = scored(generator, rows, steps, spread=0.8)
+        old[0, 0] = new[0, 0] - 2.5  # far above every cap
+        yield {"logprobs": new, "sampler_logprobs": old, "mask": mask, "cap": cap}
+
+
+def call_weights(function, **arguments):
+    """The weights, and the gradient that they send back to the log-probabilities, which should be none."""
+    return with_gradients(function, ["logprobs"], "weights", arguments)
+
+
+def weights_by_loops(logprobs, sampler_logprobs, mask, cap):
+    weights = torch.ones(mask.shape)
+    for b, t in mask.nonzero().tolist():
+        weights[b, t] = min(cap, math.exp(logprobs[b, t].item() - sampler_logprobs[b, t].item()))
+    return weights
+
+
+def weights_formula(
+    logprobs, sampler_logprobs, mask, cap, *, apart=torch.sub, keep=lambda x, mask: torch.where(mask, x, 0), number=torch.detach,
+    first=lambda x, mask: x, ratio=torch.exp, cut=lambda w, cap: w.clamp(max=cap), end=lambda w, mask: w,
+):  # fmt: skip
+    log_ratio = first(number(keep(apart(logprobs, sampler_logprobs), mask)), mask)
+    return end(cut(ratio(log_ratio), cap), mask)
+
+
+importance_weights = Exercise(
+    "12.10", "importance_weights", draw=draw_weights, call=call_weights, right=weights_by_loops, formula=weights_formula,
+    mistakes={
+        "the ratio is upside down: the learner's probability over the sampler's": {"apart": lambda new, old: old - new},
+        "nothing is cut off: one token that the sampler found unlikely outweighs all others": {"cut": lambda w, cap: w},
+        "small weights are raised too: only what is above the cap is cut": {
+            "cut": lambda w, cap: w.clamp(1 / cap, cap)},
+        "this cuts what is small; what is above the cap is cut": {"cut": lambda w, cap: w.clamp(min=1 / cap)},
+        "weights above the cap become 0; they become the cap": {"cut": lambda w, cap: torch.where(w > cap, 0, w)},
+        "weights above the cap become 1; they become the cap": {"cut": lambda w, cap: torch.where(w > cap, 1, w)},
+        "the cap is put on the logarithm; it is for the weight": {
+            "first": lambda x, mask: x, "ratio": lambda x: x, "cut": lambda x, cap: x.clamp(max=cap).exp()},
+        "the weights get a gradient: they correct for what was drawn, and are not to be trained; detach them":
+            {"number": lambda x: x},
+        "padding has weight 0; here it is 1, since it is masked later and 0 would lower means":
+            {"end": lambda w, mask: torch.where(mask, w, 0)},
+        "padding has weights of its own; there it is 1": {"keep": lambda x, mask: x},
+        "a product with the mask does not hide a NaN under it, since 0 times NaN is not a number: use torch.where":
+            {"keep": lambda x, mask: x * mask},
+        "this is the log-ratio; the weight is its exponential": {"ratio": lambda x: x},
+        "this is one weight for the whole completion, the product of its tokens'; each token has its own":
+            [{"first": lambda x, mask: torch.where(mask, x.sum(1, keepdim=True), 0)},
+             {"first": lambda x, mask: x.sum(1, keepdim=True).expand(x.shape)}],
+        "the weights are scaled to mean 1; they stay as they are":
+            [{"end": lambda w, mask: torch.where(mask, w / w[mask].mean(), 1)}, {"end": lambda w, mask: w / w[mask].mean()},
+             {"end": lambda w, mask: w / w.mean()}],
+    })  # fmt: skip
