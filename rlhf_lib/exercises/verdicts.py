@@ -87,7 +87,7 @@ def judged(exercise, inputs, outputs):
         return Verdict(False, f"{title}: there are {len(outputs)} outputs for {len(inputs)} inputs")
     wrong = [place for place in range(len(inputs)) if not equal(outputs[place], expected[place], exercise.tolerance)]
     if not wrong:
-        return Verdict(True, f"{title}: right on {len(inputs)} inputs")
+        return Verdict(True, f"{title}: right on {len(inputs)} input{'s' if len(inputs) != 1 else ''}")
     first = wrong[0]
     found = dict(arguments=inputs[first], got=outputs[first], expected=expected[first])
     if is_record(outputs[first], "unwritten"):
