@@ -106,7 +106,7 @@ ALSO = {
     "11/verdicts-read": "10/agreement",
     "README/The-assistant": "assistant 11/blind 11/kinds 11/question 11/ranks",
     "NEGATIVE_RESULTS/The-language-model": "03/investigation-a 03/investigation-b 03/overfitting-run 02/investigation-2C "
-    "03/ladder-figure 03/investigation-c 10/read-before 10/investigation-10-C 06/test summary runs card large lower",
+    "10/sense 03/ladder-figure 03/investigation-c 10/read-before 10/investigation-10-C 06/test summary runs card large lower",
     "NEGATIVE_RESULTS/Labels-and-the-reward-model": "06/investigation-6A 06/test 06/frozen 06/curve 06/investigation-6B "
     "05/investigation-5B-answer 05/active-figure 10/leak 10/compare 10/investigation-10-A 10/absolute 09/sense-judge",
     "NEGATIVE_RESULTS/PPO-and-its-relatives": "08/investigation-8-A 08/investigation-8-B 08/investigation-8-C 08/read-samples "
@@ -166,8 +166,7 @@ DERIVED = {
     "10/found-10-C": "0.149=2.093-1.944 0.045=1.624-1.579",
     "11/one-order-read": "10=100-90 44%=88/2/100 94%=(100+88)/2/100",
     "README/The-assistant": "135=134,515,008/1000/1000 22=30-8",
-    "NEGATIVE_RESULTS/The-language-model": "0.04=5.54-5.50 0.04=5.54-5.50 58=184-126 "
-    "2.4=100*1.96*sqrt(84.4/100*(1-84.4/100)/867)",
+    "NEGATIVE_RESULTS/The-language-model": "0.04=5.54-5.50 58=184-126 2.4=100*1.96*sqrt(84.4/100*(1-84.4/100)/867)",
     "NEGATIVE_RESULTS/Labels-and-the-reward-model": "66.3%=575/867 6.6=100*(0.669-0.603) 3.0=100*1.96*sqrt(0.728*(1-0.728)/867) "
     "2.9=100*1.96*sqrt(0.736*(1-0.736)/867) 3.1=100*1.96*sqrt(0.662*(1-0.662)/867) 7.4=100*(0.736-0.662) 0.005=0.013/sqrt(8) "
     "0.075=(0.65-0.50)/2 0.03=1.96*sqrt(0.695*(1-0.695)/958) 0.59=2.66-2.07",
@@ -288,7 +287,7 @@ GIVEN = {
     "12/questions": "70% 70% 0.80 0.84 0.71 99%",
     "12/next": "6,144",
     "README/The-assistant": "0.1 30 95% 16 12 24 25 58.0%",  # the version of a package, SmolLM2's blocks
-    "NEGATIVE_RESULTS/The-language-model": "29 200 22 19",  # sizes of models, of pieces, of an interval; passes over the text
+    "NEGATIVE_RESULTS/The-language-model": "29 200 200 22 19",  # sizes of models, pieces and an interval; steps; passes
     "NEGATIVE_RESULTS/Labels-and-the-reward-model": "2,593 1.96",
     "NEGATIVE_RESULTS/PPO-and-its-relatives": "0.08 0.08 96 500 0.06 2,048",
     "NEGATIVE_RESULTS/The-assistant": "32 1.96",
