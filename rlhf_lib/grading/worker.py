@@ -28,9 +28,10 @@ from rlhf_lib.grading.wire import pack, unpack
 from rlhf_lib.grading.worlds import far_tasks
 
 MODULES = (  # what the chapters import besides, and what torch imports when it is first needed: nobody waits for it twice
-    "collections", "contextlib", "copy", "dataclasses", "functools", "gymnasium", "hashlib", "heapq", "itertools", "json", "math",
-    "matplotlib.pyplot", "numpy", "pathlib", "random", "re", "scipy.stats", "statistics", "string", "tokenizers", "torch._dynamo",
-    "torch.distributions", "torch.nn.functional", "tqdm.auto", "typing", "unittest.mock", "rlhf_lib.course", "rlhf_lib.widgets",
+    "collections", "contextlib", "copy", "dataclasses", "datasets", "functools", "gymnasium", "hashlib", "heapq", "itertools",
+    "json", "math", "matplotlib.pyplot", "numpy", "pathlib", "random", "re", "scipy.stats", "statistics", "string",
+    "tokenizers", "torch._dynamo", "torch.distributions", "torch.nn.functional", "tqdm.auto", "typing", "unittest.mock",
+    "rlhf_lib.course", "rlhf_lib.widgets",
 )  # fmt: skip
 STARTING = 30.0  # seconds for what stands outside the function that is asked for
 

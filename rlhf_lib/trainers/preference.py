@@ -58,7 +58,7 @@ def rewards_of(model, rows, states=None):
     if states is not None:
         return model.score(torch.stack([states[tuple(row)] for row in rows]))[:, 0]
     device = next(model.parameters()).device
-    with autocast(device, model.config.width):
+    with autocast(device, model.config.width, exact=not torch.is_grad_enabled()):  # float16 only where losses are scaled
         return model.logits(*pad(rows, "right", device)).float()
 
 

@@ -176,7 +176,7 @@ def test_two_parts_that_are_not_counted_are_both_named():
         return (vocab_size + context + 2) * width + layers * 12 * width**2
 
     message = verdict("count_parameters", quoted).message
-    assert "the biases of the linear layers are missing" in message and "4 x width numbers are missing in each block" in message
+    assert "The biases of the linear layers are missing" in message and "4 x width numbers are missing in each block" in message
 
 
 @pytest.mark.parametrize("blank", [lambda separator: 0, lambda separator: separator])

@@ -39,7 +39,8 @@ LEARNED = """from rlhf_lib.exercises.tiny_groups import tiny
     from rlhf_lib.exercises.tiny_rlhf import weights
     records = [{"iteration": n, "reward": 0.2 + n / 40, "kl": 0.0, "silent": 0.0, "ratio": 1.0} for n in range(25)]
     call = {"rollout": 0, "rewards": torch.zeros(4, 4), **{one: torch.zeros(16, 8) for one in ("new", "old", "mask")}}
-    run = {"records": records, "policy": weights(tiny(named["seed"])), "touched": False, "rollouts": [], "calls": [call]}
+    run = {"records": records, "policy": weights(tiny(named["seed"])), "rollouts": [], "calls": [call]}
+    run |= {"touched": False, "awake": False}
     return {"runs": [run] * 3}
 """
 REVERSED = """from rlhf_lib.exercises.formula02_gpt import LETTERS, held_out, draw_state

@@ -237,7 +237,7 @@ def test_so_it_is_with_all_layers_and_up_to_rounding_in_bfloat16(float32, monkey
 
 
 def test_no_float16_where_rewards_are_compared(float32, monkeypatch):
-    """As on a card without bfloat16: the gradients of small adapters would vanish, and training has no scaler."""
+    """As on a card without bfloat16, where only training is in float16: its losses are scaled, and nothing is read off them."""
     base, rollout = answered("llama")
     judge = branch(base, seed=4, scalar=True)
     expected = answer_scores(judge, rollout), preference.score(judge, whole_rows(rollout))
