@@ -27,6 +27,7 @@ from benchmarks import lower as board
 from rlhf_lib import blind, checkpoints, comparisons, corpus, labels
 from rlhf_lib.files import read_json
 from rlhf_lib.pairwise import summary as of_pairs
+from rlhf_lib.pipelines import assistant_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSISTANT = ROOT / "data" / "checkpoints" / "assistant"
@@ -528,6 +529,8 @@ def assistant():
     for clone in found["clones"]:
         yield f"{clone['seconds']['total'] / 60:.4f} minutes, {clone['peak_memory_bytes'] / 1e9:.4f} GB"
         yield f"{clone['kl_nats']:.4f} nats, iteration {clone.get('iteration')}"
+    ppo = assistant_settings.PRESETS["laptop"].ppo
+    yield f"{clone['ppo_iteration_seconds']:.1f} seconds, {ppo.rollout_size} answers of {ppo.max_new_tokens} tokens"
     yield " ".join(f"{run['seconds']['total'] / 60:.4f}" for run in every) + " minutes"
     spread = lambda some: f"{median(some):.4f} {min(some):.4f} {max(some):.4f}"  # noqa: E731
     sides = {side: [run["answers"][side] for run in every] for side in every[0]["answers"]}
