@@ -32,12 +32,16 @@ THEIRS = ppo.PPOConfig(iterations=12, rollout_size=96, max_rollout_size=96, mini
 EACH = 70  # given lines that are read, of the plays' validation part; each writer goes on from all of them
 
 
+def compared():
+    """The comparisons of chapter 10."""
+    plays = corpus.load()
+    return comparisons.read_comparisons(comparisons.PLAYS, works=dict(zip(plays["work"], plays["text"])))
+
+
 def lines():
     """The given lines of chapter 10, of the plays' training part and of their validation part: two lists of texts."""
-    plays = corpus.load()
-    read = comparisons.read_comparisons(comparisons.PLAYS, works=dict(zip(plays["work"], plays["text"])))
-    unread = corpus.SEPARATOR.join(corpus.split(plays)["validation"]["text"])
-    found = sorted({one.prompt for one in read})
+    unread = corpus.SEPARATOR.join(corpus.split(corpus.load())["validation"]["text"])
+    found = sorted({one.prompt for one in compared()})
     return [line for line in found if line not in unread], [line for line in found if line in unread]
 
 
@@ -81,10 +85,9 @@ def train_judge(tokenizer, out):
     """Chapter 10's reward model: the labels' body, and a new head that learned from comparisons."""
     labelled, _ = checkpoints.load(course.PUBLISHED / "reward", kind="reward")
     model = RewardModel(copy.deepcopy(labelled.body))
-    works = dict(zip(corpus.load()["work"], corpus.load()["text"]))
     learn, held_out = [], []
     trained_on = set(lines()[0])
-    for one in comparisons.read_comparisons(comparisons.PLAYS, works=works):
+    for one in compared():
         if not one.tie:
             answers = [tokenizer.encode(text) for text in (one.chosen, one.rejected)]
             (learn if one.prompt in trained_on else held_out).append(preference.Ranking(tokenizer.encode(one.prompt), answers))
@@ -141,7 +144,7 @@ def sheet(out):
     """Write sheet.txt, which readers get, and key.json, which they do not."""
     asked = random.Random(0).sample(lines()[1], EACH)
     whole = corpus.SEPARATOR.join(corpus.split(corpus.load())["validation"]["text"])
-    tokenizer, rows = None, []
+    rows = []
     for name, (model, tokenizer) in writers(out).items():
         uniforms = torch.rand(EACH, LENGTH, generator=torch.Generator().manual_seed(7))
         encoded = [tokenizer.encode(line) for line in asked]
