@@ -3,8 +3,8 @@
 import math
 from typing import NamedTuple
 
+import scipy
 import torch
-from scipy import special
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from rlhf_lib.corpus import SEPARATOR
@@ -70,7 +70,7 @@ def mean_interval(values):
     if len(values) < 2:
         raise ValueError(f"an interval needs at least 2 values, got {len(values)}")
     mean = values.mean().item()
-    half = special.stdtrit(len(values) - 1, 0.975) * values.std().item() / math.sqrt(len(values))
+    half = scipy.special.stdtrit(len(values) - 1, 0.975) * values.std().item() / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 

@@ -4,8 +4,8 @@ import math
 from functools import partial
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 
 from rlhf_lib.exercises.declare import Exercise
 
@@ -45,8 +45,8 @@ CUT = {"end": lambda c, h, d: (max(0.0, (c - h) / d), min(1.0, (c + h) / d))}
 
 def by_scipy(method):
     """Another of SciPy's intervals, at the level of z or at 95 %."""
-    return tuple(lambda right, total, z, level=level: tuple(map(torch.tensor, stats.binomtest(right, total).proportion_ci(
-        level or 1 - 2 * stats.norm.sf(z), method))) for level in (None, 0.95))  # fmt: skip
+    return tuple(lambda right, total, z, level=level: tuple(map(torch.tensor, scipy.stats.binomtest(right, total).proportion_ci(
+        level or 1 - 2 * scipy.stats.norm.sf(z), method))) for level in (None, 0.95))  # fmt: skip
 
 
 wilson_interval = Exercise(

@@ -7,8 +7,8 @@ import statistics
 from collections import Counter
 from functools import partial
 
+import scipy
 import torch
-from scipy import integrate, optimize, stats
 
 from rlhf_lib.exercises.declare import Exercise
 from rlhf_lib.exercises.surroundings import quiet
@@ -60,7 +60,7 @@ NOT_PAIRS = min, max, lambda n, m: 1, lambda n, m: n, lambda n, m: m, lambda n, 
 NUMBERS = torch.mean, torch.median, torch.amax, torch.amin
 win_rate = Exercise(
     "9.1", "win_rate", draw=draw_win_rate, formula=pair_rate,
-    right=lambda first, second: float(stats.mannwhitneyu(first, second).statistic / len(first) / len(second)),  # ties half
+    right=lambda first, second: float(scipy.stats.mannwhitneyu(first, second).statistic / len(first) / len(second)),  # ties half
     mistakes={
         "a tie counts nothing here; it counts half, or a model would lose against itself": {"tie": 0},
         "a tie counts as a win here; it counts half": {"tie": 1},
@@ -105,12 +105,12 @@ def draw_mean_interval(generator):
 
 def interval_by_scipy(values):
     x = values.double().numpy()
-    low, high = stats.t.interval(0.95, len(x) - 1, loc=x.mean(), scale=stats.sem(x))
+    low, high = scipy.stats.t.interval(0.95, len(x) - 1, loc=x.mean(), scale=scipy.stats.sem(x))
     return float(x.mean()), float(low), float(high)
 
 
 def student(n, share=0.975, spent=1):
-    return stats.t.ppf(share, n - spent)
+    return scipy.stats.t.ppf(share, n - spent)
 
 
 def interval(
@@ -121,7 +121,7 @@ def interval(
     return give(middle(x).item(), times(n) * error(spread(x).item(), n))
 
 
-NORMAL = 1.96, stats.norm.ppf(0.975)
+NORMAL = 1.96, statistics.NormalDist().inv_cdf(0.975)
 mean_interval = Exercise(
     "9.2", "mean_interval", draw=draw_mean_interval, right=interval_by_scipy, formula=interval,
     mistakes={
@@ -133,7 +133,7 @@ mean_interval = Exercise(
         "1.96 is right for many values only; for n of them take Student's t with n - 1 degrees of freedom":
             [{"times": lambda n, k=k: k} for k in NORMAL],
         "the interval is the same number of standard errors wide for any n; take t with n - 1 degrees of freedom":
-            [{"times": lambda n, k=k: k} for k in (1, 2, 3, 4.303, student(3), 1.645, 2.576)],
+            [{"times": lambda n, k=k: k} for k in (1, 2, 3, 4.303, 1.645, 2.576)] + [{"times": lambda n: student(3)}],
         "Student's t is left for the normal distribution's 1.96 where n is large; take t for every n":
             [{"times": lambda n, k=k: student(n) if n < 30 else k} for k in NORMAL],
         "this is the 95 % point of one side, a 90 % interval; leave out 2.5 % on either side: t.ppf(0.975, ...)":
@@ -147,7 +147,7 @@ mean_interval = Exercise(
         "the bounds are given as distances from the mean; return where they lie":
             [{"give": lambda mean, reach, sign=sign: (mean, sign * reach, reach)} for sign in (-1, 1)],
         "stats.t.cdf and pdf take a point; stats.t.ppf gives the one below which a share lies":
-            [{"times": lambda n, of=of: of(0.975, n - 1)} for of in (stats.t.cdf, stats.t.pdf)],
+            [{"times": lambda n, of=of: getattr(scipy.stats.t, of)(0.975, n - 1)} for of in ("cdf", "pdf")],
         "the bounds are cut off; a mean may lie anywhere": [
             {"give": lambda m, r, low=low, high=high: (m, max(m - r, low), min(m + r, high))}
             for low, high in ((-1.0, 1.0), (0.0, 1.0), (0.0, math.inf))
@@ -239,7 +239,7 @@ best_of_n_kl = Exercise(
     "9.4", "best_of_n_kl",
     draw=lambda generator: ({"n": n} for n in (1, 2, 3, *(between(generator, n, 9 * n) for n in (5, 50, 500)))),
     # the best of n uniforms u has density n u^(n-1), the base 1; the integral is over v = u^n, which is uniform for best-of-n
-    right=lambda n: integrate.quad(lambda v: math.log(n) + (n - 1) / n * math.log(v), 0, 1, epsabs=1e-10, epsrel=1e-10)[0],
+    right=lambda n: scipy.integrate.quad(lambda v: math.log(n) + (n - 1) / n * math.log(v), 0, 1, epsabs=1e-10, epsrel=1e-10)[0],
     formula=lambda n, *, log=math.log, off=lambda n: (n - 1) / n: log(n) - off(n),
     mistakes={
         "log n is only an upper bound: it forgets the (n - 1) / n that comes off": {"off": lambda n: 0},
@@ -564,7 +564,7 @@ def draw_fit_gold(generator):
 def fit_by_search(kl, gold):
     """scipy's optimiser on the sum of squares, from nowhere in particular."""
     d, gold = kl.clamp(min=0).sqrt().double().numpy(), gold.double().numpy()
-    found = optimize.least_squares(lambda x: d * (x[0] - x[1] * d) - gold, [1.0, 1.0], method="lm", xtol=1e-12, ftol=1e-12)
+    found = scipy.optimize.least_squares(lambda x: d * (x[0] - x[1] * d) - gold, [1.0, 1.0], method="lm", xtol=1e-12, ftol=1e-12)
     alpha, beta = found.x.tolist()
     return alpha, beta, (alpha / (2 * beta)) ** 2
 

@@ -5,8 +5,8 @@ import statistics
 from functools import partial, reduce
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 
 from rlhf_lib.exercises.ch09_over_optimisation import NOT_PAIRS, between, by_place, decided_rate, pair_rate
 from rlhf_lib.exercises.declare import Exercise
@@ -40,7 +40,7 @@ def table_by_ranks(ratings, score):
     for one in ratings:
         scores[one["source"]].setdefault(one["sample"], []).append(one[score])
     base, policy = ([float(np.mean(xs)) for xs in scores[side].values()] for side in ("base", "policy"))
-    wins = stats.mannwhitneyu(policy, base).statistic / (len(policy) * len(base))
+    wins = scipy.stats.mannwhitneyu(policy, base).statistic / (len(policy) * len(base))
     return {"base": float(np.mean(base)), "policy": float(np.mean(policy)), "win_rate": float(wins)}
 
 
