@@ -175,6 +175,9 @@ class CardTensor(torch.Tensor):
     def __array__(self, *_, **__):
         return self.numpy()
 
+    def __format__(self, spec):  # torch does so for its own tensors alone
+        return format(self.item(), spec) if self.dim() == 0 else super().__format__(spec)
+
     def __reduce_ex__(self, protocol):  # for torch.save: a copy on the CPU, and the device that it goes back to
         parts = (self.detach().cpu(), self.dtype, str(self.device), self.requires_grad)
         return torch._utils._rebuild_device_tensor_from_cpu_tensor, parts

@@ -73,6 +73,7 @@ def test_numpy_is_refused_until_the_tensor_is_brought_over():
         with pytest.raises(TypeError, match=r"can't convert card:0 device type tensor to numpy"):
             convert(grid())
     assert grid().cpu().numpy().shape == (2, 3)
+    assert f"{grid().max():.1f}" == f"{grid().max().item():.1f}"
 
 
 def test_what_cuda_allows_is_allowed():

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from rlhf_lib.exercises.build import Build, try_out
 from rlhf_lib.exercises.declare import BUILDS, EXERCISES, find, load
+from rlhf_lib.exercises.elsewhere import stays
 from rlhf_lib.exercises.source import imports_of, names_bound, names_needed, place_of, source_of
 from rlhf_lib.exercises.surroundings import LIMIT, TimeUp, limited
 from rlhf_lib.exercises.verdicts import verdict
@@ -134,8 +135,7 @@ def keep(name, built, path=None, again=True):
 def keep_alone(name, built, path, again):
     """`keep`, while no other process writes in the folder."""
     load()
-    exercises = {*EXERCISES, *BUILDS}
-    found = source_of(name, built, exercises)
+    found = source_of(name, built, {*EXERCISES, *BUILDS})
     if found.problems:
         return "; ".join(found.problems)
     text = read(path)
@@ -319,16 +319,16 @@ def the_course(name):
 
 def whose(name, own):
     """What a cell says of a function that it takes; `own`: the learner's."""
-    if own:
-        return f"your {name}" + (" (an older one: what passed last is not kept)" if name in UNKEPT else "")
-    return f"the course's {name}" + (" (yours passed, but is not kept)" if name in UNKEPT else "")
+    side, note = ("your", "an older one: what passed last") if own else ("the course's", "yours passed, but")
+    return f"{side} {name}" + (f" ({note} is not kept)" if name in UNKEPT else "")
 
 
-def yours(*names, path=None):
+def yours(*names, device="cpu", path=None):
     """The learner's functions or classes of these exercises where they have passed, else the course's. Prints whose they are.
 
     Args:
         names: names of exercises.
+        device: what they are given lies there; in the place of a learner's that works on the CPU alone stands the course's.
         path: of the learner's file; `my_rlhf.py` in the learner's folder unless given.
 
     Returns:
@@ -344,6 +344,7 @@ def yours(*names, path=None):
     left_out = [f"your {name} is left out ({mine.broken[name]})" for name in names if name in mine.broken]
     for fault in [*mine.faults, *left_out]:
         print(f"{path.name}: {fault}.")
-    found = [mine.namespace[name] if name in mine.own else the_course(name) for name in names]
-    print(", ".join(whose(name, name in mine.own) for name in names))
+    own = {name for name in names if name in mine.own and not stays(device, name, mine.namespace[name], the_course(name))}
+    found = [mine.namespace[name] if name in own else the_course(name) for name in names]
+    print(", ".join(whose(name, name in own) for name in names))
     return found[0] if len(found) == 1 else found

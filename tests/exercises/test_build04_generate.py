@@ -60,7 +60,7 @@ def built(
             x = x + F.relu(rms(x, block.norm2.weight) @ block.up.weight.T) ** 2 @ block.down.weight.T
         return rms(x[:, -1], model.norm.weight) @ model.head.weight.T
 
-    with torch.set_grad_enabled(graph):
+    with torch.set_grad_enabled(graph), prompts.device:  # new tensors lie there
         triangle = torch.ones(P, P).tril().bool() if causal else torch.ones(P, P).bool()
         attend = triangle & (mask[:, None] if prompt_hides else torch.ones_like(mask)[:, None])
         attend = attend | torch.eye(P).bool() if padding_sees else attend

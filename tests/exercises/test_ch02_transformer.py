@@ -42,14 +42,15 @@ def multi_head(x, qkv, out, heads):
     for head in range(heads):
         rows = range(head * D, (head + 1) * D)
         q, k, v = (x @ qkv[[part * C + row for row in rows]].T for part in range(3))
-        scores = torch.baddbmm(torch.full((T, T), -torch.inf).triu(1).expand(B, T, T), q, k.transpose(1, 2), alpha=D**-0.5)
+        ahead = torch.full((T, T), -torch.inf, device=x.device).triu(1).expand(B, T, T)
+        scores = torch.baddbmm(ahead, q, k.transpose(1, 2), alpha=D**-0.5)
         y = y + scores.softmax(-1) @ v @ out[:, list(rows)].T
     return y
 
 
 def rotary(x, positions):
     half = x.shape[-1] // 2
-    angles = torch.outer(positions.float(), torch.exp(-math.log(10000) * torch.arange(half) / half))
+    angles = torch.outer(positions.float(), torch.exp(-math.log(10000) * torch.arange(half, device=x.device) / half))
     angles = torch.cat([angles, angles], dim=-1)
     swapped = torch.cat([-x[..., half:], x[..., :half]], dim=-1)  # the form in most published code
     return x * angles.cos() + swapped * angles.sin()

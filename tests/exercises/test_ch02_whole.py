@@ -60,7 +60,7 @@ def reversal_batch(sequences, separator):
     n = sequences.shape[1]
     row = F.pad(sequences, (0, n + 1), value=separator)
     row[:, n + 1 :] = sequences[:, torch.arange(n - 1, -1, -1)]
-    scored = torch.arange(2 * n) >= n
+    scored = torch.arange(2 * n, device=row.device) >= n
     return row[:, :-1], torch.where(scored, row[:, 1:], -100)
 
 

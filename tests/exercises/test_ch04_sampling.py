@@ -42,7 +42,7 @@ def sample(model, prompts, uniforms, temperature):
     was = model.training
     model.eval()
     tokens = prompts.clone()
-    with torch.inference_mode():
+    with torch.no_grad():
         for step in range(uniforms.shape[1]):
             cumulative = (model(tokens)[:, -1] / temperature).softmax(-1).cumsum(-1)
             new = (cumulative <= uniforms[:, step : step + 1]).sum(1, keepdim=True)

@@ -28,7 +28,7 @@ def gae_by_matrix(rewards, values, gamma, lam, mask):
     real = mask.float()
     rewards, values = rewards * real, values * real
     delta = rewards + gamma * F.pad(values[:, 1:], (0, 1)) - values
-    steps = torch.arange(mask.shape[1])
+    steps = torch.arange(mask.shape[1], device=mask.device)
     ahead = steps[None, :] - steps[:, None]
     weight = torch.where(ahead >= 0, (gamma * lam) ** ahead.clamp(min=0), 0)
     advantages = (delta @ weight.T) * real

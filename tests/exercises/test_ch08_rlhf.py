@@ -40,7 +40,7 @@ def completion_kl(logprobs, ref_logprobs, mask):
 def token_advantages(rewards, logprobs, ref_logprobs, mask, kl_coef):
     with torch.no_grad():
         penalty = (logprobs - ref_logprobs).masked_fill(~mask, 0)
-        later = torch.ones(mask.shape[1], mask.shape[1]).tril()  # (s, t): s is at or after t
+        later = torch.ones(mask.shape[1], mask.shape[1], device=mask.device).tril()  # (s, t): s is at or after t
         return (rewards.unsqueeze(1) - kl_coef * penalty @ later) * mask
 
 

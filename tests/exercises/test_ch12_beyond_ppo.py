@@ -33,7 +33,7 @@ MISTAKES = [(name, sentence) for name, one in OURS.items() for sentence in one.m
 
 def leave_one_out(rewards):
     G = rewards.shape[1]
-    others = (1 - torch.eye(G)) / (G - 1)
+    others = (1 - torch.eye(G, device=rewards.device)) / (G - 1)
     return rewards - rewards @ others
 
 
