@@ -1,6 +1,5 @@
 """Build it 7.10: PPO. The probes are the environments of `probe_envs`, and at last a pole on a cart."""
 
-import functools
 import random
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 
 from rlhf_lib.exercises import probe_envs as envs
 from rlhf_lib.exercises.build import Build, Probe
+from rlhf_lib.exercises.build07_watch import forgets_the_end, updates_seen, watch_fault, watched
 from rlhf_lib.exercises.declare import Investigation
 from rlhf_lib.exercises.ppo_runs import choices, draw_pole, exams, judge_pole, run_pole, train
 
@@ -131,13 +131,26 @@ def tasks_paying(views, tables, seed):
 
 
 def run_paying(train_ppo, tasks, views, seed):
-    return [choices(train(train_ppo, one, BUDGET // 2, seed), views)[0] for one in tasks]
+    """What is chosen in each task, then what is seen of the updates: observations have a mark, which is 0 in the end."""
+    chosen, found = [], []
+    for one in tasks:
+        with watched(one) as (watch, marked):
+            act = train(train_ppo, marked, BUDGET // 2, seed)
+        chosen.append(choices(act, [[*views[0], 0.0]])[0])
+        found.append(watch.found())
+    return [*chosen, *found]
 
 
 def judge_paying(output, views, tables, seed):
-    paid = [rewards[action] for rewards, action in zip(tables, output["made"], strict=True)]
+    chosen, found = output["made"][: len(tables)], output["made"][len(tables) :]
+    paid = [rewards[action] for rewards, action in zip(tables, chosen, strict=True)]
+    old, ratio = any(one["old"] for one in found), max((one["ratio"] for one in found), default=1.0)
+    if old:
+        return watch_fault(old, ratio)
     if all(got == min(rewards) for got, rewards in zip(paid, tables)):
         return "act takes the action that pays least: the sign is turned somewhere, of the policy's loss or of the advantages"
+    if fault := watch_fault(old, ratio):
+        return fault
     for got, rewards in zip(paid, tables):
         if got < max(rewards):
             return (
@@ -157,8 +170,20 @@ def draw_matching(generator):
     }
 
 
-def task_matching(views, best, seed, endless=False):
-    return task(lambda: envs.Matching(views, best, ACTIONS, endless))
+def task_matching(views, best, seed):
+    return task(lambda: envs.Matching(views, best, ACTIONS))
+
+
+def tasks_endless(views, best, seed):
+    return [envs.Task(lambda: envs.Matching(views, best, ACTIONS, endless=True), BUDGET) for _ in range(3)]
+
+
+def run_endless(train_ppo, tasks, views, seed):
+    """What `act` does in each state, and whether the value at a rollout's end is left out."""
+    with updates_seen(tasks[0]) as (updates, seen):
+        act = train(train_ppo, seen, BUDGET, seed)
+    forgets = forgets_the_end(updates, tasks[1:], lambda one: train(train_ppo, one, BUDGET, seed))
+    return {"act": choices(act, views), "forgets": forgets}
 
 
 def judge_matching(meaning):
@@ -181,7 +206,12 @@ def judge_endless(output, **given):
             f"an episode that never ends was broken off by reset() {left} times: where a rollout ends within an "
             "episode, the next one goes on there. Else nothing late in a long episode is ever seen"
         )
-    return fault(output, **given)
+    if output["made"]["forgets"]:
+        return (
+            "where a rollout ends within an episode, its last reward has a part in the update, and what is observed behind it "
+            "has none: the episode goes on there, so gamma times the value of that observation belongs to the last reward"
+        )
+    return fault({**output, "made": output["made"]["act"]}, **given)
 
 
 def tasks_heirs(views, right, wrong, seed):
@@ -292,8 +322,7 @@ build = Build("7.10", "train_ppo", [
         "it takes 0.3 and leaves a state that is worth 1: after `truncated` the episode would have gone on, so gamma times the "
         "value of its last observation belongs to the last reward (of that one, not of the observation after the reset)"),
           tasks=task_in(lambda views, right, wrong: envs.Border(views, wrong, right, ACTIONS, envs.TRUNCATED)), **STARTS),
-    Probe("an episode without end", draw_matching, run_one, judge_endless, secret=("best",),
-          tasks=functools.partial(task_matching, endless=True)),
+    Probe("an episode without end", draw_matching, run_endless, judge_endless, secret=("best",), tasks=tasks_endless),
     Probe("the pole stands", draw_pole, run_pole, judge_pole, seconds=480, secret=("fresh",), tasks=exams),
 ])  # fmt: skip
 

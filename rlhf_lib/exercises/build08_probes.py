@@ -1,6 +1,7 @@
 """What 8.10 is asked first, the form of a run; later on, what a KL of NaN does, and which tokens the clip fraction counts."""
 
 import contextlib
+import functools
 import itertools
 import math
 
@@ -51,27 +52,54 @@ def reports_fault(records, reported):
 
 
 def read_elsewhere(rlhf, seed):
-    """The device of the first tokens that a gpt reads whose weights lie on "meta"; "" where the run does not come so far."""
-    base, devices = tiny(seed).to("meta"), []  # a device of shapes without numbers: what works there works on a GPU
+    """Where the first tokens lie that a gpt on "meta" reads, and the first uniforms given to `generate`: two devices.
+
+    Either is "" where the run does not come so far, or draws its tokens in another way.
+    """
+    base, devices = tiny(seed).to("meta"), {}  # a device of shapes without numbers: what works there works on a GPU
 
     def look(module, given):
-        devices.append(given[0].device.type)
+        devices.setdefault("prompt", given[0].device.type)
         raise RuntimeError("seen enough")
 
     base.embedding.register_forward_pre_hook(look)
-    with contextlib.suppress(Exception):  # what only a device without numbers refuses is no fault
+    with contextlib.suppress(Exception), uniforms_seen(rlhf, devices):  # what only such a device refuses is no fault
         go(rlhf, base, iterations=1, seed=seed)
-    return devices[0] if devices else ""
+    return [devices.get(what, "") for what in ("prompt", "uniforms")]
 
 
-def device_fault(device):
-    """What is wrong with the device of the tokens that a gpt on "meta" was given."""
-    if device in ("", "meta"):
-        return ""
-    return (
-        f"of a gpt whose weights lie on another device, such as a GPU, the prompt lies on {device}: make every new tensor with "
-        "device=next(gpt.parameters()).device, or move it there"
-    )
+@contextlib.contextmanager
+def uniforms_seen(rlhf, devices):
+    """Notes in `devices` where the uniforms lie that `rlhf` gives to `generate`."""
+    names = getattr(rlhf, "__globals__", {})
+    generate = names.get("generate")
+    if not callable(generate):
+        yield
+        return
+
+    @functools.wraps(generate)
+    def looking(*given, **named):
+        uniforms = given[3] if len(given) > 3 else named.get("uniforms")
+        if isinstance(uniforms, torch.Tensor):
+            devices.setdefault("uniforms", uniforms.device.type)
+        return generate(*given, **named)
+
+    names["generate"] = looking
+    try:
+        yield
+    finally:
+        names["generate"] = generate
+
+
+def device_fault(prompt, uniforms):
+    """What is wrong with the devices of what a gpt on "meta" was given; see `read_elsewhere`."""
+    for what, device in ((f"the prompt lies on {prompt}", prompt), (f"the uniforms lie on {uniforms}", uniforms)):
+        if device not in ("", "meta"):
+            return (
+                f"of a gpt whose weights lie on another device, such as a GPU, {what}: make every new tensor with "
+                "device=next(gpt.parameters()).device, or move it there"
+            )
+    return ""
 
 
 # ----------------------------------------------------------------------------------------- the first probe
@@ -80,11 +108,11 @@ def device_fault(device):
 def run_records(rlhf, seed, iterations):
     base = tiny(seed).train()  # it has no dropout, but is in a mode that can be found changed
     found = reporting(rlhf, base, iterations=iterations, seed=seed, max_kl=1e6)
-    return {**found, "device": read_elsewhere(rlhf, seed)}
+    return {**found, "devices": read_elsewhere(rlhf, seed)}
 
 
 @told
-def judge_records(runs, base, reported, device):
+def judge_records(runs, base, reported, devices):
     records = runs[0]["records"]
     if not same_weights(runs[0]["base"], weights(base)):
         return "gpt has other weights after the run: train a copy, else policy and reference are one model and the KL stays 0"
@@ -99,7 +127,7 @@ def judge_records(runs, base, reported, device):
         )
     if same_weights(runs[0]["policy"], weights(base)):
         return "the policy that is returned has the weights of gpt: nothing was trained, or not what is returned"
-    return reports_fault(records, reported) or device_fault(device)
+    return reports_fault(records, reported) or device_fault(*devices)
 
 
 # ----------------------------------------------------------------------------------------- a KL that is no number
@@ -161,6 +189,15 @@ def clipped_fault(runs, tokens, base):
         return ""
     said, right = runs[1]["records"][0]["clip_fraction"], clipped_share(loaded(base, runs[0]), base, tokens[-ROLLOUT:]) / 2
     if abs(said - right) > 0.005:
+        for value, what in (
+            (2 * right, "that of the last one alone, or the sum"), (0.0, "that of the first one alone"),
+            (100 * right, "in percent"),
+        ):  # fmt: skip
+            if abs(said - value) < max(0.005, 0.05 * value):
+                return (
+                    f"the clip fraction of an update of two minibatches is {said:.3f}, {what}; it is the mean over all "
+                    f"minibatches of the update, {right:.3f}"
+                )
         return (
             f"where many completions end early the clip fraction is {said:.3f}, and of the real tokens alone {right:.3f}: "
             "tokens behind an end are in its mean, and dilute that of the loss. Pass the mask to policy_loss"

@@ -219,7 +219,8 @@ def judge_stop(runs, base, broken):
     records, right = runs[0]["records"], true_kl(loaded(base, runs[0]), base)
     free = [record["kl"] for record in runs[1]["records"]]  # the same run with a wider limit
     if len(records) >= 12 or sum(record["kl"] > 1 for record in records) > 1:
-        return f"with max_kl 1 the run goes on to {records[-1]['kl']:.1f} nats: stop at the first rollout whose mean is above it"
+        most = records[-1]["kl"]
+        return f"with max_kl 1 the run goes on to {most:.1f} nats: stop at the first rollout whose mean is not within it"
     if right > 1.3:
         return f"with max_kl 1 the policy returned is {right:.2f} nats away: return the last one whose KL was measured and within"
     if right < 0.02:
@@ -229,7 +230,7 @@ def judge_stop(runs, base, broken):
     if len(records) < len(free) and free[len(records)] <= 1:
         return (
             f"with max_kl 1 the run ends at a KL of {records[-1]['kl']:.2f} nats, though the next rollout has "
-            f"{free[len(records)]:.2f}: only a mean above max_kl stops it"
+            f"{free[len(records)]:.2f}: only a mean that is not within max_kl stops it"
         )
     return broken_fault(broken, base)
 

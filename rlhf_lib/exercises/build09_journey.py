@@ -96,7 +96,8 @@ def travel(journey, train, held_out, labelled, unseen, sizes, seed):
         },
         "base": {name: weight.detach() for name, weight in found["base"].state_dict().items()},
         "policy": {name: weight.detach() for name, weight in found["policy"].state_dict().items()},
-        "scores": scores_of(found, unseen), "told": [priced(one, tokenizer, reward_model) for one in told], **more,
+        "scores": scores_of(found, unseen), "told": [priced(one, tokenizer, reward_model) for one in told],
+        "padded": padded(reward_model), **more,
         "log_p": [log_p_of(reward_model, found[name], found["base"]) for name in ("base", "policy")],
         **{key: found[key] for key in ("bits_per_character", "accuracy", "records", "samples")},
     }  # fmt: skip
@@ -146,6 +147,14 @@ def priced(told, tokenizer, reward_model, length=12):
     mask = torch.arange(len(row)) < torch.tensor([[len(row)], [5]])  # the end token counts
     prompt = [int(token) for token in told["prompt"]]
     return {"prompt": prompt, "reward": told["reward"](tokens, mask), "odds": reward_model(tokens, mask)}
+
+
+@torch.no_grad()
+def padded(reward_model):
+    """The log-odds of eight short texts, (8,), and of the first of them with each of the eight, masked, behind it, (8,)."""
+    rows = torch.arange(1, 33).view(8, 4)
+    behind, real = torch.cat([rows[:1].expand(8, -1), rows], 1), (torch.arange(8) < 4).expand(8, -1)
+    return [reward_model(tokens, mask) for tokens, mask in ((rows, rows > 0), (behind, real))]
 
 
 @contextlib.contextmanager
@@ -241,13 +250,24 @@ def judge_tiny(output, train, held_out, sizes, **_):
             f"of {PRIME} clear passages about a tenth is held back, and {output['accuracy']:.4f} is a share of no such number: "
             "count those that you held back, and no others"
         )
-    fault = turned_fault(*output["turned"]) or told_fault(output["told"])
+    fault = padded_fault(*output["padded"]) or turned_fault(*output["turned"]) or told_fault(output["told"])
     if fault:
         return fault
     for side in ("base", "policy"):
         if len(output["samples"].get(side, [])) < 3 or not all(isinstance(one, str) and one for one in output["samples"][side]):
             return f"samples[{side!r}] must be at least three texts"
     return ""
+
+
+def padded_fault(texts, behind):
+    """What is wrong with the log-odds of texts, and of one text with others masked behind it; "" if nothing is."""
+    apart, moved = (float(odds.max() - odds.min()) for odds in (texts, behind))
+    if moved <= 0.1 * apart:
+        return ""
+    return (
+        f"eight texts of your reward_model have log-odds {apart:.2g} apart, and one text with these eight masked behind it has "
+        f"{moved:.2g}: it ignores the mask. A text is scored at its last real token, whatever is behind"
+    )
 
 
 def turned_fault(one, other):

@@ -309,7 +309,7 @@ def judge_stop(runs, base, limits):
     records, right = runs[0]["records"], true_kl(loaded(base, runs[0]["policy"]), base)
     if len(records) > 12 or any(record["kl"] > 1.5 for record in records):
         most = max(record["kl"] for record in records)
-        return f"with max_kl 1.5 the records go on to {most:.1f} nats: stop at the first rollout above it, without a record of it"
+        return f"with max_kl 1.5 the records go on to {most:.1f} nats: stop at the first rollout not within, without its record"
     if right > 1.3 * records[-1]["kl"] + 0.4:
         return (
             f"the last record within max_kl 1.5 says {records[-1]['kl']:.2f} nats, and the policy that is left is {right:.2f} "
@@ -323,7 +323,7 @@ def judge_stop(runs, base, limits):
         if len(found["records"]) != wanted:
             return (
                 f"with max_kl {most:.3f} a run has {len(found['records'])} records; without it the KLs are "
-                f"{', '.join(f'{kl:.3f}' for kl in far)}: stop at the first above max_kl itself, without a record of it"
+                f"{', '.join(f'{kl:.3f}' for kl in far)}: stop at the first that is not within max_kl itself, without its record"
             )
     return ""
 

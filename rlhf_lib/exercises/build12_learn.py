@@ -273,7 +273,7 @@ def stopped(found, seed, far, most):
     if len(found["records"]) != wanted:
         return (
             f"with max_kl {most:.2f} there are {len(found['records'])} records; the run stops at the first rollout whose mean KL "
-            f"is above it, without a record of it, and so has {wanted}"
+            f"is not within it, as a NaN is not, without a record of it, and so has {wanted}"
         )
     last = found["rollouts"][len(found["records"]) - 1]
     with torch.no_grad():

@@ -19,7 +19,7 @@ class HalfOff(nn.Module):
     """Dropout without the dice: in training mode every second feature is zero and the others are doubled."""
 
     def forward(self, x):
-        return x * (1 - torch.arange(x.shape[-1]) % 2) * 2 if self.training else x
+        return x * (1 - torch.arange(x.shape[-1], device=x.device) % 2) * 2 if self.training else x
 
 
 def small_model(embedding, head):

@@ -53,7 +53,7 @@ class Past(nn.Module):
             weight.data = torch.randn(weight.shape, generator=drawn)
 
     def forward(self, tokens):
-        x = self.embedding(tokens).cumsum(1) / torch.arange(1, tokens.shape[1] + 1)[:, None]  # (B, T, C)
+        x = self.embedding(tokens).cumsum(1) / torch.arange(1, tokens.shape[1] + 1, device=tokens.device)[:, None]  # (B, T, C)
         return self.head(F.dropout(x, self.dropout, self.training))
 
 

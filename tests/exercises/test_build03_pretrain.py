@@ -86,10 +86,10 @@ def by_epochs(model, tokens, held_out, *, steps, batch, context, lr, warmup, see
         log.append({"step": len(log) + 1, "loss": number})
         if len(log) % every == 0 or len(log) == steps:
             model.eval()
-            nats = []
+            nats, unread = [], held_out.to(next(model.parameters()).device)
             with torch.no_grad():
                 for at in range(0, len(held_out) - 1, context):
-                    row = held_out[at : at + context + 1]
+                    row = unread[at : at + context + 1]
                     nats.append(F.cross_entropy(model(row[None, :-1])[0], row[1:], reduction="none"))
             log[-1]["val_loss"] = torch.cat(nats).mean().item()
             if path:
@@ -182,6 +182,8 @@ WRONG = [
     ("forgets old gradients", "zero_grad", [(ZERO, "")]),
     ("clips a spike", "clipped", [(CLIP, "")]),
     ("clips a spike", "clip_grad_value_", [(CLIP, CLIP.replace("norm", "value"))]),
+    ("clips a spike", "by its own norm",
+     [(CLIP, "        [nn.utils.clip_grad_norm_(one, 1.0) for one in model.parameters()]\n")]),
     ("clips a spike", "clipped", [(BACK + CLIP, CLIP + BACK)]),
     ("clips a spike", "clipped", [(CLIP + STEP, STEP + CLIP)]),
     ("stops at what is not a number", "the weights are lost", [(FINITE + RAISE, "")]),

@@ -61,6 +61,46 @@ def made(
     return model.train(modes[1])
 
 
+def with_a_loader(gpt, rows, targets, *, epochs, batch, lr, seed):
+    """A right build of another make: PyTorch's loader, no linear layer, the rate down along a cosine."""
+
+    class OnStates(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gpt = copy.deepcopy(gpt)
+            self.direction = nn.Parameter(torch.zeros_like(gpt.embedding.weight[0]))
+            self.offset = nn.Parameter(torch.zeros_like(self.direction[0]))
+
+        def forward(self, tokens, mask):
+            ends = mask & ~F.pad(mask[:, 1:], (0, 1))  # real, and nothing real behind it
+            return self.gpt.hidden(tokens, mask)[ends] @ self.direction + self.offset
+
+    def together(labelled):
+        some, wanted = zip(*labelled)
+        longest = max(map(len, some))
+        tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in some])
+        return tokens, torch.tensor([[place < len(row) for place in range(longest)] for row in some]), torch.tensor(wanted)
+
+    torch.manual_seed(seed)
+    model = OnStates().train()
+    order = torch.Generator().manual_seed(seed)
+    loader = torch.utils.data.DataLoader([*zip(rows, targets)], batch, shuffle=True, generator=order, collate_fn=together)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
+    for _ in range(epochs):
+        for tokens, mask, wanted in loader:
+            z = model(tokens.to(model.offset.device), mask.to(model.offset.device))
+            optimizer.zero_grad()
+            (F.softplus(z) - wanted.to(z.device) * z).mean().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+ALTERNATIVES = {"train_reward_model": with_a_loader}
+
+
 def by(**options):
     """`made` with options."""
     return lambda gpt, rows, targets, **named: made(gpt, rows, targets, **named, **options)
@@ -173,8 +213,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
-def test_another_right_build_passes_the_cheap_probes(seed):
-    assert try_out(BUILD, made, seed, most=10) == ("", "")
+@pytest.mark.parametrize("right", [made, with_a_loader])
+def test_another_right_build_passes_the_cheap_probes(right, seed):
+    assert try_out(BUILD, right, seed, most=10) == ("", "")
 
 
 @pytest.mark.parametrize("probe, word, built", WRONG, ids=[f"{probe}: {word}" for probe, word, _ in WRONG])

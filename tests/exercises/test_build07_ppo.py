@@ -61,28 +61,31 @@ def test_the_worked_answer_makes_the_pole_stand(seed):
     assert BUILD.fault(inputs, BUILD.answer(built(), inputs)) == ""
 
 
-def one_net_in_a_vector_of_environments(make_env, steps, seed):
-    """As CleanRL writes it: one network with two heads, gymnasium's own vector of environments, a loop for the advantages."""
-    count, length, gamma, lam = 4, 256, 0.99, 0.95
+def in_a_vector_of_environments(make_env, steps, seed):
+    """As CleanRL writes it: gymnasium's own vector of environments, a loop for the advantages, time first in all tensors."""
+    count, length, gamma, lam, rate = 8, 128, 0.98, 0.95, 2.5e-3
     torch.manual_seed(seed)
     envs = gym.vector.SyncVectorEnv([make_env] * count)
-    trunk = nn.Sequential(nn.Linear(envs.single_observation_space.shape[0], 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
-    actor, critic = nn.Linear(64, int(envs.single_action_space.n)), nn.Linear(64, 1)
-    nn.init.zeros_(actor.weight)
-    weights = [*trunk.parameters(), *actor.parameters(), *critic.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=2e-3, eps=1e-5)
+    features, choices = envs.single_observation_space.shape[0], int(envs.single_action_space.n)
+    actor, critic = nets = [
+        nn.Sequential(nn.Linear(features, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, outputs))
+        for outputs in (choices, 1)
+    ]
+    nn.init.zeros_(actor[-1].weight)
+    optimizers = [torch.optim.AdamW(net.parameters(), lr=rate, eps=1e-5) for net in nets]
     now = torch.tensor(envs.reset(seed=seed)[0])
     skip = torch.zeros(count, dtype=torch.bool)  # this step only resets: the vector does so one step after an end
-    for _ in range(steps // (count * length)):
+    rollouts = steps // (count * length)
+    for rollout in range(rollouts):
         rows = []
         for _ in range(length):
             with torch.no_grad():
-                drawn = Categorical(logits=actor(trunk(now)))
+                drawn = Categorical(logits=actor(now))
                 action = drawn.sample()
                 following, reward, terminated, truncated, _ = (
                     torch.tensor(x) if not isinstance(x, dict) else x for x in envs.step(action.numpy())
                 )
-                value, later = (critic(trunk(x))[:, 0] for x in (now, following))
+                value, later = (critic(x)[:, 0] for x in (now, following))
             rows.append([now, action, drawn.log_prob(action), reward.float(), value, later, terminated, truncated, skip])
             now, skip = following, terminated | truncated
         states, actions, old, rewards, values, later, terminated, truncated, skipped = (torch.stack(x) for x in zip(*rows))
@@ -94,18 +97,23 @@ def one_net_in_a_vector_of_environments(make_env, steps, seed):
         real = ~skipped
         targets, white = (advantages + values)[real], ppo.masked_whiten(advantages, real)[real]
         states, actions, old = states[real], actions[real], old[real]
-        for _ in range(6):
-            for rows in torch.randperm(len(states)).split(128):
-                hidden = trunk(states[rows])
-                drawn = Categorical(logits=actor(hidden))
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = rate * (1 - rollout / rollouts)
+        for _ in range(4):
+            for rows in torch.randperm(len(states)).chunk(4):
+                drawn = Categorical(logits=actor(states[rows]))
                 ratio = (drawn.log_prob(actions[rows]) - old[rows]).exp()
                 gain = torch.min(ratio * white[rows], ratio.clamp(0.8, 1.2) * white[rows]).mean()
-                error = nn.functional.mse_loss(critic(hidden)[:, 0], targets[rows])
-                optimizer.zero_grad()
-                (0.5 * error - gain - 0.01 * drawn.entropy().mean()).backward()
-                nn.utils.clip_grad_norm_(weights, 0.5)
-                optimizer.step()
-    return lambda observation: actor(trunk(torch.tensor(observation))).argmax().item()
+                error = nn.functional.mse_loss(critic(states[rows])[:, 0], targets[rows])
+                for loss, net, optimizer in zip((-gain - 0.01 * drawn.entropy().mean(), error / 2), nets, optimizers):
+                    optimizer.zero_grad()
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+                    optimizer.step()
+    return lambda observation: actor(torch.tensor(observation)).argmax().item()
+
+
+ALTERNATIVES = {"train_ppo": in_a_vector_of_environments}
 
 
 def one_environment(make_env, steps, seed, keeps_trace=lambda terminated, ended: not ended):
@@ -155,7 +163,7 @@ def one_environment(make_env, steps, seed, keeps_trace=lambda terminated, ended:
 
 
 def test_a_build_that_is_written_differently_passes_the_cheap_probes():
-    assert try_out(BUILD, one_net_in_a_vector_of_environments, most=CHEAP) == ("", "")
+    assert try_out(BUILD, in_a_vector_of_environments, most=CHEAP) == ("", "")
 
 
 def test_a_slow_build_with_one_environment_passes_those_that_are_about_ends():
@@ -181,6 +189,7 @@ DRAWN, SETTINGS, SEEDED = "torch.multinomial(logprobs.exp(), 1)", "max_norm = 0.
 RESET = "now[place] = env.reset()[0] if told[-1][place] else following[place]"
 KEPT = "columns.append((states,"
 AFTER_RESET = "[env.reset()[0] if end else state for env, end, state in zip(envs, terminated, following)]"
+NEW = "torch.no_grad()(lambda: policy(columns[0]).log_softmax(-1).gather(1, columns[1][:, None])[:, 0])()"
 ALL_ENDED = "all(any(one[-1][place] for one in columns) for place in range(count))"
 
 
@@ -200,6 +209,12 @@ WRONG = {  # a way to make it, the probe that it must fail at, and some words of
     "pretends": (lambda: pretends, PAYS, "does not become likelier"),
     "the sign of the loss": (edited("return -gain", "return gain", of="policy_loss"), PAYS, "the sign is turned"),
     "the critic alone is trained": (edited("[*policy.parameters(), *critic", "[*critic"), PAYS, "hold the policy's weights"),
+    "old gradients are kept": (edited("                optimizer.zero_grad()\n", ""), PAYS, "gradients of earlier minibatches"),
+    "no clipping": (edited("0.98, 0.95, 0.2,", "0.98, 0.95, 1e9,"), PAYS, "is to be clipped"),
+    "old log-probabilities anew in every epoch": (
+        edited("for rows in torch.", f"columns = (*columns[:2], {NEW}, *columns[3:])\n            for rows in torch."),
+        PAYS, "stay as they were in all epochs",
+    ),
     "the observation after the step": (
         edited(KEPT, f"columns.append((torch.from_numpy(np.stack({AFTER_RESET})),"), READS, "the one before the step",
     ),
@@ -211,7 +226,7 @@ WRONG = {  # a way to make it, the probe that it must fail at, and some words of
     "time out is the end": (edited("told = [", "terminated = terminated | truncated; told = ["), CUT, "after `truncated`"),
     "the value after the reset": (edited(RESET, RESET.replace("] =", "] = following[place] =")), NEXT, "next episode's first"),
     "not cut at resets": (
-        edited("cuts = ended", "cuts = (ended & (torch.arange(length) == length - 1))"), PAYS, "an episode's end",
+        edited("cuts = ended", "cuts = (ended & (torch.arange(length) == length - 1))"), END, "`terminated` nothing follows",
     ),
     "a trace across resets": (lambda: functools.partial(one_environment, keeps_trace=lambda *_: True), NEXT, "leaks across"),
     "a trace across time out": (
@@ -224,6 +239,10 @@ WRONG = {  # a way to make it, the probe that it must fail at, and some words of
     ),
     "waits for the end": (
         edited("for _ in range(length):", f"while len(columns) < length or not {ALL_ENDED}:"), ENDLESS, "also within an episode",
+    ),
+    "no value at a rollout's end": (
+        edited("(ended & ~terminated)", "(ended & ~terminated & (torch.arange(length) < length - 1))"),
+        ENDLESS, "gamma times the value of that observation",
     ),
     "unseeded environments": (edited(f"seed={SEEDED}", ""), SEEDS, "give each environment's first reset a seed"),
     "unseeded weights": (edited("torch.manual_seed(seed)", ""), SEEDS, "a generator that `seed` does not set"),

@@ -71,11 +71,28 @@ def reads(device):
 
 
 def test_the_first_tokens_lie_where_the_weights_do():
-    assert probes.read_elsewhere(reads(lambda gpt: gpt.embedding.weight.device), 0) == "meta"
-    assert probes.read_elsewhere(reads(lambda gpt: "cpu"), 0) == "cpu"
-    assert probes.read_elsewhere(lambda gpt, reward, **settings: torch.zeros(1, device="meta").item(), 0) == ""
-    assert probes.device_fault("meta") == probes.device_fault("") == ""
-    assert "the prompt lies on cpu" in probes.device_fault("cpu")
+    assert probes.read_elsewhere(reads(lambda gpt: gpt.embedding.weight.device), 0) == ["meta", ""]
+    assert probes.read_elsewhere(reads(lambda gpt: "cpu"), 0) == ["cpu", ""]
+    assert probes.read_elsewhere(lambda gpt, reward, **settings: torch.zeros(1, device="meta").item(), 0) == ["", ""]
+    assert probes.device_fault("meta", "meta") == probes.device_fault("", "") == probes.device_fault("meta", "") == ""
+    assert "the prompt lies on cpu" in probes.device_fault("cpu", "meta")
+
+
+def test_the_uniforms_lie_where_the_weights_do_and_generate_is_put_back():
+    def generate(model, prompts, mask, uniforms):
+        return model(prompts)
+
+    names = {"generate": generate, "torch": torch}
+    exec(
+        "def rlhf(gpt, reward, *, prompt, **settings):\n"
+        "    start = torch.tensor([prompt], device='meta')\n"
+        "    generate(gpt, start, start > 0, torch.rand(1, 8, device=device))",
+        names,
+    )
+    for names["device"] in ("cpu", "meta"):
+        assert probes.read_elsewhere(names["rlhf"], 0) == ["meta", names["device"]]
+    assert names["generate"] is generate
+    assert "the uniforms lie on cpu" in probes.device_fault("meta", "cpu")
 
 
 def test_a_run_that_goes_on_with_nan_is_found():
@@ -125,6 +142,9 @@ def test_a_clip_fraction_that_counts_padding_is_found_where_both_runs_were_paid_
 
     assert fault(0.25) == fault(0.254) == fault(0.1, count=255) == ""
     assert "the clip fraction is 0.100, and of the real tokens alone 0.250" in fault(0.1)
+    assert "is 0.500, that of the last one alone, or the sum; it is the mean" in fault(0.5)
+    assert "is 0.000, that of the first one alone" in fault(0.0)
+    assert "is 25.000, in percent" in fault(25.0)
 
 
 def test_two_runs_are_paid_for_the_same_up_to_their_update():

@@ -26,7 +26,7 @@ PIECES = ("policy_loss", "fit_normaliser", "completion_kl", "token_advantages", 
 def generate(model, prompts, mask, uniforms, temperature=1.0, end_token=0):
     """Chapter 04's, by the contract of 4.10, without a cache; for prompts without padding."""
     tokens, logprobs, alive = [], [], []
-    whole, going = prompts, torch.ones(len(prompts), dtype=torch.bool)
+    whole, going = prompts, torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)
     for step in range(uniforms.shape[1]):
         scores = (model(whole)[:, -1] / temperature).log_softmax(-1)  # (B, V)
         below = scores.exp().cumsum(-1) <= uniforms[:, step, None]
@@ -112,6 +112,9 @@ def rlhf_by_hand(
     return policy, records
 
 
+ALTERNATIVES = {"rlhf": rlhf_by_hand}
+
+
 def test_an_answer_written_differently_passes_the_cheap_probes():
     assert try_out(BUILD, rlhf_by_hand, 3, most=100) == ("", "")
 
@@ -142,6 +145,10 @@ WRONG = {
     ),
     "the prompt stays on the processor": (
         RECORDS, "lies on cpu", [("[list(prompt)] * count, device=device)", "[list(prompt)] * count)")],
+    ),
+    "the uniforms stay on the processor": (
+        RECORDS, "uniforms lie on cpu",
+        [("max_new_tokens, generator=drawn).to(device)", "max_new_tokens, generator=drawn)")],
     ),
     "records tensors": (RECORDS, ".item()", [("reward=rewards.mean().item()", "reward=rewards.mean()")]),
     "returns records first": (RECORDS, "not a model", [("return kept, records", "return records, kept")]),
@@ -237,13 +244,14 @@ WRONG = {
         STEPS, "not clipped",
         [(LOSS, "(-((logprobs - old[rows]).exp() * advantages[rows])[mask[rows]].mean(), " + LOSS + "[1])")],
     ),
-    "clip fraction of the first minibatch": (STEPS, "clip fraction", [("sum(clipped) / len(clipped)", "clipped[0]")]),
-    "clip fraction in percent": (STEPS, "clip fraction", [("sum(clipped) /", "100 * sum(clipped) /")]),
+    "clip fraction of the first minibatch": (ENDS, "first one alone", [("sum(clipped) / len(clipped)", "clipped[0]")]),
+    "clip fraction of the last minibatch": (ENDS, "last one alone", [("sum(clipped) / len(clipped)", "clipped[-1]")]),
+    "clip fraction in percent": (ENDS, "in percent", [("sum(clipped) /", "100 * sum(clipped) /")]),
     "a new optimiser for every rollout": (
         STEPS, "forgotten its moments",
         [("ratios, clipped = [], []", "ratios, clipped, optimizer = [], [], torch.optim.Adam(policy.parameters(), lr=lr)")],
     ),
-    "stops at half of max_kl": (STOPS, "only a mean above", [("if not kl <= max_kl:", "if not kl <= max_kl / 2:")]),
+    "stops at half of max_kl": (STOPS, "only a mean that is not within", [("if not kl <= max_kl:", "if not kl <= max_kl / 2:")]),
     "keeps the record of the rollout that is too far": (
         STOPS, "is left out",
         [("            break", "            records.append(dict(iteration=iteration, reward=0.0, kl=kl))\n            break")],

@@ -12,6 +12,7 @@ from rlhf_lib.exercises.build09_journey import (
     judge_whole,
     kl_of,
     overheard,
+    padded_fault,
     ranked_right,
     told_fault,
     turned,
@@ -76,6 +77,11 @@ WRONG = {
     "the raw log-odds are the reward": ([("return F.logsigmoid(reward_model", "return (reward_model")], "raw log-odds"),
     "minus log p is the reward": ([("return F.logsigmoid", "return -F.logsigmoid")], "minus log p"),
     "log p of negative is the reward": ([("F.logsigmoid(reward", "F.logsigmoid(-reward")], "log p\\(negative"),
+    "a reward model that ignores the mask": (
+        [("    def odds(rows):", "    masked = reward_model\n"
+          "    reward_model = lambda tokens, mask: masked(tokens, torch.ones_like(mask))\n\n    def odds(rows):")],
+        "ignores the mask",
+    ),
     "no token before a play": ([("[0, *tokenizer.encode(text)]", "tokenizer.encode(text)")], "never reads token 0"),
     "the steps are written in": ([("steps=steps, batch=batch, context", "steps=15, batch=batch, context")], "half as many"),
     "no samples": ([("samples[name] = [", "samples[name] = [][:0] and [")], "at least three texts"),
@@ -142,6 +148,15 @@ def test_the_reward_is_log_p_of_positive_and_the_prompt_token_0(drawn):
     assert "not log p(positive)" in told_fault([told(behind)]) and "not log p(positive)" in judged(drawn, told=[told(behind)])
     assert "the shape (1,) for 2 completions" in told_fault([told(right[:1])])
     assert "RLHF's prompt is [10]" in told_fault([told(right), told(right, prompt=[10])])
+
+
+def test_what_stands_behind_the_mask_moves_no_log_odds():
+    texts, one = torch.linspace(0.0, 0.7, 8), torch.full((8,), 0.3)
+    assert padded_fault(texts, one) == padded_fault(one, one) == ""
+    assert padded_fault(texts, one + torch.linspace(0.0, 1e-3, 8)) == ""  # rounding
+    assert "log-odds 0.7 apart, and one text with these eight masked behind it has 0.35" in padded_fault(texts, texts / 2)
+    last = build09_journey.padded(lambda tokens, mask: (tokens * mask)[:, 3].float())
+    assert [one.tolist() for one in last] == [[4, 8, 12, 16, 20, 24, 28, 32], [4] * 8]
 
 
 def test_other_targets_of_the_tenth_held_back_change_its_accuracy_alone():
