@@ -1326,7 +1326,7 @@ def fit_normaliser(base_rewards):
     return normalise
 
 
-# ---- 8.3 action_mask [f6c48879]
+# ---- 8.3 action_mask [25af6006]
 
 def action_mask(tokens, prompt_length, end_token):
     """Which predictions are actions of the policy.
@@ -1342,7 +1342,7 @@ def action_mask(tokens, prompt_length, end_token):
     completion = tokens[:, prompt_length:]
     ends = (completion == end_token).int()
     before = ends.cumsum(1) - ends  # end tokens in front of each
-    prompt = torch.zeros(len(tokens), prompt_length - 1, dtype=torch.bool)
+    prompt = torch.zeros(len(tokens), prompt_length - 1, dtype=torch.bool, device=tokens.device)
     return torch.cat([prompt, before == 0], dim=1)
 
 

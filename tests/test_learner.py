@@ -1,5 +1,6 @@
 """Learners who open the notebooks in a folder of their own and run them through: one who wrote everything in another way than
-the worked answers, and one who stopped half way and broke a function. (The worked answers themselves are run by nbval.)"""
+the worked answers, on a machine with a (pretended) GPU, and one who stopped half way and broke a function. (The worked answers
+themselves are run by nbval, on the CPU.)"""
 
 import importlib
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell
 
 from rlhf_lib import course, exercises
 from rlhf_lib.exercises.keep import COURSE, keep
@@ -44,10 +46,20 @@ def others():
     return found
 
 
-def sit(chapter, folder):
+CARD = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import card, torch
+from rlhf_lib import devices
+devices.pick_device = lambda: torch.device("card")
+"""  # the first cell, where there is a GPU: card.py's
+
+
+def sit(chapter, folder, first=""):
     """Run a chapter of the learner's edition in `folder` at the smoke preset, without its checks; the text that it printed."""
     notebook = nbformat.read(ROOT / "notebooks" / chapter, as_version=4)
-    notebook.cells = [one for one in notebook.cells if not one.metadata.get("nbgrader", {}).get("grade")]
+    cells = [one for one in notebook.cells if not one.metadata.get("nbgrader", {}).get("grade")]
+    notebook.cells = [new_code_cell(first), *cells]
     environment = {**os.environ, "RLHF_PRESET": "smoke", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment.pop("RLHF_HOME", None)
     client = NotebookClient(notebook, timeout=800, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
@@ -89,7 +101,7 @@ def test_most_exercises_have_a_differently_written_answer_that_can_be_kept(anoth
 @pytest.mark.parametrize("chapter", TAKING)
 def test_later_cells_run_on_what_a_learner_wrote_in_another_way(another_way, chapter):
     folder, kept = another_way
-    printed = sit(chapter, folder)
+    printed = sit(chapter, folder, first=CARD)
     mine, theirs = taken(printed)
     assert mine <= kept and not theirs & kept
     if said := LABELS.get(chapter[:2]):

@@ -12,40 +12,50 @@ from rlhf_lib.exercises.surroundings import LIMIT, limited, settled
 from rlhf_lib.exercises.verdicts import draw
 
 
-def moved(x, device):
-    """`x` with its tensors and modules on `device`, also those in lists, tuples and dicts. Modules are moved in place."""
-    if isinstance(x, (torch.Tensor, nn.Module)):
+def moved(x, device, kinds=(torch.Tensor, nn.Module)):
+    """`x` with its tensors and modules, or one of these `kinds` alone, on `device`, also those in lists, tuples and dicts.
+    Modules are moved in place, with tensors that they hold without having registered them."""
+    if isinstance(x, nn.Module) and nn.Module in kinds:
+        for part in x.modules():
+            vars(part).update({key: one.to(device) for key, one in vars(part).items() if isinstance(one, torch.Tensor)})
         return x.to(device)
+    if isinstance(x, torch.Tensor):
+        return x.to(device) if torch.Tensor in kinds else x
     if isinstance(x, dict):
-        return {key: moved(one, device) for key, one in x.items()}
+        return {key: moved(one, device, kinds) for key, one in x.items()}
     if isinstance(x, (list, tuple)):
-        made = [moved(one, device) for one in x]
+        made = [moved(one, device, kinds) for one in x]
         return type(x)(*made) if hasattr(x, "_fields") else type(x)(made)
     return x
 
 
-def at(device, function):
+def at(device, function, kinds):
     """`function`, whose arguments are moved to `device`, and what it returns back to the CPU."""
 
     @functools.wraps(function, updated=())
     def call(*args, **kwargs):
-        return moved(function(*moved(args, device), **moved(kwargs, device)), "cpu")
+        made = moved(function(*moved(args, device, kinds), **moved(kwargs, device, kinds)), "cpu")
+        moved((args, kwargs), "cpu", (nn.Module,))
+        return made
 
     return call
 
 
-def fault_on(device, name, function):
-    """What PyTorch says of devices where `function` meets the largest input of its exercise (of a build, its first probe) on
-    `device`; "" if nothing."""
+KINDS = {"tensors and modules": (torch.Tensor, nn.Module), "modules": (nn.Module,)}  # a trainer's data may stay on the CPU
+
+
+def fault_on(device, name, function, kinds=KINDS["tensors and modules"]):
+    """What PyTorch says of devices where `function` meets the largest input of its exercise (of a build, its first probe), of
+    which these `kinds` are on `device`; "" if nothing."""
     exercise, inputs = find(name), draw(name)
     given = copy.deepcopy(inputs[0 if isinstance(exercise, Build) else -1])
 
     def run():
         if not isinstance(exercise, Build):
-            return exercise.run(at(device, function), **given)
+            return exercise.run(at(device, function, kinds), **given)
         shown, tasks = exercise.shown(given), exercise.tasks(given)
         probe = exercise.probes[shown.pop("probe")]
-        return probe.run(at(device, function), *([] if tasks is None else [tasks]), **shown)
+        return probe.run(at(device, function, kinds), *([] if tasks is None else [tasks]), **shown)
 
     with settled():
         said = str(limited(run, LIMIT)[1] or "")
@@ -53,11 +63,16 @@ def fault_on(device, name, function):
 
 
 def stays(device, name, mine, course):
-    """Whether `mine` works on the CPU alone where the course's answer works on `device` too. Says so, and how it is mended."""
-    if torch.device(device).type == "cpu" or not fault_on(device, name, mine) or fault_on(device, name, course):
+    """Whether `mine` works on the CPU alone where the course's answer, `course(name)`, works on `device` too. If so, says it, and
+    how it is mended."""
+    if torch.device(device).type == "cpu":
+        return False
+    if not any(
+        fault_on(device, name, mine, kinds) and not fault_on(device, name, course(name), kinds) for kinds in KINDS.values()
+    ):
         return False
     print(
-        f"Your {name} works on the CPU alone, and here it is given tensors on {device}: make each new tensor in it on the device "
-        f"of one that came in (device=x.device), and check it again. Until then the course's runs here."
+        f"Your {name} works on the CPU alone, and here the model is on {device}: make each new tensor in it on the device of one "
+        f"that came in (device=x.device), or move it there, and check it again. Until then the course's runs here."
     )
     return True

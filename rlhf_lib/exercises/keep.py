@@ -344,7 +344,7 @@ def yours(*names, device="cpu", path=None):
     left_out = [f"your {name} is left out ({mine.broken[name]})" for name in names if name in mine.broken]
     for fault in [*mine.faults, *left_out]:
         print(f"{path.name}: {fault}.")
-    own = {name for name in names if name in mine.own and not stays(device, name, mine.namespace[name], the_course(name))}
+    own = {name for name in names if name in mine.own and not stays(device, name, mine.namespace[name], the_course)}
     found = [mine.namespace[name] if name in own else the_course(name) for name in names]
     print(", ".join(whose(name, name in own) for name in names))
     return found[0] if len(found) == 1 else found
