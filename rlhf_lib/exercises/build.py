@@ -135,7 +135,8 @@ class Build:
         if is_record(output, "unwritten"):
             return "not written yet. Write it in the cell above, run that cell, then this one"
         if is_record(output, "late"):
-            return f"it was stopped after {output['seconds']:g} seconds, without an end in sight; on a busy machine, try again"
+            busy = "on a busy machine, try again after torch.set_num_threads(1)"
+            return f"it was stopped after {output['seconds']:g} seconds, without an end in sight; {busy}"
         if is_record(output, "raised"):
             return f"it raises {output['kind']}" + (f": {output['message']}" if output["message"] else "")
         if is_record(output, "unlike card"):

@@ -329,10 +329,10 @@ preference = Build("10.10", "train_preference", [
     Probe("the last real token is read", draw_last, train_on_last, judge_last),
     Probe("finite at any margin", draw_wide, train_on_wide, judge_wide),
     Probe("both answers in one batch, held-out pairs in none", draw_epochs, train_and_watch, judge_epochs),
+    Probe("the seed alone decides", compared, train_by_seeds, lambda output, learn, **_: judge_seeds(output, answers(learn))),
     Probe("swapping the sides negates", draw_swap, train_and_swap, judge_swap),
     Probe("only the difference counts", draw_odds, train_on_odds, judge_odds),
     Probe("the GPT stays as it was", compared, train_beside, judge_beside),
-    Probe("the seed alone decides", compared, train_by_seeds, lambda output, learn, **_: judge_seeds(output, answers(learn))),
     Probe("right on 90 % of a preference that it has not read", draw_planted, train_on_planted, judge_planted, seconds=240,
           secret=("first",)),
 ])  # fmt: skip

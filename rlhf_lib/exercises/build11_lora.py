@@ -18,14 +18,14 @@ LAYERS, TOKENS, WIDTH = 3, 20, 16
 
 
 def base_of(seed, llama=True, scalar=False):
-    """A tiny model with weights so large that each of them matters; with a scalar head `score`, if `scalar`."""
+    """A tiny model with weights so large that each of them matters; a GPT with dropout; a scalar head `score`, if `scalar`."""
     shape = dict(vocab_size=TOKENS, context=32, layers=LAYERS, heads=2, width=WIDTH)
-    model = Llama(LlamaConfig(**shape, kv_heads=1, hidden=24)) if llama else GPT(GPTConfig(**shape))
+    model = Llama(LlamaConfig(**shape, kv_heads=1, hidden=24)) if llama else GPT(GPTConfig(**shape, recipe="gpt2", dropout=0.2))
     generator = torch.Generator().manual_seed(seed)
     if scalar:
         model.score = nn.Linear(WIDTH, 1)
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2 or name.endswith("bias"):
             parameter.data.normal_(std=0.3, generator=generator)
     return model.eval()
 
@@ -96,6 +96,10 @@ def run_start(with_lora, seed, rank, alpha, layers):
             raise TypeError(f"with_lora returns {type(model).__name__}, not a model")
         with torch.no_grad():
             found[family] = {"gap": (model(tokens_of(seed)) - base(tokens_of(seed))).abs().max().item(), "same": model is base}
+        left = dict(model.named_modules())
+        found[family]["awake"] = [
+            name for name, one in base.named_modules() if not isinstance(one, nn.Linear) and name in left and left[name].training
+        ]
         found[family] |= {"adapted": sorted(adapters(model)), "wanted": sorted(linears(base_of(seed, family == "llama"), layers))}
     return found
 
@@ -110,6 +114,11 @@ def judge_start(output, layers, **_):
         if missing or extra:
             what = f"{missing[0]} has no adapter" if missing else f"{extra[0]} has one"
             return f"of {LAYERS} blocks the last {layers} are to be adapted, every linear layer in them, and {what} ({family})"
+        if not found["gap"] <= NEAR and found["awake"]:
+            return (
+                "of a model in evaluation mode one in training mode comes back: its dropout is on, and it does not say what the "
+                f"base says. Leave it in the mode of `model` ({family})"
+            )
         if not found["gap"] <= NEAR:
             return f"at the start its logits differ from the base's by {found['gap']:.3f}: B begins at 0, so that the step is 0"
     return ""
@@ -171,6 +180,8 @@ def run_beside(with_lora, seed, rank, alpha, layers):
     base, tokens = base_of(seed).train(), tokens_of(seed)
     before = copy.deepcopy(base)
     first = with_lora(base, rank, alpha, layers)
+    if [*before.state_dict()] != [*base.state_dict()]:
+        return {"structure": False}
     found = {"frozen": any(not one.requires_grad for one in base.parameters())}
     learn(first, tokens)
     second = with_lora(base, rank, alpha, layers)
@@ -178,7 +189,7 @@ def run_beside(with_lora, seed, rank, alpha, layers):
     with torch.no_grad():
         return {
             **found,
-            "structure": [*before.state_dict()] == [*base.state_dict()],
+            "structure": True,
             "weights": max((old - new).abs().max().item() for old, new in pairs),
             "gradients": any(new.grad is not None for _, new in pairs),
             "mode": all(one.training for one in base.modules()),
@@ -189,7 +200,10 @@ def run_beside(with_lora, seed, rank, alpha, layers):
 
 def judge_beside(output, **_):
     if not output["structure"]:
-        return "the adapters were put into the model that came in: put them into one of its own, the base is needed as it was"
+        return (
+            "the adapters stand in the model that came in: put them into one of its own, the base is needed as it was. A shallow "
+            "copy (copy.copy) is not enough, it has the base's own blocks"
+        )
     if output["weights"]:
         return "the base's weights are others after the adapted model was trained: three other models stand on them"
     if output["frozen"] or output["gradients"]:
@@ -248,7 +262,11 @@ def run_merged(with_lora, seed, rank, alpha, layers):
             return found
         for name, one in plain.items():
             before.get_submodule(name.rpartition(".")[0])._modules[name.rpartition(".")[2]] = one
-        return {**found, "gap": ((before(tokens) - said).abs().max() / said.abs().max()).item()}
+        found["gap"] = ((before(tokens) - said).abs().max() / said.abs().max()).item()
+        for one in plain.values():
+            for parameter in one.parameters():
+                parameter += 1
+        return {**found, "shared": (model(tokens) - said).abs().max().item()}  # by the base and what stands on it
 
 
 def judge_merged(output, **_):
@@ -256,8 +274,13 @@ def judge_merged(output, **_):
         return f"merged() gives {' and '.join(output['kinds'])}; it should be a plain nn.Linear"
     if not (output["unchanged"] <= NEAR and output["base"] <= NEAR):
         return "merged() changes the base's weight, on which other models stand: add the step to a copy"
-    if output["gap"] <= NEAR:
+    if output["gap"] <= NEAR and output["shared"] <= NEAR:
         return ""
+    if output["gap"] <= NEAR:
+        return (
+            "who trains a merged layer moves the base as well, on which other models stand: give it a weight and a bias of its "
+            "own, copies both"
+        )
     return "with the merged layers in their place the model says something else: they are W + (alpha / r) B A, with the bias"
 
 

@@ -78,7 +78,7 @@ train_assistant = Build("11.13", "train_assistant", [
     Probe("trains policy and critic, and says what it measured", drawn(iterations=3), probes.run_records, probes.judge_records),
     Probe("starts at ratio 1.000 and KL 0", drawn(iterations=3), probes.run_start, probes.judge_start),
     Probe("every prompt in every rollout", drawn(iterations=2), probes.run_prompts, probes.judge_prompts),
-    Probe("padding never matters", drawn(iterations=4, ends=0.8), probes.run_padding, probes.judge_padding),
+    Probe("padding never matters", drawn(iterations=1, ends=0.8), probes.run_padding, probes.judge_padding),
     Probe("measures the KL in nats an answer", drawn(iterations=8, ends=0.8), probes.run_kl, probes.judge_kl),
     Probe("learns from each token what the definition says", drawn(), update.run_definition, update.judge_definition),
     Probe("pays for distance", drawn(iterations=5), probes.run_price, probes.judge_price),

@@ -103,6 +103,9 @@ def judge_padding(runs, base):
                 "embedding of a token that is only there has moved. Give the models the mask of prompt and answer, and losses "
                 "and whitening the answer's; or logits and values are read a place late: answer token t's stand at P + t - 1"
             )
+    if runs[0]["behind"]:
+        names = " and ".join(runs[0]["behind"])
+        return f"the mask of {names} is True behind the end of answers: it is on real tokens alone, of prompt and answer"
     return ""
 
 
@@ -142,13 +145,9 @@ def judge_price(runs, base):
     )
 
 
-def nothing(prompts, tokens, mask):
-    return torch.zeros(len(tokens))
-
-
 def run_ends(built, seed, iterations, ends):
     settings = dict(ends=ends, iterations=iterations, kl_coef=0.0, lr=5e-3, end_penalty=2.0)
-    return {"runs": [go(built, seed, nothing, **settings)]}
+    return {"runs": [go(built, seed, lambda prompts, tokens, mask: torch.zeros(len(tokens)), **settings)]}
 
 
 @told
@@ -195,8 +194,8 @@ def judge_critic(runs, base):
     if right < 0.5:
         return (
             f"the prompt alone decides the reward, and the critic explains {right:.2f} of the returns' variance after all "
-            "iterations: its loss is on the returns (advantages before whitening plus values), and a value is read where its "
-            "token is predicted"
+            "iterations: is its loss on the returns (advantages before whitening plus values), is a value read where its token "
+            "is predicted, does each update go through the rollout `epochs` times, at the rate critic_lr?"
         )
     if not abs(said - right) < 0.3:
         return (
@@ -226,8 +225,8 @@ def judge_scale(runs, base):
 
 UPDATES = (
     dict(epochs=1, minibatch=128), dict(epochs=6, minibatch=128), dict(epochs=1, minibatch=16),
-    dict(epochs=6, minibatch=64, lr=2e-2, clip=0.05), dict(epochs=6, minibatch=64, lr=2e-2, clip=1000.0), dict(lr=1e-6),
-    dict(epochs=2, minibatch=128, lr=2e-2, clip=1e-4),
+    dict(epochs=6, minibatch=64, lr=2e-2, clip=0.05), dict(epochs=6, minibatch=64, lr=2e-2, clip=1000.0),
+    dict(lr=1e-6, minibatch=48), dict(epochs=2, minibatch=128, lr=2e-2, clip=1e-4),
 )  # fmt: skip
 
 
@@ -238,13 +237,16 @@ def run_update(built, seed, iterations):
 @told
 def judge_update(runs, base):
     one, epochs, small, tight, loose, *_ = (true_kl(loaded(base, found["policy"]), base, 256) for found in runs)
-    shares = [[record["clip_fraction"] for record in found["records"][:-1]] for found in runs]
+    shares = [[record["clip_fraction"] for record in found["records"][:1]] for found in runs]  # of the one update
     if not all(0 <= share <= 1 for found in shares for share in found):
         return "a clip fraction lies outside 0 to 1: it is the share of tokens whose ratio is outside 1 - clip to 1 + clip"
     if epochs < 2 * one:
         return f"6 epochs move the policy {epochs:.3f} nats, 1 epoch {one:.3f}: the rollout is not gone through `epochs` times"
     if small < 2 * one:
         return f"minibatches of 16 move the policy {small:.3f} nats, all 128 at once {one:.3f}: each minibatch is to be a step"
+    if runs[5]["learned"] < 2 * 128:
+        seen = runs[5]["learned"] // 2
+        return f"of 128 answers in minibatches of 48 an epoch learns from {seen}: the 32 that are left are a minibatch too"
     if shares[3][0] < 0.02 or max(shares[5]) > 0.02:
         return (
             f"at a large rate the clip fraction is {shares[3][0]:.3f}, at a tiny one {max(shares[5]):.3f}: it is the mean over "

@@ -86,9 +86,7 @@ def judge_losses(output, **_):
         for name, meaning in MEANS.items():
             if abs(found[0] - output["guesses"][name]) <= 1e-4 * right:
                 return f"{said}: {meaning}"
-        return (
-            f"{said}: is dropout still on where it measures, does one conversation see another, or is its first token a target?"
-        )
+        return f"{said}: is dropout on where it measures, does one conversation see another, or is its first token a target?"
     if output["training"]:
         return "the model is in training mode afterwards: leave it in evaluation mode, where dropout is off"
     if abs(found[-1] - output["after"]) > 1e-3 * right:
@@ -142,7 +140,7 @@ def judge_habits(output, **_):
             "predicted by the logits at t - 1, and `spoken[t]` belongs to token t"
         )
     if first and left["end"] > 0.5:
-        return "neither the first word of an answer nor its end is learned: do the steps reach the model, with the rate given?"
+        return "neither an answer's first word nor its end is learned: do the steps reach the model, is `lr` the rate's height?"
     if first:
         return (
             "the first word of an answer is not learned: `spoken` is True there too, and the logits that predict it are those at "
@@ -153,8 +151,10 @@ def judge_habits(output, **_):
             "what stands behind the end of an answer is learned, the template's last token: the assistant's last is the end of "
             "its turn, and `spoken` is False behind it"
         )
-    if left["end"] > 0.5:
+    if left["end"] > 0.9:
         return "the end of the assistant's turn is not learned: it would talk on for ever. `spoken` is True there too"
+    if left["end"] > 0.5:
+        return f"it learns too slowly, the end of a turn has {left['end']:.0%} of its loss left: is `lr` the rate's height?"
     return ""
 
 
@@ -170,6 +170,7 @@ def run_rows(train_sft, learn, held_out, weights):
         found.append(torch.cat(losses(model, held_out)))
     start = torch.cat(losses(tiny(weights), held_out))
     settings = {**USUAL, "batch": 1000, "epochs": 1}
+    learn = [(tokens, [True, *spoken[1:]]) for tokens, spoken in learn]  # of those in a row too nothing predicts the first token
     step = first_step(tiny(weights), learn, lambda model: train_sft(model, learn, held_out, **settings))
     return {"apart": (found[0] - found[1]).abs().mean().item(), "moved": (found[0] - start).abs().mean().item(), "step": step}
 
@@ -182,7 +183,8 @@ def judge_rows(output, **_):
         if step["right"] <= 0.02:
             return ""
         name = min(step, key=step.get)
-        why = MEANS.get(name) if step[name] <= 0.02 else "it is the mean of -log p over all targets of the step"
+        other = "it is the mean of -log p over all targets of the step; a conversation's first token is none, wherever it stands"
+        why = MEANS.get(name) if step[name] <= 0.02 else other
         return f"what a step learns from is another loss than the one that is measured: {why}"
     return (
         f"with short rows it learns something else than with long ones, though every step has all conversations: the losses are "

@@ -5,6 +5,7 @@ import math
 import torch
 from torch.nn import functional as F
 
+from rlhf_lib.exercises.ch04_sampling import whole_ticks
 from rlhf_lib.exercises.declare import Exercise
 from rlhf_lib.sampling import distribution
 
@@ -89,7 +90,7 @@ Exercise("4.7", "sequence_logprob", draw=draw_scored, call=scores_and_gradient, 
     "scored at temperature 1, sampled at another: the logits are divided by the sampler's temperature here too":
         {"scores": lambda x, t, k: distribution(x, 1.0, k)},
     "the log-probabilities are divided by the temperature; divide the logits, before you normalise":
-        {"scores": lambda x, t, k: distribution(x, 1.0, k) / t},
+        ({"scores": lambda x, t, k: distribution(x, 1.0, k) / t}, {"scores": lambda x, t, k: x.log_softmax(-1) / t}),
     "scored with the full softmax, sampled with top-k: cut the same tokens before you normalise":
         {"scores": lambda x, t, k: distribution(x, t, 0)},
     "neither temperature nor top-k is used: the completion was drawn with both":
@@ -163,7 +164,11 @@ def padded(
 def padding_picture(arguments, got, expected):
     from rlhf_lib import plots
 
-    return plots.side_by_side(got["mask"][-1], expected["mask"][-1], "last prompt: row looks at column (real rows)")
+    differ = (got["mask"] != expected["mask"]).flatten(1).any(1).nonzero()[:, 0].tolist()
+    if not differ:
+        raise ValueError("the masks are equal: there is nothing to draw")
+    title = f"prompt {differ[0]}: row looks at column (real rows)"
+    return whole_ticks(plots.side_by_side(got["mask"][differ[0]], expected["mask"][differ[0]], title))
 
 
 Exercise("4.8", "left_padding", draw=draw_padding, call=as_far_as_real, right=padding_by_loops, formula=padded,
@@ -244,6 +249,8 @@ Exercise("4.9", "cached_step", draw=draw_caches, right=step_by_torch, formula=st
     "the scores are multiplied by sqrt(D); divide by it": {"scale": lambda x: x.shape[-1] ** -0.5},
     "the scores are divided by the root of the whole width, H * D; each head has its own D":
         {"scale": lambda x: (x.shape[1] * x.shape[-1]) ** 0.5},
+    "the scores are divided by the root of the number of heads; divide by that of a head's size, D, the last dimension":
+        {"scale": lambda x: x.shape[1] ** 0.5},
     "there is no softmax: the scores themselves weigh the values": {"weights": lambda x: x},
     "the softmax runs over the single query and gives 1 everywhere: normalise over the keys, dim=-1":
         {"weights": lambda x: x.softmax(-2)},

@@ -425,6 +425,10 @@ def draw_wins(generator):
     yield {"wins": torch.tensor([[0, 4, 1], [2, 0, 9], [1, 3, 0]])}
     yield {"wins": torch.tensor([[0, 10, 0, 1], [5, 0, 2, 0], [0, 3, 0, 2], [2, 0, 1, 0]])}  # not everyone has met everyone
     yield {"wins": torch.tensor([[0, 4, 0, 0], [2, 0, 2, 0], [0, 3, 0, 5], [0, 0, 1, 0]])}  # a chain, where Zermelo's way is long
+    yield {"wins": torch.tensor([  # neighbours met often, the others hardly at all: longer still
+        [0, 4, 1, 1, 1, 1], [26, 0, 4, 1, 1, 1], [1, 26, 0, 5, 1, 1],
+        [1, 1, 25, 0, 3, 1], [1, 1, 1, 27, 0, 4], [1, 1, 1, 1, 26, 0],
+    ])}  # fmt: skip
     for size in (3, 5, 7):
         strength = torch.randn(size, generator=generator)
         games = torch.randint(3, 30, (size, size), generator=generator).triu(1)
@@ -490,7 +494,7 @@ strengths = Exercise(
             {"end": lambda s: s - s.exp().mean().log()},
         "this is one step of the iteration; go on until nothing changes": {"steps": 1},
         "this is not yet at the maximum: go on until nothing changes":
-            tuple({"steps": steps} for steps in (2, 3, 4, 5, 6, 8, 10, 12, 15, 16, 20, 25, 30)),
+            tuple({"steps": steps} for steps in (2, 3, 4, 5, 6, 8, 10, 12, 15, 16, 20, 25, 30, 40, 50)),
         "the sum goes over the games that i has won; n_ij are all games of the two, whoever won": {"games": lambda wins: wins},
         "games are added that nobody played, as if against ties; the wins alone decide":
             tuple({"turn": lambda wins, one=one: wins + one * (1 - torch.eye(len(wins)))} for one in (1, 0.5, 0.1, 0.01)),

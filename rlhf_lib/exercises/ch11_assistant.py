@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from rlhf_lib.exercises import ch08_rlhf as ch08
+from rlhf_lib.exercises.compare import equal
 from rlhf_lib.exercises.declare import Exercise
 
 
@@ -167,6 +168,8 @@ def packed_formula(
 def packed_picture(arguments, got, expected):
     from rlhf_lib import plots
 
+    if equal(got[0], expected[0], 0):
+        return plots.side_by_side(got[1][None].float(), expected[1][None].float(), "the positions, one for each column")
     return plots.side_by_side(got[0].float(), expected[0].float(), "1 where a row may look at a column")
 
 
@@ -427,7 +430,7 @@ four_models = Exercise(
         "all blocks have adapters; only the last `branched` do": {"deep": lambda layers, branched: layers},
         "the blocks below the branches have the adapters; those above do": {"deep": lambda layers, branched: layers - branched},
         "one block has adapters; the last `branched` do": {"deep": lambda layers, branched: 1},
-        "three branches are kept; the reference is one too": {"branches": (3, 2)},
+        "three branches are kept; all four models have one, reference and reward model too": {"branches": (3, 2)},
         "only those branches are kept that are trained; reference and reward model have one each too": {"branches": (2, 2)},
         "one branch is kept; each of the four models has its own": [{"branches": (1, 2)}, {"branches": (1, 1)}],
         "the base is counted among what is trained on a shared trunk; it is frozen": [{"bases": (1, 1)}, {"bases": (1, 2)}],

@@ -8,7 +8,7 @@ import torch
 from rlhf_lib.exercises.plain import described, is_record
 
 WIDTH = 160  # characters of one value in a message
-PLACES = ("first", "second", "third", "fourth", "fifth")
+PLACES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
 def equal(a, b, tolerance):
@@ -210,7 +210,9 @@ def difference_of_lists(got, expected, tolerance, what, should):
     inner = difference(got[place], expected[place], tolerance, "it is", "it should be")
     if isinstance(expected, tuple) and len(expected) <= len(PLACES):
         return f"the {PLACES[place]} of {'the pair' if len(expected) == 2 else f'{len(expected)} values'} is wrong: {inner}"
-    return f"value {place} is wrong: {inner}"
+    if place >= len(PLACES):
+        return f"value {place + 1} of {len(got)} is wrong: {inner}"
+    return f"the {PLACES[place]} value is wrong: {inner}"
 
 
 # ----------------------------------------------------------------------------------------- values as text
@@ -220,7 +222,7 @@ def one(number):
     """A number as text, a float to five digits."""
     if not isinstance(number, float):
         return str(number)
-    text = f"{number:.5g}"
+    text = f"{number + 0.0:.5g}"  # 0.0 for -0.0, which is the same
     return f"{text}.0" if text.lstrip("-").isdigit() else text
 
 
@@ -233,6 +235,16 @@ def shown(value, width=WIDTH):
     return f"{shape}{text[: width - len(shape)]} ..."
 
 
+def like(got, expected):
+    """`got` with tuples where `expected` has them, so that the same is shown alike: plain data has lists alone."""
+    if isinstance(got, list) and isinstance(expected, (list, tuple)):
+        rest = [*expected[-1:], None][:1] * (len(got) - len(expected))
+        return type(expected)(like(*pair) for pair in zip(got, [*expected, *rest]))
+    if isinstance(got, dict) and isinstance(expected, dict) and not is_record(got):
+        return {key: like(one, expected.get(key)) for key, one in got.items()}
+    return got
+
+
 def written(value, room):
     """A value as text that is cut off once it is longer than `room`."""
     if is_record(value):
@@ -243,7 +255,7 @@ def written(value, room):
         value = value.detach()
         return listed([written(one, room) for one in (value if value.dim() else [value])[: max(1, room // 3)]], "[]")
     if isinstance(value, (list, tuple)):
-        brackets = "[]" if isinstance(value, list) else "()"
+        brackets = "[]" if isinstance(value, list) else "()" if len(value) != 1 else ("(", ",)")
         return listed([written(one, room) for one in value[: max(1, room // 3)]], brackets)
     if isinstance(value, dict):
         return listed([f"{written(key, room)}: {written(one, room)}" for key, one in list(value.items())[:room]], "{}")

@@ -19,6 +19,9 @@ def done(number, finding, figure=None):
         finding: what was found, in a sentence of the learner's own.
         figure: a matplotlib figure that shows it; saved as `figures/2.A.png`.
 
+    Returns:
+        The figure, so that a cell that ends with this call shows it. None for one of pyplot's: a notebook shows that by itself.
+
     Raises:
         KeyError: there is no such investigation.
         ValueError: the finding is no sentence yet.
@@ -36,8 +39,9 @@ def done(number, finding, figure=None):
             figure.savefig(home() / "figures" / f"{number}.png", dpi=110)
     except (OSError, RunError) as error:
         print(f"✓ {number} (this could not be noted: {error})")
-        return
-    print(f"✓ {number} {INVESTIGATIONS[number].title}: noted" + (", with its figure" if figure is not None else ""))
+    else:
+        print(f"✓ {number} {INVESTIGATIONS[number].title}: noted" + (", with its figure" if figure is not None else ""))
+    return None if figure is None or figure.canvas.manager else figure
 
 
 def findings():

@@ -65,6 +65,9 @@ def go(built, seed, reward=count, ends=0.0, frozen=(), noise=0.0, own=None, base
 
     frozen: beginnings of the names of the parameters that are frozen, in the policy and in the critic's body.
     seed, own: of the models, and of the run if it has one of its own.
+    In it, "learned" is how many rows the policy has read with gradients on, and "behind" are the models that were given a mask
+    which is True behind the end of an answer.
+
     noise: how far the sampler's own log-probabilities are off, as those of half precision are.
     """
     policy = copy.deepcopy(tiny(seed, ends) if base is None else base)
@@ -73,26 +76,44 @@ def go(built, seed, reward=count, ends=0.0, frozen=(), noise=0.0, own=None, base
     for body in bodies.values():
         for name, one in body.named_parameters():
             one.requires_grad_(not name.startswith(tuple(frozen)) or not frozen)
-    asked, reported = [], []
+    asked, reported, learned, behind, drawing = [], [], [], set(), []
+    settings = {**USUAL, "report": lambda record: reported.append(dict(record)), **settings}  # as it is then
+
+    def reads(module, arguments):
+        if torch.is_grad_enabled() and not drawing:
+            learned.append(len(arguments[0]))
+
+    def watched(name):
+        def called(module, arguments, named):
+            given = dict(zip(("tokens", "mask"), arguments)) | named
+            tokens, mask = given.get("tokens"), given.get("mask")
+            if mask is not None and mask.shape == tokens.shape and not drawing:
+                ended = ((tokens == settings["end_token"]) & mask.bool()).cumsum(1)
+                behind.update([name] if (ended[:, :-1].bool() & mask[:, 1:].bool()).any() else [])
+
+        return called
 
     def sampler(model, prompts, mask, uniforms, temperature=1.0, end_token=0):
         asked.append({"prompts": [row[real].tolist() for row, real in zip(prompts, mask)], "left": bool(mask[:, -1].all())})
+        drawing.append(True)
         tokens, logprobs, real = generate(model, prompts, mask, uniforms, temperature, end_token)
+        drawing.clear()
         return tokens, logprobs + noise * torch.sin(37.0 * logprobs), real
 
     def paid(prompts, tokens, mask):
         return reward(tokens, mask) if reward in (count, pairs) else reward(prompts, tokens, mask)
 
-    def report(record):
-        reported.append(dict(record))  # as it is then
-
-    settings = {**USUAL, "report": report, **settings}
+    policy.embedding.register_forward_pre_hook(reads)
+    for name, one in (("policy", policy), ("critic", critic), ("reference", reference)):
+        one.register_forward_pre_hook(watched(name), with_kwargs=True)
     settings["seed"] = seed if own is None else own
     records = built(policy, critic, reference, paid, prompts or PROMPTS, generate=sampler, **settings)
     return {
         "records": records,
         "reported": reported,
         "asked": asked,
+        "learned": sum(learned),
+        "behind": sorted(behind),
         **{name: weights(one) for name, one in (("policy", policy), ("critic", critic), ("reference", reference))},
         "frozen": [
             f"{what} {name}" for what, body in bodies.items() for name, one in body.named_parameters() if not one.requires_grad

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from rlhf_lib.exercises import frame, relations
 from rlhf_lib.exercises.build import Build, try_out
-from rlhf_lib.exercises.compare import alike, difference, equal, shown
+from rlhf_lib.exercises.compare import alike, difference, equal, like, shown
 from rlhf_lib.exercises.declare import find
 from rlhf_lib.exercises.frame import one_answer, right_answer
 from rlhf_lib.exercises.plain import is_record, plain
@@ -111,7 +111,7 @@ def judged(exercise, inputs, outputs):
 
 def told(title, sentence, arguments, got, expected):
     """The message for a learner: what is wrong, and the smallest input that shows it."""
-    end = [] if is_record(got) else [f"came out: {shown(got)}", f"expected: {shown(expected)}"]
+    end = [] if is_record(got) else [f"came out: {shown(like(got, expected))}", f"expected: {shown(expected)}"]
     room = LINES - 1 - len(end)
     lines = [f"    {key} = {shown(value)}" for key, value in arguments.items()]
     lines = lines if len(lines) <= room else [*lines[: room - 1], "    ..."]

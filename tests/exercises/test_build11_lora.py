@@ -118,6 +118,7 @@ WRONG = {
         START, "has no adapter", [("list(block.modules())", "[block]")],
     ),
     "adapts nothing": (START, "merged()", [("setattr(owner, name, LoRA(layer, rank, alpha))", "pass")]),
+    "comes back in training mode": (START, "Leave it in the mode", [(COPY, f"{COPY}.train()")]),
     "B starts at random": (START, "B begins at 0", [("torch.zeros(linear.out_features", "torch.ones(linear.out_features")]),
     "A starts at 0 too": (
         TRAINED, "draw A at random", [("nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))", "nn.init.zeros_(self.A)")],
@@ -143,6 +144,7 @@ WRONG = {
     "freezes the parameters of the base itself": (
         BESIDE, "freeze those of the new model", [(FROZEN, "parameter.requires_grad_(False)")],
     ),
+    "a shallow copy": (BESIDE, "copy.copy", [(COPY, "new = copy.copy(model)")]),
     "turns the base to evaluation mode": (BESIDE, "training mode", [(COPY, "new = copy.deepcopy(model.eval(), shared)")]),
     "one A and B for all": (
         BESIDE, "of its own",
@@ -156,6 +158,9 @@ WRONG = {
         MERGED, "add the step to a copy", [("new = copy.deepcopy(self.linear)", "new = self.linear")],
     ),
     "merges without the scale": (MERGED, "says something else", [(MERGE, MERGE.replace("self.scale * ", ""))]),
+    "merges with the base's own bias": (
+        MERGED, "a bias of its own", [(MERGE, f"{MERGE}\n            new.bias = self.linear.bias")],
+    ),
     "merges once and for all": (
         MERGED, "says something else",
         [("new = copy.deepcopy(self.linear)", "if hasattr(self, 'kept'):\n            return self.kept\n"

@@ -70,6 +70,14 @@ WRONG = {
     "the critic reads padding": (
         PADDING, "critic has learned from padding", [(CRITIC_READS, CRITIC_READS.replace(", seen[rows]", ""))],
     ),
+    "a mask that goes on behind the end": (
+        PADDING, "critic and policy and reference is True behind",
+        [("torch.cat([real, mask], 1)", "torch.cat([real, mask | True], 1)")],
+    ),
+    "the critic's mask alone goes on": (
+        PADDING, "the mask of critic is True behind",
+        [(CRITIC_READS, CRITIC_READS.replace("seen[rows]", "seen[rows] | (torch.arange(seen.shape[1]) >= P)"))],
+    ),
     "logits one place late": (KL, "Which logits predict", [(SCORED, SCORED.replace("P - 1 : -1", "P:"))]),
     "KL as a mean over tokens": (
         KL, "mean over tokens", [("completion_kl(old, ref_logprobs, mask).mean()", "(old - ref_logprobs)[mask].mean()")],
@@ -102,6 +110,11 @@ WRONG = {
     "one step for the whole rollout": (
         STEPS, "minibatches of 16",
         [("generator=drawn).to(device).split(minibatch)", "generator=drawn).to(device).split(rollout_size)")],
+    ),
+    "the last minibatch is dropped": (
+        STEPS, "an epoch learns from 96",
+        [("logprobs, here = score", "if len(rows) < minibatch:\n                        continue\n"
+          "                    logprobs, here = score")],
     ),
     "old ones anew in every minibatch": (STEPS, "which stay", [(LOSS, LOSS.replace("old[rows]", "logprobs.detach()"))]),
     "no clipping": (
@@ -136,6 +149,12 @@ def test_a_wrong_program_is_found_at_its_own_probe(name):
     inputs = next(one for one in BUILD.draw() if one["probe"] == probe)
     fault = BUILD.fault(inputs, BUILD.answer(program(*changes), inputs))
     assert word in fault, fault or "nothing was found"
+
+
+@pytest.mark.parametrize("name", ["old ones anew in every minibatch", "no clipping"])
+def test_a_policy_that_runs_off_has_not_learned_from_padding(name):
+    inputs = next(one for one in BUILD.draw() if one["probe"] == PADDING)
+    assert BUILD.fault(inputs, BUILD.answer(program(*WRONG[name][2]), inputs)) == ""
 
 
 def test_padding_and_the_end_stand_in_no_prompt_and_lengths_differ():

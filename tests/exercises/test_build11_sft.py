@@ -129,6 +129,7 @@ WRONG = {
         HABITS, "the template's last token", [(TARGET, "torch.tensor(spoken[1:]) | torch.tensor(spoken[:-1])")],
     ),
     "learns at a rate far too low": (HABITS, "do the steps reach", [('group["lr"] = lr *', 'group["lr"] = 1e-3 * lr *')]),
+    "learns at a tenth of the rate": (HABITS, "too slowly", [('group["lr"] = lr *', 'group["lr"] = 0.1 * lr *')]),
     "does not learn to end": (
         HABITS, "talk on for ever", [(TARGET, "torch.tensor(spoken[1:]) & torch.tensor([*spoken[2:], False])")],
     ),
@@ -139,6 +140,11 @@ WRONG = {
     "the first token of the next conversation counts": (
         SAYS, "is its first token a target",
         [("targets[start + 1 : end] = " + TARGET, "targets[start:end] = torch.tensor(spoken)")],
+    ),
+    "the first token of the next conversation counts in learning alone": (
+        ROWS, "first token is none",
+        [("targets[start + 1 : end] = " + TARGET,
+          "at = int(some is held_out)\n                targets[start + at : end] = torch.tensor(spoken[at:])")],
     ),
     "texts counted from 0": (VISITS, "from 1", [("enumerate(one, 1)", "enumerate(one)")]),
     "texts counted over all rows": (VISITS, "of each row", [("enumerate(one, 1)", "enumerate(one, 1 + len(rows))")]),

@@ -189,6 +189,7 @@ def first_adapter(weight, adapters):
         ("lora_output", lambda x, weight, bias, A, B, alpha: F.linear(x, weight.detach(), bias.detach())
          + alpha / A.shape[1] * (x @ A.T @ B.T), "the width of the layer"),
         ("merge", first_adapter, "only the first adapter"),
+        ("four_models", lambda **given: exercises.find("four_models").formula(**given, branches=(3, 2)), "reward model too"),
         ("four_models", counted(base_trained=1), "the base is counted among"),
         ("four_models", counted(heads=2), "both scalar heads are trained"),
         ("four_models", counted(times=4), "the memory of training"),
@@ -207,6 +208,15 @@ def test_well_known_mistakes_are_named(name, function, words):
     assert not found.passed
     assert found.mistake
     assert words in found.message
+
+
+def test_a_picture_of_a_packed_row_shows_what_is_wrong():
+    picture = exercises.find("packed_mask").draw_picture
+    given = exercises.draw("packed_mask")[0]
+    allowed, positions = packed_mask(**given)
+    first = picture(given, [allowed, positions + 1], (allowed, positions)).axes[0].images[0].get_array()
+    assert first.tolist() == [(positions + 1).tolist()]
+    assert picture(given, [allowed.T, positions + 1], (allowed, positions)).axes[0].images[0].get_array().shape == (4, 4)
 
 
 def test_the_answers_by_hand_on_the_cards():

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rlhf_lib.exercises import EXERCISES, verdict
-from rlhf_lib.exercises.compare import alike, as_tensor, difference, equal, off_at, one, same, shown
+from rlhf_lib.exercises.compare import alike, as_tensor, difference, equal, like, off_at, one, same, shown
 from rlhf_lib.exercises.plain import changed, late, odd, raised, unwritten
 
 NAN, INF = math.nan, math.inf
@@ -191,7 +191,7 @@ def test_a_number_as_a_tensor_keeps_what_it_is():
         (torch.tensor([-INF, 2.0]), torch.tensor([INF, 2.0]), "-inf came out at place 0, where inf was expected"),
         (torch.tensor([0.0, 2.0]), torch.tensor([0.0, NAN]), "2.0 came out at place 1, where nan was expected"),
         (None, 1.0, "it returned None; end every way through it with a return"),
-        ([None], [1.0], "value 0 is wrong: it is None, it should be the number 1.0"),
+        ([None], [1.0], "the first value is wrong: it is None, it should be the number 1.0"),
         ("0.5", 0.5, "it returned a str, it should return the number 0.5"),
         ([1.0], torch.zeros(2), "it returned a list of 1, it should return a tensor of shape (2,)"),
         ("to be", "to be or not", "the text ends too early: ' or not' is missing at its end"),
@@ -211,7 +211,8 @@ def test_a_number_as_a_tensor_keeps_what_it_is():
         ([1], (1, 2), "it returned 1 value, it should return a pair"),
         ([1, 5], (1, 2), "the second of the pair is wrong: 5 came out, 2 was expected"),
         ([1, 2, 5], (1, 2, 3), "the third of 3 values is wrong: 5 came out, 3 was expected"),
-        ([1, 2, 5], [1, 2, 3], "value 2 is wrong: 5 came out, 3 was expected"),
+        ([1, 2, 5], [1, 2, 3], "the third value is wrong: 5 came out, 3 was expected"),
+        ([0] * 12, [*[0] * 11, 1], "value 12 of 12 is wrong: 0 came out, 1 was expected"),
         (raised("IndexError", "index 3"), 1.0, "it raised IndexError: index 3"),
         (raised("IndexError"), 1.0, "it raised IndexError"),
         (
@@ -242,7 +243,7 @@ def test_a_number_as_a_tensor_keeps_what_it_is():
         ),
         (late(5.0), 1.0, "it was stopped after 5 seconds: is there a loop that never ends?"),
         (odd("a set"), [1], "it returned a set, it should return a list of 1"),
-        ([odd("a set")], [[1, 2]], "value 0 is wrong: it is a set, it should be a list of 2"),
+        ([odd("a set")], [[1, 2]], "the first value is wrong: it is a set, it should be a list of 2"),
         (unwritten(), 1.0, "it is not written yet"),
         (2.0, raised("ValueError"), "it should raise ValueError; it returned the number 2.0"),
         (None, raised("ValueError"), "it should raise ValueError; it returned None"),
@@ -291,7 +292,8 @@ def test_the_place_where_two_texts_part_is_where_they_are_the_same_no_longer(a, 
     "value, text",
     [
         (1.0, "1.0"),
-        (-0.0, "-0.0"),
+        (-0.0, "0.0"),
+        (torch.tensor([-0.0, -0.5]), "[0.0, -0.5]"),
         (0.123456789, "0.12346"),
         (1e-9, "1e-09"),
         (NAN, "nan"),
@@ -313,6 +315,22 @@ def test_the_place_where_two_texts_part_is_where_they_are_the_same_no_longer(a, 
 )
 def test_a_value_is_shown_as_one_would_write_it(value, text):
     assert shown(value) == text
+
+
+@pytest.mark.parametrize(
+    "got, expected, text",
+    [
+        ([1, 2], (3, 4), "(1, 2)"),
+        ([[1, 2], 5], ([1, 3], 4), "([1, 2], 5)"),
+        ([["a", "b"], ["c", "d"]], [("a", "b")], "[('a', 'b'), ('c', 'd')]"),
+        ({"a": [1, 2], "b": [3]}, {"a": (1, 3)}, "{'a': (1, 2), 'b': [3]}"),
+        ([[1]], [], "[[1]]"),
+        ([1], torch.zeros(1), "[1]"),
+        ([1], (1, 2), "(1,)"),
+    ],
+)
+def test_what_came_out_has_the_brackets_of_what_was_expected(got, expected, text):
+    assert shown(like(got, expected)) == text
 
 
 @given(st.floats(-1e300, 1e300))

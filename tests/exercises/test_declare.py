@@ -47,7 +47,7 @@ def test_a_module_that_comes_later_with_an_exercise_of_another_asks_for_a_fresh_
     monkeypatch.setattr(declare, "__file__", str(tmp_path / "declare.py"))
     with pytest.raises(RunError, match=r"^the course's files have changed since this notebook was opened: restart the kernel$"):
         find("gae")
-    monkeypatch.setattr(declare, "LOADED", set())
+    monkeypatch.setattr(declare, "LOADED", [])
     with pytest.raises(ValueError, match="two exercises are called gae"):  # in a fresh kernel too: the course is wrong
         find("gae")
 

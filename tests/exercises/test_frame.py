@@ -524,7 +524,7 @@ def test_texts_and_lists_are_told_by_their_first_difference(exercise):
     said = verdict("made_up", lambda x: "to be or but to be" + str(len(x))).message
     assert "the texts differ from place 9 on" in said
     exercise(right=lambda x: ["a", "b", str(x[0].item())])
-    assert "value 2 is wrong" in verdict("made_up", lambda x: ["a", "b", "no" + str(x[1].item())]).message
+    assert "the third value is wrong" in verdict("made_up", lambda x: ["a", "b", "no" + str(x[1].item())]).message
 
 
 def test_everything_around_a_call_is_put_back_after_an_exception():

@@ -3,6 +3,7 @@ import json
 import matplotlib.pyplot as plt
 import pytest
 
+from rlhf_lib import plots
 from rlhf_lib.exercises import declare, done, findings, progress
 from rlhf_lib.exercises.declare import Investigation
 
@@ -31,6 +32,18 @@ def test_a_finding_is_noted_with_its_figure_and_ticks_in_the_table(here, capsys)
     assert (here / "figures" / "2.Z.png").read_bytes().startswith(b"\x89PNG")
     row = next(line for line in progress().splitlines() if line.startswith("| 02"))
     assert "2.Y" in row and "2.Z" not in row
+
+
+def test_a_cell_that_ends_with_it_shows_the_figure_once(here):
+    fig, _ = plots.figure()
+    assert done("2.Z", SENTENCE, figure=fig) is fig
+    own, _ = plt.subplots()  # a notebook shows what pyplot has made, whatever the cell ends with
+    assert done("2.Z", SENTENCE, figure=own) is None
+    plt.close(own)
+    assert done("2.Z", SENTENCE) is None
+    (here / "findings.json").unlink()
+    (here / "findings.json").mkdir()
+    assert done("2.Z", SENTENCE, figure=fig) is fig  # not noted, but seen
 
 
 def test_a_later_sentence_replaces_the_first_and_leaves_the_others(here):

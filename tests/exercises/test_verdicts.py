@@ -202,6 +202,12 @@ def test_an_unknown_mistake_shows_the_smallest_failing_input_and_both_outputs(he
     assert "came out:" in verdict.message and "expected:" in verdict.message
 
 
+def test_both_outputs_are_shown_alike(here):
+    found = exercises.verdict("packed_mask", lambda lengths, size: (torch.zeros(size, size).bool(), torch.zeros(size).long()))
+    came, expected = found.message.splitlines()[-2:]
+    assert came.startswith("came out: ([[False") and expected.startswith("expected: ([[True")
+
+
 def test_a_wrong_shape_is_named(here):
     with pytest.raises(NotYet, match=r"the shape is \(3, 1\), it should be \(3,\)"):
         check("discounted_returns", lambda rewards, gamma: rewards[:, None] + gamma)
