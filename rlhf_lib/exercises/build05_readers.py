@@ -239,7 +239,7 @@ def judge_leaning(p, tables, votes, truth):
     if far(by_counting(votes, p), LEANING) < 0.035:
         return (
             f"the tables are {off:.2f} away from the readers' true ones, and those that the returned p counts are not: tables "
-            "and p do not belong together. Count the votes again with that p"
+            "and p do not belong together. Count the votes again with that p, and go on until neither changes"
         )
     return f"the tables are {off:.2f} away from the readers' true ones, on average over the entries, where .02 are possible"
 

@@ -443,7 +443,7 @@ score_rows = Exercise(
              {"read": lambda model, tokens, mask: model.logits(tokens, mask & F.pad(mask[:, 1:], (0, 1)))}),
         "the rows are padded on the left, and the mask says on the right":
             {"fill": lambda some: (pad(some, "left")[0], pad(some, "right")[1])},
-        "a real token 0 is taken for padding; the mask that pad gives knows better":
+        "a real token 0 is taken for padding; make the mask from the lengths of the rows":
             {"read": lambda model, tokens, mask: model.logits(tokens, tokens != 0)},
         "the scores are in order of length: put them back into the order of `rows`":
             tuple({"order": order, "back": lambda places: torch.arange(len(places))} for order in SORTS),
