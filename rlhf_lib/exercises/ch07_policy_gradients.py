@@ -80,6 +80,8 @@ def draw_reinforce(generator):
         advantages = torch.randn(steps, generator=generator)
         actions[0], advantages[1:2] = 0, -1 - advantages[1:2].abs()
         yield {"logits": 2 * torch.randn(steps, count, generator=generator), "actions": actions, "advantages": advantages}
+    far = torch.tensor([[0.0, 200.0], [200.0, 0.0]])  # softmax makes 0 of the smaller ones
+    yield {"logits": far, "actions": torch.tensor([0, 0]), "advantages": torch.tensor([0.5, 1.0])}
 
 
 def call_reinforce(function, logits, actions, advantages):
@@ -106,6 +108,8 @@ reinforce_loss = Exercise(
             [{"sign": 1}, {"sign": 1, "detach": False}],
         "these are probabilities; the gradient of the expected return needs log-probabilities": {"log": lambda x: x.softmax(-1)},
         "raw logits are not log-probabilities: put them through log_softmax first": {"log": lambda x: x},
+        "softmax makes 0 of a small probability, whose logarithm is -inf: take log_softmax, which needs no such 0":
+            [{"log": lambda x, eps=eps: (x.softmax(-1) + eps).log()} for eps in (0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-5)],
         "the softmax runs over the steps; it belongs to the actions, the last dimension": {"log": lambda x: x.log_softmax(0)},
         "the advantages pass a gradient on: detach them, they are a weight and not something to learn here": {"detach": False},
         "the log-probabilities are detached in the advantages' place":
