@@ -53,7 +53,12 @@ def side_by_side(got, expected, title="", mask=None):
     Args:
         got, expected: (rows, columns) tensors.
         mask: (rows, columns) bool, the places that count; None for all.
+
+    Returns:
+        The figure; None when both are a single number, where there is nothing to see.
     """
+    if got.numel() == expected.numel() == 1:
+        return None
     pair = [
         part.detach().double().masked_fill(~mask, math.nan) if mask is not None else part.detach().double()
         for part in (got, expected)
@@ -64,6 +69,7 @@ def side_by_side(got, expected, title="", mask=None):
     for ax, part, name in zip(axes, pair, ("came out", "expected")):
         image = ax.imshow(part.numpy(), vmin=low, vmax=high, cmap="viridis", aspect="auto")
         ax.set(title=name, xlabel="column", ylabel="row")
+        ax.locator_params(integer=True, min_n_ticks=1)
         ax.grid(False)
     fig.colorbar(image, ax=axes)
     fig.suptitle(title)

@@ -1473,7 +1473,7 @@ def kept_iteration(kls, max_kl):
     return len(kls) - 1
 
 
-# ---- 8.10 rlhf [b16d69fd]
+# ---- 8.10 rlhf [2ba185fe]
 
 def rlhf(
     gpt,
@@ -1502,7 +1502,7 @@ def rlhf(
         kl_coef: price of the KL, in normalised reward per nat.
         lr: Adam's learning rate.
         seed: all random numbers follow from it.
-        max_kl: the run stops when a rollout's mean KL, in nats a completion, is above it.
+        max_kl: the run stops when a rollout's mean KL, in nats a completion, is not within it, as a NaN is not.
         epochs, minibatch, clip: PPO's; without `minibatch` the whole rollout is one.
         report: called with each record as soon as it is complete.
 
@@ -2208,7 +2208,7 @@ def equal_length_win_rate(outcomes, ours, theirs):
     return len(near), (sum(longer) / len(longer) + sum(shorter) / len(shorter)) / 2
 
 
-# ---- 11.11 with_lora [4ffb2d7b]
+# ---- 11.11 with_lora [4b470f0c]
 
 class LoRA(nn.Module):
     """A frozen linear layer with a trained step beside it: W x + b + (alpha / r) B A x.
@@ -2231,7 +2231,7 @@ class LoRA(nn.Module):
         return self.linear(x) + self.scale * F.linear(F.linear(x, self.A), self.B)
 
     def merged(self):
-        """A plain nn.Linear that says the same, with a weight of its own."""
+        """A plain nn.Linear that says the same, with a weight and a bias of its own."""
         new = copy.deepcopy(self.linear)
         with torch.no_grad():
             new.weight += self.scale * self.B @ self.A
@@ -2334,7 +2334,7 @@ def train_sft(model, learn, held_out, *, epochs, row, batch, lr, seed):
     return found
 
 
-# ---- 11.13 train_assistant [10149723]
+# ---- 11.13 train_assistant [0db8d1b6]
 
 def train_assistant(
     policy,
@@ -2377,7 +2377,7 @@ def train_assistant(
         lr, critic_lr: Adam's rates for policy and critic, of which those parameters are trained, in place, that require a gradient.
         seed: all random numbers follow from it.
         gamma, lam, clip, value_clip, epochs, minibatch: PPO's.
-        max_kl: the run stops at a rollout whose mean KL, in nats an answer, is above it, and the policy before is put back.
+        max_kl: the run stops at a rollout whose mean KL, in nats an answer, is not within it, as a NaN is not, and the policy before is put back.
         report: called with each record as soon as it is complete.
 
     Returns:
@@ -2674,7 +2674,7 @@ def policy_gradient(
     return token_average(each, mask, denominator)
 
 
-# ---- 12.12 learn [eac3e029]
+# ---- 12.12 learn [2bdf7be6]
 
 def learn(
     policy,
@@ -2711,7 +2711,7 @@ def learn(
         lr: Adam's rate.
         seed: all random numbers follow from it.
         epochs, minibatch: passes over a rollout, and prompts in a step.
-        max_kl: the run stops at a rollout whose mean KL, in nats, is above it, and the policy before is put back.
+        max_kl: the run stops at a rollout whose mean KL, in nats, is not within it, as a NaN is not, and the policy before is put back.
         report: called with each record as soon as it is complete.
 
     Returns:

@@ -165,6 +165,14 @@ def test_side_by_side_shows_both_in_one_scale_and_leaves_masked_places_out():
     assert [ax.get_title() for ax in fig.axes[:2]] == ["came out", "expected"]
 
 
+def test_side_by_side_has_ticks_at_whole_rows_and_columns_and_draws_no_single_number():
+    fig = plots.side_by_side(torch.zeros(1, 2), torch.ones(1, 2))
+    for ax in fig.axes[:2]:
+        assert [tick for tick in ax.get_xticks() if 0 <= tick < 2] == [0, 1] and set(ax.get_yticks()) <= {-1, 0, 1}
+    assert plots.side_by_side(torch.zeros(1, 1), torch.ones(1, 1)) is None
+    assert plots.side_by_side(torch.zeros(1, 2), torch.ones(1, 1)) is not None
+
+
 def test_side_by_side_draws_outputs_without_a_finite_number():
     plots.side_by_side(torch.full((2, 2), math.nan), torch.full((2, 2), math.inf)).canvas.draw()
 

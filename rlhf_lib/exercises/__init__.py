@@ -64,4 +64,5 @@ def show(picture, verdict):
         figure = picture(verdict.arguments, verdict.got, verdict.expected)
     except Exception:  # the learner's output may have any shape; the message says what is wrong with it
         return
-    display(figure)
+    if figure is not None:
+        display(figure)

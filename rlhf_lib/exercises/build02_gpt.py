@@ -280,8 +280,8 @@ def run_elsewhere(built, shape, tokens):
 def judge_elsewhere(out, shape, tokens):
     if "device" not in out["message"]:  # what only a device without numbers refuses is no fault
         return ""
-    how = "make every new tensor with device=tokens.device, and move what causal_mask makes: .to(tokens.device)"
-    return f"on another device than the processor, such as a GPU, it stops: {how}"
+    how = "make every new tensor with device=tokens.device (in rotary or another function of yours that it calls: x.device)"
+    return f"on another device, such as a GPU, it stops: {how}, and move what causal_mask makes: .to(tokens.device)"
 
 
 # ----------------------------------------------------------------------------------------- what it learns

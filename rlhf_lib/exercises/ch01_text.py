@@ -315,7 +315,8 @@ most_frequent_pair = Exercise(
         "this is the rarest pair; take the most frequent": by_count(lambda pair, count: count),
         "this is the first pair of all, however often it occurs; take the most frequent": by_count(lambda pair, count: 0),
         "a pair that is in a word several times is counted once: count every place where it stands":
-            {"pairs_of": lambda word: dict.fromkeys(itertools.pairwise(word))},
+            ({"pairs_of": lambda word: dict.fromkeys(itertools.pairwise(word))},
+             {"pairs_of": lambda word: set(itertools.pairwise(word))}),
         "the last pair of a word is missed: n pieces have n - 1 pairs": {"pairs_of": lambda word: itertools.pairwise(word[:-1])},
         "every second pair is left out: a piece is the right one of a pair and the left one of the next":
             {"pairs_of": lambda word: zip(word[::2], word[1::2])},

@@ -48,7 +48,12 @@ def states():
 
 
 def call_split_works(function, works, fraction, seed):
-    """What holds of the split, whichever way the works were shuffled: tried with eight seeds, each in two states of the world."""
+    """What holds of the split, whichever way the works were shuffled: tried with eight seeds, each in two states of the world.
+
+    Raises:
+        TypeError: a half is no list.
+        ValueError: a half's size varies from split to split.
+    """
     tried, seeds, count = {}, range(seed, seed + 8), len(works)
     for one, world in itertools.product(seeds, (1, 2)):
         Title.world = 2 * one + world
@@ -63,10 +68,14 @@ def call_split_works(function, works, fraction, seed):
         tried[one, world] = [[str(work) if isinstance(work, str) else work for work in half] for half in (train, validation)]
     splits = list(tried.values())
     sizes = {(len(a), len(b)) for a, b in splits}
+    if len({size for size, _ in sizes}) > 1:
+        raise ValueError("the number for training varies; it is always round(fraction * len(works))")
+    if len(sizes) > 1:
+        raise ValueError("the number for validation varies; it is always what training does not get")
     another = len({(frozenset(a), frozenset(b)) for a, b in splits}) > 3
     runs = [sum(work in b and works[place - 1] not in b for place, work in enumerate(works)) for _, b in splits]
     return {
-        "works for training and validation": list(sizes.pop()) if len(sizes) == 1 else "other numbers for other seeds",
+        "works for training and validation": list(sizes.pop()),
         "some work is on both sides": any(set(a) & set(b) for a, b in splits),
         "some work is on neither side": any(set(works) - set(a) - set(b) for a, b in splits),
         "some work is twice on one side": any(len(set(half)) < len(half) for split in splits for half in split),
@@ -174,6 +183,12 @@ def filled(tokens, context, value=0):
     return padded[:-1].view(-1, context), padded[1:].view(-1, context)
 
 
+def too_many(tokens, context, cut=torch.Tensor.view):
+    """N // context windows, by a `cut` that the last one's targets may be too few for."""
+    W = len(tokens) // context
+    return tuple(cut(tokens[start : start + W * context], W, context) for start in (0, 1))
+
+
 def windows_picture(arguments, got, expected):
     from rlhf_lib import plots
 
@@ -202,6 +217,9 @@ windows = Exercise(
             tuple(functools.partial(filled, value=value) for value in (0, -1, -100)),
         "the beginning of the text is dropped, not the end: the first window begins at the first token":
             lambda tokens, context: cut(tokens, context, start=(len(tokens) - 1) % context),
+        "these are N // context windows, and the last one may have no target: W = (N - 1) // context":
+            (too_many, functools.partial(too_many, cut=lambda part, W, context: part.view(-1, context)),
+             functools.partial(too_many, cut=lambda part, W, size: torch.stack([part[n * size :][:size] for n in range(W)]))),
         "the last whole window is missing: (N - 1) // context fit": {"after": lambda x, y: (x[:-1], y[:-1])},
         "only the first window is here: go on to the end of the text": {"after": lambda x, y: (x[:1], y[:1])},
         "the targets begin at the next window; a target is the very next token": {"after": lambda x, y: (x[:-1], x[1:])},

@@ -101,6 +101,8 @@ def of_arguments(exercise, call, example):
     for sentence, dim, change in changes.TOGETHER:
         for size in {changes.size_of(value, dim) for value in given.values()} - {None, 0, 1}:
             names = [name for name, value in given.items() if changes.size_of(value, dim) == size]
+            if len(names) == 1 and isinstance(given[names[0]], list):
+                continue  # a list by itself has no rows, and its own changes are tried above
             some = sentence if len(names) == sum(changes.size_of(value, dim) is not None for value in given.values()) else ""
             which = "" if some else f" (of {', '.join(names)})"
             yield Candidate(1, sentence, sentence + which, with_changed(exercise.right, dict.fromkeys(names, change)))

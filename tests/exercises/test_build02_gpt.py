@@ -431,7 +431,7 @@ WRONG = [
     (Endless, "the context has an end", "without a word"),
     (Asserts, "the context has an end", "AssertionError"),
     (Mute, "the context has an end", "a sentence that names the context"),
-    (OnTheProcessor, "it runs on any device", "device=tokens.device"),
+    (OnTheProcessor, "it runs on any device", "(in rotary or another function of yours that it calls: x.device)"),
     (LeaksInTraining, TRAINING, "in training it sees the token"),
     (Noisy, TRAINING, "99 % are to be"),
     (Repeats, TRAINING, "99 % are to be"),

@@ -142,6 +142,13 @@ def last_piece_again(word, pair):
     return out + word[-1:]
 
 
+def once_a_word(words, counts):
+    total = collections.Counter()
+    for word, count in zip(words, counts):
+        total.update(dict.fromkeys(set(itertools.pairwise(word)), count))
+    return max(total, key=total.get, default=None)
+
+
 def by_replacing(word, merges):
     text = " ".join(word)
     for left, right in merges:
@@ -166,6 +173,7 @@ def by_replacing(word, merges):
         ),
         ("merge_pair", last_piece_again, "the last piece is added once more"),
         ("bpe_encode", by_replacing, "inside a joined string"),
+        ("most_frequent_pair", once_a_word, "is counted once"),
     ],
 )
 def test_a_frequent_mistake_has_its_name(name, function, said):

@@ -78,6 +78,31 @@ def test_the_rolled_targets_fail_on_the_shortest_text_that_shows_them():
     assert (len(found.arguments["tokens"]), found.arguments["context"]) == (2, 1)
 
 
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda part, W, context: part.view(W, context),
+        lambda part, W, context: part.reshape(-1, context),
+        lambda part, W, context: torch.stack([part[row * context : (row + 1) * context] for row in range(W)]),
+    ],
+)
+def test_a_window_too_many_has_its_name_though_it_raises(cut):
+    def cut_too_far(tokens, context):
+        W = len(tokens) // context
+        return tuple(cut(tokens[start : start + W * context], W, context) for start in (0, 1))
+
+    assert "W = (N - 1) // context" in verdict("windows", cut_too_far).mistake
+
+
+def test_a_coin_for_each_work_is_told_that_the_number_is_fixed():
+    def by_coins(works, fraction, seed):
+        coin = random.Random(seed)
+        heads = [coin.random() < fraction for _ in works]
+        return [w for w, head in zip(works, heads) if head], [w for w, head in zip(works, heads) if not head]
+
+    assert "the number for training varies; it is always round(fraction * len(works))" in verdict("split_works", by_coins).message
+
+
 def test_bits_per_character_of_a_coin_for_every_letter_is_one():
     assert EXERCISES["bits_per_character"].right(torch.full((5,), math.log(2)), "heads") == pytest.approx(1.0)
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from rlhf_lib import exercises
 from rlhf_lib.exercises import verdict
 from rlhf_lib.sampling import draw
 
@@ -138,3 +139,9 @@ def test_a_cut_that_is_gathered_back_goes_the_wrong_way():
 def test_tokens_in_a_list_are_told_to_be_a_tensor():
     message = verdict("draw_token", lambda **given: draw_token(**given).tolist()).message
     assert "it returned a list of 1" in message and "tokens are to be a tensor" in message
+
+
+def test_a_mask_of_one_row_is_drawn_with_whole_ticks():
+    mask = torch.tensor([[True, True, False]])
+    figure = exercises.find("until_end").draw_picture({}, mask, mask)
+    assert all(tick == round(tick) for ax in figure.axes[:2] for tick in (*ax.get_xticks(), *ax.get_yticks()))

@@ -153,3 +153,34 @@ def test_an_output_of_keys_and_one_beside_the_softmax_have_their_names():
         return old + v, *cached_step(q, k, v, keys, values)[1:]
 
     assert verdict("cached_step", beside).mistake.startswith("the new value is added")
+
+
+def test_a_score_normalised_before_it_is_divided_gets_its_name():
+    def learner(logits, tokens, mask, temperature, top_k):
+        scaled = logits[:, :-1].log_softmax(-1) / temperature
+        if top_k:
+            scaled = scaled.masked_fill(scaled < scaled.topk(top_k).values[..., -1:], -math.inf)
+        scores = scaled.gather(2, tokens[:, 1:, None])[:, :, 0]
+        return torch.where(mask[:, 1:], scores, 0).sum(1)
+
+    assert "divided by the temperature; divide the logits" in verdict("sequence_logprob", learner).message
+
+
+def test_scores_divided_by_the_number_of_heads_get_their_name():
+    def learner(q, k, v, keys, values):
+        keys, values = torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
+        return (q @ keys.mT / math.sqrt(q.shape[1])).softmax(-1) @ values, keys, values
+
+    assert "the root of the number of heads" in verdict("cached_step", learner).message
+
+
+def test_padding_is_drawn_where_the_masks_differ_with_whole_ticks_and_else_not():
+    draw = exercises.find("left_padding").draw_picture
+    right = {"mask": torch.eye(3, dtype=torch.bool).repeat(2, 1, 1)}
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw({}, right, right)
+    wrong = {"mask": right["mask"].clone()}
+    wrong["mask"][0, 0, 1] = True
+    figure = draw({}, wrong, right)
+    assert "prompt 0" in figure.get_suptitle()
+    assert all(tick == round(tick) for ax in figure.axes[:2] for tick in (*ax.get_xticks(), *ax.get_yticks()))

@@ -116,6 +116,13 @@ def test_of_some_arguments_with_rows_their_names_are_told():
     assert found["the first row is left out (of z)"].item() == -1 + 0.5 + 9
 
 
+def test_a_list_by_itself_has_no_rows():
+    alone = answers(lambda word, merges: [word, *merges], {"word": "she", "merges": ["sh", "he"]})
+    assert alone["merges is used in reverse"] == ["she", "he", "sh"] and "the rows are used upside down" not in alone
+    both = answers(lambda words, counts: [*words, *counts], {"words": ["so", "ho"], "counts": [5, 3]})
+    assert both["the rows are used upside down"] == ["ho", "so", 3, 5]
+
+
 def test_the_example_may_be_written_in():
     exercise = made(lambda x, scale: x * scale)
     inputs = [{"x": X, "scale": 0.35}, {"x": X, "scale": 0.8}]
