@@ -365,17 +365,10 @@ def until(tokens, end_token, *, mask=real_of):
     return mask((tokens == end_token).int())
 
 
-def whole_ticks(fig):
-    """The picture of two masks, with ticks at whole rows and columns alone."""
-    for ax in fig.axes[:2]:
-        ax.locator_params(integer=True, min_n_ticks=1)
-    return fig
-
-
 def mask_picture(arguments, got, expected):
     from rlhf_lib import plots
 
-    return whole_ticks(plots.side_by_side(got, expected, "a row is a completion; bright is real"))
+    return plots.side_by_side(got, expected, "a row is a completion; bright is real")
 
 
 Exercise("4.5", "until_end", draw=draw_ends, right=until_by_loops, formula=until, picture=mask_picture, mistakes={

@@ -5,7 +5,6 @@ import math
 import torch
 from torch.nn import functional as F
 
-from rlhf_lib.exercises.ch04_sampling import whole_ticks
 from rlhf_lib.exercises.declare import Exercise
 from rlhf_lib.sampling import distribution
 
@@ -168,7 +167,7 @@ def padding_picture(arguments, got, expected):
     if not differ:
         raise ValueError("the masks are equal: there is nothing to draw")
     title = f"prompt {differ[0]}: row looks at column (real rows)"
-    return whole_ticks(plots.side_by_side(got["mask"][differ[0]], expected["mask"][differ[0]], title))
+    return plots.side_by_side(got["mask"][differ[0]], expected["mask"][differ[0]], title)
 
 
 Exercise("4.8", "left_padding", draw=draw_padding, call=as_far_as_real, right=padding_by_loops, formula=padded,
