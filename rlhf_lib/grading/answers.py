@@ -288,9 +288,12 @@ def taken_with_yours(node):
     ]  # fmt: skip
 
 
+FOR_ANSWERS = {("rlhf_lib.exercises", "yours"), ("rlhf_lib.exercises", "tick"), ("rlhf_lib", "devices")}
+
+
 def taken_from_library(node, name):
-    """What an import statement takes from the course's library as `name`; `yours` and `tick` are there for answers."""
-    if isinstance(node, ast.ImportFrom) and node.module == "rlhf_lib.exercises" and name in ("yours", "tick"):
+    """What an import statement takes from the course's library as `name`; `yours`, `tick` and `devices` are there for answers."""
+    if isinstance(node, ast.ImportFrom) and (node.module, name) in FOR_ANSWERS:
         return set()
     if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rlhf_lib":
         return {f"{node.module}.{alias.name}" for alias in node.names if (alias.asname or alias.name) == name}

