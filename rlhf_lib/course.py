@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 
 from rlhf_lib import checkpoints, corpus, labels
 from rlhf_lib.corpus import DATA
@@ -13,6 +14,7 @@ HOME = home()  # what a learner makes: on Colab a folder on Drive, if that is ti
 RUNS = HOME / "runs" if os.environ.get("RLHF_HOME") else DATA.parent / "runs"
 CHOICES = "choices.json"  # in HOME
 MY_LABELS = "my_labels.jsonl"  # in HOME
+WHOLE = "my_rlhf.json"  # in HOME: what came of `python my_rlhf.py`
 MODELS = ("published", "own")
 PUBLISHED = DATA / "checkpoints" / "laptop-0"
 SMOKE = DATA / "checkpoints" / "smoke"  # so small that every experiment takes seconds: what the smoke preset starts from
@@ -87,7 +89,8 @@ def finished(folder):
 
 def whole_loop(names):
     """Run what a learner built, `journey` of exercise 9.10, at the smoke size: the beginning of every play, some of the published
-    labels, and all of the learner's own. Prints what came of it: figures, and two samples of each side.
+    labels, and all of the learner's own. Prints what came of it, figures and two samples of each side, and leaves the figures in
+    the learner's folder, `my_rlhf.json`, for the report.
 
     Args:
         names: a dict with what the learner wrote, by name: the globals of `my_rlhf.py`.
@@ -99,13 +102,29 @@ def whole_loop(names):
     train, held_out = (
         [text[:most] for text in halves[half]["text"]] for half, most in (("train", 20_000), ("validation", 2_000))
     )
-    labelled = [*labels.hand_made(plays)[::2], *my_labels(plays)]
+    own = my_labels(plays)
+    labelled = [*labels.hand_made(plays)[::2], *own]
+    begun = time.monotonic()
     made = names["journey"](train, held_out, [(label.text, label.target) for label in labelled])
-    first, last = made["records"][0], made["records"][-1]
-    print(f"\n{made['bits_per_character']:.2f} bits per character; the reward model is right on {made['accuracy']:.0%}")
-    print(f"reward {first['reward']:.2f} to {last['reward']:.2f}, KL {first['kl']:.1f} to {last['kl']:.1f} nats")
+    clear = [label.target for label in labels.split(labelled, 0.1)[1] if label.target != 0.5]
+    rewards, kls = ([float(record[key]) for record in made["records"]] for key in ("reward", "kl"))
+    found = {
+        "minutes": (time.monotonic() - begun) / 60,
+        "bits_per_character": float(made["bits_per_character"]),
+        "accuracy": float(made["accuracy"]),
+        "constant": max(clear.count(0.0), clear.count(1.0)) / len(clear),
+        "held_back": len(clear),
+        "labels": len(labelled),
+        "own_labels": len(own),
+        "reward": rewards,
+        "kl": kls,
+    }
+    right = f"right on {found['accuracy']:.0%} (one answer for all: {found['constant']:.0%})"
+    print(f"\n{found['bits_per_character']:.2f} bits per character; the reward model is {right}")
+    print(f"reward {rewards[0]:.2f} to {rewards[-1]:.2f}, KL {kls[0]:.1f} to {kls[-1]:.1f} nats")
     for name, texts in made["samples"].items():
         print(f"===== {name}", *(text.strip() for text in texts[:2]), sep="\n---\n")
+    write_json(HOME / WHOLE, found)
 
 
 def my_labels(plays):

@@ -150,6 +150,17 @@ def first_readings(labels):
     return list(first.values())
 
 
+def read_again(labels):
+    """{reader: [(label, label of the second reading)]} of the passages that a reader has read twice (see `AGAIN`)."""
+    first = {(label.reader, label.source): label.label for label in labels}
+    pairs = {}
+    for label in labels:
+        reader = label.reader.removesuffix(AGAIN)
+        if reader != label.reader and (reader, label.source) in first:
+            pairs.setdefault(reader, []).append((first[reader, label.source], label.label))
+    return pairs
+
+
 def split(labels, held_out=0.15):
     """(training, held-out) labels. A passage's text alone decides its half, so the halves are the same in every run."""
     halves = ([], [])

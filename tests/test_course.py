@@ -1,9 +1,10 @@
+import json
 import shutil
 
 import pytest
 import torch
 
-from rlhf_lib import checkpoints, course
+from rlhf_lib import checkpoints, course, labels
 from rlhf_lib.models.lora import Branch
 
 
@@ -104,9 +105,12 @@ def test_the_whole_loop_gets_texts_and_labels_as_plain_data_and_prints_what_came
         return made
 
     course.whole_loop({"journey": journey})
+    held_back = [target for text, target in got["labelled"] if labels.draw_of(text) < 0.1 and target != 0.5]
+    constant = max(held_back.count(0.0), held_back.count(1.0)) / len(held_back)
+    assert 0.5 < constant < 0.8
     assert capsys.readouterr().out.splitlines() == [
         "",
-        "2.91 bits per character; the reward model is right on 62%",
+        f"2.91 bits per character; the reward model is right on 62% (one answer for all: {constant:.0%})",
         "reward 0.08 to 0.90, KL 0.0 to 9.5 nats",
         *["===== base", "---", "Alas!", "---", "O woe!", "===== policy", "---", "I thank you.", "---", "My love!"],
     ]
@@ -114,14 +118,20 @@ def test_the_whole_loop_gets_texts_and_labels_as_plain_data_and_prints_what_came
     assert len(got["labelled"]) > 4000 and sum(map(len, got["train"])) > 700_000
     assert all(isinstance(text, str) for text, _ in got["labelled"])
     assert {target for _, target in got["labelled"]} == {0.0, 0.5, 1.0}
+    left = json.loads((course.HOME / "my_rlhf.json").read_text(encoding="utf-8"))
+    assert 0 <= left.pop("minutes") < 1
+    assert left == {
+        "bits_per_character": 2.914, "accuracy": pytest.approx(0.62), "constant": constant, "held_back": len(held_back),
+        "labels": len(got["labelled"]), "own_labels": 0, "reward": [0.08, 0.5, 0.904], "kl": [0.0, 4.0, 9.46],
+    }  # fmt: skip
     assert not any(text.startswith("My own") for text, _ in got["labelled"])
     row = '{"text": "My own line.", "checkpoint": "laptop-0", "label": "positive", "reader": "me"}'
-    course.HOME.mkdir()
     (course.HOME / course.MY_LABELS).write_text(f"{row}\n{row.replace('me', 'you')}\n", encoding="utf-8")
     before = len(got["labelled"])
     made["records"] = made["records"][:1]  # stopped at once
     course.whole_loop({"journey": journey})
     assert len(got["labelled"]) == before + 1 and got["labelled"][-1] == ("My own line.", 1.0)
+    assert json.loads((course.HOME / "my_rlhf.json").read_text(encoding="utf-8"))["own_labels"] == 1
     with pytest.raises(SystemExit, match=r"journey \(9\.10\) is not in my_rlhf\.py yet"):
         course.whole_loop({})
 

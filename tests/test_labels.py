@@ -113,6 +113,19 @@ def test_first_readings_keep_the_first_of_each_passage_in_order():
     assert labels.first_readings([]) == []
 
 
+def test_what_a_reader_has_read_twice_is_paired_reader_by_reader():
+    given = [
+        *[own("a", "positive", "ann"), own("b", "negative", "ann"), own("c", "neutral", "ann"), own("a", "neutral", "bob")],
+        *[own("b", "negative", "ann, again"), own("a", "neutral", "ann, again"), own("a", "positive", "bob, again")],
+        own("d", "positive", "bob, again"),  # the first reading was lost
+    ]
+    assert labels.read_again(given) == {
+        "ann": [("negative", "negative"), ("positive", "neutral")],
+        "bob": [("neutral", "positive")],
+    }
+    assert labels.read_again(given[:4]) == {}
+
+
 def test_append_keeps_what_is_there_and_heals_a_missing_line_end(tmp_path):
     path = tmp_path / "labels.jsonl"
     path.write_text(json.dumps(OWN))  # no line end, as an editor may leave it

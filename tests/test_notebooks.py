@@ -10,9 +10,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from rlhf_lib import exercises, notebooks
+from rlhf_lib import course, exercises, labels, notebooks, runs
 from rlhf_lib.exercises import NotYet
-from rlhf_lib.files import RunError
+from rlhf_lib.files import RunError, write_json
 from rlhf_lib.hunt.score import ANSWERS, fingerprint
 
 exercises.load()
@@ -457,3 +457,42 @@ def test_a_damaged_notebook_is_named_in_one_sentence(worked, change):
     with pytest.raises(RunError, match=rf"^{path} is no notebook that can be read \(.+\): take the good one back$"):
         notebooks.write_all(worked / "solutions", worked / "notebooks")
     assert not (worked / "notebooks").exists()
+
+
+def test_the_report_gathers_what_a_learners_folder_holds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(course, "HOME", tmp_path)
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path))
+    sources = {cell.id: cell.source for cell in nbformat.read(ROOT / "solutions" / "09_report.ipynb", as_version=4).cells}
+    shown, space = [], {}
+    exec(sources["imports"].replace("%matplotlib inline", ""), space)
+    space.update(display=lambda one: shown.append(getattr(one, "data", one)))
+
+    def run(name):
+        shown.clear()
+        exec(sources[name], space)
+        return capsys.readouterr().out, [*shown]
+
+    for name, said in (
+        ("whole", "has not run to its end"),
+        ("labels", "No labels of your own"),
+        ("pushed", "No run is kept in far/"),
+    ):
+        out, tables = run(name)
+        assert said in out and not tables
+    made = {"accuracy": 0.75, "held_back": 100, "constant": 0.61, "bits_per_character": 2.914, "minutes": 2.34}
+    made |= {"labels": 4321, "own_labels": 40, "reward": [0.1, 0.4, 0.7], "kl": [0.0, 3.0, 6.21]}
+    write_json(tmp_path / course.WHOLE, made)
+    table = run("whole")[1][0]
+    for value in ("75%, from 66% to 82%", "61%", "2.91", "0.10 to 0.70", "6.2", "4,321, 40", "2.3", "of 100 clear passages"):
+        assert value in table  # Wilson's interval of 75 of 100 is 0.657 to 0.825
+    rows = [("a", "positive", "ann"), ("b", "neutral", "ann"), ("a", "positive", "ann, again"), ("b", "negative", "ann, again")]
+    for text, label, reader in rows:
+        labels.append(tmp_path / course.MY_LABELS, labels.Label(text, label, reader, (text, "base-1")))
+    out = run("labels")[0]
+    assert "2 passages labelled" in out and "ann read 2 of them twice: the same label on 1, kappa 0.33" in out
+    log = runs.Metrics(tmp_path / "far")
+    for step, (kl, gold) in enumerate(((0.0, 0.1), (4.0, 0.5), (9.0, 0.3))):
+        log.log("policy", step, kl=kl, gold=gold, reward_normalised=kl / 9, distinct_2=0.9, separators=1.0)
+    out, (figure,) = run("pushed")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["0", "1", "2"] and "<- gold is highest" in out.splitlines()[2]
+    assert figure.axes[0].get_title() == "Reward"

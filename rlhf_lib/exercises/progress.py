@@ -62,13 +62,19 @@ def remember(name, path=None, passed=True):
     return True
 
 
-def progress(path=None):
-    """A table of the course by chapter, as Markdown text: exercises, what was built, investigations, and what is left."""
+def progress(path=None, begun=False):
+    """A table of the course by chapter, as Markdown text: exercises, what was built, investigations, and what is left.
+
+    Args:
+        begun: only the chapters in which something is solved.
+    """
     load()
     solved_here = {**solved(path), **findings()}
     rows = ["| chapter | exercises | built | investigations | left to do |", "|---|---|---|---|---|"]
     for chapter, module in CHAPTERS.items():
         kinds = [[name for name in kind if number_of(name)[0] == int(chapter)] for kind in (EXERCISES, BUILDS, INVESTIGATIONS)]
+        if begun and not any(name in solved_here for names in kinds for name in names):
+            continue
         counts = [f"{sum(name in solved_here for name in names)} of {len(names)}" if names else "-" for names in kinds]
         left = [name for names in kinds for name in sorted(names, key=number_of) if name not in solved_here]
         title = module.split("_", 1)[1].replace("_", " ")

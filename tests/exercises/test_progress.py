@@ -167,6 +167,18 @@ def test_the_order_of_the_table_is_that_of_the_numbers_whatever_was_declared_fir
     assert progress() == before
 
 
+def test_a_table_of_what_is_begun_leaves_the_other_chapters_out(here):
+    assert progress(begun=True).splitlines() == progress().splitlines()[:2]
+    remember("gae")
+    remember("train_bpe", passed=False)  # tried, and not solved
+    assert progress(begun=True).splitlines() == [
+        *progress().splitlines()[:2],
+        *[r for r in progress().splitlines() if "| 07 " in r],
+    ]
+    exercises.done("9.A", "a finding that is long enough")
+    assert [row[2:4] for row in progress(begun=True).splitlines()[2:]] == ["07", "09"]
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.sets(st.sampled_from(NAMES)))
 def test_every_exercise_is_either_solved_or_left_and_stands_in_its_chapters_order(tmp_path_factory, done):
