@@ -158,7 +158,7 @@ def train(base, tokenizer, prompts, reward, config, folder, seed=0, watch=None):
         stage.log(**dict(zip(("policy_loss", "clip_fraction", "approx_kl"), means)), first_ratio=steps[0, 3].item())
         stage.check(means[0])
         memory["rare"] = memory["rare"] + 1 if means[1] < 0.01 and factor == 1 else 0
-        if memory["rare"] == 3 and 2 * size <= config.max_rollout_size:  # steps this small leave room for a less noisy gradient
+        if memory["rare"] == 3 and 2 * size <= config.max_rollout_size:  # steps this small leave room for more of them
             memory["rollout_size"], memory["rare"] = 2 * size, 0
     stage.finish()
     return checkpoints.load(stage.out, next(base.parameters()).device, base=base.base if config.rank else None)[0]
