@@ -58,7 +58,8 @@ kl_estimate = Exercise(
 
 # ----------------------------------------------------------------------------------------- 7.8
 def draw_explained(generator):
-    yield {"values": torch.tensor([1.0, 2.0, 3.0]), "returns": torch.tensor([1.0, 2.0, 4.0])}
+    for returns in ([2.0, 3.0, 5.0], [1.0, 2.0, 4.0]):
+        yield {"values": torch.tensor([1.0, 2.0, 3.0]), "returns": torch.tensor(returns)}
     yield {"values": torch.tensor([2.0, 3.0, 4.5]), "returns": torch.tensor([1.0, 2.0, 3.0])}  # little more than an offset
     yield {"values": torch.tensor([2.0, -1.0]), "returns": torch.tensor([0.0, 1.0])}  # below 0
     for size, scale, noise in ((5, 2.0, 1.0), (6, -0.5, 0.5), (20, 0.7, 0.3)):
@@ -110,6 +111,8 @@ explained_variance = Exercise(
         "standard deviations are not variances: square them": {"above": torch.std, "below": torch.std},
         "a negative result becomes 0 or loses its sign: below 0 the critic is worse than a constant, and that is worth knowing":
             [{"end": lambda x: (1 - x).clamp(min=0)}, {"end": lambda x: (1 - x).abs()}],
+        "this is the variance of the errors without their sign; take that of returns - values as it is":
+            {"above": lambda e: variance(e.abs())},
         "mean absolute deviations stand in place of the variances": {
             key: lambda x: (x - x.mean()).abs().mean() for key in ("above", "below")},
     })  # fmt: skip

@@ -13,9 +13,10 @@ from rlhf_lib.exercises.compare import alike, as_tensor, difference, equal, is_n
 from rlhf_lib.exercises.plain import is_record
 from rlhf_lib.exercises.surroundings import limited, quiet, settled
 
-TRIES = 5000  # calls of our own functions that the search may make, about three times what any exercise needs
+TRIES = 6000  # calls of our own functions that the search may make, about three times what any exercise needs
 SECONDS = 20.0  # that one way of searching may take in any case; by TRIES a busy machine says the same as an idle one
 ENOUGH = 3  # see `information`
+SAME = ", or what comes to the same"  # behind a change of a number: other programs may make the same of it
 FEW = 15  # see `by_inputs`
 PLACES = ("first", "second", "third", "fourth", "fifth")
 
@@ -163,7 +164,9 @@ def claimed(found):
     found = [one for one in found if one.rank == min(other.rank for other in found)]
     families = list({one.family: one.sentence for one in reversed(found)}.items())[::-1]
     sentences = list(dict.fromkeys(sentence for _, sentence in families))
-    return sentences[0] if len(sentences) == 1 else f"{sentences[0]}; or: {sentences[1]}" if len(sentences) == 2 else ""
+    if len(sentences) == 1:
+        return sentences[0] + SAME * any(words in sentences[0] for words in (" used in place of ", " taken for 0"))
+    return f"{sentences[0]}; or: {sentences[1]}" if len(sentences) == 2 else ""
 
 
 def information(got, expected, tolerance):

@@ -15,6 +15,7 @@ def cut_off(logprobs, ref_logprobs):
     [
         ("kl_estimate", cut_off, "cut off"),
         ("explained_variance", lambda values, returns: 1 - (returns - values).var() / (returns.var() + 0.01), "is added"),
+        ("explained_variance", lambda values, returns: 1 - (returns - values).abs().var() / returns.var(), "without their sign"),
         ("explained_variance", lambda values, returns: returns.var() - (returns - values).var(), "difference of two variances"),
     ],
 )
