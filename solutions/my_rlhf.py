@@ -478,17 +478,17 @@ def train_step(model, optimizer, inputs, targets, max_norm):
     return loss.item()
 
 
-# ---- 3.7 validation_loss [3e5afe22]
+# ---- 3.7 validation_loss [71646145]
 
-@torch.no_grad()
 def validation_loss(model, batches):
     """The loss (nats per token) over all targets of `batches`, pairs of (B, T) int64; dropout is off."""
     model.eval()
     nats, count = 0.0, 0
-    for inputs, targets in batches:
-        logits = model(inputs)  # (B, T, V)
-        nats += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
-        count += targets.numel()
+    with torch.no_grad():
+        for inputs, targets in batches:
+            logits = model(inputs)  # (B, T, V)
+            nats += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
+            count += targets.numel()
     model.train()
     return nats / count
 

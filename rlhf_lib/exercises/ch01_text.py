@@ -196,6 +196,12 @@ def looked_up(pieces, vocabulary, unknown=lambda piece, size: 0, shift=0, clean=
     return [vocabulary.index(one) + shift if one in vocabulary else unknown(one, len(vocabulary)) for one in pieces]
 
 
+def one_more_each(pieces, vocabulary):
+    """Every piece that is not known is put behind the vocabulary."""
+    numbers = {piece: number for number, piece in enumerate(vocabulary)}
+    return [numbers.setdefault(piece, len(numbers)) for piece in pieces]
+
+
 encode_words = Exercise(
     "1.3", "encode_words", draw=draw_encode_words, formula=looked_up,
     right=lambda pieces, vocabulary: [sum(n for n, known in enumerate(vocabulary) if known == piece) for piece in pieces],
@@ -205,7 +211,7 @@ encode_words = Exercise(
             lambda pieces, vocabulary: [vocabulary.index(piece) for piece in pieces if piece in vocabulary],
         "pieces outside the vocabulary become -1, which no embedding can look up; take 0": {"unknown": lambda piece, size: -1},
         "a piece outside the vocabulary gets a number beyond its end: the embedding has no such row; use 0":
-            ({"unknown": lambda piece, size: size}, {"unknown": lambda piece, size: size + 1}),
+            ({"unknown": lambda piece, size: size}, {"unknown": lambda piece, size: size + 1}, one_more_each),
         "a piece outside the vocabulary gets its last place; the unknown token is 0":
             ({"unknown": lambda piece, size: size - 1},
              lambda pieces, vocabulary: looked_up(pieces, ["", *vocabulary[1:]], lambda piece, size: size - 1)),
@@ -240,7 +246,8 @@ def draw_most_frequent_pair(generator):
         ("m n|x y|a b", [2, 2, 2]), ("the re|o|w e r e", [7, 20, 4]), ("a b a b a b|c d", [1, 2]), ("b c|a a a", [3, 2]),
         ("a b|a b c|d e", [5, 3, 6]), ("a b|a b c|d e", [5, 3, 4]), ("a x b|a y b|c d e", [2, 2, 3]), ("e a b|c d", [1, 1]),
         ("a b|th e", [2, 2]), ("th e|b a", [2, 2]), ("b a|c d|a b", [2, 3, 2]),
-        ("a b|c d|e a b", [1, 2, 1]), ("a bc|ab c|d e", [2, 2, 3])))  # fmt: skip
+        ("n o|h e", [1, 1]), ("h o|h o w|m y|m y n", [3, 3, 4, 2]), ("a b|c d|e a b", [1, 2, 1]),
+        ("a bc|ab c|d e", [2, 2, 3])))  # fmt: skip
     for size in (4, 8, 0):
         words = [[pick(generator, ["a", "b", "c", "th"]) for _ in range(1 + place % 4)] for place in range(size)]
         yield {"words": words, "counts": torch.randint(1, 16, (size,), generator=generator).tolist()}
@@ -277,6 +284,12 @@ def first_to_reach(words, counts):
     return best
 
 
+def from_word_to_word(words, counts):
+    """The piece before the first of a word is the last of the word before it."""
+    ends = [[], *(word[-1:] for word in words)]
+    return best_pair([end + word for end, word in zip(ends, words)], counts)
+
+
 def apart(word):
     """The pairs of a word; of those of two equal pieces, as a merge would find them."""
     place = 0
@@ -305,13 +318,17 @@ most_frequent_pair = Exercise(
             lambda words, counts: best_pair([max(zip(counts, words), key=lambda one: one[0])[1]] if words else [], [1]),
         "this pairs the last piece of a word with the next word's first: no pair crosses from word to word":
             (lambda words, counts: best_pair([[piece for word, count in zip(words, counts) for piece in word * count]], [1]),
-             lambda words, counts: best_pair([[piece for word in words for piece in word]], [1])),
+             lambda words, counts: best_pair([[piece for word in words for piece in word]], [1]), from_word_to_word),
         "of equally frequent pairs this takes the last in the alphabet; take the first to appear":
             {"choose": lambda total: max(zip(total.values(), total), default=(0, None))[1]},
         "of equally frequent pairs this takes the alphabet's first; take the first to come": by_count(lambda pair, n: (-n, pair)),
         "of equally frequent pairs this takes the last to appear": {"choose": lambda total: MOST(dict(reversed(total.items())))},
         "of equally frequent pairs this takes the first to reach its count, before later words are counted; count all first":
             first_to_reach,
+        "of equally frequent pairs this takes that of the most frequent word; take the first to appear, in the words' own order":
+            lambda words, counts: best_pair(*zip(*sorted(zip(words, counts), key=lambda one: -one[1]))) if words else None,
+        "a pair that occurs once is left out; None is only for when no word has two pieces":
+            {"choose": lambda total: MOST({pair: count for pair, count in total.items() if count > 1})},
         "this is the rarest pair; take the most frequent": by_count(lambda pair, count: count),
         "this is the first pair of all, however often it occurs; take the most frequent": by_count(lambda pair, count: 0),
         "a pair that is in a word several times is counted once: count every place where it stands":
@@ -344,7 +361,7 @@ def draw_merge_pair(generator):
     yield from ({"word": word.split(), "pair": tuple(pair.split())} for word, pair in (
         ("s o", "s o"), ("b", "b b"), ("b b b", "b b"), ("b a", "a b"), ("n o n o w", "n o"), ("t he th e", "th e"),
         ("ae s e s", "e s"), ("a c b a b", "a b"), ("o th er s th", "th er"),
-        ("a a a b a a a a", "a a"), ("", "b b")))  # fmt: skip
+        ("a a a b a a a a", "a a"), ("", "b b"), ("a b . b ( b", ". b")))  # fmt: skip
     for length in (6, 12):
         left, right = pick(generator, [("a", "b"), ("b", "a"), ("ab", "a")])
         yield {"word": [pick(generator, [left, right, "a"]) for _ in range(length)] + [left, right], "pair": (left, right)}
@@ -384,6 +401,12 @@ def merge_twice(word, pair):
     return ["".join(pair) if both[place + 1] else word[place] for place in range(len(word)) if both[place + 1] or not both[place]]
 
 
+def merge_in_twos(word, pair):
+    """Only the pairs at the places 0, 2, 4 and so on."""
+    twos = [word[place : place + 2] for place in range(0, len(word), 2)]
+    return [piece for two in twos for piece in (["".join(two)] if tuple(two) == tuple(pair) else two)]
+
+
 def merge_over(word, pair):
     """What a merge has made is written over when the next place is the pair too: a a a becomes aa."""
     out = []
@@ -420,6 +443,7 @@ merge_pair = Exercise(
         "this goes from right to left; from the left, a a a with the pair (a, a) becomes aa a": merge_from_the_right,
         "a piece is used twice, in two merges: step over both pieces after a merge, so a a a becomes aa a":
             (merge_twice, merge_over),
+        "only every second place is looked at: go on by two places after a merge, by one where nothing is merged": merge_in_twos,
         "the last piece is lost when it is not merged: a loop that stops before it must keep it": {"end": 1, "rest": False},
         "the pair at the very end of the word is not merged: the loop stops too early": {"end": 2},
         "the last piece is added once more, though it has been merged: add it where the loop has not been at it":

@@ -44,7 +44,8 @@ def draw_split_works(generator):
 
 def states():
     """Those of the generators that all share."""
-    return random.getstate(), torch.get_rng_state().tolist(), str(np.random.get_state())
+    _, keys, *rest = np.random.get_state()
+    return random.getstate(), torch.get_rng_state().numpy().tobytes(), keys.tobytes(), rest
 
 
 def call_split_works(function, works, fraction, seed):
@@ -57,7 +58,7 @@ def call_split_works(function, works, fraction, seed):
     tried, seeds, count = {}, range(seed, seed + 8), len(works)
     for one, world in itertools.product(seeds, (1, 2)):
         Title.world = 2 * one + world
-        torch.manual_seed(Title.world)
+        torch.default_generator.manual_seed(Title.world)
         random.seed(Title.world)
         np.random.seed(Title.world)
         before = states()

@@ -85,7 +85,7 @@ def draw_attention(generator):
         mask = (torch.rand(T, S, generator=generator) < 0.5) | torch.eye(T, S).bool()  # no query is left without a key
         yield {"q": q, "k": k, "v": v, "mask": triangle(T, S) if D % 4 == 0 else mask}
     yield one([[128, 2, 0, 0]], [[2, 0, 0, 0], [2, 1, 0, 0]], torch.randn(2, 4, generator=generator).tolist(), [[True, True]])
-    yield one([[1, 0], [2, 1]], [[-300, 1], [90, 9]], [[8, 2], [7, 7]], [[True, False], [True, False]])
+    yield one([[1, 0], [2, 1]], [[-30000, 1], [90, 9]], [[8, 2], [7, 7]], [[True, False], [True, False]])
 
 
 def attention_by_operator(q, k, v, mask):
@@ -187,13 +187,18 @@ def heads_by_operator(x, qkv, out, heads):
 def cut_heads(x, heads, how=""):
     """(B, T, C) in heads, (B, H, T, D), with places to go wrong."""
     B, T, C = x.shape
-    if how == "torn":
+    if "torn" in how:
         return x.reshape(B, heads, T, -1)
-    if how == "strided":
+    if "strided" in how:
         return x.reshape(B, T, -1, heads).permute(0, 3, 1, 2)
     if how == "one":
         return x[:, None]
     return x.reshape(B, T, -1, heads if how == "size" else C // heads).transpose(1, 1 if how == "no transpose" else 2)
+
+
+def put_together(y, shape, how=""):
+    """Heads in (B, T, C), which is `shape`, with places to go wrong."""
+    return (y if "scrambled" in how else y.permute(0, 2, 3, 1) if "both ways" in how else y.transpose(1, 2)).reshape(shape)
 
 
 def heads_of(x, qkv, out, heads, parts="qkv", cut="", join="", mix=lambda y, out: y @ out.T, skip=0, **look):
@@ -209,8 +214,7 @@ def heads_of(x, qkv, out, heads, parts="qkv", cut="", join="", mix=lambda y, out
     y, _ = looked_up(q, k, v, triangle(q.shape[2], k.shape[2]), **look)
     y = y.mean(1, keepdim=True).expand(y.shape) if join == "mean" else y
     y = y.sum(1, keepdim=True).expand(y.shape) if join == "sum" else y
-    y = (y if join == "scrambled" or cut == "no transpose" else y.transpose(1, 2)).reshape(B, T, C)
-    return skip * x + mix(y, out)
+    return skip * x + mix(put_together(y, x.shape, "scrambled" if cut == "no transpose" else join), out)
 
 
 multi_head = Exercise(
@@ -221,7 +225,8 @@ multi_head = Exercise(
             ({"cut": "torn"}, {"cut": "torn", "join": "scrambled"}),
         "the heads are put together without transpose(1, 2): back to (B, T, heads, D), then reshape": {"join": "scrambled"},
         "without transpose(1, 2) the softmax runs over the heads: make it (B, heads, T, D)": {"cut": "no transpose"},
-        "a head takes every heads-th number; it is to take D neighbours: view(B, T, heads, D)": {"cut": "strided"},
+        "a head takes every heads-th number; it is to take D neighbours: view(B, T, heads, D)":
+            ({"cut": "strided"}, {"cut": "strided", "join": "both ways"}),
         "this is one wide head: cut queries, keys and values into `heads` parts of size D first": {"cut": "one"},
         "`heads` is taken for the size of a head; it is their number, and the size is C // heads": {"cut": "size"},
         "queries, keys and values are cut inside each head; the first C rows of qkv make all queries": 

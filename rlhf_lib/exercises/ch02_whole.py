@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from rlhf_lib.exercises.ch01_text import but_no
-from rlhf_lib.exercises.ch02_transformer import cut_heads, looked_up, same, triangle
+from rlhf_lib.exercises.ch02_transformer import cut_heads, looked_up, put_together, same, triangle
 from rlhf_lib.exercises.declare import Exercise
 from rlhf_lib.exercises.gradients import with_gradients
 from rlhf_lib.models.gpt import GPT, GPTConfig
@@ -81,7 +81,7 @@ def gpt2(tokens, weights, layers, heads, mistake="", eps=1e-5, biases="qkv out u
         q, k = (k, q) if wrong("q and k") else (q, k)
         q, k, v = (cut_heads(part, heads, mistake) for part in (q, k, v))
         y, _ = looked_up(q, k, v, triangle(T, T), **look)
-        y = (y if wrong("scrambled") else y.transpose(1, 2)).reshape(x.shape)
+        y = put_together(y, x.shape, mistake)
         x = (0.0 if wrong("no first skip") else norm(x, norms[0]) if wrong("normed skips") else x) + (
             y if wrong("no out") else linear(y, f"{at}attention.out")
         )
@@ -121,9 +121,11 @@ gpt_logits = Exercise(
         "the attention's scores are divided by sqrt(D) twice, or by D": {"scale": lambda q, k: 1 / q.shape[-1]},
         "the attention's scores are divided by sqrt(C); it is sqrt(D), the root of a head's size":
             {"scale": lambda q, k: (q.shape[1] * q.shape[3]) ** -0.5},
-        "view(B, heads, T, D) tears positions apart: view(B, T, heads, D), then transpose(1, 2)": {"mistake": "torn"},
+        "view(B, heads, T, D) tears positions apart: view(B, T, heads, D), then transpose(1, 2)":
+            ({"mistake": "torn"}, {"mistake": "torn and scrambled"}),
         "the heads are put together without transpose(1, 2): bring them back to (B, T, heads, D) first": {"mistake": "scrambled"},
-        "a head takes every heads-th number; it is to take D neighbours": {"mistake": "strided"},
+        "a head takes every heads-th number; it is to take D neighbours":
+            ({"mistake": "strided"}, {"mistake": "strided both ways"}),
         "this is one wide head: cut queries, keys and values into `heads` parts first": {"mistake": "one"},
         "queries and keys are swapped: queries, keys, values is the order": {"mistake": "q and k"},
         "the attention's output matrix is missing": {"mistake": "no out"},
@@ -200,7 +202,8 @@ count_parameters = Exercise(
         "3 x width numbers are missing in each block: qkv's bias; up's is 4 x width": {"qkv_bias": lambda V, P, L, C: -3 * L * C},
         "width numbers are missing in each block: attention.out and down have a bias each":
             {"out_bias": lambda V, P, L, C: -L * C},
-        "the feed-forward part has biases too: 5 x width in each block": {"feed_bias": lambda V, P, L, C: -5 * L * C},
+        "5 x width biases are missing in each block: one for each output, so qkv has 3 x width, up 4 x width, down width":
+            {"feed_bias": lambda V, P, L, C: -5 * L * C},
         "the norms are missing: two in each block, one at the end, gain and bias": {"norms": lambda V, P, L, C: -(4 * L + 2) * C},
         "the norms have a bias too, not a gain alone": {"norm_bias": lambda V, P, L, C: -(2 * L + 1) * C},
         "2 x width numbers are missing in each block: two norms, with gain and bias":

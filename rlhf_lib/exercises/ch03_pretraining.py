@@ -145,6 +145,8 @@ Exercise("3.2", "perplexity_and_bits", draw=draw_scores, right=scores_by_token, 
     "each batch's mean is divided by its tokens; multiply it by them": {"nats": lambda x, n: (x / n).sum()},
     "this averages the batches' perplexities; average the losses first, take the exponential once":
         ({"perplexity": lambda x, n, loss: x.exp() @ n.double() / n.sum()}, {"perplexity": lambda x, n, loss: x.exp().mean()}),
+    "the probabilities are averaged (exp(-loss)) before the logarithm is taken; average the losses":
+        {"nats": lambda x, n: -n.sum() * ((-x).exp() @ n.double() / n.sum()).log()},
     "perplexity is exp(loss): the loss is in nats, and 2 ** loss is for bits": {"perplexity": lambda x, n, loss: 2**loss},
     "the loss is divided by the characters; it is in nats per token": (
         {"loss": lambda n, t, c: n / c},
@@ -303,6 +305,8 @@ Exercise("3.4", "adam_step", draw=draw_adam, right=adam_by_torch, formula=adam, 
         lambda parameter, **others: adam(parameter=parameter, **others, out=lambda new, m, v, _: (new - parameter, m, v)),
     "v averages the gradient; it is the average of its square": ({"square": lambda g, m: g}, {"square": lambda g, m: g.abs()}),
     "v averages the square of m; it is the average of the gradient's square": {"square": lambda g, m: m**2},
+    "the squared gradient is averaged over the whole tensor; v has one average for each weight":
+        {"square": lambda g, m: (g**2).mean()},
     "what is new in an average is not multiplied by 1 - beta": ({"new": (1, 1)}, {"new": (1, 0)}, {"new": (0, 1)}),
     "the weights of old and new are exchanged: the old average has beta, the gradient 1 - beta": {"old": lambda beta: 1 - beta},
     "the gradient itself makes the step; m, its average, does": {"move": lambda m, v, eps, g: g / (v.sqrt() + eps)},
@@ -338,7 +342,8 @@ def draw_gradients(generator):
 
 def clipped_and_norm(function, gradients, max_norm):
     clipped, norm = function(gradients, max_norm)
-    return {"clipped": clipped, "norm": norm, "tensors are new": not any(one is old for one in clipped for old in gradients)}
+    parts = clipped if isinstance(clipped, (list, tuple)) else []  # the norm, where the two have changed places
+    return {"clipped": clipped, "norm": norm, "tensors are new": not any(one is old for one in parts for old in gradients)}
 
 
 def clip_by_torch(gradients, max_norm):
@@ -391,6 +396,7 @@ Exercise("3.5", "clip_gradient", draw=draw_gradients, call=clipped_and_norm, rig
         {"scale": lambda norm, most: norm.clamp(max=most) / norm},
     "the factor is squared: multiply by max_norm / norm": {"scale": lambda norm, most: min(1, most / (norm + 1e-6)) ** 2},
     "this is the norm of the first tensor alone": {"norm": lambda xs: xs[0].norm()},
+    "clipped gradients and norm have changed places: return (clipped, norm)": lambda xs, most: clip(xs, most)[::-1],
     "the norm returned is the one after clipping; the one before it is worth a curve, as it shows what happened":
         {"told": lambda norm, scale: norm * scale},
     "the factor is returned in place of the norm": {"told": lambda norm, scale: scale},

@@ -50,8 +50,8 @@ def gradients_by_hand(model, inputs, targets):
     return -logprobs[range(len(targets)), targets].mean().item()
 
 
-def entropy(logits, targets, reduction="mean"):
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+def entropy(logits, targets, reduction="mean", **options):
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction, **options)
 
 
 # ----------------------------------------------------------------------------------------- 3.6
@@ -64,7 +64,8 @@ def draw_steps(generator):
 def steps_taken(function, embedding, head, batches, rate, momentum, max_norm):
     """The losses of some steps, the weights after them, and what sort of thing the losses were."""
     model, losses = small_model(embedding, head), []
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum)
+    groups = [{"params": [parameter]} for parameter in model.parameters()]  # as where only some weights decay
+    optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum)
     for inputs, targets in batches:
         model.eval()  # as an evaluation leaves it
         losses.append(function(model, optimizer, inputs, targets, max_norm))
@@ -122,6 +123,10 @@ Exercise("3.6", "train_step", draw=draw_steps, call=steps_taken, right=step_by_h
     "the sum of the losses is divided by the rows; divide by the targets": {"cost": lambda x, y: entropy(x, y, "sum") / len(y)},
     "softmax is taken twice: cross_entropy takes logits": {"cost": lambda x, y: entropy(x.softmax(-1), y)},
     "the targets are shifted once more; they are shifted already": {"cost": lambda x, y: entropy(x[:, :-1], y[:, 1:])},
+    "targets of token 0 are left out, like padding; there is none here, so every target counts":
+        {"cost": lambda x, y: entropy(x, y, ignore_index=0)},
+    "logits and targets are flattened in different orders, so a position has another's target: flatten(0, 1) and flatten()":
+        ({"cost": lambda x, y: entropy(x.transpose(0, 1), y)}, {"cost": lambda x, y: entropy(x, y.T)}),
     "single values are cut off, which turns the gradient; clip_grad_norm_ scales all alike": {"clip": nn.utils.clip_grad_value_},
     "another norm is clipped; the common norm is the root of the sum of squares, norm_type 2":
         [{"clip": functools.partial(nn.utils.clip_grad_norm_, norm_type=kind)} for kind in (1.0, math.inf)],
@@ -240,13 +245,14 @@ def gradients_of_whole(model, micro_batches):
 def accumulated(model, micro_batches, *, by=lambda s: s.all, clear="first", ignore=-100, used=ALL, whole=False):
     """Add up the gradients of the micro-batches `used`: of the nats divided by what `by` makes of the numbers of targets."""
     counts, losses = [int((targets != -100).sum()) for _, targets in micro_batches], []
-    places = sum(targets.numel() for _, targets in micro_batches)
+    places, rows = (sum(size(targets) for _, targets in micro_batches) for size in (torch.numel, len))
     for place, (inputs, targets) in enumerate(micro_batches[used]):
         if clear == "always" or (clear != "never" and place == 0):
             model.zero_grad()
         nats = entropy(model(inputs), targets if ignore else targets.clamp(min=0), "sum")
         known = dict(here=counts[place], seen=sum(counts[: place + 1]), all=sum(counts), parts=len(counts))
-        losses.append(nats / by(SimpleNamespace(size=targets.numel(), places=places, **known)))
+        sizes = dict(size=targets.numel(), places=places, rows=len(targets), all_rows=rows)
+        losses.append(nats / by(SimpleNamespace(**known, **sizes)))
         if not whole:
             losses.pop().backward()
     if whole:
@@ -283,6 +289,7 @@ Exercise("3.8", "accumulate_gradients", draw=draw_micro_batches, call=gradients_
     "the sums are divided by all positions; those with target -100 are not targets: count the others": {"by": lambda s: s.places},
     "the sums are divided by the targets seen so far; count those of all beforehand": {"by": lambda s: s.seen},
     "the means are weighed by all positions; -100 is no target": {"by": lambda s: s.here * s.places / s.size},
+    "the means are weighed by rows; weigh them by their targets": {"by": lambda s: s.here * s.all_rows / s.rows},
     "this is divided by the targets of all, and by the number of micro-batches once more": {"by": lambda s: s.all * s.parts},
     "the sums are divided by the number of micro-batches; divide by the targets of all": {"by": lambda s: s.parts},
     "this is the gradient of the sum; divide each sum by the targets of all micro-batches": {"by": lambda s: 1},
@@ -329,17 +336,22 @@ def resumed_run(function, weight, inputs, targets, stop):
 
     model, optimizer = fresh()
     train(model, optimizer, 0, stop)
+    before = torch.get_rng_state()
     state = function(model, optimizer, stop)
+    if not torch.equal(torch.get_rng_state(), before):
+        raise TypeError("torch's generator is another after the call")
+    missing = [key for key in ("model", "optimizer", "step", "random") if key not in state]
+    if missing:
+        raise TypeError(f"it lacks the keys {', '.join(map(repr, missing))}")
     train(model, optimizer, stop, len(inputs))  # the run goes on and changes its weights and moments in place
 
     resumed, again = fresh()
     torch.manual_seed(1)  # another process, with another state of the generator
-    resumed.load_state_dict(state.get("model", resumed.state_dict()))
-    again.load_state_dict(state.get("optimizer", again.state_dict()))
-    torch.set_rng_state(state.get("random", torch.get_rng_state()))
-    train(resumed, again, state.get("step", 0), len(inputs))
-    ends = {"without a stop": dict(model.state_dict()), "resumed": dict(resumed.state_dict())}
-    return {"missing keys": [key for key in ("model", "optimizer", "step", "random") if key not in state], **ends}
+    resumed.load_state_dict(state["model"])
+    again.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"])
+    train(resumed, again, state["step"], len(inputs))
+    return {"without a stop": dict(model.state_dict()), "resumed": dict(resumed.state_dict())}
 
 
 def state_in_file(model, optimizer, step):
@@ -360,13 +372,15 @@ Exercise("3.9", "training_state", draw=draw_runs, call=resumed_run, right=state_
         {"shared": ("model", "optimizer")},
     "the weights are copied, the optimiser's moments are not, and training writes into them": {"shared": "optimizer"},
     "the moments are copied, the weights are not, and training writes into them: copy.deepcopy them": {"shared": "model"},
-    "the optimiser is missing: Adam's m, v and step count would start again from zero": {"missing": "optimizer"},
-    "the step is missing: schedule and data would start again from the beginning": {"missing": "step"},
-    "the random state is missing: dropout would drop other features; keep torch.get_rng_state()": {"missing": "random"},
-    "the weights are missing: keep model.state_dict()": {"missing": "model"},
+    "the optimiser is missing, its key is 'optimizer': Adam's m, v and step count would start again from zero":
+        {"missing": "optimizer"},
+    "the step is missing, its key is 'step': schedule and data would start again from the beginning": {"missing": "step"},
+    "the random state is missing, its key is 'random': dropout would drop other features; keep torch.get_rng_state()":
+        {"missing": "random"},
+    "the weights are missing, their key is 'model': keep model.state_dict()": {"missing": "model"},
     "the step kept is the last one done, so the resumed run takes it twice: keep the next one": {"steps": lambda step: step - 1},
-    "the generator is seeded anew, which changes the run that goes on: torch.get_rng_state() only reads its state":
+    "the call changes torch's generator, and so the run that goes on: torch.get_rng_state() alone only reads its state":
         {"random": lambda: torch.manual_seed(0).get_state()},
     "this is the state of a new generator, not of the one that dropout draws from: torch.get_rng_state()":
-        {"random": lambda: torch.Generator().manual_seed(0).get_state()},
+        ({"random": lambda: torch.Generator().manual_seed(0).get_state()}, {"random": lambda: torch.Generator().get_state()}),
 })  # fmt: skip

@@ -18,7 +18,7 @@ def draw_logits(generator):
     for shape, temperature in (((2, 3), 2.0), ((4, 6), 0.7), ((2, 3, 5), 1.3)):
         yield {"logits": 2 * torch.randn(shape, generator=generator), "temperature": temperature}
     yield {"logits": torch.tensor([[0.0, -150.0], [410.0, 400.0]]), "temperature": 0.25}  # exp(-600) is 0, exp(1640) infinite
-    for shape, temperature in (((1, 4), 1.0), ((2, 1, 3), 0.05), ((3, 4), 12.0)):
+    for shape, temperature in (((1, 4), 1.0), ((2, 1, 3), 0.05), ((3, 4), 12.0), ((2, 3), 1.0)):
         yield {"logits": 2 * torch.randn(shape, generator=generator), "temperature": temperature}
 
 
@@ -34,6 +34,13 @@ Exercise("4.1", "with_temperature", draw=draw_logits, right=by_distribution, for
     "the temperature is upside down: divide the logits by it, so that a low one sharpens": {"heat": lambda x, t: x * t},
     "the temperature is not used": {"heat": lambda x, t: x},
     "temperatures below 1 are raised to 1": {"heat": lambda x, t: x / max(t, 1)},
+    "low temperatures are raised to a least one: divide by the temperature that is given":
+        [{"heat": lambda x, t, least=least: x / max(t, least)} for least in (0.1, 0.2, 0.25, 0.3, 0.5)],
+    "at temperature 1 the logits come back as they are: log_softmax makes log-probabilities of them there too":
+        lambda logits, temperature: logits if temperature == 1 else tempered(logits, temperature),
+    "these are logarithms to the base 2 or 10; log-probabilities are natural logarithms":
+        [{"normal": normal} for base in (2, 10) for normal in (
+            lambda x, base=base: x.log_softmax(-1) / math.log(base), lambda x, base=base: x.softmax(-1).log() / math.log(base))],
     "the log-probabilities were divided after log_softmax and no longer sum to 1: divide the logits before":
         {"heat": lambda x, t: x, "after": lambda y, t: y / t},
     "these are still logits: after the division, log_softmax makes log-probabilities of them": {"normal": lambda x: x},
@@ -42,7 +49,8 @@ Exercise("4.1", "with_temperature", draw=draw_logits, right=by_distribution, for
     "these are probabilities to a power, which no longer sum to 1: divide the logits before":
         {"heat": lambda x, t: x, "normal": lambda x: x.softmax(-1), "after": lambda y, t: y ** (1 / t)},
     "the softmax runs over the wrong dimension: the vocabulary is the last one, dim=-1":
-        ({"normal": lambda x: x.log_softmax(0)}, {"normal": lambda x: x.log_softmax(min(1, x.dim() - 1))}),
+        ({"normal": lambda x: x.log_softmax(0)}, {"normal": lambda x: x.log_softmax(min(1, x.dim() - 1))},
+         {"normal": lambda x: x.log_softmax(1)}),
     "something keeps the probability away from 0, and caps what an unlikely token gets; log_softmax needs no help":
         [{"normal": change} for eps in (1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-12) for change in (
             lambda x, eps=eps: (x.softmax(-1) + eps).log(), lambda x, eps=eps: x.softmax(-1).clamp(min=eps).log())]
@@ -126,6 +134,11 @@ Exercise("4.2", "top_k_filter", draw=draw_top_k, call=ties_either_way, right=top
     "k - 1 tokens are left: the k-th stays too, so cut what is below it, not what is equal to it":
         ({"count": lambda k, v: min(k, v) - 1}, lambda logits, k: logits.masked_fill(
             logits <= logits.topk(min(k, logits.shape[-1])).values[..., -1:], -math.inf)),
+    "where the k-th and the next are equal both are cut, and fewer than k stay: cut only what is below the k-th largest":
+        lambda logits, k: logits if k >= logits.shape[-1] else logits.masked_fill(
+            logits <= logits.topk(k + 1).values[..., -1:], -math.inf),
+    "only the k largest logits come back: keep the shape (..., V), with minus infinity in the places of the others":
+        (lambda logits, k: logits.topk(min(k, logits.shape[-1])).values, lambda logits, k: logits.topk(k).values),
     "k + 1 tokens are left: the first k of the sorted ones have places 0 to k - 1": {"count": lambda k, v: k + 1},
     "one threshold is used for the whole batch; each row has its own k-th largest logit":
         (lambda logits, k: best(logits.flatten(), k).reshape(logits.shape),
@@ -153,6 +166,7 @@ def draw_top_p(generator):
     yield {"logits": torch.tensor([[200.0, 201.0, 100.0], [-300.0, -299.0, -300.5]]), "p": 0.8}  # exp would be infinite, or 0
     for count, p in ((3, 0.5), (4, 0.75)):
         yield {"logits": torch.full((count,), 1.5), "p": p}
+    yield {"logits": 0.1 * torch.randn(150, generator=generator), "p": 0.855}  # more than a hundred are kept
 
 
 def ties_in_any_order(function, logits, p):
@@ -229,6 +243,11 @@ Exercise("4.3", "top_p_filter", draw=draw_top_p, call=ties_in_any_order, right=t
     "logits were summed; p is a share of probability, so take the softmax first": {"of": lambda x: x},
     "one nucleus was found for the whole batch; each row has its own":
         lambda logits, p: nucleus(logits.flatten(), p).view(logits.shape),
+    "the same number of tokens is kept in all rows; each row has its own, as many as it needs to reach p":
+        [{"gone": lambda x, sums, p, of=of: of((sums - x >= p).reshape(-1, x.shape[-1])).expand(x.shape)}
+         for of in (lambda cuts: cuts.all(0), lambda cuts: cuts.any(0), lambda cuts: cuts[0])],
+    "two tokens are kept at least; one is enough where it reaches p alone":
+        {"gone": lambda x, sums, p: (sums - x >= p) & (torch.arange(x.shape[-1]) > 1)},
     "the first row's tokens are kept in all rows; each row has its own nucleus": lambda logits, p: logits.masked_fill(
         nucleus(logits, p).reshape(-1, logits.shape[-1])[0].isinf(), -math.inf),
     "cut tokens got a logit of 0, which is exp(0) = 1 before normalising: use minus infinity": {"cut": 0.0},
@@ -300,7 +319,9 @@ Exercise("4.4", "draw_token", draw=draw_uniforms, call=with_type, right=token_by
     "the numbers that were given are not used: drawn this way, a sample cannot be repeated":
         [lambda logprobs, uniforms, again=again: torch.multinomial(logprobs.exp(), 1, again)[:, 0] for again in (False, True)],
     "every row is drawn with the first row's number; each row has its own": {"number": lambda u: u[:1].expand(len(u))},
-    "the numbers are turned round, 1 - u: the tokens lie from 0 upwards": {"number": lambda u: 1 - u},
+    "the numbers are turned round, 1 - u: the tokens lie from 0 upwards": ({"number": lambda u: 1 - u}, *(
+        {"number": lambda u: 1 - u, "below": False, **more} for more in (
+            {}, {"out": lambda y, v: y.clamp(max=v - 1)}, {"find": lambda ends, u: (ends > u).int().argmax(-1)}))),
     "all tokens are taken for equally likely: the number is multiplied by V":
         lambda logprobs, uniforms: (uniforms * logprobs.shape[1]).long(),
     "log-probabilities were summed; the cumulative distribution is the running sum of probabilities": [
@@ -388,6 +409,8 @@ Exercise("4.5", "until_end", draw=draw_ends, right=until_by_loops, formula=until
         {"mask": lambda x: torch.arange(x.shape[1]) <= x.argmax(1, keepdim=True)},
     "a row without an end token is all False; it is real in its whole length":
         ({"mask": lambda x: real_of(x) & x.any(1, keepdim=True)}, {"mask": lambda x: x.flip(1).cumsum(1).flip(1) > 0}),
+    "the last place of a row without an end token is left out; such a row is real in its whole length":
+        {"mask": lambda x: real_of(x) & (x.any(1, keepdim=True) | (torch.arange(x.shape[1]) < x.shape[1] - 1))},
     "an end token in the first place is taken for none: it is an end like any other":
         ({"mask": lambda x: real_of(x) | (x[:, :1] == 1)}, {"mask": lambda x: real_of(F.pad(x[:, 1:], (1, 0)))}),
     "the first token is False, though nothing lies before it": {"mask": lambda x: F.pad(real_of(x)[:, 1:], (1, 0))},
@@ -403,7 +426,7 @@ Exercise("4.5", "until_end", draw=draw_ends, right=until_by_loops, formula=until
 
 # ----------------------------------------------------------------------------------------- 4.6
 def draw_prompts(generator):
-    for rows, start, steps, temperature in ((1, 1, 2, 0.7), (2, 3, 1, 1.5), (3, 2, 4, 0.6), (12, 2, 5, 1.2)):
+    for rows, start, steps, temperature in ((1, 1, 2, 0.7), (2, 3, 1, 1.5), (3, 2, 4, 0.6), (12, 2, 5, 1.2), (1, 120, 6, 0.5)):
         prompts, uniforms = torch.randint(12, (rows, start), generator=generator), torch.rand(rows, steps, generator=generator)
         weights, training = int(torch.randint(1_000_000, (1,), generator=generator)), rows != 2
         yield dict(weights=weights, training=training, prompts=prompts, uniforms=uniforms, temperature=temperature)
@@ -411,7 +434,7 @@ def draw_prompts(generator):
 
 def tiny_gpt(seed):
     """A GPT with weights drawn from `seed`, large enough for uneven probabilities, with dropout."""
-    model = GPT(GPTConfig(vocab_size=12, context=16, layers=2, heads=2, width=16, dropout=0.3))
+    model = GPT(GPTConfig(vocab_size=12, context=128, layers=2, heads=2, width=16, dropout=0.3))
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.dim() == 2:
@@ -459,6 +482,8 @@ Exercise("4.6", "sample", draw=draw_prompts, call=continued, right=by_generate, 
         {"read": lambda whole, n: whole[:, :n]},
     "only the newest token is read: without a cache the model needs all before it too": {"read": lambda whole, n: whole[:, -1:]},
     "the oldest token is forgotten at every step: the model reads all tokens": {"read": lambda whole, n: whole[:, -n:]},
+    "the model is given the last tokens alone, a fixed number of them: it reads all that there are":
+        [{"read": lambda whole, _, most=most: whole[:, -most:]} for most in (8, 16, 32, 64, 100)],
     "these are the logits at the first position; the next token is predicted at the last": {"place": 0},
     "the temperature is not used": {"heat": lambda t: 1.0},
     "each step draws with the same number: step t uses uniforms[:, t]":

@@ -153,9 +153,9 @@ def padding_by_loops(real):
 
 def padded(
     real, *, count=lambda real: (real.cumsum(1) - 1).clamp(min=0), before=torch.tril, seen=lambda real: real[:, None, :],
-    itself=True, out=lambda attend: attend,
+    itself=True, out=lambda attend: attend, size=lambda real: real.shape[1],
 ):  # fmt: skip
-    T = real.shape[1]
+    T = size(real)
     attend = before(torch.ones(T, T, dtype=torch.bool)) & seen(real)
     return count(real), out(attend | torch.eye(T, dtype=torch.bool) if itself is True else attend)
 
@@ -174,6 +174,8 @@ Exercise("4.8", "left_padding", draw=draw_padding, call=as_far_as_real, right=pa
     picture=padding_picture, mistakes={
     "there is no causal mask: a token may look at itself and at what comes before it, when sampling too": {"before": lambda x: x},
     "the triangle reaches one too far: each token sees the next": {"before": lambda x: x.tril(1)},
+    "the mask is as large as there are rows, len(real); it has a row and a column for each position, T = real.shape[1]":
+        {"size": len},
     "padding can be looked at: leave out the columns where `real` is False": {"seen": lambda r: r[:, None, :] | True},
     "the rows of padding are masked, not its columns: nobody may look AT padding, real[:, None, :]":
         {"seen": lambda r: r[:, :, None], "itself": False},
@@ -205,7 +207,7 @@ Exercise("4.8", "left_padding", draw=draw_padding, call=as_far_as_real, right=pa
 
 # ----------------------------------------------------------------------------------------- 4.9
 def draw_caches(generator):
-    for B, H, S, D in ((1, 1, 0, 2), (1, 1, 2, 2), (2, 1, 3, 4), (2, 3, 5, 4)):
+    for B, H, S, D in ((1, 1, 0, 2), (1, 1, 2, 2), (2, 1, 3, 4), (2, 3, 5, 4), (1, 1, 200, 3)):
         q, k, v = torch.randn(3, B, H, 1, D, generator=generator)
         keys, values = torch.randn(2, B, H, S, D, generator=generator)
         yield {"q": q, "k": k, "v": v, "keys": keys, "values": values}

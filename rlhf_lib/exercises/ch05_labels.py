@@ -145,6 +145,17 @@ def what_is_wrong(function, texts, held_out):
     out, many = learn + kept, {f"verse {number}" for number in range(4000)}
     share = cache(lambda held_out: len(held(many, share=held_out)) / len(many))
     off = lambda *some: max(abs(share(one) - one) for one in some)  # noqa: E731
+
+    def with_skips(some):  # whether the text behind each held-out one is skipped, as in a list that shrinks while it is read
+        first = [some[place] in held(some[place:] + some[:place], share=0.6) for place in range(len(some))]  # none is before it
+        found, place = set(), 0
+        while place < len(some):
+            found |= {some[place]} if first[place] else set()
+            place += 1 + first[place]
+        return not all(first) and found == held(some, share=0.6) != {text for text, out in zip(some, first) if out}
+
+    half_negative = (lambda one: (1 + one) / 2, lambda one: min(1, 0.5 + one))
+    far = lambda of: max(abs(share(one) - of(one)) for one in (held_out, 1 - held_out, 0.15))  # noqa: E731
     faults = {
         "a text is in them that did not come in": lambda: set(out) - set(came),
         "some passages are in both, others in neither": lambda: came - out and out - came,
@@ -153,6 +164,7 @@ def what_is_wrong(function, texts, held_out):
         "some passages are in both": lambda: out - came,
         "another run has others": lambda: held(texts, run=2) != set(kept),
         "another process has others": lambda: held(texts, process=2) != set(kept),
+        "the text behind each held-out one is skipped": lambda: with_skips(sorted(many)[:60]),
         "another order has others": lambda: held(texts[100:] + texts[:100]) != set(kept),
         "with more texts, some change sides": lambda: held(texts[:50] + sorted(many)[:100] + texts) & {*texts} != set(kept),
         "a text that came in twice is in both": lambda: set(learn) & set(kept),
@@ -160,6 +172,7 @@ def what_is_wrong(function, texts, held_out):
         "nearly nothing is held out": lambda: share(held_out) < 0.02,
         "nearly all is held out": lambda: share(held_out) > 0.98,
         "another held_out has the same": lambda: abs(share(held_out) - share(1 - held_out)) < 0.1,
+        "half of the numbers are negative": lambda: min(map(far, half_negative)) < 0.025,
         "they are swapped": lambda: abs(share(held_out) - 1 + held_out) < 0.04,
         "another share than held_out is held out": lambda: off(held_out, 1 - held_out, 0.15) > 0.04,
     }
@@ -199,6 +212,13 @@ def first_copies(texts, held_out):
     return [text for place, text in enumerate(texts) if place not in test], [texts[place] for place in test]
 
 
+def shrinking(texts, held_out):
+    """By SHA-256, out of the list that the loop runs over."""
+    learn, kept = list(texts), set(by_sha256(texts, held_out)[1])
+    test = [learn.pop(place) for place, text in enumerate(learn) if text in kept]
+    return learn, test
+
+
 split_labels = Exercise(
     "5.2", "split_labels",
     draw=draw_texts,
@@ -216,6 +236,10 @@ split_labels = Exercise(
             lambda texts, held_out: cut(sorted(texts, key=lambda text: hashlib.md5(text.encode()).digest()), held_out, True),
         "Python's hash() of a text, or the order of a set, differs from process to process; use hashlib.sha256(text.encode())":
             lambda texts, held_out: by_hash(texts, held_out, part=lambda text: str(hash(text))),
+        "the text behind each held-out one is skipped: do not remove from the list that the loop runs over; build two new lists":
+            shrinking,
+        "far more than `held_out` is held out, as when half of the numbers are negative: read the hash's bytes as unsigned":
+            ({"share": lambda share: (1 + share) / 2}, {"share": lambda share: 0.5 + share}),
         "the halves are swapped: return (learn, held out), and `held_out` is the share of the second": {"swap": True},
         "passages that are there twice are thrown away; both readings stay, in the same half": {"some": dict.fromkeys},
         "of a passage that is there twice, one may be in each half; all copies of a text belong on one side": first_copies,
@@ -299,6 +323,10 @@ majority_vote = Exercise(
         "an even number of votes is no tie in itself": each(lambda one: max(one, key=one.count) if len(one) % 2 else NEUTRAL),
         "this asks for more than half of the votes; the most votes are enough, when no other label has as many":
             each(lambda one: next((label for label in LABELS if one.count(label) > len(one) / 2), NEUTRAL)),
+        "this asks for half of the votes; the most votes are enough, when no other label has as many":
+            each(lambda one: voted([one])[0] if one.count(voted([one])[0]) >= len(one) / 2 else NEUTRAL),
+        "votes of earlier passages count again: begin with no votes at each passage":
+            lambda votes: voted([[label for one in votes[: place + 1] for label in one] for place in range(len(votes))]),
         "this asks for half of the votes; the most votes may be fewer, and two labels may have half each":
             tuple(each(lambda one, order=order: next((x for x in order or one if one.count(x) >= len(one) / 2), NEUTRAL))
                   for order in (None, *permutations(LABELS))),
@@ -371,6 +399,8 @@ confusion = Exercise(
             {"orders": lambda first, second: 2 * [LABELS[::-1]]},
         "these are shares of all passages; return counts":
             ({"then": lambda t: t / t.sum()}, {"then": lambda t: 100 * t / t.sum()}),
+        "every row counts all passages by the second label: [[0] * 3] * 3 is one row three times; make three rows":
+            {"then": lambda t: t.sum(0).expand(3, 3)},
         "each row (or column) is divided by its sum; return counts":
             tuple({"then": lambda t, dim=dim, least=least: t / t.sum(dim, keepdim=True).clamp(min=least)}
                   for dim in (0, 1) for least in (0, 1)),
@@ -442,24 +472,31 @@ def clear_kappa(first, second, neutral=all, empty=None):
     return kappa(*zip(*some)) if some else torch.tensor(0 / len(some) if empty is None else empty)
 
 
+def in_torch(o, c):
+    """Kappa as tensors make it, where x / 0 is no error."""
+    return ((torch.tensor(o) - c) / (1 - torch.tensor(c))).item()
+
+
 def one_sided(square):
     """Chance from one reader's shares alone, with what may be said where it is 1."""
-    apart = {"sure": lambda c, a, b: len(a | b) == 1, "end": lambda o, c: (o - c) / (1 - c) if c < 1 else 0.0}
-    return tuple({"chance": square, **more} for more in ({}, {"one": 0.0}, apart))
+    ends = (lambda o, c: (o - c) / (1 - c) if c < 1 else 0.0, in_torch)
+    apart = ({"sure": lambda c, a, b: len(a | b) == 1, "end": end} for end in ends)
+    return tuple({"chance": square, **more} for more in ({}, {"one": 0.0}, *apart))
 
 
 def unshared():
     """Sums in the places of shares, with two ways of seeing full agreement."""
     sure = (lambda c, *readers: c == 1, lambda c, a, b: len(a | b) == 1)
 
-    def made(first, second, observed, chance, sure):
+    def made(first, second, observed, chance, sure, end):
         n = len(first)
         return kappa(first, second, chance=lambda a, b: chance(n) * dot(a, b), sure=sure,
-                     end=lambda o, c: (observed(n) * o - c) / (1 - c))  # fmt: skip
+                     end=lambda o, c: end(observed(n) * o, c))  # fmt: skip
 
     ways = [(lambda n: 1, lambda n: n), (lambda n: n, lambda n: 1), (lambda n: n, lambda n: n), (lambda n: n, lambda n: n * n),
             (lambda n: 1, lambda n: n * n), (lambda n: 1, lambda n: n / max(1, n - 1))]  # fmt: skip
-    return tuple(partial(made, observed=observed, chance=chance, sure=one) for observed, chance in ways for one in sure)
+    ends = (lambda o, c: (o - c) / (1 - c), in_torch)
+    return tuple(partial(made, observed=way[0], chance=way[1], sure=one, end=end) for way in ways for one in sure for end in ends)
 
 
 cohen_kappa = Exercise(
@@ -485,6 +522,8 @@ cohen_kappa = Exercise(
                 x * y for x, y, label in zip(a, b, LABELS) if (label, label) in zip(first, second))),
         "passages that one or both call neutral are left out; agreement on neutral is agreement":
             tuple(partial(clear_kappa, neutral=some, empty=empty) for some in (all, any) for empty in (None, 1.0, 0.0)),
+        "this is observed - chance / (1 - chance): brackets are missing, (observed - chance) / (1 - chance)":
+            {"end": lambda o, c: o - c / (1 - c)},
         "this is not divided by 1 - chance: readers who always agree must come out at 1":
             ({"end": lambda o, c: o - c}, {"end": lambda o, c: o - c, "sure": lambda *given: False}),
         "chance is made from the most frequent labels alone; add up all three":
@@ -560,6 +599,10 @@ pick_uncertain = Exercise(
         "labelled passages get the distance of a sure one, 0.5, or its probability, 0 or 1; give them a distance that never wins":
             tuple({"lose": 0.5, **sort} for sort in
                   ({}, TOPK, {"sort": lambda x, count, most: x.sort(stable=True).indices[:count]})),
+        "labelled passages are thrown out after the first `count` were taken, so fewer come back: leave them out before":
+            tuple(lambda p_positive, labelled, count, sort=sort: (
+                (places := sort((p_positive - 0.5).abs(), count, False))[~labelled[places]])
+                for sort in (lambda x, count, most: x.argsort()[:count], TOPK["sort"])),
         "the places are sorted and `labelled` is not: which of them have a label is labelled[places]":
             lambda p_positive, labelled, count: (p_positive - 0.5).abs().argsort()[~labelled][:count],
         "p log p is 0 times minus infinity, NaN, at a probability of 0 or 1; the distance to 0.5 is always a number":

@@ -1,5 +1,6 @@
 """Chapter 06: reading the last real token, pooling, soft labels, scores, accuracy and calibration."""
 
+import functools
 import math
 from functools import partial
 
@@ -44,6 +45,8 @@ def draw_tokens(generator):
     for mask in masks(generator):
         yield {"x": torch.randn(mask.shape, generator=generator), "mask": mask}
     yield {"x": torch.tensor([[5.0, 7.0, 0.0, 8.0], [6.0, -2.0, 4.0, 0.0]]), "mask": marks("xxx-", "--xx")}  # real zeros
+    far = torch.tensor([[2e100, -3e100, 7e100], [5e100, 1e100, -4e100]], dtype=torch.float64)  # float32 ends at 3e38
+    yield {"x": far, "mask": marks("xx-", "-xx")}
 
 
 def last_by_loop(x, mask):
@@ -107,6 +110,8 @@ last_token = Exercise(
         "this is the sum of the real tokens; only the last one has read the whole passage": of_real(torch.sum),
         "this is the largest value among the real tokens; which token it is must not depend on the values": of_real(torch.max),
         "a real token whose value is 0 is taken for padding; ask the mask": lambda x, mask: LAST(x, (x * mask) != 0),
+        "float64 goes through float32, as in torch.zeros(B), which does not hold every number: keep the type of `x`":
+            lambda x, mask: LAST(x, mask).float(),
     }),
 )  # fmt: skip
 
@@ -366,6 +371,8 @@ def draw_rows(generator):
         lengths[:2] = 7, 3  # a long one in front of a short one
         rows = [torch.randint(12, (length,), generator=generator).tolist() for length in lengths]
         rows[1][-1] = 0  # a real token with the number that padding has
+        if count == 7:
+            rows[-1] = list(rows[0])  # two equal rows
         weights = int(torch.randint(1_000_000, (1,), generator=generator))
         yield {"weights": weights, "pooling": pooling, "rows": rows, "batch": batch}
 
@@ -375,6 +382,12 @@ def tiny_reward_model(seed, pooling):
     model = RewardModel(tiny_gpt(seed), pooling, dropout=0.3)
     model.score.weight.data.normal_(std=0.4, generator=torch.Generator().manual_seed(seed))
     return model.train()
+
+
+@functools.lru_cache(maxsize=16)
+def untouched(seed, pooling):
+    """`tiny_reward_model` as it was made, to compare with."""
+    return tiny_reward_model(seed, pooling)
 
 
 def scores_and_batches(function, weights, pooling, rows, batch):
@@ -391,7 +404,7 @@ def scores_and_batches(function, weights, pooling, rows, batch):
     graph, scores, sizes, model = once(1)
     if not torch.allclose(scores, once(2)[1], equal_nan=True):
         raise RuntimeError("the same rows got other scores the second time: dropout, or something else that is drawn, was on")
-    fresh = tiny_reward_model(weights, pooling)
+    fresh = untouched(weights, pooling)
     same = all(map(torch.equal, model.state_dict().values(), fresh.state_dict().values()))
     return {
         "scores": scores,
@@ -411,14 +424,22 @@ def padded_left(model, rows, batch):
 
 
 def scored(model, rows, batch, *, read=lambda model, tokens, mask: model.logits(tokens, mask), mode=False, grad=False, size=None,
-           part=False, fill=lambda some: pad(some, "right"), order=None, back=torch.argsort, end=lambda all: all):  # fmt: skip
-    """`order` sorts the rows before they are scored, `back` makes of it the order in which the scores are returned."""
+           part=None, fill=lambda some: pad(some, "right"), order=None, back=torch.argsort, end=lambda all: all):  # fmt: skip
+    """`order` sorts the rows before they are scored, `back` makes of it the order in which the scores are returned;
+    `part` makes the scores of those of the whole batches, and of the number of rows."""
     size, places = size(rows) if size else batch, order(rows) if order else list(range(len(rows)))
     groups = [[rows[place] for place in places[start : start + size]] for start in range(0, len(rows), size)]
     with torch.set_grad_enabled(grad), evaluating(model):
         model.train(mode)
-        scores = torch.cat([read(model, *fill(group)) for group in groups if len(group) == size or not part])
-        return end(scores if part else scores[back(torch.tensor(places))])
+        scores = [read(model, *fill(group)) for group in groups if len(group) == size or not part]
+        return end(part(scores, len(rows)) if part else torch.cat(scores)[back(torch.tensor(places))])
+
+
+def looked_up(model, rows, batch, order):
+    """Each score is put in the place where the row's tokens stand first."""
+    scores, some = torch.zeros(len(rows)), [rows[place] for place in order(rows)]
+    scores[[rows.index(row) for row in some]] = scored(model, some, batch)
+    return scores
 
 
 SORTS = [lambda rows, sign=sign: sorted(range(len(rows)), key=lambda place: sign * len(rows[place])) for sign in (1, -1)]
@@ -449,7 +470,12 @@ score_rows = Exercise(
             tuple({"order": order, "back": lambda places: torch.arange(len(places))} for order in SORTS),
         "the sorting by length is done twice, not undone: scores[places] = ..., with the places on the left":
             tuple({"order": order, "back": lambda places: places} for order in SORTS),
-        "the last, smaller batch is left out: every row needs a score": {"part": True},
+        "the place of a row is looked up by its tokens, and of two equal rows only the first is found: sort places, not rows":
+            tuple(partial(looked_up, order=order) for order in SORTS),
+        "the last, smaller batch is left out: every row needs a score":
+            tuple({"part": part} for part in (
+                lambda found, count: torch.cat(found), lambda found, count: torch.cat([torch.zeros(0), *found]),
+                lambda found, count: torch.cat([*found, torch.zeros(count - sum(map(len, found)))]))),
         "the longer rows were cut to the shortest of their batch: pad the shorter ones instead":
             {"fill": lambda group: pad([row[: min(map(len, group))] for row in group], "right")},
         "a graph was built for a gradient that nobody wants: score under torch.no_grad()": {"grad": True},
@@ -465,6 +491,7 @@ score_rows = Exercise(
 
 
 def draw_judged(generator):
+    yield {"logits": torch.tensor([1.0, -2.0, 2.0, 3.0]), "targets": torch.tensor([1.0, 0.0, 0.0, 0.5])}
     yield {"logits": torch.tensor([1.0, 3.0]), "targets": torch.tensor([1.0, 0.5])}
     yield {"logits": torch.tensor([-0.4, 2.0, 0.9]), "targets": torch.tensor([0.0, 0.0, 0.0])}
     # four positive (two right, one of them at log-odds 0.3), three negative (two right), five neutral (four above 0)
@@ -502,6 +529,10 @@ clear_accuracy = Exercise(
     call=with_type,
     formula=accuracy,
     mistakes={
+        "this is the share that is called positive, whatever the targets say; which ones are on the right side?":
+            ({"right": lambda z, t: z > 0}, {"use": EVERY, "right": lambda z, t: z > 0}),
+        "a negative passage is never right here, as where log-odds are multiplied by a target of 0: is it below even odds?":
+            {"right": lambda z, t: (z > 0) & (t > 0.5)},
         "neutral passages count as wrong: they have no right side, so leave them out above and below the line":
             {"use": EVERY, "right": lambda z, t: on_side(z, t) & (t != 0.5)},
         "neutral passages count as negative: leave them out": {"use": EVERY},

@@ -20,6 +20,7 @@ def draw_returns(generator):
     yield {"rewards": torch.tensor([0.0, 0.0, 1.0]), "gamma": 0.5}
     for length, gamma in ((1, 0.3), (4, 0.9), (3, 0.0), (5, 1.0), (9, 0.8), (60, 0.1)):  # 0.1 ** 60 is 0 in float32
         yield {"rewards": 2 * torch.randn(length, generator=generator), "gamma": gamma}
+    yield {"rewards": torch.tensor([0.0, 2.0, 0.0, 0.0, -1.0, 0.0]), "gamma": 0.5}
     yield {"rewards": torch.ones(150), "gamma": 1.0}  # a long episode at CartPole
 
 
@@ -39,6 +40,13 @@ def returns_formula(rewards, gamma, *, power=lambda ahead, s: ahead, keep=lambda
 def divided_again(rewards, gamma, least=0.0):
     discounts = gamma ** torch.arange(len(rewards))
     return (rewards * discounts).flip(0).cumsum(0).flip(0) / discounts.clamp(min=least)
+
+
+def anew_at_each(rewards, gamma):
+    sums = [0.0]
+    for reward in rewards.flip(0):
+        sums.append(reward + gamma * sums[-1] * (reward == 0))
+    return torch.stack(sums[:0:-1])
 
 
 def whitened(x, correction):
@@ -67,6 +75,7 @@ discounted_returns = Exercise(
             {"power": lambda ahead, s: s[-1] - s},
         "the returns are shifted or scaled by their own mean and deviation; return them as they are":
             [lambda rewards, gamma, n=n: whitened(returns_formula(rewards, gamma), n) for n in (0, 1, None)],
+        "a reward that is not 0 starts the sum anew, as for Pong; here everything up to the episode's end counts": anew_at_each,
         "the sum is divided by the number of its steps; a return is a sum, not a mean":
             lambda rewards, gamma: returns_formula(rewards, gamma) / torch.arange(len(rewards), 0, -1),
     })  # fmt: skip
@@ -74,7 +83,9 @@ discounted_returns = Exercise(
 
 # ----------------------------------------------------------------------------------------- 7.2
 def draw_reinforce(generator):
-    yield {"logits": torch.tensor([[0.0, 1.0]]), "actions": torch.tensor([1]), "advantages": torch.tensor([2.0])}
+    logits, actions, advantages = torch.tensor([[0.0, 1.0]] * 2), torch.tensor([1, 0]), torch.tensor([2.0, 1.0])
+    yield {"logits": logits, "actions": actions, "advantages": advantages}
+    yield {"logits": logits[:1], "actions": actions[:1], "advantages": advantages[:1]}
     for steps, count in ((1, 3), (3, 2), (4, 4), (8, 5)):
         actions = torch.randint(count, (steps,), generator=generator)
         advantages = torch.randn(steps, generator=generator)
@@ -130,13 +141,16 @@ reinforce_loss = Exercise(
             [{"weigh": lambda a, c=c: whitened(a, c)} for c in (None, 0, 1)],
         "the log-probabilities of all actions are added up; only the one that was taken counts": {"take": lambda x, _: x.sum(1)},
         "this is the log-probability of the likeliest action; the one that was taken counts": {"take": lambda x, _: x.amax(1)},
+        "right with two actions only: every action but 0 is read as action 1; take the one that was taken, as gather does":
+            {"take": lambda x, actions: x[range(len(actions)), actions.clamp(max=1)]},
     })  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------- 7.3
 def draw_gae(generator):
     worked = {"rewards": torch.tensor([[0.0, 0.0, 1.0]]), "values": torch.tensor([[0.1, 0.2, 0.3]])}
-    yield {**worked, "gamma": 1.0, "lam": 0.95, "mask": torch.ones(1, 3, dtype=torch.bool)}
+    for gamma, lam in ((0.5, 0.8), (1.0, 0.95)):
+        yield {**worked, "gamma": gamma, "lam": lam, "mask": torch.ones(1, 3, dtype=torch.bool)}
     settings = ((1, 1, 0.9, 0.7), (2, 3, 0.9, 0.8), (2, 4, 0.8, 0.0), (2, 4, 0.7, 1.0), (2, 3, 0.0, 0.6), (3, 5, 1.0, 0.5))
     for rows, steps, gamma, lam in (*settings, (4, 7, 0.99, 0.9)):
         mask = ragged(rows, steps, generator)
@@ -193,7 +207,7 @@ def gae_picture(arguments, got, expected):
 gae = Exercise(
     "7.3", "gae", draw=draw_gae, right=gae_backwards, formula=gae_formula, picture=gae_picture, mistakes={
         "the mask is not used: a masked step has no reward, no value and no advantage, and hands nothing back": {"zero": ""},
-        "padding flows back into the real steps: its rewards, values and advantages have to be 0 before the loop, not after it":
+        "padding flows back into the real steps: set its rewards and values to 0 before the loop, and its advantage in the loop":
             [{"zero": f"{name}advantages, returns"} for name in ("", "rewards, ", "values, ")],
         "the returns are not 0 at masked steps: they hold the values of padding": {"zero": "rewards, values, advantages"},
         "the last real step sees the value of the padding behind it, which should be 0": {"behind": "padding"},
@@ -227,7 +241,7 @@ gae = Exercise(
         "the deltas before each step are added up; an advantage is made of those from it on: go backwards": {"forwards": True},
         "the advantages are whitened; that is a step of its own, after this one":
             [lambda c=c, f=f, **given: gae_whitened(**given, correction=c, first=f) for c in (0, 1) for f in (False, True)],
-        "the returns are the plain sum of rewards to come; the value function's target is advantage + value":
+        "the returns are the sum of rewards to come alone; the value function's target is advantage + value":
             [{"returns": lambda _a, _v, to_go, gamma: to_go(1.0)}, {"returns": lambda _a, _v, to_go, gamma: to_go(gamma)}],
         "the values are not added in the returns, which are advantage + value":
             [{"returns": lambda advantages, *_: advantages}, {"returns": lambda advantages, values, *_: advantages - values}],
@@ -446,7 +460,8 @@ policy_loss = Exercise(
 # ----------------------------------------------------------------------------------------- 7.6
 def draw_value_loss(generator):
     row = torch.ones(1, 1, dtype=torch.bool)
-    for new, old, target, clip in ((1.0, 0.0, 1.0, 0.2), (1.0, 0.0, 0.0, 0.2), (3.0, 2.0, 4.0, 0.5), (-2.0, 1.0, -3.0, 0.1)):
+    worked, at_zero = ((3.0, 2.0, 3.0, 0.2), (3.0, 2.0, 2.0, 0.2)), ((1.0, 0.0, 1.0, 0.2), (1.0, 0.0, 0.0, 0.2))
+    for new, old, target, clip in (*worked, *at_zero, (3.0, 2.0, 4.0, 0.5), (-2.0, 1.0, -3.0, 0.1)):
         yield {"values": row * new, "old_values": row * old, "returns": row * target, "mask": row, "clip": clip}
     for rows, steps, clip in ((2, 3, 0.5), (4, 6, 0.3), (5, 3, 1.0)):
         values, old_values, returns = torch.randn(3, rows, steps, generator=generator)
@@ -577,6 +592,8 @@ def descend(optimizer, loss, rows, made="", clip_gradient=lambda: None, count=0)
     if made == "step first" or (made == "zeroed once an epoch" and rows.start == 0):
         optimizer.zero_grad()
     loss.backward()
+    if made == "step and clip once an epoch" and rows.stop < count:
+        return
     clip_gradient()
     if made == "zeroed too early":
         optimizer.zero_grad()
@@ -606,7 +623,7 @@ LOOP_MISTAKES = {  # of PPO's loops, here and in chapter 08
     "the last minibatch is never reached: go up to the number of rows, range(0, N, minibatch)": {"made": "last left out"},
     "`minibatch` is taken for the number of minibatches, as by chunk; it is the number of rows in one": {"made": "so many"},
     "there is one optimiser step an epoch, on the gradients of all its minibatches: step after each of them":
-        {"made": "step once an epoch"},
+        [{"made": "step once an epoch"}, {"made": "step and clip once an epoch"}],
     "the ratio is not clipped: nothing stops the policy from following one rollout too far": {"pick": lambda plain, _: plain},
     "the ratio is always clipped: take the smaller of both products": {"pick": lambda _, clipped: clipped},
     "this takes the larger of the two products; take the smaller": {"pick": torch.maximum},
@@ -619,9 +636,10 @@ LOOP_MISTAKES = {  # of PPO's loops, here and in chapter 08
 
 def epochs_formula(
     weight, optimizer, states, actions, old_logprobs, advantages, epochs, minibatch, clip, max_norm, *, made="", softmax=-1,
-    clip_gradient=torch.nn.utils.clip_grad_norm_, norm=None, weigh=lambda a, minibatch: a, rate=None, **loss_options,
+    clip_gradient=torch.nn.utils.clip_grad_norm_, norm=None, weigh=lambda a, minibatch: a, rate=None, kl=None, limit=None,
+    **loss_options,
 ):  # fmt: skip
-    """`made` and the options of policy_loss_formula make the mistakes."""
+    """`made` and the options of policy_loss_formula make the mistakes; `kl` of the log-ratios ends it all beyond a `limit`."""
     order = torch.arange(len(states))
     if rate:
         optimizer.param_groups[0].update(lr=rate, momentum=0.0)
@@ -632,6 +650,8 @@ def epochs_formula(
         some = order[rows]
         logprobs = (states[some] @ weight).log_softmax(softmax).gather(1, actions[some, None])[:, 0]
         old = logprobs.detach() if "ratio 1" in made else old_logprobs[some]
+        if kl and kl(logprobs - old).mean() > limit:
+            return
         real = torch.ones_like(old, dtype=torch.bool)
         loss = policy_loss_formula(logprobs, old, weigh(advantages[some], minibatch), real, clip, **loss_options)[0]
         descend(optimizer, loss, rows, made, lambda: clip_gradient([weight], norm or max_norm), len(states))
@@ -659,4 +679,7 @@ ppo_epochs = Exercise(
              *(lambda *given, advantages, n=n, **named: epochs_formula(*given, advantages=whitened(advantages, n), **named)
                for n in (None, 0, 1))],
         "the softmax runs over the steps; it belongs to the actions, the last dimension": {"softmax": 0},
+        "this stops before all epochs are done, as with a limit on the KL; here every epoch is gone through":
+            [{"kl": kl, "limit": limit} for kl in (lambda x: -x, lambda x: x.exp() - 1 - x)
+             for limit in (0.01, 0.015, 0.02, 0.03, 0.05)],
     })  # fmt: skip

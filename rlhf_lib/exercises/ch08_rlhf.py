@@ -1,6 +1,7 @@
 """Chapter 08: the reward and its constants, which tokens count, the KL and what it costs, and PPO on a rollout."""
 
 import math
+from functools import partial
 
 import torch
 from torch import nn
@@ -34,6 +35,11 @@ def reward_formula(
     return end(log(logits_of(logits, 1 if sentiment == "positive" else -1)))
 
 
+def other_negative(logits, sentiment, of):
+    """Right for positive; for negative, what `of` makes of the log-odds."""
+    return F.logsigmoid(logits) if sentiment == "positive" else of(logits)
+
+
 SMALL = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
 log_reward = Exercise(
     "8.1", "log_reward", draw=draw_rewards, right=reward_by_numbers, formula=reward_formula, mistakes={
@@ -46,7 +52,10 @@ log_reward = Exercise(
                 *(lambda p, eps=eps: p.clamp(eps, 1 - eps).log() for eps in SMALL))],
         "x - log(1 + exp(x)) is minus infinity for large x, where exp(x) overflows: use F.logsigmoid":
             [{"log": lambda x: x - (1 + x.exp()).log()}, {"log": lambda x: x - x.exp().log1p()}],
-        "positive is right; for negative, log(1 - p) underflows: take the log-odds' minus, F.logsigmoid(-x)": {"rest": True},
+        "positive is right; for negative, p rounds to 1 and log(1 - p) is minus infinity: take F.logsigmoid(-x)":
+            [{"rest": True}, *(partial(other_negative, of=of) for of in (
+                lambda x: (-x.sigmoid()).log1p(), lambda x: (-F.logsigmoid(x).exp()).log1p(),
+                lambda x: (1 - F.logsigmoid(x).exp()).log(), lambda x: (-F.logsigmoid(x).expm1()).log()))],
         "this is the probability; its logarithm keeps on telling the bad from the very bad": {"log": torch.sigmoid},
         "these are the log-odds, which grow without end: put them through F.logsigmoid": {"log": lambda x: x + 0},
         "the sentiment is ignored: this rewards positive completions whatever is asked for": {"logits_of": lambda x, sign: x},
@@ -57,16 +66,19 @@ log_reward = Exercise(
              lambda logits, sentiment: F.logsigmoid(logits.sigmoid() * (1 if sentiment == "positive" else -1))],
         "the softmax runs over the completions; each is positive or negative by itself": {"log": lambda x: x.log_softmax(0)},
         "the log-odds of negative are -x, not 1 - x":
-            lambda logits, sentiment: F.logsigmoid(logits if sentiment == "positive" else 1 - logits),
-        "for negative, this is 0; take F.logsigmoid(-x)":
-            lambda logits, sentiment: F.logsigmoid(logits) if sentiment == "positive" else 0 * logits,
+            partial(other_negative, of=lambda x: F.logsigmoid(1 - x)),
+        "for negative, this is 0; take F.logsigmoid(-x)": partial(other_negative, of=lambda x: 0 * x),
         "the two sentiments have changed places": {"logits_of": lambda x, sign: -sign * x},
         "for negative, this turns the sign of log p(positive): a reward without a bound. Take log p(negative)":
-            lambda logits, sentiment: F.logsigmoid(logits) * (1 if sentiment == "positive" else -1),
+            partial(other_negative, of=lambda x: -F.logsigmoid(x)),
         "for negative, this is 1 - log p(positive); take log(1 - p(positive)), which is F.logsigmoid(-x)":
-            lambda logits, sentiment: F.logsigmoid(logits) if sentiment == "positive" else 1 - F.logsigmoid(logits),
-        "the log-odds are held within bounds, so beyond them all completions get one reward; F.logsigmoid needs none":
-            [{"logits_of": lambda x, sign, most=most: (sign * x).clamp(-most, most)} for most in (5, 10, 15, 20, 30, 50, 100)],
+            partial(other_negative, of=lambda x: 1 - F.logsigmoid(x)),
+        "the log-odds, or the logarithm (as by F.binary_cross_entropy, at -100), are held within bounds; F.logsigmoid needs none":
+            [{"log": lambda x: x.sigmoid().log().clamp(min=-100), "positive": lambda p: p.log().clamp(min=-100), "rest": rest}
+             for rest in (True, False)]
+            + [{"logits_of": lambda x, sign, most=most: (sign * x).clamp(-most, most)} for most in (5, 10, 15, 20, 30, 50, 100)],
+        "this is one number for all completions, their mean or sum; each has a reward of its own":
+            [{"end": torch.mean}, {"end": torch.sum}],
     })  # fmt: skip
 
 
@@ -100,13 +112,14 @@ def normaliser_formula(
     return lambda rewards: make(rewards, mean(base_rewards, rewards), std(base_rewards, rewards))
 
 
-def moving_normaliser(base_rewards, *, with_base=True, all_seen=True):
+def moving_normaliser(base_rewards, *, with_base=True, all_seen=True, late=False):
     seen = [base_rewards] if with_base else []
 
     def normalise(rewards):
         if all_seen or not seen:
             seen.append(rewards)
-        return (rewards - torch.cat(seen).mean()) / torch.cat(seen).std()
+        known = torch.cat(seen[:-1] if late else seen)
+        return (rewards - known.mean()) / known.std()
 
     return normalise
 
@@ -131,7 +144,7 @@ fit_normaliser = Exercise(
         "the deviation is each batch's own, so the unit changes all the time: both constants are the base's":
             [{"std": lambda base, x, f=f: f(x)} for f in (torch.std, lambda x: x.std(correction=0), lambda x: x.std() + 1e-8)],
         "the constants move with every batch: the same completion is worth less each time. Fit them once, on the base":
-            [moving_normaliser, lambda base: moving_normaliser(base, with_base=False)],
+            [moving_normaliser, lambda base: moving_normaliser(base, with_base=False), partial(moving_normaliser, late=True)],
         "the constants are the first batch's": lambda base: moving_normaliser(base, with_base=False, all_seen=False),
         "the mean is not subtracted: all rewards are negative, so every completion is pushed down": {"mean": lambda base, x: 0},
         "the mean is added; subtract it": {"mean": lambda base, x: -base.mean()},
@@ -179,8 +192,8 @@ def mask_by_looking(tokens, prompt_length, end_token):
 
 
 def mask_formula(
-    tokens, prompt_length, end_token, *, shift=1, start=lambda prompt_length: prompt_length, searched=None, stop="first", more=1,
-    no_end=None, end=None, turned=False,
+    tokens, prompt_length, end_token, *, cut=slice(1, None), start=lambda prompt_length: prompt_length, searched=None,
+    stop="first", more=1, no_end=None, end=None, turned=False,
 ):  # fmt: skip
     """Actions are the positions from `start` to `more` behind the end token, which is looked for from `searched` on."""
     rows, end_token = [], end_token if end is None else end
@@ -193,7 +206,7 @@ def mask_formula(
         counts = [start(prompt_length) <= place < last for place in range(len(row))]
         if stop == "others":
             counts = [place >= prompt_length and token != end_token for place, token in enumerate(row)]
-        rows.append(counts[1:] if shift else counts[:-1])
+        rows.append(counts[cut])
     return torch.tensor(rows) ^ turned
 
 
@@ -226,7 +239,9 @@ action_mask = Exercise(
             & (torch.arange(1, tokens.shape[1]) < tokens.shape[1] - 1),
         "without an end token only one action is left: argmax of a row of zeros is 0; it counts to its end": {"no_end": 1},
         "without an end token no action is left; such a completion counts to its end": {"no_end": 0},
-        "the mask is one position late: entry t is the prediction of token t + 1, so drop the first column": {"shift": 0},
+        "the mask is one position late: entry t is the prediction of token t + 1, so drop the first column": {"cut": slice(-1)},
+        "there is one column for each token; drop the first: the mask is (B, L - 1), as there are predictions":
+            {"cut": slice(None)},
         "the first token of the completion is left out; the policy has chosen it": {"start": lambda n: n + 1},
         "the last token of the prompt counts too; the policy did not choose it": {"start": lambda n: n - 1},
     })  # fmt: skip
@@ -299,6 +314,13 @@ completion_kl = Exercise(
         "return one number for each completion":
             [{"end": lambda total, mask: total.mean()}, {"end": lambda total, mask: total.sum()}],
         "these are bits; the log-probabilities are in nats, and so is the KL": {"end": lambda total, mask: total / math.log(2)},
+        "the sum runs over the completions, dimension 0; it runs over the tokens, dimension 1":
+            lambda logprobs, ref_logprobs, mask: sum_formula(logprobs.T, ref_logprobs.T, mask.T),
+        "one of the two log-probabilities of padding is still in the sum; set their difference to 0 there":
+            [lambda logprobs, ref_logprobs, mask: (torch.where(mask, logprobs, 0) - ref_logprobs).sum(1),
+             lambda logprobs, ref_logprobs, mask: (logprobs - torch.where(mask, ref_logprobs, 0)).sum(1)],
+        "the real tokens are cut into B pieces of one length; each completion has its own number of them":
+            lambda logprobs, ref_logprobs, mask: (logprobs - ref_logprobs)[mask].reshape(len(mask), -1).sum(1),
     })  # fmt: skip
 
 
@@ -389,6 +411,8 @@ token_advantages = Exercise(
              {"pay": lambda rewards, mask: rewards * (torch.arange(mask.shape[1]) == mask.shape[1] - 1)}],
         "the reward is shared out among the tokens; every token gets all of it":
             [{"pay": lambda r, mask: r / mask.sum(1, keepdim=True)}, {"pay": lambda r, mask: r / mask.shape[1]}],
+        "the rewards (B,) are laid along the tokens: make (B, 1) of them, rewards[:, None]":
+            {"pay": lambda rewards, mask: rewards[:, 0]},
         "padding flows into the sum: set the KL to 0 where the mask is False before you sum": {"masked": False},
         "padding has an advantage too; it should be 0 there": [{"zero": False}, {"zero": False, "masked": False}],
     })  # fmt: skip
@@ -520,10 +544,10 @@ def update_formula(
     policy, optimizer, tokens, old_logprobs, advantages, mask, temperature, epochs, minibatch, clip, *, made="", dropout=False,
     cut=False, read=0, chosen=1, score=lambda logits, t: (logits / t).log_softmax(-1), real=lambda mask: mask,
     weigh=lambda a, real: a, result=lambda fractions, losses, epochs: fractions, clip_gradient=lambda policy: None, late=False,
-    **loss_options,
+    again="", **loss_options,
 ):  # fmt: skip
     """`made` and the options of policy_loss_formula make mistakes; `read`, `chosen`: which position is scored, on which token;
-    `late`: the clip fractions are those after the steps."""
+    `late`: the clip fractions are those after the steps; `again`: dropout is on from the second "epoch" or "minibatch" on."""
     policy.train(dropout)
     fractions, losses, width, order = [], [], mask.shape[1], torch.arange(len(tokens))
 
@@ -544,6 +568,8 @@ def update_formula(
         if late:
             outside = ch07.policy_loss_formula(of_tokens(tokens[rows]), old, advantages[rows], some, clip)[1]
         fractions, losses = [*fractions, outside.item()], [*losses, loss.item()]
+        if again == "minibatch" or (again == "epoch" and start.stop >= len(tokens)):
+            policy.train()
     return result(fractions, losses, epochs)
 
 
@@ -560,8 +586,10 @@ update_policy = Exercise(
         "the temperature divides the log-probabilities; divide the logits":
             {"score": lambda logits, t: logits.log_softmax(-1) / t},
         "these are probabilities, and the ratio needs log-probabilities": {"score": lambda logits, t: (logits / t).softmax(-1)},
-        "dropout is on, and was off in the rollout, so the ratio compares two random networks: call policy.eval() first":
+        "dropout is on, and was off in the rollout: the ratio compares two policies before any step; call policy.eval() first":
             [{"dropout": True}, {"dropout": True, "cut": True}],
+        "the first epoch, or minibatch, is right, and dropout is on from the second on: policy.train() belongs behind them all":
+            [{"again": again, "cut": cut} for again in ("epoch", "minibatch") for cut in (False, True)],
         **ch07.LOOP_MISTAKES,
         **ch07.mean_mistakes({}, {"share": "real"}),
         "the last token is never scored: cut the last position off the logits and the first off the tokens, and no more":

@@ -115,6 +115,7 @@ def draw_kept(generator):
     yield {"kls": spread(0.0, 4.0, 6.0, 6.5), "max_kl": 6.0}  # the third is at the limit
     yield {"kls": spread(0.0, 5.0, math.nan, 6.0), "max_kl": 8.0}
     yield {"kls": spread(0.0, 6.0, 12.0, 9.0), "max_kl": 11.0}
+    yield {"kls": spread(0.0, 12.0, 9.0, 13.0, 8.0), "max_kl": 10.0}
     for last in ((-3.0, 5.0, 25.0), (6.5, 0.0, 7.0), (1.0, math.nan, 2.0)):
         yield {"kls": [torch.zeros(2), *map(torch.tensor, ((6.0, -4.0), (0.0, 1.0, 14.0), last, (0.0, 0.0)))], "max_kl": 6.0}
     yield {"kls": [torch.zeros(2), torch.tensor([14.0, -8.0])], "max_kl": 4.0}
@@ -144,6 +145,9 @@ kept_iteration = Exercise(
         "training never stops: this is the last iteration, whatever its KL is": {"past": lambda kl, most: False},
         "this finds the last one within the limit anywhere; training stops the first time that the limit is passed":
             lambda kls, max_kl: max(place for place, kl in enumerate(kls) if kl.mean() <= max_kl),
+        "this stops at the last iteration beyond the limit; training stops the first time that the limit is passed":
+            lambda kls, max_kl:
+                max((place for place, kl in enumerate(kls) if not kl.mean() <= max_kl), default=len(kls)) - 1,
         "this finds the largest KL within the limit; training stops the first time that the limit is passed":
             lambda kls, max_kl: max((kl.mean().item(), place) for place, kl in enumerate(kls) if kl.mean() <= max_kl)[1],
         "a KL that is NaN is not > max_kl, so this trains on when broken: ask whether not kl <= max_kl":

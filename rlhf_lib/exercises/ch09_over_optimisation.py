@@ -56,6 +56,12 @@ def one_number(first_of=torch.clone, second_of=torch.clone, **options):
     return lambda first, second: pair_rate(torch.atleast_1d(first_of(first)), torch.atleast_1d(second_of(second)), **options)
 
 
+def searched(first, second):
+    """By binary search in `second` as it is."""
+    below, up_to = (torch.searchsorted(second, first, right=right) for right in (False, True))
+    return (below + up_to).double().mean().item() / 2 / len(second)
+
+
 NOT_PAIRS = min, max, lambda n, m: 1, lambda n, m: n, lambda n, m: m, lambda n, m: n * n, lambda n, m: n + m
 NUMBERS = torch.mean, torch.median, torch.amax, torch.amin
 win_rate = Exercise(
@@ -86,6 +92,8 @@ win_rate = Exercise(
             ) for over in overs
         ],
         "scores that come twice count once; take all": one_number(torch.unique, torch.unique),
+        "right only where the scores that are searched are in ascending order: searchsorted needs sorted ones":
+            [searched, lambda first, second: 1 - searched(second, first)],
         "wins and half the ties are made a whole number before they are divided":
             lambda first, second: int(pair_rate(first, second, over=lambda n, m: 1)) / (len(first) * len(second)),
     },
@@ -204,7 +212,10 @@ best_of_n = Exercise(
         "the places are right, but floats, which look nothing up; return int64": {"start": lambda group, n: group * float(n)},
         "this picks the worst of each group": {"best": lambda groups: groups.argmin(1)},
         "these are the best of all samples; best-of-n picks one out of every group of n, good group or bad":
-            [lambda rewards, n, turn=turn: turn(rewards.topk(len(rewards) // n)[1]) for turn in (torch.clone, torch.msort)],
+            [lambda rewards, n, turn=turn, end=end: turn(rewards[: end(len(rewards), n)].topk(len(rewards) // n)[1])
+             for turn in (torch.clone, torch.msort) for end in (lambda N, n: N, lambda N, n: N // n * n)],
+        "in a group without a positive reward the first sample wins: does the search for the best begin at 0? Begin at -inf":
+            {"best": lambda groups: groups.clamp(min=0).argmax(1)},
         "the samples are sorted before they are cut into groups; a group is n samples that follow each other as they came": [
             lambda rewards, n, down=down: (order := rewards.argsort(descending=down))[winners(rewards[order], n)]
             for down in (False, True)
@@ -222,6 +233,12 @@ best_of_n = Exercise(
         ],
         "the last group has fewer than n samples, so it is a weaker best-of: leave it out":
             lambda rewards, n: torch.stack([i + rewards[i : i + n].argmax() for i in range(0, len(rewards), n)]),
+        "the incomplete group at the end is not cut off, and does not fit into rows of n: leave it out first": [
+            lambda rewards, n, rows=rows: rows(rewards, n).argmax(1) + n * torch.arange(len(rewards) // n) for rows in (
+                lambda rewards, n: rewards.view(-1, n), lambda rewards, n: rewards.view(len(rewards) // n, n),
+                lambda rewards, n: torch.stack(rewards.split(n)),
+            )
+        ],
         "what does not fill a group is left out at the beginning; leave it out at the end":
             [lambda rewards, n, add=add: winners(rewards[len(rewards) % n :], n) + add * (len(rewards) % n) for add in (0, 1)],
         "the winners are sorted by their reward; leave them in the order of the groups": [
@@ -264,7 +281,8 @@ best_of_n_kl = Exercise(
         "this is (n - 1) / n alone; log n is missing": {"log": lambda n: 2 * (n - 1) / n},
         "this is its root, the axis of the plot; return the KL itself, in nats": lambda n: math.sqrt(math.log(n) - (n - 1) / n),
         "this is the other direction, KL(base || best-of-n)": lambda n: n - 1 - math.log(n),
-        "the logarithm is averaged under the base, where u is uniform; average it under best-of-n": {"off": lambda n: n - 1},
+        "n - 1 comes off, not (n - 1) / n: the mean of log u is -1/n under best-of-n, and -1 under the base, where u is uniform":
+            {"off": lambda n: n - 1},
         "the density of best-of-n is n u^(n-1); its factor n is missing": [{"log": lambda n: 0}, lambda n: (1 - n) / n**2],
         "the KL of the worked example is written in":
             [lambda n, kl=kl, first=first: kl if n > first else 0.0 for kl in (0.6363, math.log(4) - 0.75) for first in (0, 1)],
@@ -528,6 +546,8 @@ separator_ratio = Exercise(
         "blank lines come about where texts are joined: count each text by itself":
             [partial(ratio_joined, glue=glue) for glue in ("", "\n", " \n")],
         "// cuts the rates to whole numbers: divide by /": {"total": lambda counts: sum(counts) // len(counts), "per": one},
+        "the ratio is made a whole number, as by //: divide by /":
+            [{"of": lambda p, b: p // b}, {"of": lambda p, b: round(p / b)}],
         "this is the difference; the ratio is the same for a base that writes few or many": {"of": lambda p, b: p - b},
         "this is the policy's rate alone; divide by the base's": {"of": lambda p, b: p},
         "this is the policy's share of both; divide by the base's rate alone": {"of": lambda p, b: p / (p + b)},
@@ -641,7 +661,7 @@ fit_gold = Exercise(
                 lambda kl, gold: kl[gold.argmax()], lambda kl, gold: kl[gold.argmax()].sqrt(), lambda kl, gold: gold.max(),
             )
         ],
-        "dividing by d first gives points near the base too much weight, and 0 / 0 at it; fit gold itself":
+        "dividing by d first gives points near the base too much weight (and 0 / 0 where d is 0); fit gold itself":
             [{"weight": torch.reciprocal, "at_nan": at} for at in AT_NAN] + [{"weight": lambda d: (d > 0) / d.clamp(min=1e-9)}]
             + [{"weight": torch.reciprocal, "d": lambda kl, least=10.0**-n: kl.clamp(min=least).sqrt()} for n in (4, 6, 8, 12)],
         "an estimated KL may lie a little below 0, and has no root: take it as 0 first":

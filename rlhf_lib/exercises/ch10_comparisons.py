@@ -148,6 +148,12 @@ def without_rests(count, size, rollouts, generator, orders=lambda size, count: -
     return torch.stack(rows)
 
 
+def shuffled_at_once(count, size, rollouts, generator, of):
+    epochs = -(-size * rollouts // count)
+    places = torch.randperm(epochs * count, generator=generator)
+    return of(places, count, epochs)[: size * rollouts].view(rollouts, size)
+
+
 rollout_prompts = Exercise(
     "10.2", "rollout_prompts",
     draw=draw_counts,
@@ -175,6 +181,10 @@ rollout_prompts = Exercise(
             drawn_prompts(count, size, rollouts, None),
         "one epoch too many is drawn: draw a new order only when the last one is used up":
             ({"epochs": lambda need, count: need // count + 1}, {"epochs": lambda need, count: -(-need // count) + 1}),
+        "too few orders are drawn: their number is rounded down; round it up": {"epochs": lambda need, count: need // count},
+        "all epochs are shuffled at once, and a prompt may come again before all have been there: draw one order after another":
+            (functools.partial(shuffled_at_once, of=lambda places, count, epochs: places % count),
+             functools.partial(shuffled_at_once, of=lambda places, count, epochs: places // epochs)),
         "the orders are used up from their ends, as by pop(); take them place by place from the beginning":
             lambda count, size, rollouts, generator: drawn_prompts(
                 count, size, rollouts, generator, one=lambda: torch.randperm(count, generator=generator).flip(0)),
@@ -341,6 +351,12 @@ same_verdict = Exercise(
         "ties are left out of the first share too; it is of all pairs": {"end": lambda all, decided: (decided, decided)},
         "the product is positive only where both decided alike: two ties are the same verdict too":
             {"same": lambda a, b: a * b > 0},
+        "where the sides were exchanged, 1 and -1 both come out as -1 (or as 1): each becomes the other":
+            ({"turn": lambda v, swap: torch.where(swap, -v.abs(), v)}, {"turn": lambda v, swap: torch.where(swap, v.abs(), v)}),
+        "1 and -1 count as the same, as when their sign is not looked at: they are opposite verdicts":
+            {"same": lambda a, b: a.abs() == b.abs()},
+        "the second share is always 1: only pairs on which they agree are kept, as by first * second > 0; ask that neither is 0":
+            {"use": lambda a, b: a * b > 0},
         "a tie beside a decision counts as half the same; it is another verdict": {"same": lambda a, b: 1 - (a - b).abs() / 2},
         "these are the shares of different verdicts": {"end": lambda all, decided: (1 - all, 1 - decided)},
         "these are numbers of pairs; return shares": {"over": torch.sum},
@@ -396,11 +412,14 @@ longer_accuracy = Exercise(
         "equal lengths count as right; without a longer one the guess is a coin's: half": {"point": lambda a, b: a >= b},
         "pairs of equal length are left out; they count half":
             {"over": lambda points, pairs: sum(p for p in points if p != 0.5) / max(1, sum(p != 0.5 for p in points))},
+        "a shorter chosen text counts half too; only one of equal length does": {"point": lambda a, b: 1 if a > b else 0.5},
         "this counts characters; count words": {"length": len},
         "text.split(' ') does not cut at line breaks, and finds empty words between two spaces; text.split() does it right":
             {"length": lambda text: len(text.split(" "))},
         "empty words are counted, between two spaces or at a text's ends; text.split() finds none":
             ({"length": lambda text: len(re.split(r"\s+", text))}, {"length": lambda text: len(re.split(r"\s", text.strip()))}),
+        "an empty text counts as one word, as re.split finds one in it; text.split() finds none":
+            {"length": lambda text: max(1, len(text.split()))},
         "punctuation splits words, or those with it do not count; a word is all that stands between white space":
             ({"length": lambda text: len(re.findall(r"\w+", text))}, {"length": lambda text: len(re.findall(r"[\w']+", text))},
              {"length": lambda text: sum(word.isalpha() for word in text.split())}),
@@ -422,6 +441,7 @@ longer_accuracy = Exercise(
 
 def draw_wins(generator):
     yield {"wins": torch.tensor([[0, 3], [1, 0]])}
+    yield {"wins": torch.tensor([[0, 6, 0], [2, 0, 3], [0, 1, 0]])}  # three to one, twice
     yield {"wins": torch.tensor([[0, 4, 1], [2, 0, 9], [1, 3, 0]])}
     yield {"wins": torch.tensor([[0, 10, 0, 1], [5, 0, 2, 0], [0, 3, 0, 2], [2, 0, 1, 0]])}  # not everyone has met everyone
     yield {"wins": torch.tensor([[0, 4, 0, 0], [2, 0, 2, 0], [0, 3, 0, 5], [0, 0, 1, 0]])}  # a chain, where Zermelo's way is long
@@ -483,6 +503,8 @@ strengths = Exercise(
         "this is the share of games won, not a strength: it does not ask against whom":
             of_shares(lambda won, lost: won / (won + lost)),
         "this is the number of games won, not a strength": of_shares(lambda won, lost: won),
+        "this is the logarithm of the number of games won; a win against a strong one is worth more":
+            of_shares(lambda won, lost: won.log()),
         "the log-odds of the pairs are averaged, whether they met once or thirty times; maximise the likelihood of all games":
             mean_odds,
         "this is exp(strength); return its logarithm, in which differences are log-odds":
@@ -496,7 +518,7 @@ strengths = Exercise(
         "this is not yet at the maximum: go on until nothing changes":
             tuple({"steps": steps} for steps in (2, 3, 4, 5, 6, 8, 10, 12, 15, 16, 20, 25, 30, 40, 50)),
         "the sum goes over the games that i has won; n_ij are all games of the two, whoever won": {"games": lambda wins: wins},
-        "games are added that nobody played, as if against ties; the wins alone decide":
+        "games are added that nobody played, such as half a win for each side of every pair; the wins alone decide":
             tuple({"turn": lambda wins, one=one: wins + one * (1 - torch.eye(len(wins)))} for one in (1, 0.5, 0.1, 0.01)),
         "each pair counts as one game, however often the two have met":
             {"turn": lambda wins: wins / (wins + wins.T).clamp(min=1)},
@@ -518,6 +540,7 @@ def draw_ranks(generator):
     yield {"ranks": [4]}
     for size in (4, 5, 6):
         yield {"ranks": torch.randint(1, size, (size,), generator=generator).tolist()}
+    yield {"ranks": (torch.randperm(11, generator=generator) + 1).tolist()}  # of two digits, too
 
 
 def in_order(function, ranks):

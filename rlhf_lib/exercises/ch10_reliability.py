@@ -63,7 +63,7 @@ reliability = Exercise(
     right=reliability_by_loop,
     formula=binned,
     mistakes={
-        "the confidence is that of the side chosen, sigmoid(|margin|), never below a half; this is sigmoid(margin)":
+        "the confidence is that of the side put higher, sigmoid(|margin|), never below a half; this is sigmoid(margin)":
             {"confidence": torch.sigmoid},
         "the bins have equal width in [0, 1]; divide the range from 0.5 to 1":
             {"place": lambda c, bins: (c * bins).long().clamp(max=bins - 1)},
@@ -79,6 +79,10 @@ reliability = Exercise(
             {"middle": lambda m, inside, n: (m.abs()[:, None] * inside).sum(0) / n.clamp(min=1)},
         "this is the sigmoid of the mean margin; take the mean of the sigmoids": {"middle": of_mean_margin},
         "this is the middle of the bin; take the mean of the confidences in it": {"middle": of_bin},
+        "an empty bin is said to have one pair: clamp the number for the division alone":
+            {"end": lambda n, c, r: torch.stack([n.clamp(min=1), c, r], 1)},
+        "a confidence of exactly 0.5 gets the place -1, the last bin, as by ceil() - 1: round down":
+            {"place": lambda c, bins: (((c - 0.5) * 2 * bins).ceil().long() - 1) % bins},
         "an empty bin is 0 divided by 0: give it zeros": {"empty": lambda sums, n: sums / n},
         "these are sums; divide each by the number of pairs in its bin": {"empty": lambda sums, n: sums},
         "these are divided by the number of all pairs; divide by that of the bin": {"empty": lambda sums, n: sums / n.sum()},
@@ -168,6 +172,10 @@ ceiling = Exercise(
             {"true": lambda m, p: (m - 0.5) / (p - 0.5)},
         "this divides by 2 a - 1, of the agreement; solved for q it is 2 p - 1, of the ceiling": lambda agreement, accuracy:
             reached(agreement, accuracy, true=lambda m, p: (m - (1 - p)) / (2 * agreement - 1)),
+        "the second number is 1 minus the right one, how often the model is wrong; solve accuracy = q p + (1 - q) (1 - p) for q":
+            {"true": lambda m, p: 1 - (m - (1 - p)) / (2 * p - 1)},
+        "the second number is worked out with the agreement where the ceiling p belongs": lambda agreement, accuracy:
+            reached(agreement, accuracy, true=lambda m, p: (m - (1 - agreement)) / (2 * agreement - 1)),
         "the reader's mistakes are left out of the second number; solve accuracy = q p + (1 - q) (1 - p) for q":
             {"true": lambda m, p: 2 * m - 1},
         "readers who agree on half of the pairs, or fewer, say nothing: raise ValueError":

@@ -132,6 +132,15 @@ def test_the_vocabulary_by_hand(pieces, size, expected):
     assert EXERCISES["build_vocabulary"].right(pieces, size) == expected == EXERCISES["build_vocabulary"].formula(pieces, size)
 
 
+def test_the_most_frequent_pair_by_hand():
+    """The card's example, which tells the commonest mistakes apart."""
+    words, counts = [["n", "o"], ["n", "o", "t"], ["l", "o", "w"], ["s", "l", "o", "w"]], [1, 4, 3, 3]
+    exercise = EXERCISES["most_frequent_pair"]
+    assert exercise.right(words, counts) == ("l", "o")
+    assert exercise.formula(words, [1, 1, 1, 1]) == ("n", "o")  # counts ignored
+    assert exercise.formula(words, counts, add=max) == ("n", "o")  # counts not added
+
+
 def last_piece_again(word, pair):
     """The loop ends before the last piece, which may have been merged."""
     out, place = [], 0
@@ -147,6 +156,24 @@ def once_a_word(words, counts):
     for word, count in zip(words, counts):
         total.update(dict.fromkeys(set(itertools.pairwise(word)), count))
     return max(total, key=total.get, default=None)
+
+
+def from_the_most_frequent_word(words, counts):
+    total = collections.Counter()
+    for word, count in sorted(zip(words, counts), key=lambda one: one[1], reverse=True):
+        for pair in itertools.pairwise(word):
+            total[pair] += count
+    return max(total, key=total.get, default=None)
+
+
+def once_is_none(words, counts):
+    pair = EXERCISES["most_frequent_pair"].formula(words, counts)
+    return pair if sum(count * [*itertools.pairwise(word)].count(pair) for word, count in zip(words, counts)) > 1 else None
+
+
+def in_steps_of_two(word, pair):
+    twos = ([*word[place : place + 2]] for place in range(0, len(word), 2))
+    return [piece for two in twos for piece in (["".join(two)] if tuple(two) == pair else two)]
 
 
 def by_replacing(word, merges):
@@ -174,6 +201,9 @@ def by_replacing(word, merges):
         ("merge_pair", last_piece_again, "the last piece is added once more"),
         ("bpe_encode", by_replacing, "inside a joined string"),
         ("most_frequent_pair", once_a_word, "is counted once"),
+        ("most_frequent_pair", from_the_most_frequent_word, "that of the most frequent word"),
+        ("most_frequent_pair", once_is_none, "that occurs once is left out"),
+        ("merge_pair", in_steps_of_two, "only every second place"),
     ],
 )
 def test_a_frequent_mistake_has_its_name(name, function, said):

@@ -152,6 +152,12 @@ def test_rotary_is_what_the_library_does():
     torch.testing.assert_close(ours, rotate(x, rotary_table(config, positions[None])), atol=1e-5, rtol=0)
 
 
+def test_the_worked_example_of_rotary():
+    x = torch.tensor([1.0, 1.0, 0.0, 0.0]).view(1, 1, 1, 4)
+    turned = EXERCISES["rotary"].right(x, torch.tensor([1]))[0, 0, 0]
+    torch.testing.assert_close(turned, torch.tensor([0.540, 1.000, 0.841, 0.010]), atol=5e-4, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["causal_mask", "attention", "multi_head"])
 def test_pictures_are_drawn_from_what_came_out(name):
     exercise, inputs = EXERCISES[name], draw(name)[1]

@@ -128,7 +128,7 @@ def test_a_float_is_no_count_and_int32_no_token():
     assert "int64" in verdict("reversal_batch", lambda **given: tuple(part.int() for part in reversal_batch(**given))).message
 
 
-def written_out(hidden=-torch.inf, late=False, gelus=1, norm2="norm2"):
+def written_out(hidden=-torch.inf, late=False, gelus=1, norm2="norm2", torn=False):
     """GPT-2 as learners write it out, with a place to go wrong."""
 
     def answer(tokens, weights, layers, heads):
@@ -143,11 +143,12 @@ def written_out(hidden=-torch.inf, late=False, gelus=1, norm2="norm2"):
         future = torch.ones(T, T, dtype=torch.bool).triu(1)
         for layer in range(layers):
             at = f"blocks.{layer}."
-            q, k, v = linear(norm(x, f"{at}norm1"), f"{at}attention.qkv").chunk(3, -1)
-            q, k, v = (part.view(B, T, heads, -1).transpose(1, 2) for part in (q, k, v))
+            parts = linear(norm(x, f"{at}norm1"), f"{at}attention.qkv").chunk(3, -1)
+            q, k, v = (y.reshape(B, heads, T, -1) if torn else y.view(B, T, heads, -1).transpose(1, 2) for y in parts)
             scores = q @ k.mT / q.shape[-1] ** 0.5
             shares = scores.softmax(-1) * ~future if late else scores.masked_fill(future, hidden).softmax(-1)
-            x = x + linear((shares @ v).transpose(1, 2).reshape(x.shape), f"{at}attention.out")
+            y = shares @ v if torn else (shares @ v).transpose(1, 2)
+            x = x + linear(y.reshape(x.shape), f"{at}attention.out")
             y = linear(F.gelu(linear(norm(x, at + norm2), f"{at}up"), approximate="tanh"), f"{at}down")
             x = x + (F.gelu(y, approximate="tanh") if gelus == 2 else y)
         return norm(x, "norm") @ weights["embedding.weight"].T
@@ -162,6 +163,7 @@ def written_out(hidden=-torch.inf, late=False, gelus=1, norm2="norm2"):
         ({"late": True}, "the mask comes after the softmax"),
         ({"gelus": 2}, "an activation behind down too"),
         ({"norm2": "norm1"}, "norm1 is used twice"),
+        ({"torn": True}, "tears positions apart"),
     ],
 )
 def test_a_gpt_that_is_written_out_has_its_mistake_named(options, said):

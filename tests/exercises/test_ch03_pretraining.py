@@ -164,6 +164,13 @@ def test_clipped_gradients_without_their_norm_are_told_how_many_there_are():
     assert "it returned a list of 3" in message
 
 
+def test_a_norm_in_front_of_the_clipped_gradients_is_named():
+    swapped = verdict("clip_gradient", lambda gradients, max_norm: clip_gradient(gradients, max_norm)[::-1])
+    assert swapped.mistake.startswith("clipped gradients and norm have changed places")
+    twice = verdict("clip_gradient", lambda gradients, max_norm: 2 * clip_gradient(gradients, max_norm)[1:])
+    assert not twice.passed and "changed places" not in twice.message
+
+
 def test_gradients_of_zero_divided_by_their_norm_are_named():
     def by_norm(gradients, max_norm):
         norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()

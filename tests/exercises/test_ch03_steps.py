@@ -160,8 +160,23 @@ def test_a_run_resumed_from_the_oracle_is_the_run_without_a_stop():
         exercise = exercises.find("training_state")
         torch.manual_seed(0)
         both = exercise.run(exercise.right, **arguments)
-        assert both["missing keys"] == [] and both["without a stop"].keys() == both["resumed"].keys()
+        assert both["without a stop"].keys() == both["resumed"].keys()
         assert all(torch.equal(part, both["resumed"][name]) for name, part in both["without a stop"].items())
+
+
+def test_keys_that_a_state_lacks_are_named():
+    def other_names(model, optimizer, step):
+        return {"weights": model.state_dict(), "moments": optimizer.state_dict(), "step": step, "random": torch.get_rng_state()}
+
+    assert "(TypeError: it lacks the keys 'model', 'optimizer')" in verdict("training_state", other_names).message
+
+
+def test_a_state_is_taken_without_a_draw_from_the_generator():
+    def drawn(model, optimizer, step):
+        torch.rand(1)
+        return training_state(model, optimizer, step)
+
+    assert verdict("training_state", drawn).mistake.startswith("the call changes torch's generator")
 
 
 def test_a_step_that_returns_nothing_is_told_so():

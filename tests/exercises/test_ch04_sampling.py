@@ -110,6 +110,9 @@ def test_the_smallest_failing_input_is_shown():
             "dimension",
         ),
         ("with_temperature", lambda logits, temperature: (logits / temperature).softmax(-1).clamp(min=1e-9).log(), "away from 0"),
+        ("with_temperature", lambda logits, temperature: (logits / temperature).log_softmax(1), "dimension"),
+        ("with_temperature", lambda logits, temperature: (logits / temperature).log_softmax(-1) / math.log(2), "to the base 2"),
+        ("top_k_filter", lambda logits, k: logits.topk(min(k, logits.shape[-1])).values, "keep the shape"),
         ("top_k_filter", lambda logits, k: logits.masked_fill(logits.argsort(-1, descending=True) >= k, -math.inf), "argsort of"),
         (
             "top_k_filter",
@@ -120,6 +123,11 @@ def test_the_smallest_failing_input_is_shown():
             "draw_token",
             lambda logprobs, uniforms: (logprobs.exp().cumsum(-1) >= uniforms[:, None]).int().argmax(-1),
             "at uniform 0",
+        ),
+        (
+            "draw_token",
+            lambda logprobs, uniforms: (logprobs.exp().cumsum(-1) > 1 - uniforms[:, None]).int().argmax(-1),
+            "turned round",
         ),
         ("until_end", lambda tokens, end_token: (tokens != end_token).cumprod(1).roll(-1, 1).bool(), "moved the wrong way"),
     ],

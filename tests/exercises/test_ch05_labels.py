@@ -154,7 +154,38 @@ def test_a_fault_of_the_halves_has_its_name_whatever_the_share():
     assert "depends on the other texts" in verdict("split_labels", every_third).mistake
 
 
+def test_a_list_that_shrinks_while_it_is_read_is_told_from_other_places_that_decide():
+    def removed(texts, held_out):
+        learn, test = list(texts), []
+        for text in learn:
+            if zlib.crc32(text.encode()) / 2**32 < held_out:
+                learn.remove(text)
+                test.append(text)
+        return learn, test
+
+    def by_turns(texts, held_out):
+        return texts[::2], texts[1::2]
+
+    assert "the text behind each held-out one is skipped" in verdict("split_labels", removed).mistake
+    assert "is skipped" not in verdict("split_labels", by_turns).message
+
+
+def test_bytes_that_are_read_as_signed_are_not_called_swapped_halves():
+    def signed(texts, held_out):
+        halves = ([], [])
+        for text in texts:
+            number = int.from_bytes(zlib.crc32(text.encode()).to_bytes(4, "big"), "big", signed=True)
+            halves[number / 2**31 < held_out].append(text)
+        return halves
+
+    assert "half of the numbers are negative" in verdict("split_labels", signed).mistake
+    assert "swapped" in verdict("split_labels", lambda texts, held_out: split_labels(texts, held_out)[::-1]).mistake
+
+
 NAMED = [
+    ("majority_vote", "votes of earlier passages", lambda votes: [
+        majority_vote([sum(votes[:place], one)])[0] for place, one in enumerate(votes)]),
+    ("confusion", "one row three times", lambda first, second: confusion(first, second).sum(0).repeat(3, 1)),
     ("soft_targets", "come as a list", lambda labels: soft_targets(labels).tolist()),
     ("soft_targets", "which labels are in the list", lambda labels: torch.tensor([
         sorted({*labels}).index(one) / 2 for one in labels])),

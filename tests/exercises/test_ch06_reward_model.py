@@ -230,10 +230,36 @@ def empty_bins(logits, targets, bins):
     return sum(gaps) / len(right)
 
 
+def into_a_buffer(x, mask):
+    values = torch.zeros(len(x))
+    for row in range(len(x)):
+        values[row] = x[row][mask[row]][-1]
+    return values
+
+
+def by_index(model, rows, batch):
+    scores, order = torch.zeros(len(rows)), sorted(rows, key=len)
+    for row, score in zip(order, score_rows(model, order, batch)):
+        scores[rows.index(row)] = score
+    return scores
+
+
+def whole_batches(model, rows, batch):
+    scores = torch.zeros(len(rows))
+    for start in range(0, len(rows) // batch * batch, batch):
+        scores[start : start + batch] = score_rows(model, rows[start : start + batch], batch)
+    return scores
+
+
 @pytest.mark.parametrize(
     "name, function, says",
     [
         ("last_token", lambda x, mask: torch.where(mask, torch.arange(x.shape[1]), 0).amax(1), "this is the place"),
+        ("last_token", into_a_buffer, "goes through float32"),
+        ("score_rows", by_index, "of two equal rows"),
+        ("score_rows", whole_batches, "smaller batch is left out"),
+        ("clear_accuracy", lambda logits, targets: (logits[targets != 0.5] > 0).float().mean(), "called positive"),
+        ("clear_accuracy", lambda logits, targets: ((logits * targets)[targets != 0.5] > 0).float().mean(), "never right"),
         ("mean_pool", lambda hidden, mask: (hidden * mask[..., None]).sum(1) / mask.sum(1), "need a last dimension"),
         ("soft_label_loss", exp_of_log_odds, "exp overflows"),
         ("soft_label_loss", two_classes, "2 t - 1 is 0"),

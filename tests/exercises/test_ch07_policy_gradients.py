@@ -175,9 +175,11 @@ def test_a_worked_example_comes_first():
     """The cards work these out by hand."""
     returns = find("discounted_returns")
     assert returns.right(**draw("discounted_returns")[0]).tolist() == [0.25, 0.5, 1.0]
+    step = answer("reinforce_loss", find("reinforce_loss").right, draw("reinforce_loss")[:1])[0]
+    assert step["loss"].item() == pytest.approx(0.9699, abs=1e-4)
     advantages, targets = find("gae").right(**draw("gae")[0])
-    torch.testing.assert_close(advantages, torch.tensor([[0.82675, 0.765, 0.7]]))
-    torch.testing.assert_close(targets, torch.tensor([[0.92675, 0.965, 1.0]]))
+    torch.testing.assert_close(advantages, torch.tensor([[0.092, 0.23, 0.7]]))
+    torch.testing.assert_close(targets, torch.tensor([[0.192, 0.43, 1.0]]))
     white = answer("masked_whiten", find("masked_whiten").right, draw("masked_whiten")[:1])[0]
     torch.testing.assert_close(white, torch.tensor([-1.3416, -0.4472, 0.4472, 1.3416]), atol=1e-4, rtol=0)
     good, bad = answer("policy_loss", find("policy_loss").right, draw("policy_loss")[:2])
@@ -186,6 +188,9 @@ def test_a_worked_example_comes_first():
     held, lost = answer("value_loss", find("value_loss").right, draw("value_loss")[:2])
     assert [held["loss"].item(), held["gradient"].item()] == pytest.approx([0.32, 0.0])
     assert [lost["loss"].item(), lost["gradient"].item()] == pytest.approx([0.5, 1.0])
+    first = draw("explained_variance")[0]
+    assert find("explained_variance").right(**first).item() == pytest.approx(6 / 7)
+    assert (first["returns"] - first["values"]).tolist() == [1.0, 1.0, 2.0]
 
 
 def test_the_smallest_failing_input_is_shown():
@@ -281,11 +286,13 @@ def held_and_detached(values, old_values, returns, mask, clip):
     return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())[mask].mean()
 
 
-def epochs_with(chunks=torch.split, step=True):
+def epochs_with(chunks=torch.split, step=True, most=math.inf):
     def learner(weight, optimizer, states, actions, old_logprobs, advantages, epochs, minibatch, clip, max_norm):
         for _ in range(epochs):
             for rows in chunks(torch.arange(len(states)), minibatch):
                 logprobs = Categorical(logits=states[rows] @ weight).log_prob(actions[rows])
+                if (old_logprobs[rows] - logprobs).mean() > most:
+                    return
                 real = torch.ones_like(logprobs, dtype=torch.bool)
                 ppo.policy_loss(logprobs, old_logprobs[rows], advantages[rows], real, clip).loss.backward()
                 torch.nn.utils.clip_grad_norm_([weight], max_norm)
@@ -294,6 +301,25 @@ def epochs_with(chunks=torch.split, step=True):
                 optimizer.zero_grad()
 
     return learner
+
+
+def one_step_an_epoch(weight, optimizer, states, actions, old_logprobs, advantages, epochs, minibatch, clip, max_norm):
+    for _ in range(epochs):
+        optimizer.zero_grad()
+        for rows in torch.arange(len(states)).split(minibatch):
+            logprobs = Categorical(logits=states[rows] @ weight).log_prob(actions[rows])
+            real = torch.ones_like(logprobs, dtype=torch.bool)
+            ppo.policy_loss(logprobs, old_logprobs[rows], advantages[rows], real, clip).loss.backward()
+        torch.nn.utils.clip_grad_norm_([weight], max_norm)
+        optimizer.step()
+
+
+def as_for_pong(rewards, gamma):
+    returns, running = torch.zeros_like(rewards), 0.0
+    for t in reversed(range(len(rewards))):
+        running = rewards[t] + gamma * (running if rewards[t] == 0 else 0.0)
+        returns[t] = running
+    return returns
 
 
 @pytest.mark.parametrize(
@@ -308,6 +334,11 @@ def epochs_with(chunks=torch.split, step=True):
             logits.log_softmax(-1)[:, actions] * advantages.detach()).mean(), "all actions from each row"),
         ("ppo_epochs", epochs_with(torch.chunk), "number of minibatches"),
         ("ppo_epochs", epochs_with(step=False), "step is missing"),
+        ("ppo_epochs", epochs_with(most=0.02), "before all epochs are done"),
+        ("ppo_epochs", one_step_an_epoch, "one optimiser step an epoch"),
+        ("reinforce_loss", lambda logits, actions, advantages: -(torch.where(
+            actions > 0, *logits.log_softmax(-1).T[[1, 0]]) * advantages.detach()).mean(), "read as action 1"),
+        ("discounted_returns", as_for_pong, "starts the sum anew"),
     ],
 )  # fmt: skip
 def test_frequent_mistakes_have_their_names(name, function, says):

@@ -219,9 +219,53 @@ def without_zeros(worth, mask, baseline):
     return torch.where(mask, worth - baseline, 0), real.sum(0) / (real != 0).sum(0).clamp(min=1)
 
 
+def by_probabilities(logits, sentiment, reduction="none"):
+    target = torch.full_like(logits, float(sentiment == "positive"))
+    return -F.binary_cross_entropy(logits.sigmoid(), target, reduction=reduction)
+
+
+def all_batches(base_rewards):
+    seen = [base_rewards]
+
+    def normalise(rewards):
+        result = (rewards - torch.cat(seen).mean()) / torch.cat(seen).std()
+        seen.append(rewards)
+        return result
+
+    return normalise
+
+
+def along_tokens(rewards, logprobs, ref_logprobs, mask, kl_coef):
+    kl = torch.where(mask, logprobs - ref_logprobs, 0).detach().flip(1).cumsum(1).flip(1)
+    return torch.where(mask, rewards - kl_coef * kl, 0)
+
+
+def back_in_training(policy, *given, epochs, **named):
+    policy.eval()
+    fractions = []
+    for _ in range(epochs):
+        fractions += exercises.find("update_policy").formula(policy, *given, epochs=1, dropout=policy.training, **named)
+        policy.train()
+    return fractions
+
+
 @pytest.mark.parametrize(
     ("name", "function", "words"),
     [
+        ("log_reward", by_probabilities, "F.binary_cross_entropy, at -100"),
+        ("log_reward", lambda logits, sentiment: torch.log1p(-logits.sigmoid()) if sentiment == "negative" else
+         F.logsigmoid(logits), "p rounds to 1"),
+        ("fit_normaliser", all_batches, "move with every batch"),
+        ("action_mask", lambda tokens, prompt_length, end_token: (torch.arange(tokens.shape[1]) >= prompt_length) & (
+            (ends := (tokens == end_token) & (torch.arange(tokens.shape[1]) >= prompt_length)).cumsum(1) - ends.int() == 0),
+         "one column for each token"),
+        ("completion_kl", lambda logprobs, ref_logprobs, mask: torch.where(mask, logprobs - ref_logprobs, 0).sum(0),
+         "runs over the completions"),
+        ("completion_kl", lambda logprobs, ref_logprobs, mask: (logprobs * mask - ref_logprobs).sum(1), "of padding"),
+        ("completion_kl", lambda logprobs, ref_logprobs, mask: (logprobs - ref_logprobs)[mask].view(len(mask), -1).sum(1),
+         "of one length"),
+        ("token_advantages", along_tokens, "laid along the tokens"),
+        ("update_policy", back_in_training, "dropout is on from the second on"),
         ("log_reward", lambda logits, sentiment: F.logsigmoid(logits if sentiment == "Positive" else -logits), "as it is given"),
         ("log_reward", lambda logits, sentiment: F.logsigmoid(logits if sentiment == "positive" else 1 - logits), "not 1 - x"),
         ("fit_normaliser", lambda base: lambda rewards: rewards - base.mean() / base.std(), "brackets"),

@@ -33,11 +33,19 @@ def test_what_counts_is_whole():
     assert "return the iteration's number" in found.mistake
 
 
+def from_the_end(kls, max_kl):
+    for place in range(len(kls) - 1, 0, -1):
+        if not kls[place].mean() <= max_kl:
+            return place - 1
+    return len(kls) - 1
+
+
 @pytest.mark.parametrize(
     "name, function, says",
     [
         ("rollout_sizes", lambda **given: sizes(**given, back=lambda count: max(0, count - 1)), "takes one off"),
         ("kept_iteration", lambda kls, max_kl: kept(kls, max_kl, lambda kl: kl.mean().abs()), "negative estimates"),
+        ("kept_iteration", from_the_end, "stops at the last iteration beyond"),
         ("kept_iteration", lambda kls, max_kl: sum(bool(kl.mean() <= max_kl) for kl in kls) - 1, "behind the stop"),
         ("kept_iteration", lambda kls, max_kl: torch.tensor([not kl.mean() <= max_kl for kl in kls]).int().argmax().item() - 1,
          "argmax of zeros"),

@@ -226,6 +226,38 @@ def over_all(first, second, swapped):
     return same.float().mean(), (same & (first != 0) & (second != 0)).sum() / len(first)
 
 
+def decided_alike(first, second, swapped):
+    same = first == torch.where(swapped, -second, second)
+    return same.float().mean(), same[first * torch.where(swapped, -second, second) > 0].float().mean()
+
+
+def replaced(first, second, swapped):
+    turned = second.clone()
+    turned[swapped & (turned == 1)] = -1
+    turned[swapped & (turned == -1)] = 1
+    same = (first == turned).float()
+    return same.mean(), same[(first != 0) & (turned != 0)].mean()
+
+
+def or_half(pairs):
+    return sum(len(chosen.split()) > len(rejected.split()) or 0.5 for chosen, rejected in pairs) / len(pairs)
+
+
+def by_re_split(pairs):
+    counts = [[len(re.split(r"\s+", text.strip())) for text in pair] for pair in pairs]
+    return sum((a > b) + 0.5 * (a == b) for a, b in counts) / len(counts)
+
+
+def rounded_down(count, size, rollouts, generator):
+    orders = [torch.randperm(count, generator=generator) for _ in range(rollouts * size // count)]
+    return torch.cat(orders)[: rollouts * size].reshape(rollouts, size)
+
+
+def all_at_once(count, size, rollouts, generator):
+    numbers = torch.arange(count).repeat(math.ceil(rollouts * size / count))
+    return numbers[torch.randperm(len(numbers), generator=generator)][: rollouts * size].view(rollouts, size)
+
+
 def unguarded(least=lambda agreement: True, root=math.sqrt, kept=lambda q: q):
     def ceiling(agreement, accuracy):
         if not least(agreement):
@@ -243,6 +275,13 @@ NAMED = [
     ("same_verdict", "divided by the number of all pairs", over_all),
     ("strengths", "not yet at the maximum", zermelo(20)),
     ("strengths", "take the mean of the logarithms away", zermelo(300, scaled=lambda p: p / p.mean())),
+    ("same_verdict", "always 1", decided_alike),
+    ("same_verdict", "both come out as -1 (or as 1)", replaced),
+    ("longer_accuracy", "a shorter chosen text", or_half),
+    ("longer_accuracy", "an empty text", by_re_split),
+    ("strengths", "the logarithm of the number", lambda wins: (s := wins.sum(1).double().log()) - s.mean()),
+    ("rollout_prompts", "number is rounded down", rounded_down),
+    ("rollout_prompts", "shuffled at once", all_at_once),
     ("ceiling", "raise ValueError", unguarded()),
     ("ceiling", "raise ValueError", unguarded(least=lambda agreement: agreement >= 0.5)),
     ("ceiling", "raise ValueError", unguarded(root=lambda x: x**0.5)),

@@ -1,6 +1,7 @@
 """Chapter 10's checks of what margins and readers are worth: errors are told as errors, and no bound is put on a share."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -50,6 +51,28 @@ def test_pairs_that_are_lost_from_a_bin_are_named():
         return torch.cat([sums[:, :1], sums[:, 1:] / sums[:, :1].clamp(min=1)], 1)
 
     assert "index_add" in verdict("reliability", lost).message
+
+
+def places_by_ceil(margins, bins, place=lambda c, bins: math.ceil((c - 0.5) * 2 * bins) - 1, least=0):
+    sums = [[0.0, 0.0, 0.0] for _ in range(bins)]
+    for m in margins.tolist():
+        c = 1 / (1 + math.exp(-abs(m)))
+        row = sums[place(c, bins)]
+        row[0], row[1], row[2] = row[0] + 1, row[1] + c, row[2] + (m > 0) + 0.5 * (m == 0)
+    return torch.tensor([[max(n, least), c / max(n, 1), r / max(n, 1)] for n, c, r in sums])
+
+
+@pytest.mark.parametrize(
+    "name, function, says",
+    [
+        ("reliability", places_by_ceil, "the place -1"),
+        ("reliability", lambda margins, bins: places_by_ceil(
+            margins, bins, lambda c, bins: min(int((c - 0.5) * 2 * bins), bins - 1), least=1), "said to have one pair"),
+        ("ceiling", partial(ceiling, true=lambda accuracy, p: (p - accuracy) / (2 * p - 1)), "1 minus the right one"),
+    ],
+)  # fmt: skip
+def test_frequent_mistakes_have_their_names(name, function, says):
+    assert says in verdict(name, function).mistake
 
 
 def test_the_bin_by_hand_on_the_card():
