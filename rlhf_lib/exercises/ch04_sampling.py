@@ -426,7 +426,7 @@ Exercise("4.5", "until_end", draw=draw_ends, right=until_by_loops, formula=until
 
 # ----------------------------------------------------------------------------------------- 4.6
 def draw_prompts(generator):
-    for rows, start, steps, temperature in ((1, 1, 2, 0.7), (2, 3, 1, 1.5), (3, 2, 4, 0.6), (12, 2, 5, 1.2), (1, 120, 6, 0.5)):
+    for rows, start, steps, temperature in ((1, 1, 2, 0.7), (2, 3, 1, 1.5), (3, 2, 4, 0.6), (12, 2, 5, 1.2), (8, 120, 6, 0.5)):
         prompts, uniforms = torch.randint(12, (rows, start), generator=generator), torch.rand(rows, steps, generator=generator)
         weights, training = int(torch.randint(1_000_000, (1,), generator=generator)), rows != 2
         yield dict(weights=weights, training=training, prompts=prompts, uniforms=uniforms, temperature=temperature)
