@@ -2168,10 +2168,10 @@ def both_orders(ours_first, ours_second):
     return [outcomes.get(pair, "tie") for pair in zip(ours_first, ours_second)]
 
 
-# ---- 11.9 place_and_win [e2d0f3a6]
+# ---- 11.9 place_and_win [02b4628d]
 
 def place_and_win(ours_first, ours_second):
-    """A judge's position bias, and our win rate without it.
+    """A judge's position bias, and our win rate over both orders.
 
     Args:
         ours_first, ours_second: lists of "first", "second" or "tie", verdicts with our answer in that place.
@@ -2630,7 +2630,7 @@ def importance_weights(logprobs, sampler_logprobs, mask, cap):
     return log_ratio.detach().exp().clamp(max=cap)
 
 
-# ---- 12.11 policy_gradient [08af8d92]
+# ---- 12.11 policy_gradient [6550eab7]
 
 def policy_gradient(
     rewards, logprobs, old_logprobs, mask, *, baseline, normaliser, clip, denominator, epsilon=0.2, expected=0.0, deviation=1.0
@@ -2667,7 +2667,7 @@ def policy_gradient(
         each = -A * logprobs
     else:
         if clip == "token":
-            ratio = (logprobs - old_logprobs.detach()).exp()
+            ratio = torch.where(mask, logprobs - old_logprobs.detach(), 0).exp()  # 0 before exp, whose gradient hands a NaN on
         else:
             ratio = sequence_ratio(logprobs, old_logprobs, mask)[:, None].expand_as(logprobs)
         each = torch.maximum(-A * ratio, -A * ratio.clamp(1 - epsilon, 1 + epsilon))

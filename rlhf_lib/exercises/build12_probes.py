@@ -285,17 +285,23 @@ def run_behind(policy_gradient, logprobs, old_logprobs, mask, **batch):
         old = old + torch.where(mask, 0, 0.5)
         for name, row in METHODS.items():
             one = tried(policy_gradient, **batch, logprobs=new, old_logprobs=old, mask=mask, row=row)
-            found[name].append([one["loss"], torch.where(mask, one["gradient"], 0)])
+            found[name].append([one["loss"], one["gradient"]])
     return found
 
 
-def judge_behind(output, **_):
-    for name, (first, other, odd) in output.items():
+def judge_behind(output, mask, **_):
+    for name, found in output.items():
+        first, other, odd = ([loss, torch.where(mask, gradient, 0)] for loss, gradient in found)
         if not all(map(close, first, other)):
             return f"{name}: what stands behind the end of a completion changes the loss: keep it out of sums and lengths"
         if not all(map(close, first, odd)):
             return (
                 f"{name}: a NaN behind the end of a completion reaches the loss: a product with the mask does not hide it, since "
                 "0 times NaN is not a number. Use torch.where"
+            )
+        if not all(gradient.isfinite().all() for _, gradient in found):
+            return (
+                f"{name}: a NaN behind the end of a completion does not reach the loss, but it reaches the gradient, and by it "
+                "every weight: the gradient of exp hands it on. Use torch.where before exp"
             )
     return ""

@@ -68,7 +68,7 @@ def test_an_answer_written_differently_passes_the_cheap_probes(answer):
 
 FIRST, *_, LEVEL, RATIOS, _, TABLE, TRAINS = BUILD.probes
 EACH = "each = torch.maximum(-A * ratio, -A * ratio.clamp(1 - epsilon, 1 + epsilon))"
-RATIO = "ratio = (logprobs - old_logprobs.detach()).exp()"
+RATIO = "ratio = torch.where(mask, logprobs - old_logprobs.detach(), 0).exp()"
 WHOLE = "ratio = sequence_ratio(logprobs, old_logprobs, mask)[:, None].expand_as(logprobs)"
 LAST = "return token_average(each, mask, denominator)"
 WRONG = {

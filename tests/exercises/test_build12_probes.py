@@ -10,7 +10,7 @@ FLAT = "A = advantages.detach().reshape(-1, 1)"
 LOO = "advantages = leave_one_out(rewards)"
 VAR = "(rewards.var(1, keepdim=True, correction=0) + 1e-8).sqrt()"
 MEAN = "torch.where(mean > 0, advantages / mean, 0)"
-RATIO = "ratio = (logprobs - old_logprobs.detach()).exp()"
+RATIO = "ratio = torch.where(mask, logprobs - old_logprobs.detach(), 0).exp()"
 LAST = "return token_average(each, mask, denominator)"
 WRONG = {
     "a loss for each token": (NUMBERS, "one number", [(LAST, "return each")]),
@@ -44,7 +44,7 @@ WRONG = {
         PLACES, "is to learn from it", [(FLAT, "advantages = advantages - rewards.mean()\n    " + FLAT)],
     ),
     "the sign without a clip": (COUNTS, "sign of the loss", [("each = -A * logprobs", "each = A * logprobs")]),
-    "the ratio is detached": (NUMBERS, "no gradient", [(RATIO, RATIO.replace("logprobs -", "logprobs.detach() -"))]),
+    "the ratio is detached": (NUMBERS, "no gradient", [(RATIO, RATIO.replace("logprobs -", "logprobs.detach() -", 1))]),
     "a ratio without a clip": (
         COUNTS, "the ratio plays no part", [("each = -A * logprobs", "each = -A * (logprobs - old_logprobs.detach()).exp()")],
     ),
@@ -66,6 +66,7 @@ WRONG = {
         [(LAST, "lengths, sums = mask.sum(1), (each * mask).sum(1)\n    return {'completion': (sums / lengths).mean(),"
                 " 'batch': sums.sum() / lengths.sum(), 'constant': sums.mean() / mask.shape[1]}[denominator]")],
     ),
+    "the mask after exp": (BEHIND, "reaches the gradient", [(RATIO, "ratio = (logprobs - old_logprobs.detach()).exp()")]),
     "the critic is not asked": (SHIFT, "`expected` is not used", [('"critic": expected', '"critic": 0')]),
     "the critic's word is added": (SHIFT, "their difference", [('"critic": expected', '"critic": -expected')]),
     "the root mean square about the baseline": (

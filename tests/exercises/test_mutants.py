@@ -205,8 +205,6 @@ DRAWN = {
             "each = torch.maximum(-A * ratio.clamp(1 - epsilon, 1 + epsilon), -A * ratio)": "a maximum is symmetric",
             "if normaliser <= 'deviation':": "none of the four names is below it",
             "if clip <= 'none':": "none of the three names is below it",
-            "if clip >= 'token':": "none of the three names is above it",
-            "advantages = torch.where(mean != 0, advantages / mean, 0)": "the rewards are not negative",
         },
     ),
 }
