@@ -106,6 +106,7 @@ def whole_loop(names):
     labelled = [*labels.hand_made(plays)[::2], *own]
     begun = time.monotonic()
     made = names["journey"](train, held_out, [(label.text, label.target) for label in labelled])
+    # A learner's own hash holds back about as many as ours.
     clear = [label.target for label in labels.split(labelled, 0.1)[1] if label.target != 0.5]
     rewards, kls = ([float(record[key]) for record in made["records"]] for key in ("reward", "kl"))
     found = {
