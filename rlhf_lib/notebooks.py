@@ -19,7 +19,6 @@ import sys
 import tempfile
 import tomllib
 import types
-from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -95,20 +94,47 @@ def stamp(notebook, name):
 
 
 def fold_answers(notebook):
-    """Put the worked answer of each exercise into its card, folded, inside its last hint.
+    """Put each worked answer into its card, folded, inside the last hint for it.
 
-    A Build it has none: reading one is a step of its own, and the card's last hint says where it stands.
+    A card of several exercises has a chain of hints for each of them, in the order of the answers below the card. A Build it
+    has no answer there: reading one is a step of its own, and the card's last hint says where it stands.
     """
     from rlhf_lib import exercises
 
     exercises.load()
-    for card, cell in pairwise(notebook.cells):
-        grading = cell.metadata.get("nbgrader", {})
-        name = grading.get("grade_id", "")
-        if grading.get("solution") and name not in exercises.BUILDS and not name.startswith("investigation-"):
-            answer = "\n".join(line for line in cell.source.splitlines() if not line.strip().startswith("### "))
-            hints = re.search(r"(\s*</details>)*\s*$", card.source)  # where the hints close
-            card.source = card.source[: hints.start()] + FOLD.format(answer=answer) + hints.group().rstrip()
+    for card, answers in cards(notebook.cells):
+        answers = [cell.source for cell in answers if cell.metadata.nbgrader.grade_id not in exercises.BUILDS]
+        ends = (chain_ends(card.source) or [len(card.source.rstrip())]) if answers else []
+        if len(ends) != len(answers):
+            raise ValueError(f"the card {card.id} has {len(ends)} chains of hints for {len(answers)} answers")
+        for source, end in zip(reversed(answers), reversed(ends)):
+            answer = "\n".join(line for line in source.splitlines() if not line.strip().startswith("### "))
+            card.source = card.source[:end] + FOLD.format(answer=answer) + card.source[end:].rstrip()
+
+
+def cards(cells):
+    """Pairs of a text and the answers that stand right below it, checks between them; investigations are left out."""
+    card, answers = None, []
+    for cell in [*cells, None]:
+        grading = cell.metadata.get("nbgrader", {}) if cell else {}
+        if grading.get("solution") and not grading["grade_id"].startswith("investigation-"):
+            answers.append(cell)
+        elif not grading.get("grade"):
+            if answers:
+                yield card, answers
+            card, answers = cell, []
+
+
+def chain_ends(text):
+    """Where each chain of hints ends: before the `</details>` that close all of it at once."""
+    ends, depth, hints = [], 0, False
+    for mark in re.finditer("<(/?)details>", text):
+        if depth == 0:
+            hints = text.startswith("<summary>Hint 1", mark.end())
+        depth += -1 if mark.group(1) else 1
+        if depth == 0 and hints:
+            ends.append(re.search(r"(\s*</details>)+$", text[: mark.end()]).start())
+    return ends
 
 
 def show_figures(notebook):

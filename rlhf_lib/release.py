@@ -59,7 +59,7 @@ def student_edition(notebook, hints=True):
         if cell.cell_type == "markdown":
             cell.source = without_folds(cell.source, "(?:The worked answer|What we found|What it was)[^<]*")
             if not hints:
-                cell.source = without_folds(cell.source, r"Hint \d+")
+                cell.source = without_folds(cell.source, r"Hint \d+[^\n]*?")
             if "attachment:" not in cell.source:
                 cell.pop("attachments", None)  # our figures
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "markdown" or cell.source.strip()]

@@ -603,7 +603,7 @@ def readings(chapter):
         if code:
             lines, folded = [] if folded else lines, False
             lines = lines + stored().get(name, [])
-        elif not re.search(r"^### (Exercise|Build it|Mend it|Investigation)", source, re.MULTILINE):
+        elif not re.search(r"^### (Exercises?|Build it|Mend it|Investigation) ", source, re.MULTILINE):
             following = next((its for _, code, its, _ in every[place + 1 :] if code), "")
             yield name, groups(source), lines + as_lines(following) + elsewhere(name)
             folded |= "<summary>What" in source

@@ -1,6 +1,5 @@
 import ast
 import builtins
-import itertools
 import json
 import re
 import tomllib
@@ -79,6 +78,34 @@ def test_an_investigation_and_a_build_have_no_answer_in_their_card(worked, grade
     notebook.cells[3].metadata.nbgrader.grade_id = grade_id
     notebooks.fold_answers(notebook)
     assert notebook.cells[2].source == CARD
+
+
+def test_a_card_of_several_exercises_has_each_answer_in_the_chain_of_its_hints(worked):
+    notebook = nbformat.read(worked / "solutions" / "42_a_chapter.ipynb", as_version=4)
+    one, two = (f"<details><summary>Hint 1 on <code>{name}</code></summary>\n\nAsk?" for name in ("double", "half"))
+    plain = "<details><summary>Read</summary>\n\nMore.\n\n</details>"
+    notebook.cells[2].source = f"### Both\n\n{one}\n\n<details><summary>Hint 2 on <code>double</code></summary>\n\n2.\n\n"
+    notebook.cells[2].source += f"</details></details>\n\n{plain}\n\n{two}\n\n</details>"
+    half = ANSWER.replace("double", "half").replace("2 * x", "x / 2")
+    notebook.cells += [cell(new_code_cell, half, "half", grade=False), cell(new_code_cell, TEST, "check-half", grade=True)]
+    assert [(card.id, [one.id for one in answers]) for card, answers in notebooks.cards(notebook.cells)] == [
+        ("card", ["double", "half"])
+    ]
+    notebooks.fold_answers(notebook)
+    text = notebook.cells[2].source
+    marks = ("Hint 1 on <code>double", "Hint 2 on <code>double", "return 2 * x", "More.", "Hint 1 on <code>half", "return x / 2")
+    places = [text.index(mark) for mark in marks]
+    assert places == sorted(places) and text.count("The worked answer") == 2
+    assert text.count("<details>") == text.count("</details>") == 6 and text.endswith("</details>\n\n</details>")
+
+
+def test_a_card_with_fewer_chains_of_hints_than_answers_is_named(worked):
+    path = worked / "solutions" / "42_a_chapter.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(cell(new_code_cell, ANSWER.replace("double", "half"), "half", grade=False))
+    nbformat.write(notebook, path)
+    with pytest.raises(ValueError, match=r"42_a_chapter\.ipynb: ValueError: the card card has 1 chains of hints for 2 answers"):
+        notebooks.learner_edition(path)
 
 
 def test_a_card_without_hints_has_one_fold(worked):
@@ -262,40 +289,66 @@ def test_no_other_cell_needs_a_learners_answer(path):
             assert not names_used(python(one)) & answers, one.id
 
 
+def chains(card, answers):
+    """The hints of a card as [(exercise, its hints' texts)], each chain opened one by one."""
+    found = []
+    for mark in re.finditer(
+        r"<details><summary>Hint (\d)(?: on <code>(\w+)</code>)?</summary>(.*?)(?=<details><summary>Hint|$)", card, re.DOTALL
+    ):
+        number, name, text = mark.groups()
+        name = name or answers[0].metadata.nbgrader.grade_id
+        if number == "1":
+            found.append((name, []))
+        found[-1][1].append(text)
+        assert (found[-1][0], len(found[-1][1])) == (name, int(number))
+    return found
+
+
+def in_words(numbers):
+    """ "2.5 and 2.6", "1.1 to 1.3"."""
+    return f"{numbers[0]} {'and' if len(numbers) == 2 else 'to'} {numbers[-1]}" if len(numbers) > 1 else numbers[0]
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
 def test_a_card_has_its_difficulty_importance_time_and_hints_that_open_one_by_one(path):
     cells = nbformat.read(path, as_version=4).cells
-    for place, one in enumerate(cells):
-        if part(one) == "answer":
-            card = cells[place - 1].source
-            assert re.search(
-                r"^### (Exercise|Build it|Mend it) \d+\.\d+ · .+\n+Difficulty [●○]{5} · importance [●○]{5} · [\d to]+ minutes",
-                card,
-                re.MULTILINE,
-            ), one.id
-            hints = re.findall(r"<details><summary>Hint (\d)</summary>", card)
-            assert hints == [str(number + 1) for number in range(len(hints))] and hints, one.id
-            assert re.search(r"</details>\s*" * len(hints) + "$", card), one.id  # each inside the one before
-            assert part(cells[place + 1]) == "check", one.id
+    for card, answers in notebooks.cards(cells):
+        names = [one.metadata.nbgrader.grade_id for one in answers]
+        kind = "Build it|Mend it" if names[0] in exercises.BUILDS else "Exercises" if len(names) > 1 else "Exercise"
+        numbers = re.escape(in_words([exercises.find(name).number for name in names]))
+        line = r"\n+Difficulty [●○]{5} · importance [●○]{5} · [\d to]+ minutes"
+        assert re.search(rf"^### ({kind}) {numbers} · .+{line}", card.source, re.MULTILINE), card.id
+        hints = chains(card.source, answers)
+        assert [name for name, _ in hints] == names, card.id
+        for _, texts in hints:  # each inside the one before
+            assert re.search(r"</details>\s*" * len(texts), texts[-1]), card.id
+        assert len(notebooks.chain_ends(card.source)) == len(names), card.id
+        assert re.search(r"</details>\s*" * len(hints[-1][1]) + "$", card.source), card.id
+        place = next(place for place, one in enumerate(cells) if one.id == card.id)
+        below = cells[place + 1 : place + 1 + 2 * len(names)]
+        assert [one.id for one in below] == [which for name in names for which in (name, f"check-{name}")], card.id
+        assert [part(one) for one in below] == ["answer", "check"] * len(names), card.id
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
 def test_the_first_hint_of_every_card_asks(path):
     """A question outside of code; what it leads to is told in a later hint."""
-    for card, one in itertools.pairwise(nbformat.read(path, as_version=4).cells):
-        if part(one) == "answer":
-            hint = card.source.partition("<summary>Hint 1</summary>")[2].partition("details>")[0]
-            assert "?" in re.sub("`[^`]*`", "", hint), one.id
+    for card, answers in notebooks.cards(nbformat.read(path, as_version=4).cells):
+        for name, texts in chains(card.source, answers):
+            assert "?" in re.sub("`[^`]*`", "", texts[0]), name
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
 def test_the_innermost_fold_of_every_card_is_the_answer_or_says_where_it_stands(path):
     cells = nbformat.read(ROOT / "notebooks" / path.name, as_version=4).cells
     worked = {one.id: one.source for one in nbformat.read(path, as_version=4).cells}
-    for card, one in itertools.pairwise(cells):
-        if part(one) == "answer":
-            summary, _, fold = card.source.rpartition("<details><summary>")[2].partition("</summary>")
-            assert card.source.count("<details>") == card.source.count("</details>"), one.id
+    for card, answers in notebooks.cards(cells):
+        assert card.source.count("<details>") == card.source.count("</details>"), card.id
+        folds = re.findall(
+            r"<details><summary>([^<]*)</summary>((?:(?!<details>).)*?)</details>\s*</details>", card.source, re.DOTALL
+        )
+        assert len(folds) == len(answers), card.id  # what is folded in a fold and holds none
+        for (summary, fold), one in zip(folds, answers):
             if one.metadata.nbgrader.grade_id in exercises.BUILDS:
                 assert f"solutions/{path.name}" in fold, one.id
             else:

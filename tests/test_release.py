@@ -200,6 +200,7 @@ Yes.
     [
         ("The worked answer", ["Look.", "Look again.", "And then?", "Yes."], ["```"]),
         (r"Hint \d+", ["Say it.", "And then?", "Yes."], ["Look", "```"]),
+        (r"Hint \d+[^\n]*?", ["Say it.", "And then?", "Yes."], ["Look", "```"]),
         ("Answer", ["Look again.", "```", "And then?"], ["Yes."]),
         ("None", ["Look again.", "```", "And then?", "Yes."], []),
     ],
@@ -231,7 +232,7 @@ def test_nothing_is_overwritten(tmp_path, there, capsys):
     assert [path.name for path in tmp_path.iterdir()] == [there]
 
 
-HEADING = r"^### (Exercise|Build it|Mend it|Investigation) (\d+\.\w+) · .+$"
+HEADING = r"^### (Exercises?|Build it|Mend it|Investigation) (\d+\.\w+)(?: (?:and|to) \d+\.\d+)? · .+$"
 MINUTES = r"\n+Difficulty (●+○*) · importance (●+○*) · (\d+)(?: to (\d+))? minutes$"
 SPELLED = dict(zip(("half an", "two", "four", "five", "six", "seven", "eight", "nine", "ten"), (0.5, 2, *range(4, 11))))
 
