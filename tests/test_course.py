@@ -104,8 +104,12 @@ def test_the_whole_loop_gets_texts_and_labels_as_plain_data_and_prints_what_came
         got.update(train=train, held_out=held_out, labelled=labelled)
         return made
 
-    course.whole_loop({"journey": journey})
-    held_back = [target for text, target in got["labelled"] if labels.draw_of(text) < 0.1 and target != 0.5]
+    def split_labels(texts, held_out):  # by another hash than the course's
+        assert held_out == 0.1 and len(set(texts)) == len(texts)
+        return [text for text in texts if len(text) % 9], [text for text in texts if not len(text) % 9]
+
+    course.whole_loop({"journey": journey, "split_labels": split_labels})
+    held_back = [target for text, target in dict(got["labelled"]).items() if not len(text) % 9 and target != 0.5]
     constant = max(held_back.count(0.0), held_back.count(1.0)) / len(held_back)
     assert 0.5 < constant < 0.8
     assert capsys.readouterr().out.splitlines() == [
@@ -129,9 +133,13 @@ def test_the_whole_loop_gets_texts_and_labels_as_plain_data_and_prints_what_came
     (course.HOME / course.MY_LABELS).write_text(f"{row}\n{row.replace('me', 'you')}\n", encoding="utf-8")
     before = len(got["labelled"])
     made["records"] = made["records"][:1]  # stopped at once
-    course.whole_loop({"journey": journey})
+    course.whole_loop({"journey": journey, "split_labels": split_labels})
     assert len(got["labelled"]) == before + 1 and got["labelled"][-1] == ("My own line.", 1.0)
     assert json.loads((course.HOME / "my_rlhf.json").read_text(encoding="utf-8"))["own_labels"] == 1
+    course.whole_loop({"journey": journey})  # a journey that splits in a way of its own
+    held_back = [target for text, target in got["labelled"] if labels.draw_of(text) < 0.1 and target != 0.5]
+    left = json.loads((course.HOME / "my_rlhf.json").read_text(encoding="utf-8"))
+    assert left["held_back"] == len(held_back) and left["constant"] == held_back.count(0.0) / len(held_back) > 0.5
     with pytest.raises(SystemExit, match=r"journey \(9\.10\) is not in my_rlhf\.py yet"):
         course.whole_loop({})
 
