@@ -236,7 +236,6 @@ GIVEN = {
     "09/interval-why": "95% 97.5%",
     "09/interval-read": "55%",
     "09/best-of-n-kl-why": "90%",
-    "09/best-of-n-read": "0.04",
     "09/form-read": "0.1",
     "09/push-read": "0.03",
     "09/investigation-9-A-found": "150 0.7% 10.0%",  # good lines of the policy in data/labels/large.jsonl, 15 of 150
