@@ -167,6 +167,37 @@ def train_bpe(text, vocab_size):
     return Tokeniser()
 
 
+# ---- 1.11 best_cut [bdb048f0]
+
+def best_cut(text, logprobs):
+    """The cut of `text` with the highest sum of log-probabilities (Kudo 2018, Subword Regularization, section 3.2).
+
+    Args:
+        text: str, of any length.
+        logprobs: {token: its log-probability in nats, 0 or below}; a token is a str of one or more characters.
+
+    Returns:
+        A list of tokens that are `text` when put together, [] for the empty text; of equally good ones any.
+
+    Raises:
+        ValueError: the tokens do not make `text`.
+    """
+    lengths = {len(token) for token in logprobs}
+    best = {0: (0.0, None)}  # for each place that can be reached, the highest sum, and where its last token begins
+    for end in range(1, len(text) + 1):
+        starts = [end - length for length in lengths if end - length in best and text[end - length : end] in logprobs]
+        if starts:
+            best[end] = max((best[start][0] + logprobs[text[start:end]], start) for start in starts)
+    if len(text) not in best:
+        raise ValueError(f"these tokens do not make {text!r}")
+    pieces, end = [], len(text)
+    while end:
+        _, start = best[end]
+        pieces.append(text[start:end])
+        end = start
+    return pieces[::-1]
+
+
 # ---- 2.1 causal_mask [9acc5ff8]
 
 def causal_mask(T, S):
@@ -572,6 +603,31 @@ def pretrain(model, tokens, held_out, *, steps, batch, context, lr, warmup, seed
     return records
 
 
+# ---- 3.11 muon_step [788653a0]
+
+def muon_step(parameter, gradient, m, rate, beta):
+    """One step of Muon (Jordan et al. 2024), for a matrix.
+
+    Args:
+        parameter, gradient, m: (rows, columns); m is the average of the gradients before this step.
+        rate: how far each direction goes, about; a tall matrix goes sqrt(rows / columns) times as far.
+        beta: of the average, and of the look ahead.
+
+    Returns:
+        parameter, m: after the step, (rows, columns) each.
+    """
+    m = beta * m + (1 - beta) * gradient
+    ahead = beta * m + (1 - beta) * gradient
+    rows, columns = parameter.shape
+    x = ahead.T if rows > columns else ahead  # the smaller Gram matrix
+    x = x / (x.norm() + 1e-7)  # no singular value above 1
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    x = x.T if rows > columns else x
+    return parameter - rate * max(1, rows / columns) ** 0.5 * x, m
+
+
 # ---- 4.1 with_temperature [d3254f1d]
 
 def with_temperature(logits, temperature):
@@ -816,6 +872,30 @@ def generate(model, prompts, mask, uniforms, temperature=1.0, end_token=0):
     return tokens, logprobs, drawn
 
 
+# ---- 4.11 speculate [2bcf8275]
+
+def speculate(drafted, draft_probs, target_probs, uniforms):
+    """One round of speculative sampling (Leviathan et al. 2023, section 2; Chen et al. 2023), for one row.
+
+    Args:
+        drafted: (K,) int64, each drawn from its row of `draft_probs`. K may be 0.
+        draft_probs: (K, V), the draft's probabilities.
+        target_probs: (K + 1, V), the target's at the same places, and behind the last drafted token.
+        uniforms: (K + 1,), in [0, 1): entry k decides on drafted[k], the last draws the token that follows.
+
+    Returns:
+        int64, 1 to K + 1 tokens: those accepted before the first refusal, and one more.
+    """
+    n, weights = len(drafted), target_probs[-1]  # where nothing is refused
+    for k, token in enumerate(drafted.tolist()):
+        p, q = target_probs[k], draft_probs[k]  # (V,) each
+        if uniforms[k] >= p[token] / q[token]:
+            n, weights = k, (p - q).clamp(min=0)  # what the draft gave too little
+            break
+    extra = draw_token((weights / weights.sum()).log()[None], uniforms[-1:])  # (1,)
+    return torch.cat([drafted[:n], extra])
+
+
 # ---- 5.1 soft_targets [a251fa33]
 
 def soft_targets(labels):
@@ -892,6 +972,28 @@ def pick_uncertain(p_positive, labelled, count):
     """The places (count,) of the unlabelled passages whose p (N,) is nearest to 0.5, the nearest first."""
     distance = (p_positive - 0.5).abs().masked_fill(labelled, math.inf)
     return distance.argsort()[:count]
+
+
+# ---- 5.9 krippendorff_alpha [514ecda8]
+
+def krippendorff_alpha(labels, distance):
+    """Krippendorff's alpha: how far any number of readers agree, beyond chance, under a distance between labels.
+
+    Args:
+        labels: a list of passages, each a list of the labels (str) that its readers gave it; fewer than two say nothing.
+        distance: distance(a, b), a number of at least 0, symmetric, 0 for equal labels.
+
+    Returns:
+        A float: 1 for full agreement, 0 for chance; 1 where chance expects no disagreement, NaN where no passage has two labels.
+    """
+    read = [one for one in labels if len(one) > 1]
+    if not read:
+        return math.nan
+    bag = Counter(label for one in read for label in one)
+    n = sum(bag.values())
+    observed = sum(distance(a, b) / (len(one) - 1) for one in read for a in one for b in one) / n
+    expected = sum(bag[a] * bag[b] * distance(a, b) for a in bag for b in bag) / (n * (n - 1))
+    return 1 - observed / expected if expected else 1.0
 
 
 # ---- 5.10 weigh_readers [58834ed9]
@@ -1121,6 +1223,39 @@ def train_reward_model(gpt, rows, targets, *, epochs, batch, lr, seed):
             optimizer.zero_grad()
             step += 1
     return model.eval()
+
+
+# ---- 6.11 calibrate [0a5046b5]
+
+def calibrate(logits, targets, ridge):
+    """Platt scaling: slope and offset of the least mean cross-entropy plus ridge / 2 ((a - 1)^2 + b^2).
+
+    Newton's method with halved steps (Platt 1999; Guo et al. 2017, section 4.1; Lin, Lin and Weng 2007).
+
+    Args:
+        logits: (N,), log-odds of positive.
+        targets: (N,), from 0 to 1.
+        ridge: above 0.
+
+    Returns:
+        (a, b), floats.
+    """
+    x, t = logits.double(), targets.double()
+    X = torch.stack([x, torch.ones_like(x)], 1)  # (N, 2)
+    start = w = torch.tensor([1.0, 0.0], dtype=torch.float64)
+
+    def loss(w):
+        return F.binary_cross_entropy_with_logits(X @ w, t) + ridge / 2 * (w - start).square().sum()
+
+    for _ in range(30):
+        p = (X @ w).sigmoid()
+        gradient = X.T @ (p - t) / len(x) + ridge * (w - start)
+        hessian = X.T @ ((p * (1 - p))[:, None] * X) / len(x) + ridge * torch.eye(2)
+        step = torch.linalg.solve(hessian, gradient)
+        while loss(w - step) > loss(w):  # too far
+            step = step / 2
+        w = w - step
+    return tuple(w.tolist())
 
 
 # ---- 7.1 discounted_returns [b9b2ff73]

@@ -544,7 +544,7 @@ def test_the_report_gathers_what_a_learners_folder_holds(tmp_path, monkeypatch, 
         "6.2",
         "4,321, 40",
         "2.3",
-        "of about 100 clear passages",
+        "of 100 clear passages",
     ):
         assert value in table  # Wilson's interval of 75 of 100 is 0.657 to 0.825
     rows = [("a", "positive", "ann"), ("b", "neutral", "ann"), ("a", "positive", "ann, again"), ("b", "negative", "ann, again")]

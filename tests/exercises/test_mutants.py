@@ -22,6 +22,13 @@ EQUIVALENT = {
     },
     "token_average": {"if denominator <= 'batch':": "completion has been dealt with, constant is above it"},
     "merge_pair": {"while place != len(word):": "place goes on by 2 only where 2 pieces are left"},
+    "best_cut": {
+        "best = {0: (1.0, None)}": "a constant in every sum",
+        "best = {0: (-1.0, None)}": "a constant in every sum",
+        "for end in range(0, len(text) + 1):": "no token ends at place 0",
+        "for end in range(1, len(text) + 2):": "what stands behind the last place is not read",
+        "for end in range(1, len(text) + 1 + 1):": "what stands behind the last place is not read",
+    },
     "attention": {
         "scores = q @ k.transpose(2, -1) / math.sqrt(q.shape[-1])": "dimension 2 of 4 is -2",
         "scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])": "transposing is symmetric",
@@ -45,6 +52,12 @@ EQUIVALENT = {
         "nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction='sum')": "-100 is the default",
         "total = sum(((targets > -100).sum() for _, targets in micro_batches))": "no target is below -100",
     },
+    "muon_step": {
+        "x = x / (x.norm() + 2e-07)": "within the tolerance",
+        "x = x / (x.norm() - 1e-07)": "within the tolerance, and zeros stay zeros",
+        "x = 3.4445 * x + (-4.775 * gram + gram @ (2.0315 * gram)) @ x": "a number may stand on either side of a product",
+        "return (parameter - rate * max(rows / columns, 1) ** 0.5 * x, m)": "a maximum is symmetric",
+    },
     "top_k_filter": {"k = min(logits.shape[-1], k)": "a minimum is symmetric"},
     "draw_token": {
         "ends = logprobs.exp().cumsum(1)": "dimension 1 of 2 is the last",
@@ -67,6 +80,11 @@ EQUIVALENT = {
         "positions = (real.cumsum(1) - 1).clamp(min=-1)": "the position of padding does not matter",
     },
     "cached_step": {"scores = q @ keys.transpose(3, 2) / math.sqrt(q.shape[-1])": "transposing is symmetric"},
+    "speculate": {
+        "extra = draw_token(weights.log()[None], uniforms[-1:])": "draw_token multiplies by the sum",
+        "extra = draw_token((weights * weights.sum()).log()[None], uniforms[-1:])": "draw_token multiplies by the sum",
+        "extra = draw_token((weights / weights.mean()).log()[None], uniforms[-1:])": "draw_token multiplies by the sum",
+    },
     "split_labels": {"(test if number <= held_out else learn).append(text)": "one text in 2**32 lies on the border"},
     "majority_vote": {
         "best = [label for label, count in counts.items() if count >= max(counts.values())]": "nothing is above the maximum",
@@ -76,6 +94,10 @@ EQUIVALENT = {
     "cohen_kappa": {
         "return 1.0 if chance >= 1 else (observed - chance) / (1 - chance)": "chance is never above 1",
         "table = confusion(second, first).double()": "kappa is symmetric",
+    },
+    "krippendorff_alpha": {
+        "observed = sum((distance(b, a) / (len(one) - 1) for one in read for a in one for b in one)) / n": "it is symmetric",
+        "expected = sum((bag[a] * bag[b] * distance(b, a) for a in bag for b in bag)) / (n * (n - 1))": "it is symmetric",
     },
     "pick_uncertain": {"distance = (0.5 - p_positive).abs().masked_fill(labelled, math.inf)": "a distance is symmetric"},
     "last_token": {
@@ -97,6 +119,14 @@ EQUIVALENT = {
         "right = ((logits >= 0) == (targets > 0.5))[clear].float()": "at exactly 0 neither side is chosen",
         "right = ((logits > 0) == (targets >= 0.5))[clear].float()": "neutral is left out",
         "right = ((logits > 0) == (targets > 0.0))[clear].float()": "neutral is left out",
+    },
+    "calibrate": {
+        "for _ in range(29):": "it has come to rest before",
+        "for _ in range(31):": "it has come to rest before",
+        "for _ in range(60):": "it has come to rest before",
+        "step = step / 3": "a step may be shortened in another way",
+        "step = step / 4": "a step may be shortened in another way",
+        "return F.binary_cross_entropy_with_logits(X @ w, t) + ridge / 2 * (start - w).square().sum()": "squares know no sign",
     },
     "reinforce_loss": {
         "logprobs = logits.log_softmax(-1).gather(1, actions[:, None])[:, -1]": "there is one column",
