@@ -762,7 +762,7 @@ def sequence_logprob(logits, tokens, mask, temperature, top_k):
     return torch.where(mask[:, 1:], logprobs, 0).sum(1)
 
 
-# ---- 4.8 left_padding [8f810790]
+# ---- 4.8 left_padding [7e5627bc]
 
 def left_padding(real):
     """Positions and attention mask for a batch that is padded on the left.
@@ -775,8 +775,8 @@ def left_padding(real):
     """
     T = real.shape[1]
     positions = (real.cumsum(1) - 1).clamp(min=0)  # (B, T)
-    before = torch.ones(T, T, dtype=torch.bool).tril()  # (T, T)
-    itself = torch.eye(T, dtype=torch.bool)
+    before = torch.ones(T, T, dtype=torch.bool, device=real.device).tril()  # (T, T)
+    itself = torch.eye(T, dtype=torch.bool, device=real.device)
     return positions, (before & real[:, None, :]) | itself
 
 
@@ -872,7 +872,7 @@ def generate(model, prompts, mask, uniforms, temperature=1.0, end_token=0):
     return tokens, logprobs, drawn
 
 
-# ---- 4.11 speculate [2bcf8275]
+# ---- 4.11 speculate [2b591ab7]
 
 def speculate(drafted, draft_probs, target_probs, uniforms):
     """One round of speculative sampling (Leviathan et al. 2023, section 2; Chen et al. 2023), for one row.
@@ -890,7 +890,8 @@ def speculate(drafted, draft_probs, target_probs, uniforms):
     for k, token in enumerate(drafted.tolist()):
         p, q = target_probs[k], draft_probs[k]  # (V,) each
         if uniforms[k] >= p[token] / q[token]:
-            n, weights = k, (p - q).clamp(min=0)  # what the draft gave too little
+            left = (p - q).clamp(min=0)  # what the draft gave too little
+            n, weights = k, left if left.any() else p
             break
     extra = draw_token((weights / weights.sum()).log()[None], uniforms[-1:])  # (1,)
     return torch.cat([drafted[:n], extra])
@@ -1079,7 +1080,7 @@ def label_token_reward(logits, mask, positive, negative):
     return F.logsigmoid(last_token(margin, mask))
 
 
-# ---- 6.5 score_rows [0a70ca54]
+# ---- 6.5 score_rows [a6b3cb75]
 
 def score_rows(model, rows, batch):
     """Log-odds of positive for each row.
@@ -1093,7 +1094,7 @@ def score_rows(model, rows, batch):
         (N,), in the order of `rows`.
     """
     model.eval()
-    scores = torch.zeros(len(rows))
+    scores, device = torch.zeros(len(rows)), next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda place: len(rows[place]))  # like lengths together
     with torch.no_grad():
         for start in range(0, len(rows), batch):
@@ -1101,7 +1102,8 @@ def score_rows(model, rows, batch):
             some = [torch.tensor(rows[place]) for place in places]
             tokens = nn.utils.rnn.pad_sequence(some, batch_first=True)  # (B, T)
             lengths = torch.tensor([[len(row)] for row in some])  # (B, 1)
-            scores[places] = model.logits(tokens, torch.arange(tokens.shape[1]) < lengths)
+            mask = torch.arange(tokens.shape[1]) < lengths
+            scores[places] = model.logits(tokens.to(device), mask.to(device)).cpu()
     return scores
 
 
@@ -1122,7 +1124,7 @@ def clear_accuracy(logits, targets):
     return right[clear].float().mean()
 
 
-# ---- 6.7 calibration_error [bab35f60]
+# ---- 6.7 calibration_error [c7c22d04]
 
 def calibration_error(logits, targets, bins):
     """Expected calibration error of the clear passages.
@@ -1139,7 +1141,7 @@ def calibration_error(logits, targets, bins):
     confidence = logits[clear].abs().sigmoid()  # (M,), of the side chosen
     right = ((logits > 0) == (targets > 0.5))[clear].float()
     place = (confidence * bins).long().clamp(max=bins - 1)
-    gaps = torch.zeros(bins).index_add(0, place, right - confidence)
+    gaps = torch.zeros(bins, device=logits.device).index_add(0, place, right - confidence)
     return gaps.abs().sum() / len(right)
 
 
@@ -1225,7 +1227,7 @@ def train_reward_model(gpt, rows, targets, *, epochs, batch, lr, seed):
     return model.eval()
 
 
-# ---- 6.11 calibrate [0a5046b5]
+# ---- 6.11 calibrate [fb9ee13b]
 
 def calibrate(logits, targets, ridge):
     """Platt scaling: slope and offset of the least mean cross-entropy plus ridge / 2 ((a - 1)^2 + b^2).
@@ -1242,7 +1244,7 @@ def calibrate(logits, targets, ridge):
     """
     x, t = logits.double(), targets.double()
     X = torch.stack([x, torch.ones_like(x)], 1)  # (N, 2)
-    start = w = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    start = w = torch.tensor([1.0, 0.0], dtype=torch.float64, device=x.device)
 
     def loss(w):
         return F.binary_cross_entropy_with_logits(X @ w, t) + ridge / 2 * (w - start).square().sum()
@@ -1250,7 +1252,7 @@ def calibrate(logits, targets, ridge):
     for _ in range(30):
         p = (X @ w).sigmoid()
         gradient = X.T @ (p - t) / len(x) + ridge * (w - start)
-        hessian = X.T @ ((p * (1 - p))[:, None] * X) / len(x) + ridge * torch.eye(2)
+        hessian = X.T @ ((p * (1 - p))[:, None] * X) / len(x) + ridge * torch.eye(2, device=x.device)
         step = torch.linalg.solve(hessian, gradient)
         while loss(w - step) > loss(w):  # too far
             step = step / 2
@@ -1732,7 +1734,7 @@ def mean_interval(values):
     return mean, mean - reach, mean + reach
 
 
-# ---- 9.3 best_of_n [bcd7b238]
+# ---- 9.3 best_of_n [b8abb45b]
 
 def best_of_n(rewards, n):
     """The best of each group of n.
@@ -1745,7 +1747,7 @@ def best_of_n(rewards, n):
         (N // n,) int64, the winners' places among all samples.
     """
     groups = rewards[: len(rewards) // n * n].view(-1, n)
-    return groups.argmax(1) + n * torch.arange(len(groups))
+    return groups.argmax(1) + n * torch.arange(len(groups), device=rewards.device)
 
 
 # ---- 9.4 best_of_n_kl [38c416f8]
@@ -2013,7 +2015,7 @@ def longer_accuracy(pairs):
     return sum((a > b) + 0.5 * (a == b) for a, b in lengths) / len(lengths)
 
 
-# ---- 10.6 strengths [ab3dadac]
+# ---- 10.6 strengths [5312f364]
 
 def strengths(wins):
     """The maximum-likelihood strengths of the Bradley-Terry model (Zermelo's iteration; Hunter 2004, section 2).
@@ -2026,7 +2028,7 @@ def strengths(wins):
     """
     games = (wins + wins.T).double()
     won = wins.sum(1).double()
-    p = torch.ones(len(wins), dtype=torch.float64)
+    p = torch.ones_like(won)
     for _ in range(600):
         p = won / (games / (p[:, None] + p)).sum(1)
         p = p / p.log().mean().exp()
@@ -2047,7 +2049,7 @@ def ranked_pairs(ranks):
     return [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
 
 
-# ---- 10.8 reliability [0a508182]
+# ---- 10.8 reliability [a2a44e34]
 
 def reliability(margins, bins):
     """How often pairs are right, by how sure the margin is.
@@ -2062,7 +2064,7 @@ def reliability(margins, bins):
     confidence = margins.abs().sigmoid()  # (N,)
     right = (margins > 0) + 0.5 * (margins == 0)
     place = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
-    sums = torch.zeros(bins, 3).index_add(0, place, torch.stack([torch.ones_like(confidence), confidence, right], dim=1))
+    sums = margins.new_zeros(bins, 3).index_add(0, place, torch.stack([torch.ones_like(confidence), confidence, right], dim=1))
     return torch.cat([sums[:, :1], sums[:, 1:] / sums[:, :1].clamp(min=1)], dim=1)
 
 
@@ -2675,7 +2677,7 @@ def sequence_ratio(logprobs, old_logprobs, mask):
     return (log_ratio.sum(1) / mask.sum(1)).exp()
 
 
-# ---- 12.6 expected_gradient [a4b031a4]
+# ---- 12.6 expected_gradient [e90e782a]
 
 def expected_gradient(probs, paid, group, advantages):
     """Where a policy gradient points on average, by listing all groups.
@@ -2689,7 +2691,7 @@ def expected_gradient(probs, paid, group, advantages):
     Returns:
         (V,), the mean step in the logits.
     """
-    tokens = torch.tensor(list(itertools.product(range(len(probs)), repeat=group)))  # (M, G)
+    tokens = torch.tensor(list(itertools.product(range(len(probs)), repeat=group)), device=probs.device)  # (M, G)
     chance = probs[tokens].prod(1)  # (M,)
     slopes = F.one_hot(tokens, len(probs)) - probs  # (M, G, V)
     steps = (advantages(paid[tokens])[:, :, None] * slopes).mean(1)  # (M, V)
@@ -2731,7 +2733,7 @@ def kto_loss(policy, ref, desirable, kl, beta):
     return torch.sigmoid(torch.where(desirable, -gain, gain)).mean()
 
 
-# ---- 12.9 best_and_control [08197d11]
+# ---- 12.9 best_and_control [1ae5b4c3]
 
 def best_and_control(rewards, uniforms):
     """The best completion of each prompt, and one that was drawn by chance, as rows of the rollout.
@@ -2744,7 +2746,7 @@ def best_and_control(rewards, uniforms):
         best, control: (N,) int64 each.
     """
     N, G = rewards.shape
-    first = torch.arange(N) * G  # the first row of each group
+    first = torch.arange(N, device=rewards.device) * G  # the first row of each group
     return first + rewards.argmax(1), first + (uniforms * G).long()
 
 

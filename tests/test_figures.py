@@ -149,10 +149,9 @@ DERIVED = {
     "05/agreement-reading": "23=10+7+1+5 28%=1,800/6,539",
     "05/interval-reading": "40%=1-0.95**10",
     "05/kappa-reading": "0.05=(0.91-0.80)/2",
-    "05/investigation-5A-found": "130=1,300*(100-90)/100",
+    "05/investigation-5A-found": "115=1,150*(100-90)/100",
     "05/gold-reading": "64.6%=3,289/5,088",
     "05/your-labels-reading": "81.5%=(1-1/10)**2+2*(1/10/2)**2 90%=1-1/10",
-    "05/active-reading": "350=400-50",
     "05/investigation-5B-found": "350=1,050/3",
     "05/questions": "1.55=ln(1+exp(-3))+3/2 0.69=ln(2) 0.86=0.860",
     "06/padding-read": "99%=1/(1+exp(-4.7))",
@@ -212,6 +211,7 @@ GIVEN = {
     "05/intro": "4.3",  # a section of a paper
     "05/kappa": "90% 81%",  # two readers who do not look
     "05/kappa-reading": "0.83",
+    "05/investigation-5A-found": "0.12 100",  # what is asked for; about 37 % of 275
     "05/gold": "7,500",
     "05/questions": "5% 95%",
     "06/test-why": "95%",

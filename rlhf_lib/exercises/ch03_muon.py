@@ -1,5 +1,6 @@
 """Chapter 03: a step of Muon, which takes a matrix as a whole."""
 
+import functools
 import itertools
 
 import torch
@@ -24,21 +25,30 @@ def draw_matrices(generator):
     yield {"parameter": parameter, "gradient": m.flip(0), "m": 0 * m, "rate": 0.4, "beta": 0.9}  # a first step
     yield {"parameter": parameter, "gradient": 0 * m, "m": m, "rate": 0.6, "beta": 0.8}
     yield {"parameter": parameter, "gradient": 0 * m, "m": 0 * m, "rate": 0.3, "beta": 0.9}
+    for size in (2e-8, 5e-11):  # 1e-7 is not little; and so small that five rounds of a wrong sum do not run away
+        yield {"parameter": parameter, "gradient": size * m.flip(1), "m": size * m, "rate": 0.7, "beta": 0.2}
     one, other, rest = (torch.randn(shape, generator=generator) for shape in ((6, 1), (1, 4), (2, 6, 4)))
     gradient, m = one * other + 0.02 * rest  # one direction drowns the others
     yield {"parameter": one - other, "gradient": gradient, "m": m, "rate": 1.1, "beta": 0.75}
+    edge = torch.full((3, 3), 3.3e38)  # a step further it is infinite, but in float64
+    yield {"parameter": edge, "gradient": gradient[:3, :3], "m": -torch.eye(3), "rate": 9e37, "beta": 0.3}
+    parameter, gradient, m = torch.randn(3, 5, 3, generator=generator, dtype=torch.float64)
+    parameter[0, 0] = 1e100  # float32 ends at 3.4e38
+    yield {"parameter": parameter, "gradient": 1e100 * gradient, "m": 1e100 * m, "rate": 0.8, "beta": 0.7}
 
 
-def call_finite(function, **arguments):
-    """What the function returns, with a NaN for every infinity: which of them a sum without bounds ends in is chance."""
-    pair = function(**arguments)
-    if isinstance(pair, tuple) and all(isinstance(one, torch.Tensor) and one.is_floating_point() for one in pair):
-        return tuple(torch.where(one.isfinite(), one, torch.nan) for one in pair)
+def call_finite(function, parameter, rate, **given):
+    """What the function returns, with NaN for a matrix that ran away: where its entries end is chance."""
+    far = 1e4 * max(1, rate, parameter.abs().max().item())
+    pair = function(parameter=parameter, rate=rate, **given)
+    if isinstance(pair, (list, tuple)) and all(isinstance(one, torch.Tensor) and one.is_floating_point() for one in pair):
+        return tuple(one if (one.double().abs() < far).all() else torch.full_like(one, torch.nan) for one in pair)
     return pair
 
 
 def muon_by_values(parameter, gradient, m, rate, beta):
     """The singular values, each one sent five times through the polynomial; nothing is iterated on the matrix."""
+    kind = parameter.dtype
     weight, gradient, m = parameter.double(), gradient.double(), m.double()
     m = m + (1 - beta) * (gradient - m)
     u, values, v = torch.linalg.svd(gradient + beta * (m - gradient), full_matrices=False)
@@ -46,7 +56,8 @@ def muon_by_values(parameter, gradient, m, rate, beta):
     for _ in range(5):
         values = values * (A + values.square() * (B + values.square() * C))
     rows, columns = weight.shape
-    return weight - rate * max(1, rows / columns) ** 0.5 * u @ torch.diag(values) @ v, m
+    turned = u @ torch.diag(values) @ v
+    return (weight - rate * max(1, rows / columns) ** 0.5 * turned).to(kind), m.to(kind)
 
 
 def mean(m, gradient, beta):
@@ -86,16 +97,26 @@ def by_svd(x, least=-1.0):
     return u @ torch.diag((values > least).to(x.dtype)) @ v
 
 
-def in_bfloat(laid, before, late):
-    """`laid`: a tall matrix lies down; `before`: its norm is taken in bfloat16 already; `late`: so is the step's size."""
+def in_short(kind, laid, before, late):
+    """`laid`: a tall matrix lies down; `before`: its norm is taken in `kind` already; `late`: so is the step's size."""
 
     def step(parameter, gradient, m, rate, beta):
         new = mean(m, gradient, beta)
         x, tall = mean(new, gradient, beta), laid and parameter.shape[0] > parameter.shape[1]
         x = x.T if tall else x
-        x = spun(by_norm(x.bfloat16(), x) if before else by_norm(x, x).bfloat16())
+        x = spun(by_norm(x.to(kind), x) if before else by_norm(x, x).to(kind))
         x = (x.T if tall else x) if late else (x.T if tall else x).to(parameter.dtype)
         return parameter - rate * max(1, parameter.shape[0] / parameter.shape[1]) ** 0.5 * x, new
+
+    return step
+
+
+def in_other(kind, back=False, function=muon):
+    """All of it in `kind`; `back`: what comes out is as it came in."""
+
+    def step(parameter, gradient, m, **given):
+        made = function(parameter=parameter.to(kind), gradient=gradient.to(kind), m=m.to(kind), **given)
+        return tuple(one.to(parameter.dtype) for one in made) if back else made
 
     return step
 
@@ -117,12 +138,29 @@ def averaged_behind(look):
     return step
 
 
+def laid(turn):
+    """What `turn` makes of the rounds of a matrix that lies down where it is tall."""
+    return lambda x: spun(x.T, turn=turn).T if x.shape[0] > x.shape[1] else spun(x, turn=turn)
+
+
+def ways(part, *options):
+    """Several ways of one mistake; only the first is an option, which the check tries together with other mistakes."""
+    return [{part: options[0]}, *(lambda one=one, **given: muon(**given, **{part: one}) for one in options[1:])]
+
+
 def turns(*turn):
-    return [{"spin": lambda x, one=one: spun(x, turn=one)} for one in turn]
+    return ways("spin", *(spin for one in turn for spin in (lambda x, one=one: spun(x, turn=one), laid(one))))
+
+
+def of_entries(x, a, b, c, times, apart):
+    """The Gram matrix times itself entry by entry: one after the other, as each rounds in its own way."""
+    gram = x @ x.T
+    square = c * gram * gram if times else c * gram**2
+    return a * x + b * gram @ x + square @ x if apart else a * x + (b * gram + square) @ x
 
 
 def numbers(*three):
-    return [{"spin": lambda x, one=one: spun(x, numbers=one)} for one in three]
+    return ways("spin", *(lambda x, one=one: spun(x, numbers=one) for one in three))
 
 
 muon_step = Exercise(
@@ -134,6 +172,12 @@ muon_step = Exercise(
         "the gradient is added in full; m is an average, to which it adds (1 - beta) times itself": [
             {"average": lambda m, g, b: b * m + g, "ahead": ahead} for ahead in (
                 lambda m, g, b, old: b * m + g, lambda m, g, b, old: mean(m, g, b), lambda m, g, b, old: m)],
+        "m is divided by 1 - beta; here it is not corrected for its start": (
+            {"average": lambda m, g, b: mean(m, g, b) / (1 - b)},
+            lambda **given: muon(**given, ahead=lambda new, g, b, old: mean(new / (1 - b), g, b)),
+            lambda **given: muon(**given, ahead=lambda new, g, b, old: mean(new, g, b) / (1 - b)),
+            lambda **given: muon(**given, average=lambda m, g, b: mean(m, g, b) / (1 - b), ahead=lambda new, g, b, old: (
+                mean(new * (1 - b), g, b)))),
         "there is no look ahead: the new m itself is turned; mix the gradient into it once more":
             {"ahead": lambda m, g, b, old: m},
         "the look ahead has its weights exchanged: the new m has beta, the gradient 1 - beta":
@@ -166,8 +210,11 @@ muon_step = Exercise(
         "this divides by the largest absolute value; the norm is the root of the sum of squares":
             {"divided": lambda x, g: x / (x.abs().max() + TINY)},
         "a matrix of zeros becomes NaN, 0 / 0: add 1e-7 to the norm": {"divided": lambda x, g: x / x.norm()},
-        "what is added to the norm is too much, where the gradient is small: add 1e-7":
-            [{"divided": lambda x, g, more=more: by_norm(x, g, more)} for more in (1e-4, 1e-3, 1e-2, 0.1, 1.0)],
+        "what is added to the norm is 1e-7, not more and not less: a small gradient shows it":
+            ways("divided", *(lambda x, g, more=more: by_norm(x, g, more) for more in (
+                1e-20, 1e-12, 1e-9, 1e-8, 2.0**-23, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0))),
+        "the norm is held at 1e-7 or more; add 1e-7 to it, however large it is":
+            lambda **given: muon(**given, divided=lambda x, g: x / x.norm().clamp(min=TINY)),
         "each round divides by the norm again; divide once, before the first": (
             {"spin": lambda x: spun(x, turn=lambda x, *abc: by_norm(of_grams(x, *abc), x))},
             {"spin": lambda x: spun(x, turn=lambda x, *abc: of_grams(by_norm(x, x), *abc))}),
@@ -178,12 +225,17 @@ muon_step = Exercise(
         "the powers are taken of each entry; X cubed is X @ X.T @ X, so that each singular value is cubed":
             turns(lambda x, a, b, c: a * x + b * x**3 + c * x**5),
         "the square of X @ X.T is taken of each entry; it is the product of the matrix with itself":
-            turns(lambda x, a, b, c: a * x + (b * (x @ x.T) + c * (x @ x.T) ** 2) @ x),
+            turns(*(functools.partial(of_entries, times=one, apart=two) for one in (False, True) for two in (False, True))),
         "X @ X.T stands behind X, or X.T @ X before it: X cubed is X @ X.T @ X, whichever you multiply first": turns(
             lambda x, a, b, c: a * x + (b * (x.T @ x) + c * (x.T @ x) @ (x.T @ x)) @ x,
             lambda x, a, b, c: a * x + x @ (b * (x @ x.T) + c * (x @ x.T) @ (x @ x.T))),
         "the term with c has a third power too; it is a fifth: X @ X.T twice before X": turns(
             lambda x, a, b, c: a * x + (b + c) * x @ x.T @ x),
+        "the last X of a round is missing its @: * multiplies entry by entry": turns(
+            lambda x, a, b, c: a * x + (b * (x @ x.T) + c * (x @ x.T) @ (x @ x.T)) * x),
+        "X stands behind one of the two terms only: put both into brackets before @ x": turns(
+            lambda x, a, b, c: a * x + b * (x @ x.T) + c * (x @ x.T) @ (x @ x.T) @ x,
+            lambda x, a, b, c: a * x + b * (x @ x.T) @ x + c * (x @ x.T) @ (x @ x.T)),
         "the term with a is missing: a X belongs to each round": turns(lambda x, a, b, c: of_grams(x, 0, b, c)),
         "the term with a has X without a: 3.4445 X": turns(lambda x, a, b, c: of_grams(x, 1, b, c)),
         "X @ X.T is made once, before the rounds; each round needs that of its own X": {"spin": gram_of_start},
@@ -203,8 +255,14 @@ muon_step = Exercise(
         "all singular values come out as 1, as an SVD gives them; five rounds leave the large ones at 0.7 to 1.2": (
             {"spin": by_svd}, {"spin": lambda x: by_svd(x, 1e-5)}),
         "this is the sign of each entry; the matrix as a whole is turned": {"spin": torch.sign},
-        "this is computed in bfloat16, which has three digits: stay in the numbers that came":
-            [in_bfloat(*three) for three in itertools.product((True, False), repeat=3)],
+        "this is computed in bfloat16, or in half precision, which have three digits: stay in the numbers that came": [
+            in_short(*four) for four in itertools.product((torch.bfloat16, torch.float16), *[(True, False)] * 3)],
+        "this is float32, on the way or where it comes back, and float64 came: stay in the numbers that came": (
+            in_other(torch.float32), in_other(torch.float32, back=True),
+            lambda **given: muon(**given, out=lambda new, m, made: (new.float(), m)),
+            lambda **given: muon(**given, out=lambda new, m, made: (new, m.float()))),
+        "float64 comes back, and float32 came: stay in the numbers that came": (
+            in_other(torch.float64), lambda parameter, **given: muon(parameter=parameter.double(), **given)),
         # the size of the step
         "a tall matrix does not go further: its step is sqrt(rows / columns) times as long, by the shape that the parameter has":
             {"stretch": lambda rows, columns: 1},
@@ -233,7 +291,7 @@ muon_step = Exercise(
         "the step is not multiplied by the rate": {"move": lambda weight, change, rate: weight - change},
         "the parameter is pulled towards 0 (weight decay); here is none":
             [{"move": lambda weight, change, rate, decay=decay: weight * (1 - rate * decay) - rate * change}
-             for decay in (0.01, 0.1)],
+             for decay in (0.01, 0.1, 1.0)],
         "the usual rate of 0.02 or beta of 0.95 is written in: use the arguments": (
             lambda rate, **given: muon(rate=0.02, **given), lambda beta, **given: muon(beta=0.95, **given),
             lambda rate, beta, **given: muon(rate=0.02, beta=0.95, **given)),
@@ -255,3 +313,6 @@ muon_step = Exercise(
         "the two came in another order: first the parameter, then m": {"out": lambda new, m, made: (m, new)},
         "the parameter comes back alone; return m beside it, for the next step": {"out": lambda new, m, made: new},
     })  # fmt: skip
+for sentence, functions in muon_step.mistakes.items():  # where two faults are made at once, the numbers' kind is the smaller
+    if not sentence.endswith("stay in the numbers that came"):
+        functions += [in_other(kind, function=one) for one in functions for kind in (torch.float64, torch.float32)]

@@ -142,7 +142,8 @@ Exercise("4.2", "top_k_filter", draw=draw_top_k, call=ties_either_way, right=top
     "k + 1 tokens are left: the first k of the sorted ones have places 0 to k - 1": {"count": lambda k, v: k + 1},
     "one threshold is used for the whole batch; each row has its own k-th largest logit":
         (lambda logits, k: best(logits.flatten(), k).reshape(logits.shape),
-         below(lambda x, k: x.topk(k).values[..., -1].min()), below(lambda x, k: x.topk(k).values[..., -1].max())),
+         below(lambda x, k: x.topk(k).values[..., -1].min()), below(lambda x, k: x.topk(k).values[..., -1].max()),
+         below(lambda x, k: x.flatten().topk(k).values[-1])),
     "the first row's threshold is used for all rows; each row has its own":
         below(lambda x, k: x.reshape(-1, x.shape[-1])[0].topk(k).values[-1]),
     "equal logits are counted as one, and too many stay: count tokens, not different values":
@@ -161,6 +162,7 @@ def draw_top_p(generator):
     yield {"logits": torch.tensor([0.2, 0.5, 0.3]).log(), "p": 0.6}
     yield {"logits": torch.zeros(2), "p": 0.5}  # the first of two equal ones reaches p exactly
     yield {"logits": torch.tensor([0.05, 0.1, 0.6, 0.25]).log(), "p": 0.8}
+    yield {"logits": torch.tensor([[0.27, 0.26, 0.24, 0.23], [0.72, 0.26, 0.01, 0.01]]).log(), "p": 0.7}  # an even and a sure row
     for *shape, p in ((2, 5, 0.05), (3, 6, 0.5), (4, 9, 0.9), (2, 2, 4, 0.7), (2, 4, 1.0), (1, 7, 0.6)):
         yield {"logits": 1.5 * torch.randn(shape, generator=generator), "p": p}
     yield {"logits": torch.tensor([[200.0, 201.0, 100.0], [-300.0, -299.0, -300.5]]), "p": 0.8}  # exp would be infinite, or 0
@@ -169,10 +171,14 @@ def draw_top_p(generator):
     yield {"logits": 0.1 * torch.randn(150, generator=generator), "p": 0.855}  # more than a hundred are kept
 
 
+def ties(logits):
+    return bool(logits.max() == logits.min())
+
+
 def ties_in_any_order(function, logits, p):
     """What comes back; where all tokens are equally likely it is sorted, since nobody says which of them stay."""
     out = function(logits, p)
-    return out.sort(-1).values if logits.max() == logits.min() else out
+    return out.sort(-1).values if ties(logits) else out
 
 
 def top_p_by_loops(logits, p):
@@ -209,6 +215,16 @@ def sorted_cut(logits, p):
     return ranked.cumsum(-1) - ranked >= p, order
 
 
+def likelier(chances):
+    """The sum of the others that are as likely as each token, or likelier."""
+    return torch.where(chances[..., None, :] >= chances[..., :, None], chances[..., None, :], 0).sum(-1) - chances
+
+
+def least(logits, p, of):
+    """What `of` makes of the least likely token that stays, in each row."""
+    return of(logits).masked_fill(nucleus(logits, p).isinf(), math.inf).amin(-1)
+
+
 def unsorted(gone):
     """Top-p without sorting: `gone` as for `nucleus`."""
     return lambda logits, p: logits.masked_fill(gone(logits.softmax(-1), logits.softmax(-1).cumsum(-1), p), -math.inf)
@@ -225,6 +241,11 @@ Exercise("4.3", "top_p_filter", draw=draw_top_p, call=ties_in_any_order, right=t
     "one token too many is kept: stop at the first that makes the sum reach p": {"gone": lambda x, sums, p: moved(sums - x >= p)},
     "one token too many is kept where the sum is exactly p: it has reached p then, so >= p":
         {"gone": lambda x, sums, p: sums - x > p},
+    "of equal tokens one too many is kept where those before it reach p exactly: one goes, whichever":
+        [lambda logits, p, count=count: logits if ties(logits) and len(logits) == count else nucleus(logits, p)
+         for count in (2, 4)],
+    "of equal tokens each counts the others as likelier, and all go: count one after the other, in any order":
+        lambda logits, p: logits.masked_fill(likelier(logits.softmax(-1)) >= p, -math.inf),
     "of equally likely tokens all are kept, for they are compared with the least likely one that stays: take the fewest":
         lambda logits, p: logits.masked_fill(
             logits < nucleus(logits, p).masked_fill(nucleus(logits, p).isinf(), math.inf).amin(-1, True), -math.inf),
@@ -241,8 +262,13 @@ Exercise("4.3", "top_p_filter", draw=draw_top_p, call=ties_in_any_order, right=t
     "exp of a large logit is infinite, and of a small one 0: softmax takes the maximum off first":
         {"of": lambda x: x.exp() / x.exp().sum(-1, keepdim=True)},
     "logits were summed; p is a share of probability, so take the softmax first": {"of": lambda x: x},
+    "exp of the logits does not sum to 1, and p is a share of the whole: softmax divides by the sum":
+        ({"of": torch.exp}, {"of": lambda x: (x - x.amax(-1, True)).exp()}),
     "one nucleus was found for the whole batch; each row has its own":
         lambda logits, p: nucleus(logits.flatten(), p).view(logits.shape),
+    "one threshold is used for the whole batch; each row has its own":
+        [lambda logits, p, of=of, worst=worst: logits.masked_fill(of(logits) < worst(least(logits, p, of)), -math.inf)
+         for of in (lambda x: x, lambda x: x.softmax(-1)) for worst in (torch.amin, torch.amax)],
     "the same number of tokens is kept in all rows; each row has its own, as many as it needs to reach p":
         [{"gone": lambda x, sums, p, of=of: of((sums - x >= p).reshape(-1, x.shape[-1])).expand(x.shape)}
          for of in (lambda cuts: cuts.all(0), lambda cuts: cuts.any(0), lambda cuts: cuts[0])],
@@ -426,9 +452,13 @@ Exercise("4.5", "until_end", draw=draw_ends, right=until_by_loops, formula=until
 
 # ----------------------------------------------------------------------------------------- 4.6
 def draw_prompts(generator):
-    for rows, start, steps, temperature in ((1, 1, 2, 0.7), (2, 3, 1, 1.5), (3, 2, 4, 0.6), (12, 2, 5, 1.2), (8, 120, 6, 0.5)):
+    for rows, start, steps, temperature in (
+        (1, 1, 2, 0.7), (2, 3, 1, 1.5), (3, 2, 4, 0.6), (12, 2, 5, 1.2), (8, 120, 6, 0.5), (1, 3, 4, 1.0),
+    ):  # fmt: skip
         prompts, uniforms = torch.randint(12, (rows, start), generator=generator), torch.rand(rows, steps, generator=generator)
         weights, training = int(torch.randint(1_000_000, (1,), generator=generator)), rows != 2
+        if rows == 1 and steps == 4:
+            uniforms[:, 0] = 0.0  # token 0 comes first, and more behind it
         yield dict(weights=weights, training=training, prompts=prompts, uniforms=uniforms, temperature=temperature)
 
 
@@ -460,16 +490,26 @@ def by_generate(model, prompts, uniforms, temperature):
 def sampled(
     model, prompts, uniforms, temperature, *, read=lambda whole, start: whole, place=-1, heat=lambda t: t, pick=draw,
     number=lambda u, step: u[:, step], out=lambda whole, start: whole[:, start:], evaluate=True, back=lambda was: was, grad=False,
+    over=lambda ended: False,
 ):  # fmt: skip
+    """`over`: whether the loop stops, by whether each row has drawn token 0."""
     was, whole, start = model.training, prompts, prompts.shape[1]
     model.train(was and not evaluate)
     torch.set_grad_enabled(grad is True)
     for step in range(uniforms.shape[1]):
         logprobs = distribution(model(read(whole, start))[:, place], heat(temperature))
         whole = torch.cat([whole, pick(logprobs, number(uniforms, step).contiguous())[:, None]], dim=1)
+        if over((whole[:, start:] == 0).any(1)):
+            break
     torch.set_grad_enabled(grad != "left off")
     model.train(back(was))
     return out(whole, start)
+
+
+def filled_up(whole, start):
+    """The new tokens, with token 0 behind the first token 0 of each row."""
+    tokens = whole[:, start:]
+    return torch.where(until(tokens, 0), tokens, 0)
 
 
 Exercise("4.6", "sample", draw=draw_prompts, call=continued, right=by_generate, formula=sampled, mistakes={
@@ -494,6 +534,9 @@ Exercise("4.6", "sample", draw=draw_prompts, call=continued, right=by_generate, 
         [{"pick": lambda x, u, again=again: torch.multinomial(x.exp(), 1, replacement=again)[:, 0]} for again in (False, True)],
     "draw_token wants log-probabilities; these are probabilities": {"pick": lambda x, u: draw(x.exp(), u)},
     "the new tokens are cut out one place too early, with the prompt's last": {"out": lambda whole, n: whole[:, n - 1 : -1]},
+    "it stops at token 0; sample knows of no end, and draws as many tokens as a row has numbers":
+        [{"over": over, **more} for over in (torch.all, torch.any) for more in ({}, {"out": filled_up})],
+    "what stands behind an end is filled: return all that was drawn, until_end is for the caller": {"out": filled_up},
     "only the last new token is here: return all of them": {"out": lambda whole, n: whole[:, -1:]},
     "the prompt is still in front: return the new tokens alone": {"out": lambda whole, n: whole},
     "the tokens are no int64": ({"out": lambda whole, n: whole[:, n:].float()}, {"out": lambda whole, n: whole[:, n:].int()}),

@@ -97,6 +97,8 @@ Exercise("4.7", "sequence_logprob", draw=draw_scored, call=scores_and_gradient, 
     "one token too few is kept by top-k: cut what is below the k-th largest, not what is equal to it":
         {"scores": lambda x, t, k: distribution(x, t, max(1, k - 1) if k else 0)},
     "top_k = 0 cuts nothing; here the likeliest token alone stays": {"scores": lambda x, t, k: distribution(x, t, max(1, k))},
+    "top_k = 0 cuts nothing; here it cuts all tokens, and the softmax of nothing is NaN":
+        {"scores": lambda x, t, k: distribution(x, t, k) if k else (0 * x).masked_fill(x == x, -math.inf).log_softmax(-1)},
     "cut tokens got a logit of 0, which is exp(0) = 1 before normalising: use minus infinity":
         {"scores": lambda x, t, k: torch.where(distribution(x, t, k).isinf(), 0.0, x / t).log_softmax(-1)},
     "one top-k threshold is used for all positions; each has its own":
@@ -167,7 +169,8 @@ def padding_picture(arguments, got, expected):
     if not differ:
         raise ValueError("the masks are equal: there is nothing to draw")
     title = f"prompt {differ[0]}: row looks at column (real rows)"
-    return plots.side_by_side(got["mask"][differ[0]], expected["mask"][differ[0]], title)
+    rows = arguments["real"][differ[0]][:, None].expand(expected["mask"][differ[0]].shape)
+    return plots.side_by_side(got["mask"][differ[0]], expected["mask"][differ[0]], title, rows)
 
 
 Exercise("4.8", "left_padding", draw=draw_padding, call=as_far_as_real, right=padding_by_loops, formula=padded,
@@ -234,6 +237,19 @@ def stepped(
     return shares @ seen(values, new_values), kept(keys, new_keys), kept(values, new_values)
 
 
+def part_in_front(place, read):
+    """The step with the new one in front in the keys or values: of the cache that comes back, or where it is read, too."""
+
+    def call(q, k, v, keys, values):
+        out = [*stepped(q, k, v, keys, values)]
+        out[place] = behind(*((k, keys) if place == 1 else (v, values)))
+        if read:
+            out[0] = (q @ out[1].mT / q.shape[-1] ** 0.5).softmax(-1) @ out[2]
+        return tuple(out)
+
+    return call
+
+
 Exercise("4.9", "cached_step", draw=draw_caches, right=step_by_torch, formula=stepped, mistakes={
     "the new token cannot see itself: append its key and value first, then attend":
         ({"seen": lambda old, new: old}, {"seen": lambda old, new: old if old.shape[2] else new}),
@@ -264,6 +280,8 @@ Exercise("4.9", "cached_step", draw=draw_caches, right=step_by_torch, formula=st
         {"kept": lambda old, new: old},
     "the new key and value were put in front: the cache is in the order of the positions, new ones go last":
         {"add": lambda old, new: behind(new, old)},
+    **{f"{name}: the new one stands in front; the cache is in the order of the positions, new ones go last":
+        [part_in_front(place, read) for read in (False, True)] for place, name in ((1, "keys"), (2, "values"))},
     "the last place of the cache is overwritten; the new token makes it one longer":
         {"add": lambda old, new: behind(old[:, :, :-1], new)},
     "the oldest token falls out of the cache; the new token makes it one longer":

@@ -45,6 +45,8 @@ def draw_rounds(generator):
     yield given([2, 0], [[0.2, 0.1, 0.4, 0.3], [0.7, 0.1, 0.1, 0.1]],
                 [[0.25, 0.15, 0.35, 0.25], [0.1, 0.5, 0.4, 0.0], [0.7, 0.1, 0.1, 0.1]], [0.5, 0.4, BELOW_1])  # fmt: skip
     yield given([1], [[0.5, 0.5, 0.0, 0.0, 0.0]], [[0.3, 0.5, 0.2, 0.0, 0.0], [0.2, 0.4, 0.3999, 0.0, 0.0]], [0.9, 0.99995])
+    yield given([2, 0], [[0.3, 0.3, 0.4], [0.5, 0.25, 0.25]],
+                [[0.2, 0.2, 0.6], [0.5 - 2**-22, 0.25, 0.25], [0.6, 0.2, 0.2]], [0.5, BELOW_1, 0.6])  # nothing left  # fmt: skip
     for K, V, accepted in PLANS:
         one = planned(generator, K, V, accepted)
         yield {key: x.double() if x.is_floating_point() and V == 8 else x for key, x in one.items()}
@@ -79,6 +81,7 @@ def by_fractions(drafted, draft_probs, target_probs, uniforms):
     for token, q, p, u in zip(drafted.tolist(), draft, target, decisions):
         if u * q[token] >= p[token]:
             chances = [max(Fraction(0), b - a) for a, b in zip(q, p)]
+            chances = chances if any(chances) else p
             break
         tokens.append(token)
     tokens.append(next(token for token, end in enumerate(accumulate(chances)) if end > last * sum(chances)))
@@ -126,17 +129,21 @@ def but_the_refused(p, q, token):
 def speculated(
     drafted, draft_probs, target_probs, uniforms, *, row=0, keep=lambda u, p, q, best: u < p / q, decide=lambda u: u[:-1],
     count=lambda accepted: int(accepted.int().cumprod(0).sum()), ahead=0, left=over, last=lambda p, q: p[-1],
-    share=lambda x: x / x.sum(), number=lambda u, n: u[-1], pick=above, pick_last=None, end=behind,
+    share=lambda x: x / x.sum(), number=lambda u, n: u[-1], pick=above, pick_last=None, end=behind, empty=None,
 ):  # fmt: skip
     """`row`, `ahead`: by how much the target's row is too late, to decide and for what is left. `keep` gets numbers, the two
-    probabilities of each drafted token, and whether it is the target's likeliest."""
+    probabilities of each drafted token, and whether it is the target's likeliest. `empty`: the token where nothing is left."""
     K = len(drafted)
     places = torch.arange(K)
     p, q = target_probs[places + row, drafted], draft_probs[places, drafted]  # (K,) each
     accepted = keep(decide(uniforms), p, q, target_probs[:K].argmax(1) == drafted)
     n = count(accepted)
     if n < K:
-        extra = pick(share(left(target_probs[n + ahead], draft_probs[n], drafted[n])), number(uniforms, n))
+        weights = left(target_probs[n + ahead], draft_probs[n], drafted[n])
+        if empty and not weights.any():
+            extra = empty(weights)
+        else:
+            extra = pick(share(weights if weights.any() else target_probs[n]), number(uniforms, n))
     else:
         extra = (pick_last or pick)(share(last(target_probs, draft_probs)), number(uniforms, n))
     return end(drafted, n, torch.tensor([extra]), accepted)
@@ -184,20 +191,66 @@ def by_rows(drafted, draft_probs, target_probs, uniforms):
     return speculated(drafted, draft_probs, target_probs, uniforms, keep=lambda u, p, q, best: keep)
 
 
+def last_row(draft, target, uniforms, odds, n):
+    return target[-1], uniforms[-1]
+
+
+def next_row(draft, target, uniforms, odds, n):
+    return target[n + 1], uniforms[-1]
+
+
+def last_row_less(draft, target, uniforms, odds, n):
+    return over(target[-1], draft[n], 0) / over(target[-1], draft[n], 0).sum(), uniforms[-1]
+
+
+def and_another(row, empty):
+    """A round in which a token of the target's last row, or of the next, follows the one in a refused token's place."""
+
+    def call(drafted, draft_probs, target_probs, uniforms):
+        tokens = speculated(drafted, draft_probs, target_probs, uniforms, empty=empty)
+        if len(tokens) > len(drafted):
+            return tokens
+        return torch.cat([tokens, torch.tensor([above(target_probs[row(len(tokens))], uniforms[-1])])])
+
+    return call
+
+
+def from_a_list(tokens):
+    """No tokens as torch.tensor([]) makes them."""
+    return tokens if len(tokens) else tokens.float()
+
+
 def filled(value):
     """A row of K + 1 tokens, whatever was accepted."""
     return {"end": lambda drafted, n, extra, a: torch.cat(
         [drafted[:n], extra, torch.full((len(drafted) - n,), value)])}  # fmt: skip
 
 
+EMPTY = (lambda weights: 0, len, lambda weights: len(weights) - 1)  # what people make of 0 / 0
+
+
+def anyway(mistakes):
+    """The table, in which each mistake of options is also made by those to whom nothing can be left of a row: by functions, which
+    the search for two mistakes at once leaves out."""
+
+    def ways(what):
+        if isinstance(what, dict):
+            return [what, *((lambda one: lambda **given: speculated(**given, **one))({**what, "empty": empty})
+                            for empty in EMPTY if "empty" not in what)]  # fmt: skip
+        return [way for one in what for way in ways(one)] if isinstance(what, (list, tuple)) else [what]
+
+    return {sentence: ways(what) for sentence, what in mistakes.items()}
+
+
 def of_chance(again):
     return lambda x, u: int(torch.multinomial(x, 1, again))
 
 
-Exercise("4.11", "speculate", draw=draw_rounds, call=with_type, right=by_fractions, formula=speculated, mistakes={
+Exercise("4.11", "speculate", draw=draw_rounds, call=with_type, right=by_fractions, formula=speculated, mistakes=anyway({
     "the ratio is upside down: the chance to accept is p / q, the target's probability over the draft's":
         {"keep": lambda u, p, q, best: u < q / p},
-    "the decision is turned round: accept where u < p / q, refuse the rest": {"keep": lambda u, p, q, best: u >= p / q},
+    "the decision is turned round: accept where u < p / q, refuse the rest":
+        [{"keep": lambda u, p, q, best: u >= p / q}, {"keep": lambda u, p, q, best: u > p / q}],
     "the target's probability alone decides; the chance to accept is p / q, or a token that both find likely is often refused":
         {"keep": lambda u, p, q, best: u < p},
     "a token is accepted with the draft's probability q; it was drawn with that already: the chance is p / q":
@@ -254,6 +307,8 @@ Exercise("4.11", "speculate", draw=draw_rounds, call=with_type, right=by_fractio
     "what is left at a refusal is of the target's next row; p and q are of the refused token's place":
         {"ahead": 1},
     "what is left is of the first row at every refusal; it is of the refused token's": with_refused(first_row),
+    "at a refusal the extra token is drawn from row K, or from the row behind; take what is left in the refused row":
+        [with_refused(row) for row in (last_row, last_row_less, next_row)],
     "what is left is divided by 1 - p / q of the refused token; divide it by its sum":
         [with_refused(by_odds, pick) for pick in ENDS],
     "what is left does not sum to 1: divide it by its sum, or multiply the number by it":
@@ -279,7 +334,10 @@ Exercise("4.11", "speculate", draw=draw_rounds, call=with_type, right=by_fractio
     "the tokens were sorted by probability first: a fair draw, but another token; go in the vocabulary's order":
         {"pick": by_size},
     "where all are accepted nothing follows: the target's last row gives one more":
-        {"end": lambda drafted, n, extra, a: behind(drafted, n, extra[: n < len(drafted)], a)},
+        [{"end": lambda drafted, n, extra, a, whole=whole: whole(behind(drafted, n, extra[: n < len(drafted)], a))}
+         for whole in (torch.clone, from_a_list)],
+    "two tokens follow a refusal, the one in its place and one of another row; the first is enough":
+        [and_another(row, empty) for row in (lambda n: -1, lambda n: n) for empty in (None, *EMPTY)],
     "where all are accepted the extra token is drawn from the row before the last; row K is what the target says behind them all":
         {"last": lambda p, q: p[len(q) - 1 if len(q) else 0]},
     "where all are accepted the extra token is drawn from the draft's last row; row K of the target says what follows":
@@ -287,8 +345,10 @@ Exercise("4.11", "speculate", draw=draw_rounds, call=with_type, right=by_fractio
     "where all are accepted something is taken off the target's last row; no draft stands beside it: draw from it as it is":
         {"last": lambda p, q: over(p[-1], q[-1], 0) if len(q) else p[-1]},
     "at a refusal nothing follows; one token is drawn in the refused one's place":
-        {"end": lambda drafted, n, extra, a: behind(drafted, n, extra[: n == len(drafted)], a)},
-    "the accepted tokens alone come back; one more follows": {"end": lambda drafted, n, extra, a: drafted[:n]},
+        [{"end": lambda drafted, n, extra, a, whole=whole: whole(behind(drafted, n, extra[: n == len(drafted)], a))}
+         for whole in (torch.clone, from_a_list)],
+    "the accepted tokens alone come back; one more follows":
+        [{"end": lambda drafted, n, extra, a, whole=whole: whole(drafted[:n])} for whole in (torch.clone, from_a_list)],
     "the extra token alone comes back; the accepted ones stand before it": {"end": lambda drafted, n, extra, a: extra},
     "the refused token is still there; the extra one takes its place":
         {"end": lambda drafted, n, extra, a: torch.cat([drafted[: n + 1], extra])},
@@ -299,6 +359,8 @@ Exercise("4.11", "speculate", draw=draw_rounds, call=with_type, right=by_fractio
     "at a number of 0 a token comes out of which nothing is left: its running sum must exceed the number, not equal it, and what "
     "is left of it be exactly 0": [{"pick": at_or_above}] + [
         {"left": lambda p, q, token, eps=eps: (p - q).clamp(min=eps)} for eps in (1e-6, 1e-8, 1e-9, 1e-10, 1e-12)],
+    "where rounding leaves nothing of max(0, p - q), 0 / 0 draws no token: draw from p there":
+        [{"empty": empty} for empty in EMPTY],
     "where rounding leaves the sum below the number, V comes out, which is no token; take the last that is above 0":
         {"pick": ENDS[1], "share": nearly},
     "where rounding leaves the sum below the number, a token of probability 0 comes out; take the last that is above 0":
@@ -308,4 +370,4 @@ Exercise("4.11", "speculate", draw=draw_rounds, call=with_type, right=by_fractio
     "the tokens are no int64: they are numbers of tokens, and an index": [
         {"end": lambda drafted, n, extra, a, kind=kind: behind(drafted, n, extra, a).to(kind)}
         for kind in (torch.float32, torch.float64, torch.int32)],
-})  # fmt: skip
+}))  # fmt: skip

@@ -1,6 +1,7 @@
 """Chapter 05: Krippendorff's alpha, the agreement of any number of readers with gaps, under any distance between labels."""
 
 import math
+import time
 from collections import Counter
 from fractions import Fraction
 from itertools import combinations, pairwise
@@ -9,6 +10,7 @@ import torch
 
 from rlhf_lib.exercises.ch05_labels import LABELS, read_by, spelled
 from rlhf_lib.exercises.declare import Exercise
+from rlhf_lib.exercises.surroundings import TimeUp, limited
 
 # ----------------------------------------------------------------------------------------- 5.9
 
@@ -16,6 +18,8 @@ HALF = {("negative", "neutral"): 0.5, ("neutral", "positive"): 0.5, ("negative",
 NOMINAL = {pair: 1 for pair in HALF}
 DIVIDED = "division by zero"  # stands for the error, of whole numbers or floats
 TOO_OFTEN = "the right alpha, out of the distances of nearly every two labels that there are"
+LOOPED = "the right alpha, by a loop over nearly every two labels that there are"
+MANY = 500  # labels: more are in the last input alone
 
 
 def many_read(generator, passages, words=LABELS, most=4, slips=0.35):
@@ -55,25 +59,40 @@ def draw_readings_of_many(generator):
 
 
 def call_alpha(function, labels, distance):
-    """The function's alpha; TOO_OFTEN where it is right, but asked `distance` fifty times for each of many labels."""
+    """The function's alpha; where it is right, but asked `distance` fifty times for each of many labels, TOO_OFTEN, and where it
+    is right, but slow on fifteen times as many labels, LOOPED."""
     asked = 0
 
     def far(a, b):
         nonlocal asked
         asked += 1
+        if a != b and (a, b) not in distance and (b, a) not in distance:
+            stranger = b if any(a in pair for pair in distance) else a
+            raise LookupError(f"it asks for the distance of {stranger!r}, a label that nobody gave: labels may be any words")
         return 0 if a == b else distance[a, b] if (a, b) in distance else distance[b, a]
 
     try:
         alpha = function(labels=labels, distance=far)
     except ZeroDivisionError:
         raise ZeroDivisionError(DIVIDED) from None
-    if asked > 50 * sum(map(len, labels)) + 20_000:
-        try:
-            right = abs(float(alpha) - alpha_by_coincidences(labels, far)) < 1e-4
-        except (TypeError, ValueError):
-            return alpha
-        return TOO_OFTEN if right else alpha
+    count = sum(map(len, labels))
+    if count <= MANY:
+        return alpha
+    often = asked > 50 * count + 20_000
+    try:
+        right = abs(float(alpha) - alpha_by_coincidences(labels, far)) < 1e-4
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # no number
+        return alpha
+    if right and (often or is_slow(lambda: function(labels=15 * labels, distance=far))):
+        return TOO_OFTEN if often else LOOPED
     return alpha
+
+
+def is_slow(call):
+    """Whether a call is at work for a second, whatever else the machine does."""
+    began = time.process_time()
+    _, error = limited(call, 1.0)
+    return isinstance(error, TimeUp) and time.process_time() - began > 0.5
 
 
 def alpha_by_coincidences(labels, distance):
@@ -131,13 +150,15 @@ def alpha_of(
 ):  # fmt: skip
     """`apart` is summed up over the passages of `use` and divided by `over`; `chance` makes the expected part of the counts of
     `pool` and the `number` n. `same` comes back where it is `full`, `nothing` where there are no pairs; both may be DIVIDED.
-    `often`: the distance of every two labels is asked for."""
+    `often`: the distance of every two labels is asked for; or this comes back of many labels."""
     read = use(labels)
     of = lambda a, b: far(distance, a, b)  # noqa: E731
     every = [label for one in pool(labels, read) for label in one]
     counts, n = Counter(every), number(labels, read)
-    if often:
+    if often is True:
         [distance(a, b) for a in every for b in every]
+    elif often and len(every) > MANY:
+        return often
     if not read:
         return found(nothing(labels) if callable(nothing) else nothing)
     observed = sum(apart(one, of) for one in read) / over(labels, read, n)
@@ -160,8 +181,8 @@ EDGES = {"same": DIVIDED}, {"nothing": DIVIDED}, {"same": DIVIDED, "nothing": DI
 
 
 def anyhow(*mistakes):
-    """Options by themselves, and where the edges are not looked after either."""
-    return (*mistakes, *(besides(one, **edges) for one in mistakes for edges in EDGES))
+    """Options by themselves, and where the edges are not looked after either; just the first are tried with other mistakes."""
+    return (mistakes[0], *map(besides, mistakes[1:]), *(besides(one, **edges) for one in mistakes for edges in EDGES))
 
 
 def with_single_ones():
@@ -174,7 +195,7 @@ def with_single_ones():
 
 
 def often_or_not(*edges):
-    return (*edges, *(besides(one, often=True) for one in edges))
+    return (*edges, *(besides(one, often=often) for often in (True, LOOPED) for one in edges))
 
 
 def other_passages(counts, far, read, n):
@@ -339,6 +360,8 @@ krippendorff_alpha = Exercise(
     mistakes={
         "this alpha is right, but it asks for more than 50 distances a label, as who goes through every two labels of the bag: "
         "count each label, and ask once for every two different ones": {"often": True},
+        "this alpha is right, but it goes through every two labels of the bag: with the distances remembered that is still too "
+        "slow; count each label, and go through every two different ones": besides({"often": LOOPED}),
         **EDGE_MISTAKES,
         "labels of passages that were read once count here, in the bag or in n; they can be compared with nothing, and drop out":
             with_single_ones(),

@@ -31,6 +31,8 @@ def draw_log_odds(generator):
     yield tensors([4.0, 1.0, -2.0], [0.5, 0.5, 0.5], 1)  # all neutral; the ridge is a whole number
     x = 1.5 * torch.randn(41, generator=generator) - 0.4
     yield {"logits": x, "targets": labels((2 * x + 0.7).sigmoid()), "ridge": 0.02}  # not sure enough
+    x = 0.1 * torch.randn(37, generator=generator)
+    yield {"logits": x, "targets": labels((20 * x).sigmoid()), "ridge": 0.0005}  # not nearly sure enough
     x = 1.5 * torch.randn(26, generator=generator) + 0.5
     yield {"logits": x, "targets": labels((-0.8 * x - 0.6).sigmoid()), "ridge": 0.04}  # upside down
     x = 8 * torch.randn(33, generator=generator) + 3

@@ -10,10 +10,10 @@ import torch
 
 from rlhf_lib.exercises import properties, values, whatif
 from rlhf_lib.exercises.compare import alike, as_tensor, difference, equal, is_number, off_at, shown
-from rlhf_lib.exercises.plain import is_record
+from rlhf_lib.exercises.plain import described, is_record
 from rlhf_lib.exercises.surroundings import limited, quiet, settled
 
-TRIES = 6000  # calls of our own functions that the search may make, about three times what any exercise needs
+TRIES = 10_000  # calls of our own functions that the search may make, more than twice what any exercise needs
 SECONDS = 20.0  # that one way of searching may take in any case; by TRIES a busy machine says the same as an idle one
 ENOUGH = 3  # see `information`
 SAME = ", or what comes to the same"  # behind a change of a number: other programs may make the same of it
@@ -59,7 +59,7 @@ def form_of(got, expected, tolerance):
         what, inside = got["what"], got["value"]
     if isinstance(expected, (list, tuple)) and isinstance(inside, (list, tuple)):
         if what and equal(inside, expected, tolerance):
-            return f"the values are right, but they come as {what}: return a list"
+            return f"the values are right, but they come as {what}: return {listed(expected)}"
         parts = {form_of(a, b, tolerance) for a, b in zip(inside, expected) if not equal(a, b, tolerance)}
         return parts.pop() if len(parts) == 1 and len(inside) == len(expected) else ""
     if not is_number(expected):
@@ -68,7 +68,7 @@ def form_of(got, expected, tolerance):
             and is_number(inside)
             and equal(as_tensor(inside).tolist(), list(expected), tolerance)
         ):
-            return f"the values are right, but they come as {what or 'a tensor'}: return a list"
+            return f"the values are right, but they come as {what or 'a tensor'}: return {listed(expected)}"
         return ""
     a, b = flat(inside), flat(expected)
     if a is None or len(a) != len(b) or not equal(a.double(), b.double(), tolerance):
@@ -87,6 +87,11 @@ def form_of(got, expected, tolerance):
         return "the values are right, but in another shape"
     kinds = ["True and False" if flat(one).dtype == as_tensor(True).dtype else "numbers" for one in (inside, expected)]
     return f"the values are right, but they are {kinds[0]}: return {kinds[1]}" if kinds[0] != kinds[1] else ""
+
+
+def listed(expected):
+    """In words, the form of an expected list or tuple: what a card shows in round brackets is a pair, or a tuple."""
+    return described(expected) if isinstance(expected, tuple) else "a list"
 
 
 def flat(value):

@@ -105,7 +105,8 @@ def judged(exercise, inputs, outputs):
             return Verdict(False, f"{title}: {sentence}", mistake=sentence, **found)
     what = difference(outputs[first], expected[first], exercise.tolerance)
     relation = relations.find(exercise, inputs, outputs, expected)
-    sentence = f"{relation}: {what}" if relation.endswith("is wrong") else relation or what
+    inner = what.split(" is wrong: ", 1)[-1]  # which part is wrong stands in the relation
+    sentence = f"{relation}: {inner}" if relation.endswith("is wrong") else relation or what
     return Verdict(False, told(title, sentence, **found), mistake=relation, **found)
 
 
@@ -115,7 +116,8 @@ def told(title, sentence, arguments, got, expected):
     room = LINES - 1 - len(end)
     lines = [f"    {key} = {shown(value)}" for key, value in arguments.items()]
     lines = lines if len(lines) <= room else [*lines[: room - 1], "    ..."]
-    return "\n".join([f"{title}: {sentence}. The smallest input that fails:", *lines, *end])
+    stop = "" if sentence.endswith("?") else "."
+    return "\n".join([f"{title}: {sentence}{stop} The smallest input that fails:", *lines, *end])
 
 
 def verdict(name, function, seed=0):

@@ -23,6 +23,7 @@ from rlhf_lib.widgets.parts import (
 )
 
 LABEL_KEYS = {"n": "negative", "0": "neutral", "p": "positive"}
+KEYS_IN_WORDS = ", ".join(f"{key} {label}" for key, label in LABEL_KEYS.items())
 
 
 class Labelling:
@@ -136,11 +137,11 @@ def agreement_lines(session):
 
 
 def label_by_typing(texts, path, reader="me", checkpoint="", again=0, ask=input):
-    """`labelling` without widgets: type n, 0 or p, s to skip, u to undo, q to stop. Returns the Labelling."""
+    """`labelling` without widgets: type a key of LABEL_KEYS, s to skip, u to undo, q to stop. Returns the Labelling."""
     session = Labelling(texts, path, reader, checkpoint, again)
     while session.current is not None:
         labelled, _, total = session.progress()
-        key = ask(f"\n{session.current}\n[{labelled} of {total}] n, 0, p (s skip, u undo, q stop): ").strip().lower()
+        key = ask(f"\n{session.current}\n[{labelled} of {total}] {KEYS_IN_WORDS} (s skip, u undo, q stop): ").strip().lower()
         if key == "q":
             break
         if key in LABEL_KEYS:
@@ -187,7 +188,7 @@ def labelling(texts, path, reader="me", checkpoint="", again=0):
     for name, action in actions.items():
         buttons[name].on_click(action)
     keys = {**LABEL_KEYS, "s": "skip", "u": "undo"}
-    keyboard = key_box({key: actions[name] for key, name in keys.items()}, "click here, then type n, 0 or p")
+    keyboard = key_box({key: actions[name] for key, name in keys.items()}, f"click here: {KEYS_IN_WORDS}")
     show()
     rows = (
         passage,

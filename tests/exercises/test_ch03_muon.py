@@ -17,15 +17,15 @@ def quintic(x):
 
 
 def muon_step(parameter, gradient, m, rate, beta):
-    """Without laying a tall matrix down, in float64, and nothing done where there is nothing to do."""
+    """Without laying a tall matrix down, its rounds in float64, and nothing done where there is nothing to do."""
     m = torch.lerp(gradient, m, beta)
     x = torch.lerp(gradient, m, beta).double()
     if not x.any():
         return parameter.clone(), m
-    x = x / torch.linalg.matrix_norm(x)
+    x = x / (torch.linalg.matrix_norm(x) + 1e-7)
     for _ in range(5):
         x = quintic(x)
-    stretch = math.sqrt(max(parameter.shape) / parameter.shape[1])
+    stretch = torch.tensor(max(parameter.shape) / parameter.shape[1]).sqrt()  # one number may be in float32
     return (parameter - rate * stretch * x).to(parameter.dtype), m
 
 
@@ -53,7 +53,7 @@ def by_eigenvectors(parameter, gradient, m, rate, beta):
         factor = factor * (3.4445 - 4.7750 * s + 2.0315 * s * s)
     x = x @ vectors @ torch.diag(factor) @ vectors.T
     rows, columns = x.shape
-    return parameter - rate * (rows / columns if rows > columns else 1) ** 0.5 * x.float(), m
+    return parameter - rate * (rows / columns if rows > columns else 1) ** 0.5 * x.to(m.dtype), m
 
 
 def with_lists(parameter, gradient, m, rate, beta):
@@ -75,17 +75,29 @@ def with_lists(parameter, gradient, m, rate, beta):
         fifth = times(times(x, [*zip(*x)]), third)
         x = [[3.4445 * a - 4.7750 * b + 2.0315 * c for a, b, c in zip(*rows)] for rows in zip(x, third, fifth)]
     far = rate * max(1, len(x) / len(x[0])) ** 0.5
-    return torch.tensor([[a - far * b for a, b in zip(*rows)] for rows in zip(weight, x)]), torch.tensor(new)
+    made = [[a - far * b for a, b in zip(*rows)] for rows in zip(weight, x)]
+    return torch.tensor(made, dtype=m.dtype), torch.tensor(new, dtype=m.dtype)
 
 
 ALTERNATIVES = {"muon_step": muon_step}
 
 
-@pytest.mark.parametrize("function", [muon_step, by_the_library, by_eigenvectors, with_lists])
+@pytest.mark.parametrize("function", [muon_step, by_eigenvectors, with_lists])
 @pytest.mark.parametrize("seed", range(3))
 def test_every_correct_answer_passes(function, seed):
     found = verdict("muon_step", function, seed)
     assert found.passed, found.message
+
+
+def test_the_library_makes_the_same_step_in_float32():
+    """It holds the norm at 1e-7 instead of adding it, which shows in no gradient but the smallest."""
+    right, compared = exercises.find("muon_step").right, 0
+    for given in exercises.draw("muon_step"):
+        if given["parameter"].dtype == torch.float32:
+            for mine, its in zip(right(**given), by_the_library(**given)):
+                assert torch.allclose(mine, its, rtol=1e-4, atol=1e-4)
+                compared += 1
+    assert compared == 20
 
 
 # ----------------------------------------------------------------------------------------- what learners write
@@ -109,6 +121,11 @@ def in_another_order(x, a=3.4445, b=-4.7750, c=2.0315):
     return a * x + b * gram @ x + c * gram @ (gram @ x)
 
 
+def of_entries(x):
+    gram = x @ x.T
+    return 3.4445 * x + (-4.7750 * gram + 2.0315 * gram * gram) @ x
+
+
 @pytest.mark.parametrize(
     "changes, says",
     [
@@ -120,8 +137,18 @@ def in_another_order(x, a=3.4445, b=-4.7750, c=2.0315):
         ({"norm": lambda x: 1.0}, "nothing is divided"),
         ({"norm": lambda x: 1.0, "turn": in_another_order}, "nothing is divided"),
         ({"norm": lambda x: x.norm()}, "zeros becomes NaN"),
-        ({"norm": lambda x: x.norm() + 1e-3}, "too much"),
+        ({"norm": lambda x: x.norm() + 1e-3}, "not more and not less"),
+        ({"norm": lambda x: x.norm() + 1e-8}, "not more and not less"),
+        ({"norm": lambda x: x.norm() if x.any() else 1.0}, "not more and not less"),
+        ({"norm": lambda x: x.norm().clamp(min=1e-7)}, "held at 1e-7"),
+        ({"average": lambda m, g, beta: m.lerp(g, beta), "ahead": lambda m, g, beta: m.lerp(g, beta)}, "exchanged: the old m"),
+        ({"average": lambda m, g, beta: m.lerp(g, 1 - beta) / (1 - beta)}, "divided by 1 - beta"),
+        ({"ahead": lambda m, g, beta: g.lerp(m / (1 - beta), beta)}, "divided by 1 - beta"),
         ({"turn": lambda x: 3.4445 * x - 4.7750 * x**3 + 2.0315 * x**5}, "of each entry"),
+        ({"turn": of_entries}, "taken of each entry"),
+        ({"turn": lambda x: of_entries(x.T).T if x.shape[0] > x.shape[1] else of_entries(x)}, "taken of each entry"),
+        ({"turn": lambda x: 3.4445 * x + (-4.7750 * (x @ x.T) + 2.0315 * (x @ x.T) @ (x @ x.T)) * x}, "missing its @"),
+        ({"turn": lambda x: 3.4445 * x - 4.7750 * (x @ x.T) + 2.0315 * x @ x.T @ x @ x.T @ x}, "into brackets"),
         ({"turn": lambda x: in_another_order(x.T, b=4.7750).T}, "beyond all bounds"),
         ({"turn": lambda x: 1.5 * x - 0.5 * x @ x.T @ x}, "other numbers"),
         ({"turn": lambda x: 3.4445 * x + (-4.7750 * (x.T @ x) + 2.0315 * (x.T @ x) @ (x.T @ x)) @ x}, "X.T @ X before it"),
@@ -149,10 +176,11 @@ def test_the_first_published_sum_is_named_by_its_m_alone():
     assert torch.allclose(mine[0], theirs[0], atol=1e-5) and not torch.allclose(mine[1], theirs[1], atol=1e-2)
 
 
-def test_half_precision_is_named():
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision_is_named(kind):
     def short(parameter, gradient, m, rate, beta):
         m = m.lerp(gradient, 1 - beta)
-        x = gradient.lerp(m, beta).bfloat16()
+        x = gradient.lerp(m, beta).to(kind)
         tall = len(x) > x.shape[1]
         x = x.T if tall else x
         x = x / (x.norm() + 1e-7)
@@ -162,6 +190,37 @@ def test_half_precision_is_named():
         return parameter - rate * max(1, parameter.shape[0] / parameter.shape[1]) ** 0.5 * (x.T if tall else x), m
 
     assert "bfloat16" in verdict("muon_step", short).mistake
+
+
+@pytest.mark.parametrize(
+    "inside, outside, says",
+    [
+        (torch.float32, None, "this is float32"),
+        (torch.float64, torch.float32, "this is float32"),
+        (torch.float32, torch.float64, "this is float32"),
+        (torch.float64, None, "float64 comes back"),
+    ],
+)
+def test_numbers_of_another_kind_are_named(inside, outside, says):
+    def step(parameter, gradient, m, rate, beta):
+        made = written(parameter.to(inside), gradient.to(inside), m.to(inside), rate, beta)
+        return tuple(one.to(outside or inside) for one in made)
+
+    assert says in verdict("muon_step", step).mistake
+
+
+def test_a_mistake_keeps_its_name_where_the_numbers_are_of_another_kind():
+    def step(parameter, gradient, m, rate, beta):
+        return written(parameter.double(), gradient.double(), m.double(), rate, beta, ahead=lambda m, g, beta: m)
+
+    assert "no look ahead" in verdict("muon_step", step).mistake
+
+
+def test_a_weight_decay_of_the_whole_rate_is_named():
+    def step(parameter, rate, **given):
+        return written((1 - rate) * parameter, rate=rate, **given)
+
+    assert "weight decay" in verdict("muon_step", step).mistake
 
 
 def test_arguments_stay_as_they_are():

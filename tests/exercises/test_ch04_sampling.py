@@ -79,6 +79,20 @@ def test_of_equally_likely_tokens_the_fewest_stay_and_any_of_them():
         assert verdict("top_p_filter", lambda logits, p, flip=flip: flip(top_p_filter(flip(logits), p))).passed
 
 
+def test_two_equal_tokens_that_both_stay_or_both_go_are_told_so():
+    def answer(both):
+        return lambda logits, p: both(logits) if len(logits) == 2 and logits.dim() == 1 else top_p_filter(logits, p)
+
+    assert "one goes, whichever" in verdict("top_p_filter", answer(torch.clone)).mistake
+
+    def counted(logits, p):
+        rows = logits.softmax(-1).reshape(-1, logits.shape[-1]).tolist()
+        before = [[sum(y for j, y in enumerate(row) if j != i and y >= x) for i, x in enumerate(row)] for row in rows]
+        return logits.masked_fill(torch.tensor(before).view(logits.shape) >= p, -math.inf)
+
+    assert "all go" in verdict("top_p_filter", counted).mistake
+
+
 def test_dropout_left_on_while_sampling_gets_its_name():
     @torch.no_grad()
     def learner(model, prompts, uniforms, temperature):
@@ -129,6 +143,16 @@ def test_the_smallest_failing_input_is_shown():
             lambda logprobs, uniforms: (logprobs.exp().cumsum(-1) > 1 - uniforms[:, None]).int().argmax(-1),
             "turned round",
         ),
+        (
+            "top_k_filter",
+            lambda logits, k: logits.masked_fill(logits < logits.flatten().topk(min(k, logits.shape[-1])).values[-1], -math.inf),
+            "one threshold",
+        ),
+        (
+            "top_p_filter",
+            lambda logits, p: logits.masked_fill(logits < top_p_filter(logits, p).nan_to_num(neginf=math.inf).min(), -math.inf),
+            "one threshold",
+        ),
         ("until_end", lambda tokens, end_token: (tokens != end_token).cumprod(1).roll(-1, 1).bool(), "moved the wrong way"),
     ],
 )
@@ -153,3 +177,40 @@ def test_a_mask_of_one_row_is_drawn_with_whole_ticks():
     mask = torch.tensor([[True, True, False]])
     figure = exercises.find("until_end").draw_picture({}, mask, mask)
     assert all(tick == round(tick) for ax in figure.axes[:2] for tick in (*ax.get_xticks(), *ax.get_yticks()))
+
+
+def unnormalised(logits, p):
+    ranked, order = logits.exp().sort(-1, descending=True)
+    cut = ranked.cumsum(-1) - ranked >= p
+    return logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -math.inf)
+
+
+def test_exp_without_its_sum_has_its_name():
+    assert "does not sum to 1" in verdict("top_p_filter", unnormalised).mistake
+
+
+def with_ends(stop, fill):
+    """A `sample` that takes token 0 for an end: `stop` by which rows have ended, and filled behind it or not."""
+
+    def answer(model, prompts, uniforms, temperature):
+        tokens = sample(model, prompts, uniforms, temperature)
+        ended = (tokens == 0).cumsum(1) > 0
+        last = [step for step in range(tokens.shape[1]) if stop(ended[:, step])][:1]
+        tokens = torch.where(until_end(tokens, 0), tokens, 0) if fill else tokens
+        return tokens[:, : last[0] + 1] if last else tokens
+
+    return answer
+
+
+@pytest.mark.parametrize("seed", [0, 5, 7])
+@pytest.mark.parametrize(
+    "stop, fill, said",
+    [
+        (torch.all, False, "it stops at token 0"),
+        (torch.all, True, "it stops at token 0"),
+        (torch.any, False, "it stops at token 0"),
+        (lambda ended: False, True, "what stands behind an end is filled"),
+    ],
+)
+def test_a_loop_that_knows_of_an_end_is_told_that_there_is_none(stop, fill, said, seed):
+    assert said in verdict("sample", with_ends(stop, fill), seed).mistake

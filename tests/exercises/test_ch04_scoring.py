@@ -126,7 +126,11 @@ def top(x, k, below=torch.lt, fill=-math.inf):
     [
         (scored(lambda x, k: top(x, k, torch.le)), "one token too few"),
         (scored(lambda x, k: top(x, k, fill=0.0)), "cut tokens got a logit of 0"),
-        (scored(lambda x, k: top(x, max(1, k))), "top_k = 0 cuts nothing"),
+        (scored(lambda x, k: top(x, max(1, k))), "top_k = 0 cuts nothing; here the likeliest token alone stays"),
+        (
+            scored(lambda x, k: torch.full_like(x, -math.inf).scatter(-1, (best := x.topk(k)).indices, best.values)),
+            "top_k = 0 cuts nothing; here it cuts all",
+        ),
         (scored(top, lambda logprobs, tokens: logprobs.amax(-1)), "the likeliest tokens"),
         (scored(top, total=torch.sum), "all completions are added up"),
         (scored(top, total=lambda x: x), "not added up"),
@@ -181,6 +185,22 @@ def test_padding_is_drawn_where_the_masks_differ_with_whole_ticks_and_else_not()
         draw({}, right, right)
     wrong = {"mask": right["mask"].clone()}
     wrong["mask"][0, 0, 1] = True
-    figure = draw({}, wrong, right)
+    figure = draw({"real": torch.tensor([[False, True, True]] * 2)}, wrong, right)
     assert "prompt 0" in figure.get_suptitle()
+    drawn = torch.tensor(figure.axes[1].images[0].get_array().filled(math.nan))
+    assert drawn[0].isnan().all() and torch.equal(drawn[1:], right["mask"][0, 1:].double())  # the row of padding is left white
     assert all(tick == round(tick) for ax in figure.axes[:2] for tick in (*ax.get_xticks(), *ax.get_yticks()))
+
+
+@pytest.mark.parametrize("part", ["keys", "values"])
+@pytest.mark.parametrize("read", [False, True])
+def test_a_new_key_or_value_in_front_is_named_by_itself(part, read):
+    def learner(q, k, v, keys, values):
+        y, new_keys, new_values = cached_step(q, k, v, keys, values)
+        if part == "keys":
+            new_keys = torch.cat([k, keys], dim=2)
+        else:
+            new_values = torch.cat([v, values], dim=2)
+        return F.scaled_dot_product_attention(q, new_keys, new_values) if read else y, new_keys, new_values
+
+    assert verdict("cached_step", learner).mistake.startswith(f"{part}: the new one stands in front")

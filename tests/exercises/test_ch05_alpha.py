@@ -175,6 +175,51 @@ def test_who_goes_through_every_two_labels_is_told_and_so_is_who_also_forgets_th
     assert "divides by 0" in verdict("krippendorff_alpha", lambda labels, distance: every_two(labels, distance, False)).mistake
 
 
+def remembering(labels, distance, guarded=True):
+    """Every two labels of the bag, as numbers, but each distance asked for once."""
+    read = [one for one in labels if len(one) > 1]
+    bag = [label for one in read for label in one]
+    if guarded and not bag:
+        return math.nan
+    places = {label: place for place, label in enumerate(sorted({*bag}))}
+    known, bag = [[distance(a, b) for b in places] for a in places], [places[label] for label in bag]
+    observed = sum(distance(a, b) / (len(one) - 1) for one in read for a, b in permutations(one, 2)) / len(bag)
+    expected = sum(known[a][b] for a, b in combinations(bag, 2)) * 2 / (len(bag) * (len(bag) - 1))
+    return 1.0 if guarded and not expected else 1 - observed / expected
+
+
+@pytest.mark.parametrize("guarded, says", [(True, "with the distances remembered"), (False, "divides by 0")])
+def test_who_goes_through_every_two_labels_with_distances_remembered_is_told_too(guarded, says):
+    assert says in verdict("krippendorff_alpha", lambda labels, distance: remembering(labels, distance, guarded)).mistake
+
+
+def test_a_loop_over_every_two_that_is_also_wrong_is_told_what_is_wrong():
+    def over_n_times_n(labels, distance):
+        alpha, n = remembering(labels, distance), sum(len(one) for one in labels if len(one) > 1)
+        return alpha if alpha != alpha or alpha == 1 else 1 - (1 - alpha) * n / (n - 1)
+
+    assert "n * n, as if a label" in verdict("krippendorff_alpha", over_n_times_n).mistake
+
+
+def test_who_asks_for_labels_that_nobody_gave_is_told_in_a_sentence():
+    def three_words(labels, distance):
+        read = [one for one in labels if len(one) > 1]
+        if not read:
+            return math.nan
+        bag, words = Counter(chain.from_iterable(read)), ("negative", "neutral", "positive")
+        observed = sum(distance(a, b) / (len(one) - 1) for one in read for a, b in permutations(one, 2)) / bag.total()
+        expected = sum(bag[a] * bag[b] * distance(a, b) for a in words for b in words) / (bag.total() * (bag.total() - 1))
+        return 1 - observed / expected if expected else 1.0
+
+    message = verdict("krippendorff_alpha", three_words).message
+    assert "it asks for the distance of 'negative', a label that nobody gave: labels may be any words" in message
+
+    def with_neutral(labels, distance):
+        return distance("joy", "neutral") if ["joy", "mirth"] in labels else alpha_by_coincidences(labels, distance)
+
+    assert "the distance of 'neutral', a label" in verdict("krippendorff_alpha", with_neutral).message
+
+
 def test_who_asks_whether_all_labels_are_equal_is_told_what_to_ask():
     def by_labels(labels, distance):
         if len({label for one in labels if len(one) > 1 for label in one}) == 1:
@@ -195,3 +240,9 @@ def test_nothing_of_the_words_is_taken_for_granted():
     assert {"joy", "tie", "neutral"} <= words
     table = {("a", "b"): 2}
     assert exercise.run(exercise.right, labels=[["a", "b"], ["b", "a"]], distance=table) == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize("what", [torch.zeros(2), "half", None, [1.0], 10**400])
+def test_what_is_no_number_comes_back_as_it_is(what):
+    found = exercises.find("krippendorff_alpha").run(lambda labels, distance: what, **draw("krippendorff_alpha")[-1])
+    assert found is what

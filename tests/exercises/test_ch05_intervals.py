@@ -70,3 +70,10 @@ def different_means(values, draws):
 )
 def test_what_is_close_has_its_name(name, function, says):
     assert says in verdict(name, function).mistake
+
+
+def test_bounds_in_a_tensor_are_asked_for_as_a_pair():
+    message = verdict(
+        "bootstrap_interval", lambda values, draws: values[draws].mean(1).quantile(torch.tensor([0.025, 0.975]))
+    ).message
+    assert "they come as a tensor: return a pair" in message

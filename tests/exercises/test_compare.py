@@ -173,7 +173,9 @@ def test_a_number_as_a_tensor_keeps_what_it_is():
         (1.00003, 1.0, "1.00003 came out, 1.0 was expected"),  # not "1.0 came out, 1.0 was expected"
         (2**80 + 1, 2.0**70, "1.2089e+24 came out, 1.1806e+21 was expected"),
         (torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.5, 3.0]), "2 of 3 values are off, by up to 1"),
-        (torch.tensor([1, 9]), torch.tensor([1, 2]), "1 of 2 values are off, by up to 7"),
+        (torch.tensor([1, 9]), torch.tensor([1, 2]), "1 of 2 values are off, the first at place 1"),
+        (torch.tensor([2**62, 0]), torch.tensor([2**62 + 1, 0]), "1 of 2 values are off, the first at place 0"),
+        (torch.tensor([1.0, 9.0]), torch.tensor([1, 2]), "1 of 2 values are off, by up to 7"),
         (
             torch.tensor([[True, False], [True, True]]),
             torch.tensor([[True, False], [False, False]]),
@@ -185,6 +187,7 @@ def test_a_number_as_a_tensor_keeps_what_it_is():
             "there is an infinity or a NaN in what came out: a NaN at place 1",
         ),
         (-INF, 1.0, "there is an infinity or a NaN in what came out: an infinity"),
+        (torch.tensor([-INF, -INF]), torch.tensor([-INF, 0.5]), "-inf came out at place 1, where 0.5 was expected"),
         (torch.tensor([INF, 0.0]), torch.tensor([INF, 1.0]), "1 of 2 values are off, by up to 1"),
         (torch.tensor([NAN, 0.0]), torch.tensor([NAN, 1.0]), "1 of 2 values are off, by up to 1"),
         (torch.tensor([0.0, 2.0]), torch.tensor([0.0, INF]), "2.0 came out at place 1, where inf was expected"),

@@ -1,6 +1,7 @@
 """Every relation is found when it is made, and nothing is claimed of what has none."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -192,6 +193,15 @@ def test_a_relation_of_many_values_is_found(exercise, words, seed):
         words == "is 1.0 wherever what is expected is larger"
         and "has 1 where what is expected is larger" in found(lambda x, mask: normal(x, mask).clamp(max=1.0), seed)
     )
+
+
+def test_a_wrong_part_is_named_once_and_a_question_has_no_full_stop(exercise):
+    exercise(draw=table, right=lambda x, mask: (x.sum(-1), x.amax(-1)))
+    said = verdict("made_up", lambda x, mask: (x.sum(-1) * torch.rand(len(x)), x.amax(-1))).message
+    assert re.search(r"right; only the first value is wrong: \S+ came out, ", said)
+    exercise(draw=table, right=normal)
+    said = verdict("made_up", lambda x, mask: normal(x, mask) * (1 + x[0, 0].abs())).message
+    assert "clipped afterwards? The smallest" in said
 
 
 def test_parts_are_told_apart(exercise):

@@ -514,7 +514,7 @@ def test_a_message_has_at_most_twenty_lines_of_which_none_is_long(exercise):
 def test_a_message_names_the_first_key_and_says_a_pair(exercise):
     exercise(right=lambda x: {"mean": x.mean(), "ends": (x[0], x[-1])})
     said = verdict("made_up", lambda x: {"mean": x.mean(), "ends": (x[0] + x[1] ** 3, x[-1])}).message
-    assert "'mean' is right; only 'ends' is wrong: value of 'ends' is wrong: the first of the pair is wrong: 9.0 came out" in said
+    assert "'mean' is right; only 'ends' is wrong: the first of the pair is wrong: 9.0 came out" in said
     exercise(right=lambda x: (x.mean(), x.sum()))
     assert "should return a pair" in verdict("made_up", lambda x: x.tolist() * 2).message
 

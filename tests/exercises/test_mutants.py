@@ -53,8 +53,6 @@ EQUIVALENT = {
         "total = sum(((targets > -100).sum() for _, targets in micro_batches))": "no target is below -100",
     },
     "muon_step": {
-        "x = x / (x.norm() + 2e-07)": "within the tolerance",
-        "x = x / (x.norm() - 1e-07)": "within the tolerance, and zeros stay zeros",
         "x = 3.4445 * x + (-4.775 * gram + gram @ (2.0315 * gram)) @ x": "a number may stand on either side of a product",
         "return (parameter - rate * max(rows / columns, 1) ** 0.5 * x, m)": "a maximum is symmetric",
     },
@@ -78,6 +76,8 @@ EQUIVALENT = {
     "left_padding": {
         "positions = real.cumsum(1) - 1": "the position of padding does not matter",
         "positions = (real.cumsum(1) - 1).clamp(min=-1)": "the position of padding does not matter",
+        "before = torch.ones(T, T, dtype=torch.bool).tril()": "on the processor that is the device",
+        "itself = torch.eye(T, dtype=torch.bool)": "on the processor that is the device",
     },
     "cached_step": {"scores = q @ keys.transpose(3, 2) / math.sqrt(q.shape[-1])": "transposing is symmetric"},
     "speculate": {
@@ -114,8 +114,9 @@ EQUIVALENT = {
         "right = (logits > 0) == (targets > 0.0)": "neutral is left out",
     },
     "calibration_error": {
-        "gaps = torch.zeros(bins).index_add(0, place, confidence - right)": "only the gap's size counts",
-        "gaps = torch.zeros(bins).index_add(-1, place, right - confidence)": "there is one dimension",
+        "gaps = torch.zeros(bins).index_add(0, place, right - confidence)": "on the processor that is the device",
+        "gaps = torch.zeros(bins, device=logits.device).index_add(0, place, confidence - right)": "only the gap's size counts",
+        "gaps = torch.zeros(bins, device=logits.device).index_add(-1, place, right - confidence)": "there is one dimension",
         "right = ((logits >= 0) == (targets > 0.5))[clear].float()": "at exactly 0 neither side is chosen",
         "right = ((logits > 0) == (targets >= 0.5))[clear].float()": "neutral is left out",
         "right = ((logits > 0) == (targets > 0.0))[clear].float()": "neutral is left out",
@@ -124,6 +125,8 @@ EQUIVALENT = {
         "for _ in range(29):": "it has come to rest before",
         "for _ in range(31):": "it has come to rest before",
         "for _ in range(60):": "it has come to rest before",
+        "start = w = torch.tensor([1.0, 0.0], dtype=torch.float64)": "on the processor that is the device",
+        "hessian = X.T @ ((p * (1 - p))[:, None] * X) / len(x) + ridge * torch.eye(2)": "on the processor that is the device",
         "step = step / 3": "a step may be shortened in another way",
         "step = step / 4": "a step may be shortened in another way",
         "return F.binary_cross_entropy_with_logits(X @ w, t) + ridge / 2 * (start - w).square().sum()": "squares know no sign",
@@ -178,8 +181,8 @@ EQUIVALENT = {
         "count = min(len(different) - 1, max(1, round(share * len(different))))": "a minimum is symmetric",
         "count = min(max(round(share * len(different)), 1), len(different) - 1)": "a maximum is symmetric",
     },
+    "best_of_n": {"return groups.argmax(1) + n * torch.arange(len(groups))": "on the processor that is the device"},
     "strengths": {
-        "p = torch.ones(len(wins))": "the first round makes it float64",
         "for _ in range(599):": "it has come to rest before",
         "for _ in range(601):": "it has come to rest before",
         "for _ in range(1200):": "it has come to rest before",
@@ -200,6 +203,10 @@ EQUIVALENT = {
         "error = max(min(0.2, kl / target - 1), -0.2)": "a maximum is symmetric",
         "error = max(-0.2, min(kl / target - 1, 0.2))": "a minimum is symmetric",
     },
+    "expected_gradient": {
+        "tokens = torch.tensor(list(itertools.product(range(len(probs)), repeat=group)))": "on the processor that is the device",
+    },
+    "best_and_control": {"first = torch.arange(N) * G": "on the processor that is the device"},
     "equal_length_win_rate": {
         "near = [(outcome, other - mine) for outcome, mine, other in zip(outcomes, ours, theirs) "
         "if max(mine, other) <= 1.25 * min(mine, other)]": "the mean of the two sides does not ask which is which",

@@ -162,6 +162,14 @@ def test_labelling_by_typing(tmp_path):
     assert session.progress() == (3, 0, 3)
 
 
+def test_every_question_says_which_key_stands_for_which_label(tmp_path):
+    asked = []
+    widgets.label_by_typing(TEXTS, tmp_path / "mine.jsonl", ask=lambda question: asked.append(question) or "q")
+    assert asked == [f"\n{TEXTS[0]}\n[0 of 3] n negative, 0 neutral, p positive (s skip, u undo, q stop): "]
+    box = widgets.labelling(TEXTS, tmp_path / "mine.jsonl")
+    assert box.keyboard.placeholder == "click here: n negative, 0 neutral, p positive"
+
+
 def test_some_passages_are_shown_again_and_their_second_labels_stand_under_another_name(tmp_path):
     texts = [f"Passage {number}." for number in range(20)]
     box = widgets.labelling(texts, tmp_path / "mine.jsonl", reader="r1", again=4)
