@@ -1,5 +1,6 @@
 """Chapter 05: Krippendorff's alpha, the agreement of any number of readers with gaps, under any distance between labels."""
 
+import functools
 import math
 import time
 from collections import Counter
@@ -80,12 +81,19 @@ def call_alpha(function, labels, distance):
         return alpha
     often = asked > 50 * count + 20_000
     try:
-        right = abs(float(alpha) - alpha_by_coincidences(labels, far)) < 1e-4
+        right = abs(float(alpha) - of_many(tuple(map(tuple, labels)), tuple(distance.items()))) < 1e-4
     except (TypeError, ValueError, RuntimeError, OverflowError):  # no number
         return alpha
     if right and (often or is_slow(lambda: function(labels=15 * labels, distance=far))):
         return TOO_OFTEN if often else LOOPED
     return alpha
+
+
+@functools.lru_cache(maxsize=4)
+def of_many(labels, distances):
+    """The alpha of many labels, which every answer is compared with; whole fractions take their time."""
+    table = dict(distances)
+    return alpha_by_coincidences(labels, lambda a, b: 0 if a == b else table[a, b] if (a, b) in table else table[b, a])
 
 
 def is_slow(call):

@@ -82,7 +82,7 @@ def kto_loss(policy, ref, desirable, kl, beta):
 
 
 def best_and_control(rewards, uniforms):
-    rows = torch.arange(rewards.numel()).view_as(rewards)
+    rows = torch.arange(rewards.numel(), device=rewards.device).view_as(rewards)
     best = (rewards == rewards.amax(1, keepdim=True)).int().argmax(1)
     place = torch.floor(uniforms * rewards.shape[1]).long()
     return tuple(rows.gather(1, one[:, None])[:, 0] for one in (best, place))
