@@ -110,7 +110,7 @@ def whole_loop(names):
     if "split_labels" in names:  # exercise 5.2's, by which `journey` splits them
         _, held_back = names["split_labels"]([*targets], 0.1)
     else:
-        held_back = [text for text in targets if labels.draw_of(text) < 0.1]
+        held_back = [label.text for label in labels.split(labelled, 0.1)[1]]
     clear = [targets[text] for text in held_back if targets[text] != 0.5]
     rewards, kls = ([float(record[key]) for record in made["records"]] for key in ("reward", "kl"))
     found = {

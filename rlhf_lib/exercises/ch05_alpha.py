@@ -70,7 +70,7 @@ def call_alpha(function, labels, distance):
         if a != b and (a, b) not in distance and (b, a) not in distance:
             stranger = b if any(a in pair for pair in distance) else a
             raise LookupError(f"it asks for the distance of {stranger!r}, a label that nobody gave: labels may be any words")
-        return 0 if a == b else distance[a, b] if (a, b) in distance else distance[b, a]
+        return looked_up(distance, a, b)
 
     try:
         alpha = function(labels=labels, distance=far)
@@ -92,8 +92,12 @@ def call_alpha(function, labels, distance):
 @functools.lru_cache(maxsize=4)
 def of_many(labels, distances):
     """The alpha of many labels, which every answer is compared with; whole fractions take their time."""
-    table = dict(distances)
-    return alpha_by_coincidences(labels, lambda a, b: 0 if a == b else table[a, b] if (a, b) in table else table[b, a])
+    return alpha_by_coincidences(labels, functools.partial(looked_up, dict(distances)))
+
+
+def looked_up(table, a, b):
+    """The distance of two labels in a table of pairs, in which each pair stands one way round."""
+    return 0 if a == b else table[a, b] if (a, b) in table else table[b, a]
 
 
 def is_slow(call):
