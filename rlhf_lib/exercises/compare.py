@@ -121,6 +121,8 @@ def difference(got, expected, tolerance, what="it returned", should="it should r
 
 def difference_of_record(got, expected, what, should):
     if is_record(got, "raised"):
+        if got["kind"] == "Unfit":
+            return got["message"]
         said = f"{got['kind']}: {got['message']}" if got.get("message") else got["kind"]
         if not got.get("returned"):
             return f"it raised {said}"
@@ -129,6 +131,10 @@ def difference_of_record(got, expected, what, should):
         if re.search("'(float|int)' object has no attribute 'backward'", str(got["message"])):
             return f"it returned {got['returned']}, and a plain number has no gradient: .item() or float() cuts it off"
         return f"it returned {got['returned']}, which cannot be used as the card says ({said})"
+    if is_record(got, "left on"):
+        return (
+            f"the values are right, but {got['what']} is {got['value']} after the call, for every later cell: leave it as it was"
+        )
     if is_record(got, "changed"):
         return f"it changed its argument {got['name']} {got['how'] or 'in place; make a new tensor instead'}"
     if is_record(got, "late"):
@@ -207,7 +213,9 @@ def difference_of_dicts(got, expected, tolerance):
 
 def difference_of_lists(got, expected, tolerance, what, should):
     if len(got) != len(expected):
-        wanted = described(expected) if len(expected) == 2 and isinstance(expected, tuple) else len(expected)
+        if isinstance(expected, list):
+            return f"{what} a list with {len(got)} value{'s' * (len(got) != 1)}, it should have {len(expected)}"
+        wanted = described(expected) if len(expected) == 2 else len(expected)
         return f"{what} {len(got)} value{'s' * (len(got) != 1)}, {should} {wanted}"
     place = next(i for i, pair in enumerate(zip(got, expected)) if not equal(*pair, tolerance))
     inner = difference(got[place], expected[place], tolerance, "it is", "it should be")

@@ -18,6 +18,10 @@ MANY = 1_000_000  # how many values an answer may have outside tensors
 LARGE = 100_000_000  # how many numbers a tensor may have
 
 
+class Unfit(Exception):
+    """Raised by an exercise's `call`: what is wrong with what the function returned, in a sentence that stands by itself."""
+
+
 def raised(kind, message="", returned=""):
     """Stands for the output of a function that raised. An oracle returns it where to raise is right.
 
@@ -32,6 +36,11 @@ def raised(kind, message="", returned=""):
 def changed(name, how=""):
     """Stands for the output of a function that changed its argument `name` in place; `how`, in words."""
     return {RECORD: "changed", "name": name, "how": how}
+
+
+def left_on(what, value):
+    """Stands for the output of a function that was right, but left a setting of torch at another `value`; both in words."""
+    return {RECORD: "left on", "what": what, "value": value}
 
 
 def unwritten():

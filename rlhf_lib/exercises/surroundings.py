@@ -42,7 +42,7 @@ def settled():
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
-        for read, write, value in SETTINGS:
+        for read, write, value in SETTINGS.values():
             before = read()
             stack.callback(put_back, read, write, before)
             if value is not None and before != value:
@@ -56,15 +56,19 @@ def settled():
 
 @contextlib.contextmanager
 def put_back_after():
-    """What is done inside may leave other settings on; afterwards they are as they were before.
+    """What is done inside may leave other settings on; afterwards they are as they were before. Yields a dict, in which then
+    stands what was left of the settings of TOLD: {what it is called: what it was}.
 
     But for the mode of gradients: some checks look whether it was left off, and `settled` puts it back in the end.
     """
-    with contextlib.ExitStack() as stack:
-        for read, write, _ in SETTINGS:
-            stack.callback(put_back, read, write, read())
-        stack.callback(put_back, torch.get_default_device, default_device, torch.get_default_device())
-        yield
+    left, before = {}, {name: read() for name, (read, _, _) in {**SETTINGS, **TOLD}.items()}
+    try:
+        yield left
+    finally:
+        left |= {name: read() for name, (read, _, _) in TOLD.items() if read() != before[name]}
+        for name, (read, write, _) in {**SETTINGS, **TOLD}.items():
+            if write:
+                put_back(read, write, before[name])
 
 
 def put_back(read, write, before):
@@ -80,17 +84,22 @@ def deterministic(found):
     torch.use_deterministic_algorithms(found[0], warn_only=found[1])
 
 
-SETTINGS = [  # how a setting is read, how it is written, and what it is in a fresh session (None: as it is, but put back)
-    (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
-    (
+SETTINGS = {  # how a setting is read, how it is written, and what it is in a fresh session (None: as it is, but put back)
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+    "deterministic algorithms": (
         lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
         deterministic,
         (False, False),
     ),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
-    (torch.get_num_threads, torch.set_num_threads, None),
-    (sys.getrecursionlimit, sys.setrecursionlimit, None),
-]
+    "precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+    "threads": (torch.get_num_threads, torch.set_num_threads, None),
+    "recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit, None),
+}
+TOLD = {  # what a function must not leave behind, since every later cell would compute otherwise
+    "torch.get_default_dtype()": SETTINGS["default dtype"],
+    "torch.get_default_device()": (torch.get_default_device, default_device, None),
+    "torch.is_grad_enabled()": (torch.is_grad_enabled, None, None),
+}
 
 
 @contextlib.contextmanager

@@ -209,8 +209,13 @@ def test_a_number_as_a_tensor_keeps_what_it_is():
         ({"a": 1, "b": 2}, {"a": 1}, "there are keys that should not be there: 'b'"),
         ({"a": 1}, {"b": 1}, "the key 'b' is missing; there is 'a' instead"),
         ({"a": 1, "b": 2}, {"a": 1, "b": 3}, "value of 'b' is wrong: 2 came out, 3 was expected"),
-        ({"a": {"b": []}}, {"a": {"b": [1]}}, "value of 'a' is wrong: value of 'b' is wrong: it is 0 values, it should be 1"),
-        ([1, 2, 3], [1, 2], "it returned 3 values, it should return 2"),
+        (
+            {"a": {"b": []}},
+            {"a": {"b": [1]}},
+            "value of 'a' is wrong: value of 'b' is wrong: it is a list with 0 values, it should have 1",
+        ),
+        ([1, 2, 3], [1, 2], "it returned a list with 3 values, it should have 2"),
+        ([1, 2, 3, 4], (1, 2, 3), "it returned 4 values, it should return 3"),
         ([1], (1, 2), "it returned 1 value, it should return a pair"),
         ([1, 5], (1, 2), "the second of the pair is wrong: 5 came out, 2 was expected"),
         ([1, 2, 5], (1, 2, 3), "the third of 3 values is wrong: 5 came out, 3 was expected"),
@@ -218,6 +223,7 @@ def test_a_number_as_a_tensor_keeps_what_it_is():
         ([0] * 12, [*[0] * 11, 1], "value 12 of 12 is wrong: 0 came out, 1 was expected"),
         (raised("IndexError", "index 3"), 1.0, "it raised IndexError: index 3"),
         (raised("IndexError"), 1.0, "it raised IndexError"),
+        (raised("Unfit", "the size varies", "a pair"), 1.0, "the size varies"),
         (
             raised("RuntimeError", "element 0 of tensors does not require grad", "a tensor of shape ()"),
             1.0,

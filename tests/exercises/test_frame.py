@@ -11,7 +11,20 @@ import pytest
 import torch
 
 from rlhf_lib import exercises
-from rlhf_lib.exercises import EXERCISES, NotYet, answer, check, draw, frame, is_record, judge, raised, surroundings, verdict
+from rlhf_lib.exercises import (
+    EXERCISES,
+    NotYet,
+    answer,
+    check,
+    draw,
+    frame,
+    is_record,
+    judge,
+    raised,
+    relations,
+    surroundings,
+    verdict,
+)
 from rlhf_lib.exercises.compare import alike, same, shown
 from rlhf_lib.exercises.plain import RECORD, plain
 from rlhf_lib.exercises.surroundings import settled
@@ -96,8 +109,20 @@ def test_what_a_function_leaves_on_is_put_back(fresh, what):
         switch()
         return out
 
-    assert verdict(NAME, learner).passed
+    found = verdict(NAME, learner)
     assert read() == before
+    said = {"gradients off": "torch.is_grad_enabled() is False", "double": "torch.get_default_dtype() is torch.float64",
+            "meta device": "torch.get_default_device() is meta"}.get(what)  # fmt: skip
+    assert found.passed == (said is None)
+    assert said is None or f"the values are right, but {said} after the call, for every later cell" in found.message
+
+
+def test_a_wrong_answer_is_told_first_that_it_is_wrong(fresh):
+    def learner(rewards, gamma):
+        torch.set_grad_enabled(False)
+        return RIGHT(rewards, gamma) + 1
+
+    assert "is_grad_enabled" not in verdict(NAME, learner).message
 
 
 def test_inference_mode_and_autocast_change_nothing():
@@ -374,8 +399,10 @@ def test_whole_numbers_are_compared_exactly(exercise):
 
 
 @pytest.mark.parametrize("name", sorted(EXERCISES))
-def test_the_three_steps_agree_in_three_processes(name, tmp_path):
-    """What is handed on is read by a safe loader; records are, without tensors, JSON."""
+def test_the_three_steps_agree_in_three_processes(name, tmp_path, monkeypatch):
+    """What is handed on is read by a safe loader; records are, without tensors, JSON. (What is wrong is not looked for.)"""
+    monkeypatch.setattr(EXERCISES[name], "mistakes", {})
+    monkeypatch.setattr(relations, "find", lambda *what: "")
     inputs = draw(name)
     torch.save(inputs, tmp_path / "inputs")
     there = torch.load(tmp_path / "inputs", weights_only=True)
@@ -451,6 +478,21 @@ def test_a_model_is_left_as_it_was_unless_the_oracle_changes_it(exercise, what, 
     assert what in verdict("made_up", learner).message
     exercise(right=learner, call=call)
     assert verdict("made_up", learner).passed and verdict("made_up", scores).passed
+
+
+def test_no_argument_is_taken_out_of_its_graph(exercise):
+    def call(function, x):
+        return function(x.clone().requires_grad_())
+
+    def in_place(x):
+        return x.detach_() + 1
+
+    exercise(right=lambda x: x.detach() + 1, call=call)
+    assert verdict("made_up", lambda x: x.detach() + 1).passed
+    assert "argument x in place: no gradient reaches it after the call; write .detach(), without _" in (
+        verdict("made_up", in_place).message)  # fmt: skip
+    exercise(right=lambda x: x + 1)
+    assert verdict("made_up", lambda x: x.requires_grad_().detach() + 1).passed  # to ask for one takes none away
 
 
 def test_what_is_returned_without_a_gradient_is_said():
