@@ -28,6 +28,13 @@ MANY = (*SEEDS, 2, 35)  # whatever is drawn, every mistake is told from every ot
 # ----------------------------------------------------------------------------------------- every exercise
 
 
+@functools.cache
+def asked(name):
+    """The inputs of an exercise, and the right answers to them."""
+    inputs = draw(name)
+    return inputs, answer(name, EXERCISES[name].right, inputs)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_inputs_are_the_same_for_the_same_seed_and_others_for_another(name):
     assert equal(draw(name, 3), draw(name, 3), 0)
@@ -36,9 +43,9 @@ def test_inputs_are_the_same_for_the_same_seed_and_others_for_another(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_inputs_and_answers_are_plain_data_that_another_process_can_read(name):
-    inputs = draw(name)
+    inputs, right = asked(name)
     file = io.BytesIO()
-    torch.save([inputs, answer(name, EXERCISES[name].right, inputs)], file)
+    torch.save([inputs, right], file)
     file.seek(0)
     again, _ = torch.load(file, weights_only=True)
     assert equal(again, inputs, 0)
@@ -51,10 +58,10 @@ def drawn(name, seed):
 
 
 def remembered(make, made):
-    """`make(exercise, what, ..., trusted or not)`, which works an answer out once for each function and input."""
+    """`make(exercise, what, ...)`, which works an answer out once for each function and input, as one of ours."""
 
     def once(exercise, *what, **options):
-        key = make, *map(id, what[:2]), options.get("trusted")
+        key = make, *map(id, what[:2])
         if key not in made:
             made[key] = make(exercise, *what, **options)
         return made[key]
@@ -67,8 +74,12 @@ def test_every_named_mistake_fails_with_its_own_message(name, sentence, monkeypa
     inputs, made = drawn(name, MANY[MISTAKES.index((name, sentence)) % len(MANY)])
     monkeypatch.setattr(verdicts, "right_answer", remembered(frame.right_answer, made))
     monkeypatch.setattr(verdicts, "one_answer", remembered(frame.one_answer, made))
-    for mistake in EXERCISES[name].mistakes[sentence]:
-        verdict = judge(name, inputs, answer(name, mistake, inputs))
+    for number, mistake in enumerate(EXERCISES[name].mistakes[sentence]):
+        if number:
+            outputs = [verdicts.one_answer(EXERCISES[name], mistake, one, trusted=True) for one in inputs]
+        else:
+            outputs = answer(name, mistake, inputs)  # as a learner's
+        verdict = judge(name, inputs, outputs)
         assert not verdict.passed
         assert verdict.mistake == sentence and sentence in verdict.message
 
@@ -85,11 +96,10 @@ def test_an_exercise_names_at_least_four_mistakes(name):
     assert len(EXERCISES[name].mistakes) >= 4
 
 
-def passes(name, inputs, outputs):
+def passes(name, outputs):
     """Whether a check takes `outputs` for right: `judge` without its search for what is wrong."""
-    exercise = EXERCISES[name]
-    expected = answer(name, exercise.right, inputs)
-    return all(equal(plain(one, trusted=True), right, exercise.tolerance) for one, right in zip(outputs, expected, strict=True))
+    tolerance = EXERCISES[name].tolerance
+    return all(equal(plain(one, trusted=True), right, tolerance) for one, right in zip(outputs, asked(name)[1], strict=True))
 
 
 def filled(value, number):
@@ -105,26 +115,25 @@ def filled(value, number):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_constant_cannot_pass(name):
-    inputs = draw(name)
-    right = answer(name, EXERCISES[name].right, inputs)
+    inputs, right = asked(name)
     assert not any(is_record(output) for output in right)
     for number in (0, 1):
         if any(not equal(filled(output, number), filled(output, 1 - number), 0) for output in right):  # there are numbers in it
-            assert not passes(name, inputs, [filled(output, number) for output in right])
-    assert not passes(name, inputs, [None] * len(inputs))
+            assert not passes(name, [filled(output, number) for output in right])
+    assert not passes(name, [None] * len(inputs))
     for constant in (None, 0, "", [], torch.zeros(3)):
-        assert not passes(name, inputs, answer(name, lambda *a, constant=constant, **given: constant, inputs))
+        assert not passes(name, answer(name, lambda *a, constant=constant, **given: constant, inputs))
     if any(not equal(output, right[0], 0) for output in right):  # else what is judged is a list of properties, all of them True
-        assert not passes(name, inputs, [right[0]] * len(inputs))
-        assert not passes(name, inputs, [right[-1]] * len(inputs))
+        assert not passes(name, [right[0]] * len(inputs))
+        assert not passes(name, [right[-1]] * len(inputs))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_returning_an_argument_cannot_pass(name):
-    inputs = draw(name)
+    inputs, _ = asked(name)
     for argument in inputs[0]:
         outputs = answer(name, lambda *a, argument=argument, **given: given.get(argument, a[0] if a else None), inputs)
-        assert not passes(name, inputs, outputs), argument
+        assert not passes(name, outputs), argument
 
 
 @pytest.mark.parametrize("name", NAMES)
