@@ -8,15 +8,18 @@ import math
 import operator
 import re
 import sys
+from unittest import mock
 
 import torch
 
 from rlhf_lib.exercises.ch01_text import pick
 from rlhf_lib.exercises.declare import Exercise
+from rlhf_lib.exercises.plain import Unfit
 
 NO_CUT = "a ValueError"  # where the tokens do not make the text, whatever the error says
 DEPTH = 1000  # calls within one another, as in a fresh Python; Jupyter allows more
 DEEP = f"it calls itself again and again, and Python allows about {DEPTH} calls within one another; fill a table in a loop"
+RAISED = "leave sys.setrecursionlimit alone, it is for every later cell too; fill a table in a loop"
 NEAR = 1e-6  # how far below the best sum another cut's may be by rounding, relatively
 OF_PYTHON = "unpack|not in list|not found|invalid literal|could not convert"  # ValueErrors that nobody raises on purpose
 TIED = ("aaaa", "acacb")  # texts with several best cuts: what is wrong depends on which of them it began with
@@ -39,6 +42,10 @@ KNOWN = [
     ("axa", {"a": -1.0, "ab": -1.5}),
     ("aaaa", {"a": -1.0, "aa": -2.0, "aaa": -3.5}),  # many cuts have the highest sum
     ("acacb", {"a": -0.1, "c": -0.2, "ac": -0.3, "b": -1.25}),  # two have it but for rounding
+    ("abcd", {"a": -1.0001, "b": -1.0001, "ab": -2.0004, "c": -1.0002, "d": -1.0002, "cd": -2.0002}),  # little between them
+    ("ba", {"b": -120.0, "a": -130.0}),
+    ("ab", {"a": -400.0, "b": -450.0}),  # exp of the sum is 0
+    ("ab", {"a": -1e12, "b": -1.0}),
     ("O né, o NÉ", {"O": -3.5, " ": -1.5, "né": -2.5, ", ": -2.0, "o": -3.0, " né": -3.0, "NÉ": -6.0, "o N": -4.5, "É": -5.0}),
     ("to be", {"to": -2.0, " ": -1.0, "be": -2.25, "to be": -8.0, "t": -3.0, "o b": -2.0, "e": -2.0, "o": -3.0, "b": -3.5}),
     (" to\n", {" ": -1.0, "to": -2.0, "\n": -1.5, " to": -2.5}),
@@ -89,6 +96,10 @@ def best_by_search(text, logprobs):
     return pieces
 
 
+def refuse(limit):
+    raise RuntimeError(RAISED)
+
+
 def call_cut(function, text, logprobs):
     """The cut; where it is one of the best, our own, since any of them is right."""
     before, best = sys.getrecursionlimit(), NO_CUT
@@ -96,7 +107,8 @@ def call_cut(function, text, logprobs):
         best = best_by_search(text, logprobs)
     try:
         sys.setrecursionlimit(DEPTH)
-        found = function(text=text, logprobs=logprobs)
+        with mock.patch.object(sys, "setrecursionlimit", refuse):
+            found = function(text=text, logprobs=logprobs)
     except RecursionError:
         raise RecursionError(DEEP) from None
     except ValueError as error:
@@ -106,7 +118,7 @@ def call_cut(function, text, logprobs):
     finally:
         sys.setrecursionlimit(before)
     if isinstance(found, tuple):
-        raise TypeError("it is to be a list of str")
+        raise Unfit("it returned a tuple; it is to be a list of str")
     right = best != NO_CUT and type(found) is list and all(type(piece) is str and piece in logprobs for piece in found)
     if right and "".join(found) == text:
         highest, reached = (math.fsum(logprobs[piece] for piece in cut) for cut in (best, found))
@@ -296,6 +308,10 @@ best_cut = Exercise(
         "probabilities are multiplied: on a long text each product is too small for a float and becomes 0; add the logarithms":
             (*both(begin=1.0, add=operator.mul, worth=lambda p, one: math.exp(p[one])),
              {"begin": 1.0, "add": operator.mul, "worth": lambda p, one: math.exp(p[one]), "keep": bool}),
+        "a low number stands for a place that no cut reaches, and a sum may be lower still: take -math.inf, or None":
+            tuple({"keep": lambda total, low=low: total > low} for low in (-1e2, -1e3, -1e4, -1e5, -1e6, -1e9)),
+        "sums are rounded before they are compared: a cut that is a little better is lost; leave them as they are":
+            tuple(way for n in (0, 1, 2, 3) for way in both(add=lambda total, worth, n=n: round(total + worth, n))),
         "only the last token's log-probability is compared: add the highest sum of what stands before it":
             both(add=lambda total, worth: worth),
         "log-probabilities are weighted with the number of characters; a token counts once, however long it is":

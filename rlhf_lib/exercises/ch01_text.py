@@ -38,7 +38,7 @@ a_list = but_no(lambda output: isinstance(output, tuple), "it is to be a list")
 
 
 def draw_split_words(generator):
-    for text in ("", "O", "Be kind.", "Éi, s_2", "Ωß’s—ŝ٣", " \r\n'Tis\tI,  No", "KING.\nNo, no--\n\nO café 2x_y\n"):
+    for text in ("", "O", "Be kind.", "Éi, s_2", "Ωß’s—ŝ·٣", " \r\n'Tis\tI,  No", "KING.\nNo, no--\n\nO café 2x_y\n"):
         yield {"text": text}
     for length in (4, 12):
         parts = [(pick(generator, WORDS), pick(generator, (" ", ", ", ".\n\n", "'", "!", "--"))) for _ in range(length)]
@@ -95,6 +95,8 @@ split_words = Exercise(
             ({"flags": re.ASCII}, {"pattern": "[A-Za-z0-9]+|[^A-Za-z0-9]+"}, {"pattern": "[A-Za-z]+|[^A-Za-z]+"}),
         "_ does not count as part of a word; it does": {"pattern": r"[^\W_]+|[\W_]+"},
         "digits do not count as part of a word; they do": ({"pattern": r"[^\W\d]+|[\W\d]+"}, {"pattern": r"[^\W\d_]+|[\W\d_]+"}),
+        "isidentifier asks what a name in Python may hold, a middle dot too; a word has letters, digits and _ alone":
+            lambda text: ["".join(run) for _, run in itertools.groupby(text, lambda c: f"a{c}".isidentifier())],
         "the text is in lower case: 'KING' and 'king' are two pieces, and decoding gives the text back": {"before": str.lower},
         "these are characters; a piece here is a whole word, or all that stands between two words": list,
     },
@@ -110,6 +112,7 @@ def draw_build_vocabulary(generator):
     for length, size in ((10, 4), (30, 8), (40, 7)):
         yield {"pieces": [pick(generator, [*"abCdefgH", " ", ", "]) for _ in range(length)], "size": size}
     yield {"pieces": [], "size": 3}
+    yield {"pieces": [str(number % 40) for number in range(43)], "size": 50}  # room for all
 
 
 def by_brute_force(pieces, size):
@@ -170,7 +173,9 @@ build_vocabulary = Exercise(
         "only words get a place here; punctuation and spaces are pieces like the others":
             {"order": lambda counts: sorted(filter(str.isalnum, counts), key=counts.get, reverse=True)},
         "pieces that occur once are left out though there is room":
-            {"order": lambda counts: sorted((one for one in counts if counts[one] > 1), key=counts.get, reverse=True)},
+            tuple({"order": lambda counts, most=most: sorted(
+                (one for one in counts if counts[one] > 1 or len(counts) <= most), key=counts.get, reverse=True)}
+                for most in (0, 10, 20, 30)),
         "capital letters are lost: 'The' and 'the' are two pieces": {"clean": str.lower},
         "these are characters: joined to one text, the pieces are lost": lambda pieces, size: ranked("".join(pieces), size),
         "these are pairs of a piece and its count, what Counter.most_common gives; return the pieces alone":
@@ -189,6 +194,7 @@ def draw_encode_words(generator):
         pieces = [pick(generator, "abcdefghZ") for _ in range(length)] + ["a", "z"][:length]
         yield {"pieces": pieces, "vocabulary": [UNKNOWN, *"dacb"]}
     yield {"pieces": [UNKNOWN, "to", "o", "t", "tot"], "vocabulary": [UNKNOWN, "to"]}
+    yield {"pieces": ["99", "128", "256", "299", "-1"], "vocabulary": [UNKNOWN, *map(str, range(1, 300))]}
 
 
 def looked_up(pieces, vocabulary, unknown=lambda piece, size: 0, shift=0, clean=str):
@@ -200,6 +206,11 @@ def one_more_each(pieces, vocabulary):
     """Every piece that is not known is put behind the vocabulary."""
     numbers = {piece: number for number, piece in enumerate(vocabulary)}
     return [numbers.setdefault(piece, len(numbers)) for piece in pieces]
+
+
+def stripped(pieces, vocabulary):
+    """The vocabulary's entries are stripped as well; what is nothing but spaces stays."""
+    return looked_up(pieces, [one.strip() or one for one in vocabulary], clean=lambda piece: piece.strip() or piece)
 
 
 encode_words = Exercise(
@@ -229,11 +240,11 @@ encode_words = Exercise(
         "the numbers are one too high: they count from 0, and the unknown token is in the vocabulary already":
             ({"shift": 1}, {"shift": 1, "unknown": lambda piece, size: 1}),
         "a piece outside the vocabulary is a KeyError: ask the dict with .get and 0 for what it lacks":
-            lambda pieces, vocabulary: [dict(zip(vocabulary, range(99)))[piece] for piece in pieces],
+            lambda pieces, vocabulary: [dict(zip(vocabulary, itertools.count()))[piece] for piece in pieces],
         "a piece outside the vocabulary is a ValueError: .index does not know it; it should become 0":
             lambda pieces, vocabulary: [vocabulary.index(piece) for piece in pieces],
         "pieces are looked up in lower case: 'Be' and 'be' are two pieces": {"clean": str.lower},
-        "pieces are stripped before they are looked up: ' be' and 'be' are two pieces": {"clean": str.strip},
+        "pieces are stripped before they are looked up: ' be' and 'be' are two pieces": ({"clean": str.strip}, stripped),
     },
 )  # fmt: skip
 
@@ -247,7 +258,7 @@ def draw_most_frequent_pair(generator):
         ("a b|a b c|d e", [5, 3, 6]), ("a b|a b c|d e", [5, 3, 4]), ("a x b|a y b|c d e", [2, 2, 3]), ("e a b|c d", [1, 1]),
         ("a b|th e", [2, 2]), ("th e|b a", [2, 2]), ("b a|c d|a b", [2, 3, 2]),
         ("n o|h e", [1, 1]), ("h o|h o w|m y|m y n", [3, 3, 4, 2]), ("a b|c d|e a b", [1, 2, 1]),
-        ("a bc|ab c|d e", [2, 2, 3])))  # fmt: skip
+        ("a bc|ab c|d e", [2, 2, 3]), ("a b c|x y|b c", [1, 2, 1])))  # fmt: skip
     for size in (4, 8, 0):
         words = [[pick(generator, ["a", "b", "c", "th"]) for _ in range(1 + place % 4)] for place in range(size)]
         yield {"words": words, "counts": torch.randint(1, 16, (size,), generator=generator).tolist()}
@@ -284,6 +295,25 @@ def first_to_reach(words, counts):
     return best
 
 
+def by_place_in_word(words, counts):
+    """First the first pairs of all words, then their second ones."""
+    total = Counter()
+    for place in range(max(map(len, words), default=0)):
+        for word, count in zip(words, counts):
+            for pair in itertools.pairwise(word[place : place + 2]):
+                total[pair] += count
+    return MOST(total)
+
+
+def unordered(words, counts):
+    """Both orders of a pair are one, and come back as they first stood."""
+    total, pairs = Counter(), {}
+    for word, count in zip(words, counts):
+        for pair in itertools.pairwise(word):
+            total[pairs.setdefault(frozenset(pair), pair)] += count
+    return MOST(total)
+
+
 def from_word_to_word(words, counts):
     """The piece before the first of a word is the last of the word before it."""
     ends = [[], *(word[-1:] for word in words)]
@@ -296,6 +326,15 @@ def apart(word):
     while place < len(word) - 1:
         yield word[place], word[place + 1]
         place += 2 if word[place] == word[place + 1] else 1
+
+
+def not_over_itself(word):
+    """The pairs of a word; of those that lie over the same pair, as in a a a, only the first."""
+    last = -2
+    for place, pair in enumerate(itertools.pairwise(word)):
+        if pair[0] != pair[1] or last != place - 1:
+            last = place if pair[0] == pair[1] else last
+            yield pair
 
 
 def by_joined_text(words, counts):
@@ -325,6 +364,8 @@ most_frequent_pair = Exercise(
         "of equally frequent pairs this takes the last to appear": {"choose": lambda total: MOST(dict(reversed(total.items())))},
         "of equally frequent pairs this takes the first to reach its count, before later words are counted; count all first":
             first_to_reach,
+        "of equally frequent pairs this takes the one that stands nearest to the beginning of its word; go word by word":
+            by_place_in_word,
         "of equally frequent pairs this takes that of the most frequent word; take the first to appear, in the words' own order":
             lambda words, counts: best_pair(*zip(*sorted(zip(words, counts), key=lambda one: -one[1]))) if words else None,
         "a pair that occurs once is left out; None is only for when no word has two pieces":
@@ -338,10 +379,11 @@ most_frequent_pair = Exercise(
         "every second pair is left out: a piece is the right one of a pair and the left one of the next":
             {"pairs_of": lambda word: zip(word[::2], word[1::2])},
         "in a a a the pair (a, a) stands twice, at both places; here a place that shares a piece is left out":
-            {"pairs_of": apart},
+            ({"pairs_of": apart}, {"pairs_of": not_over_itself}),
         "pairs are counted by their joined text, so (a, bc) and (ab, c) are taken for one": by_joined_text,
         "pairs of characters are counted; a piece may have several": {"pairs_of": lambda word: itertools.pairwise("".join(word))},
-        "(a, b) and (b, a) are counted as one pair": {"pairs_of": lambda word: map(tuple, map(sorted, itertools.pairwise(word)))},
+        "(a, b) and (b, a) are counted as one pair":
+            ({"pairs_of": lambda word: map(tuple, map(sorted, itertools.pairwise(word)))}, unordered),
         "this is the joined piece; return the pair itself, (left, right): merging needs to know both": {"last": "".join},
         "the pair is the wrong way round: (left, right)": {"last": lambda pair: pair[::-1]},
         "this is the pair's count; return the pair": {"choose": lambda total: max(total.values(), default=None), "last": int},
@@ -528,6 +570,8 @@ bpe_encode = Exercise(
         "this takes the longest known piece from the left; byte-pair encoding repeats its merges in order": longest,
         "the merges run from the last to the first; later ones need the pieces of earlier ones":
             {"order": lambda merges: merges[::-1]},
+        "the merges of the longest pieces are made first; the order of learning decides, not the length":
+            {"order": lambda merges: sorted(merges, key=lambda pair: -len("".join(pair)))},
         "this merges whatever pair comes first in the word; the order of learning decides, not the place": by_place,
         "it stops at the first merge that the word does not have; skip that and go on": {"stop": lambda old, new: old == new},
         "it stops after one merge: go through all of them": ({"stop": lambda old, new: old != new},
@@ -535,6 +579,8 @@ bpe_encode = Exercise(
         "the last merge is not made: go through all of them": {"order": lambda merges: merges[:-1]},
         "each merge begins with the characters again: go on with what the one before has made": {"anew": True},
         "these are the characters, with nothing merged: keep what each merge returns": {"order": lambda merges: []},
+        "a piece is used twice, in two merges: step over both pieces after a merge, so o o o becomes oo o":
+            ({"merge": merge_twice}, {"merge": merge_over}),
         "each merge is made at one place only; make it wherever the pair stands": {"merge": functools.partial(merge, most=1)},
         "each merge goes from right to left; from the left, o o o with (o, o) becomes oo o": {"merge": merge_from_the_right},
         "replacing inside a joined string also hits the ends of longer pieces: compare whole pieces":

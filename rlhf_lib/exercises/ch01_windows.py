@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import random
+import unicodedata
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from rlhf_lib.exercises.ch01_text import WORDS, but_no, pick
 from rlhf_lib.exercises.declare import Exercise
+from rlhf_lib.exercises.plain import Unfit
 
 LN2 = math.log(2)
 
@@ -53,7 +55,7 @@ def call_split_works(function, works, fraction, seed):
 
     Raises:
         TypeError: a half is no list.
-        ValueError: a half's size varies from split to split.
+        Unfit: a half's size varies from split to split.
     """
     tried, seeds, count = {}, range(seed, seed + 8), len(works)
     for one, world in itertools.product(seeds, (1, 2)):
@@ -70,9 +72,9 @@ def call_split_works(function, works, fraction, seed):
     splits = list(tried.values())
     sizes = {(len(a), len(b)) for a, b in splits}
     if len({size for size, _ in sizes}) > 1:
-        raise ValueError("the number for training varies; it is always round(fraction * len(works))")
+        raise Unfit("the number for training varies; it is always round(fraction * len(works))")
     if len(sizes) > 1:
-        raise ValueError("the number for validation varies; it is always what training does not get")
+        raise Unfit("the number for validation varies; it is always what training does not get")
     another = len({(frozenset(a), frozenset(b)) for a, b in splits}) > 3
     runs = [sum(work in b and works[place - 1] not in b for place, work in enumerate(works)) for _, b in splits]
     return {
@@ -81,7 +83,8 @@ def call_split_works(function, works, fraction, seed):
         "some work is on neither side": any(set(works) - set(a) - set(b) for a, b in splits),
         "some work is twice on one side": any(len(set(half)) < len(half) for split in splits for half in split),
         "something is no work": any(set(a + b) - set(works) for a, b in splits),
-        "same seed, same split": all(tried[one, 1] == tried[one, 2] for one in seeds),
+        "same seed, same split": all([*map(set, tried[one, 1])] == [*map(set, tried[one, 2])] for one in seeds),
+        "same seed, same order": all(tried[one, 1] == tried[one, 2] for one in seeds),
         "the random numbers of others are left alone": untouched,
         "another seed, another split": another,
         "training is the beginning of the list": all(set(a) == set(works[: len(a)]) for a, _ in splits),
@@ -106,6 +109,10 @@ def split_by(works, fraction, seed, size=round, order=shuffled, other=None, skip
     return first[:count], (other(works, seed) if other else first)[count + skip :][: rest((1 - fraction) * len(works))]
 
 
+def set_order(works):
+    return list(set(works))
+
+
 def without(train, works):
     """A split whose validation half is what is not in `train`."""
     return train, [work for work in works if work not in train]
@@ -121,6 +128,10 @@ split_works = Exercise(
         "validation is cut from the list as it was, so training works turn up in it": {"other": lambda works, seed: works},
         "the same seed splits otherwise the next time, and trains on this time's validation: make a generator with the seed":
             ({"order": lambda works, seed: shuffled(works)}, {"order": lambda works, seed: shuffled([*set(works)], seed)}),
+        "in a fresh Python the same works come in another order: a set has another one in each run; keep the works in a list":
+            (lambda works, fraction, seed: tuple(f(half) for f, half in zip((set_order, list), split_by(works, fraction, seed))),
+             lambda works, fraction, seed: tuple(f(half) for f, half in zip((list, set_order), split_by(works, fraction, seed))),
+             lambda works, fraction, seed: tuple(map(set_order, split_by(works, fraction, seed)))),
         "the seed is given to the generator that all share: later random numbers are the same again; use one of your own":
             ({"order": lambda works, seed: (torch.manual_seed(seed), shuffled(works))[1]},
              {"order": lambda works, seed: (np.random.seed(seed), [works[n] for n in np.random.permutation(len(works))])[1]}),
@@ -160,6 +171,8 @@ def draw_windows(generator):
     for count, context in ((11, 5), (10, 5), (15, 4), (14, 3), (7, 1), (44, 8)):
         yield {"tokens": torch.randint(1, 100, (count,), generator=generator), "context": context}
     yield {"tokens": torch.randint(30_000, 200_000, (13,), generator=generator), "context": 4}  # of a large vocabulary
+    for start, step in ((3, 1), (1, 2)):  # a part of another tensor: what stands beside it in memory is not its own
+        yield {"tokens": torch.randint(1, 100, (21,), generator=generator)[start::step], "context": 4}
 
 
 def windows_by_lists(tokens, context):
@@ -190,9 +203,17 @@ def too_many(tokens, context, cut=torch.Tensor.view):
     return tuple(cut(tokens[start : start + W * context], W, context) for start in (0, 1))
 
 
+def in_memory(tokens, context, start=0):
+    """`tokens` taken for numbers that stand one behind the other in memory, the first at place `start`."""
+    W = (len(tokens) - 1) // context
+    return tuple(tokens.as_strided((W, context), (context, 1), start + shift) for shift in (0, 1))
+
+
 def windows_picture(arguments, got, expected):
     from rlhf_lib import plots
 
+    if not all(part.numel() for part in got):
+        return None
     return plots.side_by_side(torch.cat(list(got), dim=1), torch.cat(list(expected), dim=1), "inputs, and targets right of them")
 
 
@@ -221,13 +242,16 @@ windows = Exercise(
         "these are N // context windows, and the last one may have no target: W = (N - 1) // context":
             (too_many, functools.partial(too_many, cut=lambda part, W, context: part.view(-1, context)),
              functools.partial(too_many, cut=lambda part, W, size: torch.stack([part[n * size :][:size] for n in range(W)]))),
-        "the last whole window is missing: (N - 1) // context fit": {"after": lambda x, y: (x[:-1], y[:-1])},
+        "the last whole window is missing: (N - 1) // context fit": ({"after": lambda x, y: (x[:-1], y[:-1])},
+             lambda tokens, context: tuple(part[:-1] for part in rolled(tokens, context))),
         "only the first window is here: go on to the end of the text": {"after": lambda x, y: (x[:1], y[:1])},
         "the targets begin at the next window; a target is the very next token": {"after": lambda x, y: (x[:-1], x[1:])},
         "a window steps through the text, down a column; it is a run of neighbours, along a row: view(W, context)":
             {"after": lambda *pair: tuple(part.flatten().view(part.shape[1], part.shape[0]).T for part in pair)},
         "the targets are the inputs plus 1: a target is the token that stands after it in the text":
             {"after": lambda x, y: (x, x + 1)},
+        "as_strided reads the memory, whatever tokens stand there: `tokens` may be a part of another tensor; slice it, then view":
+            (in_memory, lambda tokens, context: in_memory(tokens, context, tokens.storage_offset())),
         "these are the tokens' places; return the tokens": lambda tokens, context: cut(torch.arange(len(tokens)), context),
     },
 )  # fmt: skip
@@ -279,7 +303,9 @@ bits_per_character = Exercise(
         "this is divided by bytes: a letter such as é has two; count characters": {"count": lambda text: len(text.encode())},
         "spaces or line breaks are left out of the count: they are characters that the model has to predict":
             ({"count": lambda text: len("".join(text.split()))}, {"count": lambda text: len(text.replace(" ", ""))},
-             {"count": lambda text: len(text.replace("\n", ""))}),
+             {"count": lambda text: len(text.replace("\n", ""))}, {"count": lambda text: len("".join(text.splitlines()))}),
+        "a letter and an accent behind it are counted as one character; `len` counts two":
+            {"count": lambda text: len(unicodedata.normalize("NFC", text))},
         "spaces and line breaks at the ends are stripped before counting: they are characters too":
             ({"count": lambda text: len(text.strip())}, {"count": lambda text: len(text.rstrip())}),
         "only letters and digits are counted: all characters count":

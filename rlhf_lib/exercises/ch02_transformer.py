@@ -79,6 +79,8 @@ def draw_attention(generator):
         return {"q": q, "k": k, "v": v, "mask": torch.tensor(mask)}
 
     yield one([[1, 2, 0]], [[1, 1, 1], [0, 0, 2]], [[1, 0, 3], [0, 2, 0]], [[True, True]])
+    gaps = [[False, True, False, True]]  # one query, for which a part is padding
+    yield one([[1, 2, 0]], [[2, 0, 1], [1, 1, 1], [0, 1, 0], [0, 0, 2]], [[3, 0, 1], [1, 0, 3], [0, 5, 0], [0, 2, 0]], gaps)
     for B, H, T, S, D in ((1, 1, 3, 3, 2), (1, 1, 4, 4, 4), (2, 1, 2, 5, 3), (2, 3, 6, 6, 8), (2, 3, 4, 5, 7)):
         q = torch.randn(B, H, T, D, generator=generator)
         k, v = torch.randn(2, B, H, S, D, generator=generator)
@@ -104,8 +106,10 @@ def looked_up(
     return ends.get("last", lambda out, weights, scores, k, v: (out, weights))(weights @ v, weights, scores, k, v)
 
 
-def overflowing(q, k, v, mask):
+def overflowing(q, k, v, mask, eps=0.0):
     powers = (q @ k.mT / q.shape[-1] ** 0.5).exp() * mask
+    if eps:
+        return powers / (powers.sum(-1, keepdim=True) + eps) @ v, powers / (powers.sum(-1, keepdim=True) + eps)
     return powers / powers.sum(-1, keepdim=True) @ v, powers / powers.sum(-1, keepdim=True)
 
 
@@ -133,6 +137,8 @@ attention = Exercise(
         "the softmax runs over the queries: a query's weights over all keys add to 1, so it is the last dimension": {"dim": -2},
         "the softmax runs over the heads: a query's weights over all keys add to 1, so it is the last dimension": {"dim": 1},
         "the mask is ignored: every query sees every key": {"seen": torch.ones_like},
+        "the mask is not used where there is a single query: it may have keys that it must not look at":
+            {"seen": lambda mask: mask | torch.tensor(len(mask) == 1)},
         "a causal mask is used in place of the one that is given": {"seen": lambda mask: triangle(*mask.shape)},
         "a causal mask is laid over the one that is given: use that one as it is":
             tuple({"seen": lambda mask, first=first: mask & triangle(*mask.shape, first)}
@@ -146,7 +152,8 @@ attention = Exercise(
         "the mask comes after the softmax, and where hidden keys had all the weight 0 is divided by 0: mask the scores":
             {"seen": torch.ones_like, "late": lambda weights, mask, q: weights * mask / (weights * mask).sum(-1, keepdim=True)},
         "the mask is added as 0 and 1: fill in -inf": lambda q, k, v, mask: attention_by_operator(q, k, v, mask.float()),
-        "exp of a large score overflows: use torch.softmax, or take each row's largest score away first": overflowing,
+        "exp of a large score overflows: use torch.softmax, or take each row's largest score away first":
+            (overflowing, *(functools.partial(overflowing, eps=eps) for eps in (1e-5, 1e-6, 1e-8, 1e-9, 1e-12))),
         "one maximum is taken off all scores, and a row far below it is 0 / 0: each row has its own, torch.softmax takes it":
             one_maximum,
         "the keys are viewed as (D, S): transpose(-2, -1)": {"turn": lambda k: k.reshape(*k.shape[:2], k.shape[3], -1)},
@@ -171,6 +178,8 @@ def draw_multi_head(generator):
         x = torch.randn(B, T, C, generator=generator)
         qkv, out = torch.randn(4 * C, C, generator=generator).mul(C**-0.5).split([3 * C, C])
         yield {"x": x, "qkv": qkv, "out": out, "heads": heads}
+    x, qkv, out = (torch.randn(size, generator=generator) for size in ((1, 130, 2), (6, 2), (2, 2)))
+    yield {"x": x, "qkv": qkv, "out": out, "heads": 1}  # longer than a mask that is made beforehand
 
 
 def heads_by_operator(x, qkv, out, heads):
@@ -217,8 +226,13 @@ def heads_of(x, qkv, out, heads, parts="qkv", cut="", join="", mix=lambda y, out
     return skip * x + mix(put_together(y, x.shape, "scrambled" if cut == "no transpose" else join), out)
 
 
+def copied_into_layers(x, qkv, out, heads):
+    return heads_of(x, qkv.detach(), out.detach(), heads)
+
+
 multi_head = Exercise(
-    "2.3", "multi_head", draw=draw_multi_head, right=heads_by_operator, formula=heads_of, call=call_with_gradients,
+    "2.3", "multi_head", draw=draw_multi_head, right=heads_by_operator, formula=heads_of,
+    call=functools.partial(call_with_gradients, first=3),
     picture=pictured("output, first row of the batch: (T, C)", lambda output: output[0]),
     mistakes={
         "view(B, heads, T, D) tears positions apart: it must be view(B, T, heads, D), and then transpose(1, 2)":
@@ -236,6 +250,9 @@ multi_head = Exercise(
         "the scores are not divided by sqrt(D)": {"scale": lambda q, k: 1.0},
         "the scores are divided by sqrt(D) twice, or by D: the operator divides already": {"scale": lambda q, k: 1 / q.shape[-1]},
         "there is no causal mask: every position sees the future": {"seen": torch.ones_like},
+        "the mask is made for so many positions beforehand, and a text may be longer: make it as long as x":
+            tuple({"seen": lambda mask, most=most: mask[:most, :most]} for most in (64, 100, 128)),
+        "the weights are copied into a layer, and no gradient reaches `qkv` and `out`: use them as they are": copied_into_layers,
         "the mask looks ahead: a position sees itself and what came before it":
             {"seen": lambda mask: ~triangle(*mask.shape, more=-1)},
         "each position sees one token too far, the one behind it": {"seen": lambda mask: triangle(*mask.shape, more=1)},
@@ -265,7 +282,9 @@ def draw_rotary(generator):
         ((1, 1, 2, 4), [0, 1]), ((1, 2, 4, 6), [3, 4, 5, 6]), ((2, 2, 5, 8), [0, 0, 0, 1, 2]), ((2, 3, 3, 16), [70, 7, 2]),
     ):  # fmt: skip
         yield {"x": torch.randn(shape, generator=generator), "positions": torch.tensor(positions)}
-    yield {"x": torch.randn((1, 1, 2, 4), generator=generator), "positions": torch.tensor([300, 3])}  # beyond most tables
+    yield {"x": torch.randn((1, 1, 2, 4), generator=generator), "positions": torch.tensor([300, 3])}
+    x = torch.randn((1, 1, 2, 2), generator=generator)
+    yield {"x": x, "positions": torch.tensor([10_000, 1024])}  # beyond most tables; with one pair no rounded frequency matters
 
 
 def rotary_by_complex(x, positions):
@@ -297,6 +316,10 @@ def turned(
 def added(x, positions, order=(torch.sin, torch.cos)):
     angles = positions[:, None] * 10000.0 ** (-torch.arange(x.shape[-1] // 2) / (x.shape[-1] // 2))
     return x + torch.cat([one(angles) for one in order], dim=-1)
+
+
+def from_a_table(rows):
+    return {"at": lambda positions: torch.arange(rows)[positions]}
 
 
 def twice_in_a_row(x, positions):
@@ -334,7 +357,12 @@ rotary = Exercise(
         "the base of the frequencies is another; it is 10000": tuple({"base": base} for base in (1000.0, 100000.0, 500000.0)),
         "the positions are counted from 0 here; use those that are given, a row may have padding or a cache before it":
             {"at": lambda positions: torch.arange(len(positions))},
-        "the positions are counted from the first one; use them as they are": {"at": lambda positions: positions - positions[0]},
+        "the positions are counted from the first one, or from the lowest; use them as they are":
+            ({"at": lambda positions: positions - positions[0]}, {"at": lambda positions: positions - positions.min()}),
+        "the positions are taken to go up by one from the first; each is given":
+            {"at": lambda positions: positions[0] + torch.arange(len(positions))},
+        "a table has so many places, and a position may be beyond its end: make the angles of the positions that are given":
+            tuple(map(from_a_table, (128, 512, 1024))),
         "the positions are counted from 1; use them as they are": {"at": lambda positions: positions + 1},
         "the angles are taken for degrees: cos and sin want radians, as they are": {"unit": math.pi / 180},
         "sines and cosines are added to x; rotary positions multiply: they turn each pair by its angle":
@@ -368,8 +396,12 @@ def by_deviation(centred, variance, eps):
     return (centred.square().mean(-1, keepdim=True) + eps).sqrt()
 
 
+def by_raw(x, gain, bias, eps):
+    return (x - x.mean(-1, keepdim=True)) / (x.square().mean(-1, keepdim=True) + eps).sqrt() * gain + bias
+
+
 layer_norm = Exercise(
-    "2.5", "layer_norm", draw=draw_layer_norm, formula=normed, call=call_with_gradients,
+    "2.5", "layer_norm", draw=draw_layer_norm, formula=normed, call=functools.partial(call_with_gradients, first=3),
     right=lambda x, gain, bias, eps: F.layer_norm(x, x.shape[-1:], gain, bias, eps),
     mistakes={
         "the variance is divided by C - 1; here it is the biased one, divided by C": {"n": 1},
@@ -387,7 +419,10 @@ layer_norm = Exercise(
         "eps is subtracted; it is added to the variance": {"spread": lambda x, var, eps: (var - eps).sqrt()},
         "this is the mean distance from the mean; divide by the root of the mean square":
             ({"spread": lambda x, var, eps: x.abs().mean(-1, keepdim=True) + eps},
-             {"spread": lambda x, var, eps: (x.abs().mean(-1, keepdim=True) + eps).sqrt()}),
+             {"spread": lambda x, var, eps: (x.abs().mean(-1, keepdim=True) + eps).sqrt()},
+             {"spread": lambda x, var, eps: (x.abs().mean(-1, keepdim=True).square() + eps).sqrt()}),
+        "the mean is subtracted above, but the mean square below is that of x itself: square what the mean is subtracted from":
+            by_raw,
         "squares are summed, not averaged: the variance is their mean":
             ({"spread": lambda x, var, eps: (x.square().sum(-1, keepdim=True) + eps).sqrt()},
              {"spread": lambda x, var, eps: x.norm(dim=-1, keepdim=True) + eps}),
@@ -413,6 +448,7 @@ layer_norm = Exercise(
 
 def draw_block(generator):
     yield {"x": torch.tensor([[[2.0, -1.0]]]), "heads": 1, "seed": 0}
+    yield {"x": torch.tensor([[[2.0, -1.0]]]), "parts": "each gives back the very tensor that it reads"}
     for B, T, C, heads in ((1, 3, 4, 2), (3, 1, 6, 2), (2, 4, 8, 2)):
         seed = int(torch.randint(1000, (), generator=generator))
         yield {"x": torch.randn(B, T, C, generator=generator), "heads": heads, "seed": seed}
@@ -422,17 +458,39 @@ class Attend:
     """The attention of one of PyTorch's layers, causal, as a function of x alone."""
 
     def __init__(self, layer):
-        self.layer = layer
+        self.layer, self.calls = layer, 0
 
     def mask(self, x):
         return nn.Transformer.generate_square_subsequent_mask(x.shape[1])
 
     def __call__(self, x):
+        self.calls += 1
         return self.layer.self_attn(x, x, x, attn_mask=self.mask(x), need_weights=False)[0]
 
 
-def call_block(function, x, heads, seed):
-    """A block of random weights, drawn from `seed`; the function gets its parts."""
+class GiveBack(Attend):
+    """What it reads, and the block of parts that all do so."""
+
+    def __init__(self):
+        super().__init__(lambda x, src_mask: 4 * x)
+
+    def __call__(self, x):
+        self.calls += 1
+        return x
+
+
+def call_block(function, x, heads=1, seed=0, parts=""):
+    """A block of random weights, drawn from `seed`, or of functions that give back what they read."""
+
+    def once(x, norm1, attend, norm2, feed):
+        attend.calls = 0
+        output = function(x, norm1, attend, norm2, feed)
+        if attend.calls > 1:
+            raise TypeError("attend is called more than once")
+        return output
+
+    if parts:
+        return with_gradients(once, x, same, GiveBack(), same, same)
     width = x.shape[-1]
     layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
     generator = torch.Generator().manual_seed(seed)
@@ -440,7 +498,7 @@ def call_block(function, x, heads, seed):
         for p in layer.parameters():
             p.normal_(std=0.5, generator=generator)
     layer.requires_grad_(False)
-    return with_gradients(function, x, layer.norm1, Attend(layer), layer.norm2, lambda x: layer.linear2(layer.linear1(x).relu()))
+    return with_gradients(once, x, layer.norm1, Attend(layer), layer.norm2, lambda x: layer.linear2(layer.linear1(x).relu()))
 
 
 def block_by_layer(x, norm1, attend, norm2, feed):
@@ -472,6 +530,8 @@ block = Exercise(
         "the second skip starts from the block's input: the attention's part is lost": {"second": lambda x, y, f, n: x + f(n(y))},
         "the feed-forward part reads what the attention has written alone; it reads the stream, x and what was added":
             (lambda x, n, a, m, f: x + (y := a(n(x))) + f(m(y)), lambda x, n, a, m, f: x + f(m(a(n(x))))),
+        "attend is called twice, at twice the cost, and with dropout it answers otherwise: keep the stream that it leaves":
+            lambda x, n, a, m, f: x + a(n(x)) + f(m(x + a(n(x)))),
         "there are no norms: each part reads norm(x)": {"first": lambda x, a, n: x + a(x), "second": lambda x, y, f, n: y + f(y)},
         "the first norm is missing: the attention reads norm1(x)": {"first": lambda x, a, n: x + a(x)},
         "the second norm is missing: the feed-forward part reads norm2 of the stream": {"second": lambda x, y, f, n: y + f(y)},

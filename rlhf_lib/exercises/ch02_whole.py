@@ -18,7 +18,8 @@ NO_TOKENS = (torch.int32, torch.float32)
 
 def draw_gpt_logits(generator):
     for B, T, layers, heads, width, vocab_size, context, spread in (
-        (1, 1, 1, 1, 4, 3, 2, 1.0), (1, 3, 1, 2, 8, 7, 6, 1.0), (2, 4, 3, 4, 8, 9, 4, 1.0), (3, 5, 2, 2, 12, 5, 8, 0.002),
+        (1, 1, 1, 1, 4, 3, 1, 1.0), (1, 3, 1, 2, 8, 7, 6, 1.0), (2, 4, 3, 4, 8, 9, 4, 1.0), (1, 2, 11, 1, 4, 5, 3, 1.0),
+        (1, 70, 1, 1, 4, 3, 80, 1.0), (3, 5, 2, 2, 12, 5, 8, 0.002),
     ):  # fmt: skip
         yield {
             "tokens": torch.randint(vocab_size, (B, T), generator=generator), "layers": layers, "heads": heads, "width": width,
@@ -71,10 +72,15 @@ def gpt2(tokens, weights, layers, heads, mistake="", eps=1e-5, biases="qkv out u
 
     B, T = tokens.shape
     table, post = weights["position_embedding.weight"], wrong("post-norm")
-    places = {"batch positions": table.repeat(B, 1)[:B, None], "from 1": table.roll(-1, 0)[:T], "no positions": 0.0}
+    places = {
+        "batch positions": table.repeat(B, 1)[:B, None],
+        "from 1": table.roll(-1, 0)[:T],
+        "all rows": table,
+        "no positions": 0.0,
+    }
     x = weights["embedding.weight"][tokens] * (table.shape[1] ** 0.5 if wrong("root of C") else 1.0)
     x = x + places.get(mistake, table[-T:] if wrong("last rows") else table[:T])
-    for layer in range(layers - wrong("one too few")):
+    for layer in sorted(range(layers - wrong("one too few")), key=str if wrong("alphabet") else int):
         at, before = f"blocks.{0 if wrong('shared') else layer}.", x
         norms = [f"{at}norm{n}" for n in {"swapped norms": (2, 1), "norm1 twice": (1, 1)}.get(mistake, (1, 2))]
         q, k, v = linear(x if post else norm(x, norms[0]), f"{at}attention.qkv").chunk(3, dim=-1)
@@ -89,6 +95,7 @@ def gpt2(tokens, weights, layers, heads, mistake="", eps=1e-5, biases="qkv out u
         y = before if wrong("parallel") else x
         y = linear(act(linear(y if post else norm(y, norms[1]), f"{at}up")), f"{at}down")
         y = act(y) if wrong("act behind") else y
+        x = before if wrong("old skip") else x
         x = (0.0 if wrong("no second skip") else norm(x, norms[1]) if wrong("normed skips") else x) + y
         x = norm(x, norms[1]) if post else norm(x, "norm") if wrong("last norm in blocks") else x
     logits = (x if mistake in ("no last norm", "last norm in blocks") else norm(x, "norm")) @ weights["embedding.weight"].T
@@ -107,8 +114,11 @@ gpt_logits = Exercise(
         "the position embedding is added along the batch; row t belongs to place t of every text": {"mistake": "batch positions"},
         "the positions are counted from 1: row 0 of the position embedding belongs to the first place": {"mistake": "from 1"},
         "these are the last T rows of the position embedding; take the first T": {"mistake": "last rows"},
+        "all rows of the position embedding are added, and a text may be shorter: take the first T": {"mistake": "all rows"},
         "the embedding is multiplied by sqrt(C), as in the paper of 2017; GPT-2 does not": {"mistake": "root of C"},
         "there is no causal mask: every position sees the future": {"seen": torch.ones_like},
+        "the mask is made for so many positions beforehand, and a text may be longer: make it as long as the text":
+            tuple({"seen": lambda mask, most=most: mask[:most, :most]} for most in (16, 32, 64)),
         "each position sees one token too far, the one that it is to predict":
             {"seen": lambda mask: triangle(*mask.shape, more=1)},
         "a position must see itself too, not only what came before it":
@@ -132,6 +142,8 @@ gpt_logits = Exercise(
         "the attention's output matrix is the wrong way round: a weight is stored as (outputs, inputs)":
             {"mistake": "turned out"},
         "every block uses the weights of block 0; each layer has its own, blocks.0, blocks.1 and so on": {"mistake": "shared"},
+        "the blocks are taken in the order of the alphabet, where blocks.10 comes before blocks.2: count from 0 to layers - 1":
+            {"mistake": "alphabet"},
         "the last block is missing: there are `layers` of them, from 0 to layers - 1": {"mistake": "one too few"},
         "the norms stand behind the parts (post-norm); GPT-2 normalises in front of each part": {"mistake": "post-norm"},
         "the two norms of a block are swapped: norm1 belongs to the attention": {"mistake": "swapped norms"},
@@ -145,6 +157,7 @@ gpt_logits = Exercise(
         "the feed-forward part reads the block's input; it reads what the attention has written": {"mistake": "parallel"},
         "the skip around the attention is missing": {"mistake": "no first skip"},
         "the skip around the feed-forward part is missing": {"mistake": "no second skip"},
+        "the second skip starts from the block's input: what the attention has written is lost": {"mistake": "old skip"},
         "the skips carry the normalised stream: keep the stream itself for the sum": {"mistake": "normed skips"},
         "the activation is ReLU; GPT-2 has GELU in its tanh form": {"act": torch.relu},
         "this is the exact GELU; GPT-2 has the tanh form, F.gelu(x, approximate='tanh')": {"act": F.gelu},
@@ -171,6 +184,7 @@ def draw_count_parameters(generator):
         yield {"vocab_size": vocab_size + 11, "context": context, "layers": layers, "width": 2 * half}
     yield {"vocab_size": 50257, "context": 1024, "layers": 12, "width": 768}
     yield {"vocab_size": 2048, "context": 128, "layers": 4, "width": 256}
+    yield {"vocab_size": 140_000, "context": 129, "layers": 2, "width": 250}  # no multiple of 4, above 2 ** 25: no float32
 
 
 @functools.lru_cache(maxsize=64)
@@ -192,6 +206,8 @@ count_parameters = Exercise(
     call=but_no(lambda n: isinstance(n, float) or getattr(n, "dtype", 0) == torch.float32, "it is to be an int"),
     mistakes={
         "the token embedding is counted twice: the head is tied to it, so it is one matrix": {"head": lambda V, P, L, C: V * C},
+        "float32 holds whole numbers up to 2 ** 24 only, and the sum is larger: count with Python's int":
+            lambda **sizes: int(torch.tensor(parameters_of_model(**sizes)).float()),
         "the head has a bias here; it has none": {"head_bias": lambda V, P, L, C: V},
         "the token embedding is missing: vocab_size x width; it is the head too": {"embedding": lambda V, P, L, C: -V * C},
         "the position embedding is missing: context x width": {"positions": lambda V, P, L, C: -P * C},
@@ -238,6 +254,7 @@ def draw_reversal_batch(generator):
     for rows, length, separator in ((2, 3, 9), (3, 5, 16), (4, 2, 31)):
         yield {"sequences": torch.randint(1, 9, (rows, length), generator=generator), "separator": separator}
     yield {"sequences": torch.tensor([[1, 2, 3, 4], [4, 4, 2, 1]]), "separator": 0}
+    yield {"sequences": torch.randint(1, 50_000, (1, 130), generator=generator), "separator": 50_256}
 
 
 def reversal_by_lists(sequences, separator):
@@ -272,7 +289,7 @@ reversal_batch = Exercise(
         "the targets are the inputs themselves: the target at place t is the token at t + 1": {"shift": 0},
         "the answer's first token is not scored: it is predicted at the separator, place n": {"unscored": lambda n: n + 1},
         "the separator is scored, and it is part of the question: the first n targets are -100": {"unscored": lambda n: n - 1},
-        "nothing is scored: all targets are -100; the answer's are its tokens": {"unscored": lambda n: 99},
+        "nothing is scored: all targets are -100; the answer's are its tokens": {"unscored": lambda n: 2 * n},
         "what is not scored has another target; cross_entropy skips -100": tuple({"ignored": one} for one in (0, -1, -99, 100)),
         "what is not scored has the separator as its target; cross_entropy leaves out -100":
             lambda sequences, separator: reversal(sequences, separator, ignored=separator),

@@ -1,5 +1,6 @@
 """Chapter 03: the loss, the scores, the schedule, Adam, and clipping; the other exercises are in ch03_steps."""
 
+import functools
 import itertools
 import math
 
@@ -17,11 +18,14 @@ ALL, FIRST, LAST = slice(None), slice(-1), slice(1, None)  # all places, the fir
 def draw_loss(generator):
     tokens, mask, ln3 = torch.tensor([[0, 1, 1]]), torch.ones(1, 3, dtype=torch.bool), math.log(3)
     yield {"logits": torch.tensor([[[0.0, ln3], [0.0, 0.0], [ln3, 0.0]]]), "tokens": tokens, "mask": mask}
-    for lengths, vocabulary in (((2,), 4), ((4, 2), 3), ((5, 2, 1), 3), ((3, 7, 1, 5), 6)):  # of one token: nothing to predict
+    many = (150, *torch.randint(1, 150, (33,), generator=generator).tolist())
+    for lengths, vocabulary in (((2,), 4), ((4, 2), 3), ((5, 2, 1), 3), ((3, 7, 1, 5), 6), (many, 3)):  # of 1: nothing to predict
         logits = 2 * torch.randn(len(lengths), max(lengths), vocabulary, generator=generator)
         drawn = torch.randint(vocabulary, logits.shape[:2], generator=generator)
-        yield {"logits": logits, "tokens": drawn, "mask": torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]}
+        if lengths != many:
+            yield {"logits": logits, "tokens": drawn, "mask": torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]}
     yield {"logits": torch.tensor([[[200.0, 0.0], [0.0, 200.0], [0.0, 0.0]]]), "tokens": tokens, "mask": mask}
+    yield {"logits": logits, "tokens": drawn, "mask": torch.arange(max(many)) < torch.tensor(many)[:, None]}
 
 
 def loss_and_gradient(function, logits, tokens, mask):
@@ -31,12 +35,10 @@ def loss_and_gradient(function, logits, tokens, mask):
     return {"loss": loss, "gradient": torch.zeros_like(logits) if logits.grad is None else logits.grad}
 
 
-def loss_by_loops(logits, tokens, mask):
-    losses = []
-    for row, place in mask[:, 1:].nonzero().tolist():
-        before = logits[row, place]
-        losses.append(before.logsumexp(0) - before[tokens[row, place + 1]])
-    return torch.stack(losses).mean()
+def loss_by_places(logits, tokens, mask):
+    rows, places = mask[:, 1:].nonzero().T
+    before = logits[rows, places]  # (N, V)
+    return (before.logsumexp(1) - before[range(len(before)), tokens[rows, places + 1]]).mean()
 
 
 def loss_of(
@@ -48,7 +50,7 @@ def loss_of(
     return mean(costs, mask[:, counted])
 
 
-Exercise("3.1", "next_token_loss", draw=draw_loss, call=loss_and_gradient, right=loss_by_loops, formula=loss_of, mistakes={
+Exercise("3.1", "next_token_loss", draw=draw_loss, call=loss_and_gradient, right=loss_by_places, formula=loss_of, mistakes={
     "each token is scored by the logits of its own position, which have seen it; those before it predict it":
         ({"said": ALL, "wanted": ALL, "counted": ALL}, {"said": LAST}),
     "the shift goes the wrong way: logits at t predict the token at t + 1, so drop the last logits, the first token":
@@ -112,6 +114,9 @@ def draw_scores(generator):
     yield {"losses": losses, "counts": counts, "characters": 200}
     yield {"losses": torch.tensor([1.75]), "counts": torch.tensor([12]), "characters": 40}
     yield {"losses": torch.tensor([21.0, 26.0]), "counts": torch.tensor([3, 1]), "characters": 9}  # worse than any guess
+    yield {"losses": torch.tensor([2.0, 2.0, 3.0]), "counts": torch.tensor([4, 1, 3]), "characters": 20}  # two of one loss
+    losses, counts = 3 + torch.rand(140, generator=generator), torch.randint(1, 10, (140,), generator=generator)
+    yield {"losses": losses, "counts": counts, "characters": 4000}  # exp of all its nats is infinite
 
 
 def scores_by_token(losses, counts, characters):
@@ -134,6 +139,24 @@ def some_equal(losses, counts, characters, which):
     """The three scores, of which those at the places True in `which` take every batch for equally long."""
     scores = [scores_of(losses, mean, characters) for mean in (counts, counts.float().mean().expand(len(counts)))]
     return tuple(scores[equal][place] for place, equal in enumerate(which))
+
+
+def by_product(chance, root, told):
+    """A product over all tokens, of their probabilities (`chance` -1) or of what is one over these."""
+
+    def scores(losses, counts, characters):
+        loss, _, bits = scores_of(losses, counts, characters)
+        product = math.prod(math.exp(chance * one) for one, count in zip(losses.tolist(), counts.tolist()) for _ in range(count))
+        perplexity = root(product, int(counts.sum()))
+        return (math.log(perplexity), perplexity, math.log(perplexity) / loss * bits) if told else (loss, perplexity, bits)
+
+    return scores
+
+
+def by_table(losses, counts, characters):
+    """The scores of a dict of the counts by their loss."""
+    table = dict(zip(losses.tolist(), counts.tolist()))
+    return scores_of(torch.tensor([*table]), torch.tensor([*table.values()]), characters)
 
 
 Exercise("3.2", "perplexity_and_bits", draw=draw_scores, right=scores_by_token, formula=scores_of, mistakes={
@@ -162,6 +185,11 @@ Exercise("3.2", "perplexity_and_bits", draw=draw_scores, right=scores_by_token, 
         ({"bits": lambda n, t, c: math.log2(n / c)}, {"bits": lambda n, t, c: math.log2(n / t) * t / c}),
     "tokens and characters are swapped: bits per character = bits per token * tokens / characters":
         {"bits": lambda n, t, c: n / t / LN2 * c / t},
+    "the perplexity is the root of a product over all tokens, and a long text makes it infinite, or 0: exp of the mean loss": (
+        *(by_product(chance, root, told) for told in (True, False) for chance, root in (
+            (1, lambda x, n: x ** (1 / n)), (-1, lambda x, n: x ** (-1 / n)), (-1, lambda x, n: 1 / x ** (1 / n)))),
+        {"perplexity": lambda x, n, loss: math.exp((x * n).sum()) ** (1 / n.sum().item())}),
+    "batches of one and the same loss are counted once: a dict by the losses has one place for them; take the pairs": by_table,
 })  # fmt: skip
 
 
@@ -174,11 +202,17 @@ def draw_rates(generator):
         peak = 0.1 + torch.rand(1, generator=generator).item()
         yield {"peak": peak, "warmup": torch.randint(3, steps // 2, (1,), generator=generator).item(), "steps": steps}
     yield {"peak": 0.003, "warmup": 7, "steps": 20}  # as small as Adam's
+    yield {"peak": 0.8, "warmup": 150, "steps": 1100}
 
 
 def rate_by_tables(step, peak, warmup, steps):
+    return tables(peak, warmup, steps)[step]
+
+
+@functools.lru_cache
+def tables(peak, warmup, steps):
     """The two lines as tables, built without a formula: steps numbered from 1 upwards, then downwards."""
-    return torch.cat([torch.linspace(0, peak, warmup + 1)[1:], torch.linspace(peak, 0, steps - warmup + 1)[:-1]])[step].item()
+    return torch.cat([torch.linspace(0, peak, warmup + 1)[1:], torch.linspace(peak, 0, steps - warmup + 1)[:-1]]).tolist()
 
 
 def rate_of(step, peak, warmup, steps, *, rise=lambda t, w: (t + 1) / w, fall=lambda t, w, n: (n - t) / (n - w), more=0):
@@ -222,7 +256,7 @@ Exercise("3.3", "learning_rate", draw=draw_rates, right=rate_by_tables, formula=
          lambda t, peak, w, n: peak * min(1, (t + 1) / max(1, w)) * (n - t) / n),
     "the fall is too flat to reach 0 at `steps`: it has steps - warmup steps for it": {"fall": lambda t, w, n: 1 - (t - w) / n},
     "at step `warmup` the rate is below the peak: the fall takes steps - warmup steps from there, not one more":
-        {"fall": lambda t, w, n: (n - t) / (n - w + 1)},
+        ({"fall": lambda t, w, n: (n - t) / (n - w + 1)}, {"fall": lambda t, w, n: (n - t) / (n - max(0, w - 1))}),
     "the rate is rounded: leave it as it is":
         [lambda t, peak, w, n, to=to: round(rate_of(t, peak, w, n), to) for to in range(1, 5)],
     "the last step has rate 0 and is wasted: zero is reached at `steps`, which is never taken":
@@ -252,7 +286,7 @@ def draw_adam(generator):
     yield {**start, "step": 1, **rates}
     for shape, step, *rates in (
         ((3,), 2, 0.3, 0.8, 0.95, 1e-6), ((2, 3), 1, 0.05, 0.9, 0.99, 0.1), ((4, 2), 30, 0.5, 0.95, 0.98, 0.2),
-        ((), 3, 2.0, 0.5, 0.9, 0.3),
+        ((), 3, 2.0, 0.5, 0.9, 0.3), ((2,), 2000, 0.4, 0.9, 0.999, 1e-3),
     ):  # fmt: skip
         parameter, gradient, m = torch.randn(3, *shape, generator=generator)
         gradient.flatten()[:-1][:1] = 0.0  # not where it is a single number
@@ -292,6 +326,8 @@ Exercise("3.4", "adam_step", draw=draw_adam, right=adam_by_torch, formula=adam, 
     "the bias correction takes step - 1: steps are counted from 1, so that the first divides by 1 - beta":
         {"by": lambda a, b, t: (1 - a ** (t - 1), 1 - b ** (t - 1))},
     "the bias correction has beta * step; it is a power, beta ** step": {"by": lambda a, b, t: (1 - a * t, 1 - b * t)},
+    "the bias correction is left out in later steps; at step 2000 and beta2 0.999 it still divides v by 0.86":
+        [{"by": lambda a, b, t, last=last: (1 - a**t, 1 - b**t) if t <= last else (1, 1)} for last in (10, 50, 100, 1000)],
     "the bias correction multiplies; divide by 1 - beta ** step": {"by": lambda a, b, t: (1 / (1 - a**t), 1 / (1 - b**t))},
     "m and v are not each corrected with their own beta: beta1 belongs to m, beta2 to v":
         [{"by": lambda a, b, t, of=of: of(1 - a**t, 1 - b**t)}
@@ -338,6 +374,7 @@ def draw_gradients(generator):
         drawn = [scale * torch.randn(shape, generator=generator) for shape in ((2, 3), (3,), ())]
         yield {"gradients": drawn, "max_norm": max_norm}
     yield {"gradients": [torch.zeros(2), torch.zeros(1, 2)], "max_norm": 0.5}
+    yield {"gradients": [*torch.randn(40, 2, generator=generator)], "max_norm": 1.5}
 
 
 def clipped_and_norm(function, gradients, max_norm):
@@ -375,7 +412,8 @@ Exercise("3.5", "clip_gradient", draw=draw_gradients, call=clipped_and_norm, rig
     "nothing is scaled: the gradient comes back as it was": {"scale": lambda norm, most: 1},
     "the tensors that were given come back where nothing is to be scaled; return new ones":
         lambda xs, most: (xs, norm_of(xs)) if norm_of(xs) <= most else clip(xs, most),
-    "a gradient shorter than max_norm is scaled too: leave it as it is": {"scale": lambda norm, most: most / (norm + 1e-6)},
+    "a gradient shorter than max_norm is scaled too: leave it as it is":
+        ({"scale": lambda norm, most: most / (norm + 1e-6)}, {"scale": lambda norm, most: most / norm if norm else 1.0}),
     "max for min: what is too long stays, what is short grows": {"scale": lambda norm, most: max(1, most / (norm + 1e-6))},
     "the fraction is upside down: multiply by max_norm / norm":
         ({"scale": lambda norm, most: norm / most}, {"scale": lambda norm, most: min(1, norm / most)}),

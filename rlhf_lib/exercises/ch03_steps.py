@@ -141,7 +141,7 @@ Exercise("3.6", "train_step", draw=draw_steps, call=steps_taken, right=step_by_h
 
 # ----------------------------------------------------------------------------------------- 3.7
 def draw_validation(generator):
-    for shapes in (((1, 2), (1, 1)), ((3, 4), (3, 4), (1, 4)), ((4, 6), (4, 6), (4, 6), (2, 3))):
+    for shapes in (((1, 2), (1, 1)), ((3, 4), (3, 4), (1, 4)), ((4, 6), (4, 6), (4, 6), (2, 3)), ((2, 2),) * 33 + ((1, 1),)):
         yield small_inputs(generator, shapes)
 
 
@@ -220,7 +220,7 @@ def draw_micro_batches(generator):
 
 
 def gradients_left(function, embedding, head, batches):
-    """The gradients that are left in the parameters, of which there were some before, and whether memory was spared."""
+    """The gradients that a second call leaves in the parameters, and whether memory was spared."""
     model, graphs, most, sizes = small_model(embedding, head), [], [], [0]
 
     def entered(module, arguments, output):
@@ -231,6 +231,7 @@ def gradients_left(function, embedding, head, batches):
         sizes.append(arguments[0].numel())
 
     model.register_forward_hook(entered)
+    function(model, batches[:1])  # the step before
     function(model, batches)
     gradients = {"embedding": model[0].weight.grad, "head": model[2].weight.grad}
     small = max(sizes) <= max(inputs.numel() for inputs, _ in batches)
@@ -276,6 +277,21 @@ def counted_again(model, micro_batches):
         accumulated(model, micro_batches[: place + 1], by=lambda s: total_of(micro_batches), clear="never" if place else "first")
 
 
+def kept_for_the_next_call(model, micro_batches):
+    accumulated(model, micro_batches)
+    model.kept = [one.grad + before for one, before in zip(model.parameters(), getattr(model, "kept", (0, 0)))]
+    for parameter, gradient in zip(model.parameters(), model.kept):
+        parameter.grad = gradient.clone()
+
+
+def by_shares(model, micro_batches):
+    """The mean of each micro-batch, by a mask, times its share of the targets."""
+    model.zero_grad()
+    for inputs, targets in micro_batches:
+        costs, real = -model(inputs).log_softmax(-1).gather(2, targets.clamp(min=0)[..., None])[..., 0], targets != -100
+        ((costs * real).sum() / real.sum() * real.sum() / total_of(micro_batches)).backward()
+
+
 Exercise("3.8", "accumulate_gradients", draw=draw_micro_batches, call=gradients_left, right=gradients_of_whole,
     formula=accumulated, mistakes={
     "means are added up and never divided: the gradient grows with the number of micro-batches": {"by": lambda s: s.here},
@@ -301,6 +317,9 @@ Exercise("3.8", "accumulate_gradients", draw=draw_micro_batches, call=gradients_
         counted_again,
     "the gradients are divided at the end, with what stood in .grad before: zero them first": divided_at_the_end,
     "the last micro-batch is left out, and its targets are counted": {"used": FIRST},
+    "gradients of an earlier call are kept somewhere and added in: begin each call with nothing": kept_for_the_next_call,
+    "a micro-batch without a target has no mean: 0 / 0 is NaN, and NaN times 0 too; divide the sums by the targets of all":
+        by_shares,
     "only the first micro-batch is used, and the targets of all are counted": {"used": slice(1)},
     "backward is called once for all, so all graphs are in memory together: call it for each micro-batch": {"whole": True},
     "the micro-batches are put together to one large batch, which is what does not fit into memory": [
@@ -344,6 +363,7 @@ def resumed_run(function, weight, inputs, targets, stop):
     if missing:
         raise TypeError(f"it lacks the keys {', '.join(map(repr, missing))}")
     train(model, optimizer, stop, len(inputs))  # the run goes on and changes its weights and moments in place
+    function(model, optimizer, stop)  # another state, which leaves the first as it is
 
     resumed, again = fresh()
     torch.manual_seed(1)  # another process, with another state of the generator
@@ -367,6 +387,14 @@ def state_of(model, optimizer, step, *, shared=(), missing="", steps=lambda step
     return {name: part if name in shared else copy.deepcopy(part) for name, part in live.items() if name != missing}
 
 
+ONE = {}
+
+
+def in_one_dict(model, optimizer, step):
+    ONE.update(state_of(model, optimizer, step))
+    return ONE
+
+
 Exercise("3.9", "training_state", draw=draw_runs, call=resumed_run, right=state_in_file, formula=state_of, mistakes={
     "state_dict() gives the tensors themselves, and training goes on writing into them: copy.deepcopy it":
         {"shared": ("model", "optimizer")},
@@ -383,4 +411,5 @@ Exercise("3.9", "training_state", draw=draw_runs, call=resumed_run, right=state_
         {"random": lambda: torch.manual_seed(0).get_state()},
     "this is the state of a new generator, not of the one that dropout draws from: torch.get_rng_state()":
         ({"random": lambda: torch.Generator().manual_seed(0).get_state()}, {"random": lambda: torch.Generator().get_state()}),
+    "all calls return one and the same dict, and a later one writes over the state kept: make a new dict in each": in_one_dict,
 })  # fmt: skip

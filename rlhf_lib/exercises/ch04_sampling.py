@@ -1,5 +1,6 @@
 """Chapter 04: temperature, top-k and top-p, drawing a token, its end, the loop; the other exercises are in ch04_scoring."""
 
+import bisect
 import math
 
 import torch
@@ -18,8 +19,9 @@ def draw_logits(generator):
     for shape, temperature in (((2, 3), 2.0), ((4, 6), 0.7), ((2, 3, 5), 1.3)):
         yield {"logits": 2 * torch.randn(shape, generator=generator), "temperature": temperature}
     yield {"logits": torch.tensor([[0.0, -150.0], [410.0, 400.0]]), "temperature": 0.25}  # exp(-600) is 0, exp(1640) infinite
-    for shape, temperature in (((1, 4), 1.0), ((2, 1, 3), 0.05), ((3, 4), 12.0), ((2, 3), 1.0)):
+    for shape, temperature in (((1, 4), 1.0), ((2, 1, 3), 0.05), ((3, 4), 12.0), ((2, 3), 1.0), ((2, 300), 0.9)):
         yield {"logits": 2 * torch.randn(shape, generator=generator), "temperature": temperature}
+    yield {"logits": torch.tensor([[1.0, -math.inf, 0.5], [0.3, 0.2, -math.inf]]), "temperature": 0.8}  # cut tokens
 
 
 def tempered(logits, temperature, *, heat=lambda x, t: x / t, normal=lambda x: x.log_softmax(-1), after=lambda y, t: y):
@@ -57,6 +59,8 @@ Exercise("4.1", "with_temperature", draw=draw_logits, right=by_distribution, for
         + [{"normal": lambda x, top=top: x.clamp(-top, top).log_softmax(-1)} for top in (10, 20, 30, 50, 80, 100)],
     "the sum of exponentials is that of the logits before they were divided": lambda logits, temperature: (
         (logits - logits.amax(-1, True)) / temperature - (logits - logits.amax(-1, True)).exp().sum(-1, keepdim=True).log()),
+    "the mean is taken off first, and where a token is cut, at minus infinity, all becomes NaN: take off the maximum, or nothing":
+        ({"normal": lambda x: (x - x.mean(-1, True)).log_softmax(-1)}, {"heat": lambda x, t: (x - x.mean(-1, True)) / t}),
     "the softmax runs over all rows at once; each row sums to 1": {"normal": lambda x: x.flatten().log_softmax(0).view(x.shape)},
     "softmax and then log underflows to minus infinity for unlikely tokens: log_softmax does both at once":
         {"normal": lambda x: x.softmax(-1).log()},
@@ -77,6 +81,8 @@ def draw_top_k(generator):
     yield {"logits": torch.tensor([[3.0, 3.0, 1.0, 2.0], [0.0, 5.0, 5.0, 0.0], [-1.0, -2.0, -2.0, -1.0]]), "k": 2}  # equal ones
     yield {"logits": torch.tensor([[200.0, -50.0, 0.0]]), "k": 2}  # two probabilities are 0 in float32
     yield {"logits": torch.tensor([3.0, 2.0, 2.0, 1.0]), "k": 2}  # the second and the third are equal
+    yield {"logits": torch.tensor([[1.0, 2.0, 3.0], [3.0, 5.0, 6.0]]), "k": 2}  # a logit stays in one row and goes in the other
+    yield {"logits": 2 * torch.randn(2, 300, generator=generator), "k": 130}
 
 
 def ties_either_way(function, logits, k):
@@ -90,9 +96,10 @@ def ties_either_way(function, logits, k):
     return out
 
 
-def top_k_by_counting(logits, k):
+def top_k_by_ranks(logits, k):
     rows = logits.reshape(-1, logits.shape[-1]).tolist()
-    kept = [[x if sum(other > x for other in row) < k else -math.inf for x in row] for row in rows]
+    kept = [[x if bisect.bisect_left(ranked, -x) < k else -math.inf for x in row]  # so many lie above it
+            for row in rows for ranked in [sorted(-x for x in row)]]  # fmt: skip
     return torch.tensor(kept).reshape(logits.shape)
 
 
@@ -114,7 +121,7 @@ def below(threshold):
     return lambda logits, k: logits.masked_fill(logits < threshold(logits, min(k, logits.shape[-1])), -math.inf)
 
 
-Exercise("4.2", "top_k_filter", draw=draw_top_k, call=ties_either_way, right=top_k_by_counting, formula=best, mistakes={
+Exercise("4.2", "top_k_filter", draw=draw_top_k, call=ties_either_way, right=top_k_by_ranks, formula=best, mistakes={
     "cut tokens got a logit of 0, which is exp(0) = 1 before normalising: use minus infinity": {"cut": 0.0},
     "cut tokens got a large negative number; minus infinity makes their probability 0": [{"cut": cut} for cut in FINITE],
     "the logits that stay became 0 or 1: they should be as they were":
@@ -133,7 +140,8 @@ Exercise("4.2", "top_k_filter", draw=draw_top_k, call=ties_either_way, right=top
     "this keeps the largest absolute values; the k largest logits stay": {"of": torch.abs},
     "k - 1 tokens are left: the k-th stays too, so cut what is below it, not what is equal to it":
         ({"count": lambda k, v: min(k, v) - 1}, lambda logits, k: logits.masked_fill(
-            logits <= logits.topk(min(k, logits.shape[-1])).values[..., -1:], -math.inf)),
+            logits <= logits.topk(min(k, logits.shape[-1])).values[..., -1:], -math.inf),
+         lambda logits, k: best(logits, k - 1) if k < logits.shape[-1] else logits),
     "where the k-th and the next are equal both are cut, and fewer than k stay: cut only what is below the k-th largest":
         lambda logits, k: logits if k >= logits.shape[-1] else logits.masked_fill(
             logits <= logits.topk(k + 1).values[..., -1:], -math.inf),
@@ -144,6 +152,8 @@ Exercise("4.2", "top_k_filter", draw=draw_top_k, call=ties_either_way, right=top
         (lambda logits, k: best(logits.flatten(), k).reshape(logits.shape),
          below(lambda x, k: x.topk(k).values[..., -1].min()), below(lambda x, k: x.topk(k).values[..., -1].max()),
          below(lambda x, k: x.flatten().topk(k).values[-1])),
+    "what is among another row's k largest stays here too: torch.isin looks into all rows; each row has its own":
+        lambda logits, k: logits.masked_fill(~torch.isin(logits, logits.topk(min(k, logits.shape[-1])).values), -math.inf),
     "the first row's threshold is used for all rows; each row has its own":
         below(lambda x, k: x.reshape(-1, x.shape[-1])[0].topk(k).values[-1]),
     "equal logits are counted as one, and too many stay: count tokens, not different values":
@@ -169,6 +179,7 @@ def draw_top_p(generator):
     for count, p in ((3, 0.5), (4, 0.75)):
         yield {"logits": torch.full((count,), 1.5), "p": p}
     yield {"logits": 0.1 * torch.randn(150, generator=generator), "p": 0.855}  # more than a hundred are kept
+    yield {"logits": torch.tensor([0.15, 0.25, 0.0, 0.5]).log(), "p": 0.8}  # the card's, after top-k
 
 
 def ties(logits):
@@ -296,6 +307,9 @@ def draw_uniforms(generator):
         logits = 1.5 * torch.randn(rows, count, generator=generator)
         logits[1::2, torch.randint(count, (1,), generator=generator)] = -math.inf
         yield {"logprobs": logits.log_softmax(-1), "uniforms": torch.rand(rows, generator=generator)}
+    chances, tokens = (0.5 * torch.randn(3, 300, generator=generator)).softmax(-1), torch.tensor([[7], [140], [290]])
+    middles = (chances.cumsum(-1) - chances / 2).gather(1, tokens)[:, 0]
+    yield {"logprobs": chances.log(), "uniforms": middles}
 
 
 def with_type(function, **arguments):
@@ -396,7 +410,10 @@ def draw_ends(generator):
         rows = torch.randint(0, 5, (5, 8), generator=generator)
         rows[0] = torch.tensor([4, 4, 0, end, 1, end, 0, 4])
         yield {"tokens": rows, "end_token": end}
-    yield {"tokens": torch.full((1, 300), 6), "end_token": 6}  # filled up with the end token
+    yield {"tokens": torch.tensor([[50250, 80, 50256, 3], [2048, 50000, 7, 50255]]), "end_token": 50256}  # that of GPT-2
+    rows = torch.full((2, 300), 6)  # filled up with the end token
+    rows[1, :270] = 5
+    yield {"tokens": rows, "end_token": 6}
 
 
 def until_by_loops(tokens, end_token):
@@ -442,6 +459,9 @@ Exercise("4.5", "until_end", draw=draw_ends, right=until_by_loops, formula=until
     "the first token is False, though nothing lies before it": {"mask": lambda x: F.pad(real_of(x)[:, 1:], (1, 0))},
     "the mask is inverted: True stands for a real token": {"mask": lambda x: ~real_of(x)},
     "the end token is taken to be 0: use the one that was given": lambda tokens, end_token: until(tokens, 0),
+    "tokens are compared in numbers too small for them: half precision rounds above 2,048, uint8 ends at 255; leave them int64": [
+        lambda tokens, end_token, kind=kind: until(tokens.to(kind), torch.tensor(end_token).to(kind))
+        for kind in (torch.float16, torch.bfloat16, torch.uint8)],
     "all rows stop where the first one ends; each row has its own end": {"mask": lambda x: real_of(x).all(0).expand(x.shape)},
     "all rows stop where the last one ends; each row has its own end": {"mask": lambda x: real_of(x).any(0).expand(x.shape)},
     "the ends are counted on from one row to the next: count along each row, dim=1":
@@ -453,7 +473,7 @@ Exercise("4.5", "until_end", draw=draw_ends, right=until_by_loops, formula=until
 # ----------------------------------------------------------------------------------------- 4.6
 def draw_prompts(generator):
     for rows, start, steps, temperature in (
-        (1, 1, 2, 0.7), (2, 3, 1, 1.5), (3, 2, 4, 0.6), (12, 2, 5, 1.2), (8, 120, 6, 0.5), (1, 3, 4, 1.0),
+        (1, 1, 2, 0.05), (2, 3, 1, 1.5), (3, 2, 4, 0.6), (12, 2, 5, 1.2), (8, 120, 6, 0.5), (1, 3, 4, 1.0),
     ):  # fmt: skip
         prompts, uniforms = torch.randint(12, (rows, start), generator=generator), torch.rand(rows, steps, generator=generator)
         weights, training = int(torch.randint(1_000_000, (1,), generator=generator)), rows != 2
@@ -520,7 +540,8 @@ Exercise("4.6", "sample", draw=draw_prompts, call=continued, right=by_generate, 
     "gradients are switched off and stay off, and nothing can be trained after it: use torch.no_grad()": {"grad": "left off"},
     "the drawn tokens are never read: every step draws from what stands behind the prompt":
         {"read": lambda whole, n: whole[:, :n]},
-    "only the newest token is read: without a cache the model needs all before it too": {"read": lambda whole, n: whole[:, -1:]},
+    "only the newest token is read: without a cache the model needs all before it too": [
+        {"read": lambda whole, n: whole[:, -1:]}, {"read": lambda whole, n: whole if whole.shape[1] == n else whole[:, -1:]}],
     "the oldest token is forgotten at every step: the model reads all tokens": {"read": lambda whole, n: whole[:, -n:]},
     "the model is given the last tokens alone, a fixed number of them: it reads all that there are":
         [{"read": lambda whole, _, most=most: whole[:, -most:]} for most in (8, 16, 32, 64, 100)],

@@ -19,11 +19,14 @@ def draw_scored(generator):
     yield {"logits": far, "tokens": torch.tensor([[0, 1, 0]]), "mask": far[..., 0] < 100, "temperature": 0.8, "top_k": 0}
     for rows, length, count, temperature, top_k in (
         (2, 5, 4, 1.0, 0), (2, 6, 5, 0.5, 0), (3, 7, 6, 0.7, 3), (4, 8, 7, 1.4, 2), (3, 5, 11, 0.9, 7),  # the last: k above S
+        (2, 140, 5, 1.1, 0),
     ):  # fmt: skip
         logits, places = 2 * torch.randn(rows, length, count, generator=generator), torch.arange(length)
         ends = torch.randint(4, length + 1, (rows, 1), generator=generator)
         ends[0], ends[1] = 4, length  # one row ends early, one goes on to the last position
-        mask = (places >= 2) & (places < ends)
+        starts = torch.randint(1, 4, (rows, 1), generator=generator)
+        starts[0], starts[1] = 2, 1  # prompts of different lengths
+        mask = (places >= starts) & (places < ends)
         tokens = torch.randint(count, (rows, length), generator=generator)  # prompt and filling: not among the top k
         choices = logits.topk(top_k or count).indices.roll(1, 1)  # (B, S, k): a sampler can only have drawn these
         picked = torch.randint(choices.shape[2], (rows, length, 1), generator=generator)
@@ -44,14 +47,11 @@ def scores_and_gradient(function, logits, **others):
 
 def score_by_loops(logits, tokens, mask, temperature, top_k):
     rows = []
-    for scores, row, real in zip(logits, tokens.tolist(), mask.tolist()):
-        total = 0 * scores.sum()
-        for place in range(1, len(row)):
-            if real[place]:
-                before = (scores[place - 1].double() / temperature).exp()
-                kept = before.sort(descending=True).values[: top_k or None]
-                total = total + (before[row[place]] / kept.sum()).log().float()
-        rows.append(total)
+    for scores, row, real in zip(logits, tokens, mask):
+        places = real[1:].nonzero()[:, 0]  # before the tokens that were drawn
+        before = (scores[places].double() / temperature).exp()  # (N, V)
+        kept = before.sort(-1, descending=True).values[:, : top_k or None]
+        rows.append((before[range(len(places)), row[places + 1]] / kept.sum(1)).log().sum().float())
     return torch.stack(rows)
 
 
@@ -84,6 +84,9 @@ Exercise("4.7", "sequence_logprob", draw=draw_scored, call=scores_and_gradient, 
     "what stands behind the end token is scored too: the mask says where the completion is over":
         masked(lambda m: m.cumsum(1) > 0),
     "the mask is not used: the prompt and what stands behind the end are scored too": masked(lambda m: m | True),
+    "the completions are taken to begin, or to end, where the first row's does; the mask says it of each row": (
+        masked(lambda m: m & (torch.arange(m.shape[1]) >= m[0].int().argmax())),
+        masked(lambda m: m & (torch.arange(m.shape[1]) <= m[0].nonzero()[-1]))),
     "the mask is upside down: what was not drawn is scored": masked(lambda m: ~m),
     "minus infinity times a mask of 0 is NaN: torch.where(mask, logprobs, 0)": {"total": lambda x, m: (x * m).sum(1)},
     "scored at temperature 1, sampled at another: the logits are divided by the sampler's temperature here too":
@@ -120,6 +123,8 @@ Exercise("4.7", "sequence_logprob", draw=draw_scored, call=scores_and_gradient, 
     "raw logits are not log-probabilities: put them through log_softmax first": {"scores": lambda x, t, k: x / t},
     "the softmax runs over the positions; the vocabulary is the last dimension":
         {"scores": lambda x, t, k: (x / t).log_softmax(1)},
+    "the probabilities are multiplied and the logarithm is taken last: a product of many becomes 0; add up logarithms":
+        {"total": lambda x, m: torch.where(m, x, 0).exp().prod(1).log()},
     "these are sums of probabilities; add up their logarithms": {"total": lambda x, m: torch.where(m, x, -math.inf).exp().sum(1)},
 })  # fmt: skip
 
@@ -132,6 +137,7 @@ def draw_padding(generator):
         padding = torch.randint(0, length, (rows, 1), generator=generator)
         padding[-1], padding[0], padding[1] = length - 1, 0, 2  # of one token, of full length, of two tokens less
         yield {"real": torch.arange(length) >= padding}
+    yield {"real": torch.arange(270) >= torch.tensor([[100], [3]])}
 
 
 def as_far_as_real(function, real):
@@ -149,8 +155,11 @@ def padding_by_loops(real):
     B, T = real.shape
     padding = [T - int(row.sum()) for row in real]
     positions = torch.tensor([[max(0, query - padding[row]) for query in range(T)] for row in range(B)])
-    looks = [[[n <= key <= query or key == query for key in range(T)] for query in range(T)] for n in padding]
-    return positions, torch.tensor(looks)
+    looks = torch.zeros(B, T, T, dtype=torch.bool)
+    for row, n in enumerate(padding):
+        for query in range(T):
+            looks[row, query, min(n, query) : query + 1] = True
+    return positions, looks
 
 
 def padded(
@@ -191,6 +200,8 @@ Exercise("4.8", "left_padding", draw=draw_padding, call=as_far_as_real, right=pa
         [{"count": lambda r, least=least: (torch.arange(r.shape[1]) - r.sum(1, True)).clamp(min=least)} for least in (0, -9)],
     "positions are no int64, with which an embedding is looked up":
         [{"count": lambda r, kind=kind: (r.cumsum(1) - 1).clamp(min=0).to(kind)} for kind in (torch.float32, torch.int32)],
+    "positions are counted in numbers too small for them: int8 ends at 127, uint8 at 255; count in int64": [
+        {"count": lambda r, kind=kind: (r.cumsum(1, dtype=kind) - 1).clamp(min=0).long()} for kind in (torch.int8, torch.uint8)],
     "positions are counted from the first row's first real token; each row has its own":
         {"count": lambda r: (torch.arange(r.shape[1]) - r[0].int().argmax()).clamp(min=0).expand(r.shape)},
     "each position sees itself alone: & for |": {"out": lambda attend: attend & torch.eye(attend.shape[-1], dtype=torch.bool),
@@ -213,6 +224,8 @@ def draw_caches(generator):
     for B, H, S, D in ((1, 1, 0, 2), (1, 1, 2, 2), (2, 1, 3, 4), (2, 3, 5, 4), (1, 1, 200, 3)):
         q, k, v = torch.randn(3, B, H, 1, D, generator=generator)
         keys, values = torch.randn(2, B, H, S, D, generator=generator)
+        if S == 3:
+            keys[0, 0, 1], values[1, 0, 0], k[1] = 0.0, 0.0, 0.0  # zeros like any other numbers
         yield {"q": q, "k": k, "v": v, "keys": keys, "values": values}
     q, k, v, *cache = torch.randint(-2, 3, (7, 2, 3, 1, 16), generator=generator).float()  # scores up to some hundreds, exactly
     yield {"q": 64 * q, "k": k, "v": v, "keys": torch.cat(cache, dim=2), "values": torch.cat(cache, dim=2).flip(3)}
@@ -250,6 +263,17 @@ def part_in_front(place, read):
     return call
 
 
+def without_zeros(new):
+    """The step in which keys of zeros are left out; `new`: the new one, too."""
+
+    def call(q, k, v, keys, values):
+        filled = (behind(keys, k) != 0).any(-1)[:, :, None, :]
+        filled[..., -1] |= not new
+        return stepped(q, k, v, keys, values, weights=lambda x: x.masked_fill(~filled, -math.inf).softmax(-1))
+
+    return call
+
+
 Exercise("4.9", "cached_step", draw=draw_caches, right=step_by_torch, formula=stepped, mistakes={
     "the new token cannot see itself: append its key and value first, then attend":
         ({"seen": lambda old, new: old}, {"seen": lambda old, new: old if old.shape[2] else new}),
@@ -276,6 +300,8 @@ Exercise("4.9", "cached_step", draw=draw_caches, right=step_by_torch, formula=st
         {"weights": lambda x: F.one_hot(x.argmax(-1), x.shape[-1]).float()},
     "exp overflows for large scores and gives NaN: softmax takes the maximum off first":
         {"weights": lambda x: x.exp() / x.exp().sum(-1, keepdim=True)},
+    "keys of zeros are taken for empty places and left out; they are keys like any other, with the score 0":
+        [without_zeros(new) for new in (False, True)],
     "the old cache is returned: without the new key and value, the next step cannot see this token":
         {"kept": lambda old, new: old},
     "the new key and value were put in front: the cache is in the order of the positions, new ones go last":

@@ -17,6 +17,7 @@ from rlhf_lib.exercises.surroundings import TimeUp, limited
 
 HALF = {("negative", "neutral"): 0.5, ("neutral", "positive"): 0.5, ("negative", "positive"): 1.0}
 NOMINAL = {pair: 1 for pair in HALF}
+TINY = {pair: far * 1e-7 for pair, far in HALF.items()}
 DIVIDED = "division by zero"  # stands for the error, of whole numbers or floats
 TOO_OFTEN = "the right alpha, out of the distances of nearly every two labels that there are"
 LOOPED = "the right alpha, by a loop over nearly every two labels that there are"
@@ -45,6 +46,7 @@ def draw_readings_of_many(generator):
         ("pp n ppp -", HALF),
         ("p n -", HALF),
         ("np pn n -", NOMINAL),
+        ("nn 0pp", TINY),
         ("nnpp 0n00 pp 0", HALF),
         ("", HALF),
     ):
@@ -189,25 +191,26 @@ def besides(one, **more):
     return lambda labels, distance: alpha_of(labels, distance, **{**more, **one})
 
 
-EDGES = {"same": DIVIDED}, {"nothing": DIVIDED}, {"same": DIVIDED, "nothing": DIVIDED}, {"same": math.nan}
+EDGES = {"same": DIVIDED}, {"same": DIVIDED, "nothing": DIVIDED}
 
 
 def anyhow(*mistakes):
-    """Options by themselves, and where the edges are not looked after either; just the first are tried with other mistakes."""
-    return (mistakes[0], *map(besides, mistakes[1:]), *(besides(one, **edges) for one in mistakes for edges in EDGES))
+    """Options by themselves; just the first are tried with other mistakes, and where the edges are not looked after either."""
+    return (*mistakes[:1], *map(besides, mistakes[1:]), *(besides(mistakes[0], **edges) for edges in EDGES))
 
 
 def with_single_ones():
     """Labels of passages that were read once, in the bag, in n or in a divisor, and what comes out where there are no others."""
     pool, number = {"pool": lambda labels, read: labels}, {"number": lambda labels, read: sum(map(len, labels))}
     over = {"over": lambda labels, read, n: sum(map(len, labels))}
-    ends = (math.nan, DIVIDED, lambda labels: 1.0 if any(labels) else math.nan, lambda labels: 1.0 if any(labels) else DIVIDED)
+    ends = (1.0, lambda labels: 1.0 if any(labels) else math.nan), (DIVIDED, lambda labels: 1.0 if any(labels) else DIVIDED)
     kinds = ({**pool, **number}, {**pool, **over}, pool, number, over)
-    return (*kinds, *(besides(one, nothing=end, same=same) for one in kinds for end in ends for same in (1.0, DIVIDED, math.nan)))
+    both = (*ends, (1.0, DIVIDED), (DIVIDED, DIVIDED), (DIVIDED, math.nan))
+    return (*kinds, *(besides(one, same=same, nothing=end) for one in kinds for same, end in both))
 
 
 def often_or_not(*edges):
-    return (*edges, *(besides(one, often=often) for often in (True, LOOPED) for one in edges))
+    return (*edges, *(besides(edges[0], often=often) for often in (True, LOOPED)))
 
 
 def other_passages(counts, far, read, n):
@@ -359,6 +362,8 @@ EDGE_MISTAKES = {
         often_or_not({"nothing": 1.0}, {"nothing": 0.0}, {"nothing": None}),
     "it divides by 0 where the expected disagreement is 0: return 1 there; and math.nan where no passage has two labels":
         often_or_not(*({"same": DIVIDED, "nothing": one} for one in (DIVIDED, 1.0, 0.0))),
+    "a small expected disagreement is taken for none; distances may be small numbers, of any unit: ask whether it is 0":
+        tuple({"full": lambda e, counts, least=least: e < least} for least in (1e-6, 1e-5, 1e-4)),
     "this sees only where all labels are equal that chance expects nothing; different labels may have the distance 0, too: "
     "ask the expected disagreement":
         often_or_not(*({**one, "full": lambda e, counts: len(counts) == 1} for one in bare_quotients())),

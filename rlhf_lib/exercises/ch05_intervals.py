@@ -109,13 +109,16 @@ def draw_resamples(generator):
     yield {"values": torch.tensor([-2.0, 3.0, 7.0]), "draws": torch.tensor([[2, 0, 2], [1, 1, 1]])}
     again = torch.tensor([[0, 0, 3, 1], [0, 3, 0, 1], [1, 1, 1, 2], [0, 0, 3, 1], [2, 2, 2, 2]])  # some rows and means are equal
     yield {"values": torch.tensor([5.0, -1.0, 2.0, 5.0]), "draws": again}
-    for count, times in ((10, 50), (30, 400)):
+    for count, times in ((10, 50), (30, 400), (4, 1100)):
         values = 1 + 2 * torch.rand(count, generator=generator) ** 3
-        yield {"values": values, "draws": torch.randint(count, (times, count), generator=generator)}
+        draws = torch.randint(count, (times, count), generator=generator)
+        draws[1000:] = values.argmin()  # so that the last ones tell
+        yield {"values": values, "draws": draws}
 
 
 def bootstrap_by_sorting(values, draws):
-    means = sorted(sum(values[place].item() for place in row) / len(row) for row in draws.tolist())
+    numbers = values.tolist()
+    means = sorted(sum(numbers[place] for place in row) / len(row) for row in draws.tolist())
     bounds = []
     for share in (0.025, 0.975):
         place = share * (len(means) - 1)  # between two of the sorted means, in a line
@@ -184,6 +187,8 @@ bootstrap_interval = Exercise(
                ("weibull", "hazen", "median_unbiased", "normal_unbiased", "interpolated_inverted_cdf")), {"cut": stretched}),
         "these are other resamples than those that are given: `draws` has the places":
             lambda values, draws: resampled(values, torch.randint(len(values), draws.shape)),
+        "only the first 100 (or 1,000) draws are used; each of the R means counts":
+            tuple(lambda values, draws, most=most: resampled(values, draws[:most]) for most in (100, 1000)),
         "resamples with the same mean count once; each of the R means counts": {"of": lambda drawn: drawn.mean(1).unique()},
         "a place that was drawn twice counts once; it counts as often as it was drawn":
             lambda values, draws: resampled(values, draws, of=lambda _: torch.stack([values[x.unique()].mean() for x in draws])),

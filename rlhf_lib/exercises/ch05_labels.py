@@ -249,7 +249,8 @@ split_labels = Exercise(
         "the texts that come out are not those that came in: change a copy, for the hash alone": {"copy": str.lower},
         "these are no lists of texts; return two lists with the texts themselves": {"copy": len},
         "(nearly) nothing is held out: divide the hash by the largest number that it can be": {"share": lambda share: 0.0},
-        "(nearly) everything is held out: divide the hash by the largest number that it can be": {"share": lambda share: 1.0},
+        "(nearly) everything is held out: take a hash whose numbers spread evenly, and divide by the largest":
+            {"share": lambda share: 1.0},
         "texts that begin or end alike, or are equally long, all go together: hash the whole text":
             tuple({"part": lambda text, part=part: str(part(text))} for part in PARTS),
         "`held_out` plays no part: another share gives the same halves": {"share": lambda share: 0.15},
@@ -265,6 +266,7 @@ def draw_votes(generator):
     for votes in (["p"], ["pn"], ["npp", "p0", "n"], ["0ppn", "npnp", "n0"], ["p0n", "nn0pp", "pp"], ["00pnp", "n00pn", "nnn"],
                   ["p0np0n", "00p", "nnnpppp"], ["0ppnpnn", "n00p0", "n0pn"], ["pp0nnp0", "n0"]):  # fmt: skip
         yield {"votes": list(map(spelled, votes))}
+    yield {"votes": [spelled(10 * "p" + 9 * "n"), spelled(9 * "n" + 10 * "0")]}  # as text "9" is above "10"
     for passages, readers in ((4, 3), (8, 5), (12, 4)):
         yield {"votes": [read_by(generator, readers, (1 / 3, 1 / 3, 1 / 3)) for _ in range(passages)]}
 
@@ -287,6 +289,12 @@ def voted(votes, *, tie=lambda best, one: NEUTRAL, counted=lambda one: one):
 def each(label_of):
     """A function of all votes out of one of the votes on one passage."""
     return lambda votes: [label_of(one) for one in votes]
+
+
+def as_text(one):
+    counts = {label: str(one.count(label)) for label in one}
+    best = [label for label, count in counts.items() if count == max(counts.values())]
+    return best[0] if len(best) == 1 else NEUTRAL
 
 
 def first_of(order, best, one=None):
@@ -345,6 +353,7 @@ majority_vote = Exercise(
             (each(lambda one: one[0]), each(lambda one: one[-1])),
         "a tie goes to the label that was voted for last; it is neutral": {"tie": lambda best, one: first_of(one[::-1], best)},
         "this is the label with the fewest votes": each(lambda one: Counter(one).most_common()[-1][0]),
+        "the numbers of votes are compared as text, in which 9 is above 10; compare whole numbers": each(as_text),
         "a tie gets no label, None; it is neutral": {"tie": lambda best, one: None},
         "these are numbers of classes; return the labels themselves":
             (lambda votes: list(map(LABELS.index, voted(votes))), lambda votes: [LABELS.index(one) - 1 for one in voted(votes)]),
@@ -362,7 +371,7 @@ def draw_readings(generator):
     for count in (12, 60):
         first = [POSITIVE, *read_by(generator, count)]
         yield {"first": first, "second": [NEGATIVE, *read_again(generator, first[1:])]}
-    yield {"first": [NEUTRAL] * 300, "second": [NEUTRAL] * 299 + [POSITIVE]}
+    yield {"first": [NEUTRAL] * 2300, "second": [NEUTRAL] * 2299 + [POSITIVE]}  # half precision counts to 2048
 
 
 def counts_by_place(first, second, times=3):
@@ -415,6 +424,8 @@ confusion = Exercise(
             ({"then": lambda t: t.sum(1)[:, None] * t.sum(0)}, {"then": lambda t: t.sum(1)[:, None] * t.sum(0) / t.sum()}),
         "8 bits count to 127 or 255, then begin anew: take whole numbers of 64 bits, or floats":
             ({"then": lambda t: t.to(torch.uint8)}, {"then": lambda t: t.to(torch.int8)}),
+        "half precision counts to 2048 (or 256) and stands still there: take whole numbers of 64 bits, or floats":
+            tuple({"then": lambda t, most=most: t.clamp(max=most)} for most in (2048, 256)),
         "two pairs of labels have the same number: there are three columns, so a pair's is 3 * row + column":
             tuple(partial(counts_by_place, times=times) for times in (2, 1)),
         "the last passage (or the first) is left out: every one counts":
@@ -436,7 +447,7 @@ def draw_pairs_of_readers(generator):
     for count in (20, 60):
         first = [*LABELS, *read_by(generator, count)]
         yield {"first": first, "second": [POSITIVE, NEUTRAL, POSITIVE, *read_again(generator, first[3:])]}
-    yield {"first": [NEUTRAL] * 150, "second": [NEUTRAL] * 149 + [POSITIVE]}  # chance is nearly 1
+    yield {"first": [NEUTRAL] * 190, "second": [NEUTRAL] * 189 + [POSITIVE]}  # chance is nearly 1, and 190 * 189 above 2**15
 
 
 def kappa_by_pairs(first, second):
@@ -499,6 +510,11 @@ def unshared():
     return tuple(partial(made, observed=way[0], chance=way[1], sure=one, end=end) for way in ways for one in sure for end in ends)
 
 
+def in_16_bits(first, second):
+    ours, theirs = (torch.tensor(list(map(labels.count, LABELS)), dtype=torch.int16) for labels in (first, second))
+    return kappa(first, second, chance=lambda a, b: (ours * theirs).sum().item() / len(first) ** 2)
+
+
 cohen_kappa = Exercise(
     "5.5", "cohen_kappa",
     draw=draw_pairs_of_readers,
@@ -529,6 +545,8 @@ cohen_kappa = Exercise(
         "chance is made from the most frequent labels alone; add up all three":
             ({"chance": lambda a, b: max(x * y for x, y in zip(a, b))}, {"chance": lambda a, b: max(a) * max(b)}),
         "agreement and chance are shares: equal labels are divided by N, each product of two counts by N * N": unshared(),
+        "a product of two counts goes beyond 16 bits and comes out negative: take whole numbers of 64 bits, or floats":
+            in_16_bits,
         "1 is returned as soon as chance is near 1; only where both readers give every passage the same one label":
             tuple({"sure": lambda c, *readers, most=most: c > most} for most in (0.9, 0.95, 0.99)),
         "a kappa below 0 becomes 0: readers may agree less often than by chance":
@@ -552,7 +570,8 @@ def draw_probabilities(generator):
     for p, known, count in (
         ([0.9, 0.6, 0.1], [0] * 3, 1), ([0.5, 0.95, 0.3, 0.55], [1, 0, 0, 0], 2), ([0.2, 0.35, 0.41], [0, 1, 0], 1),
         ([0.51, 0.96, 0.03, 0.5], [1, 0, 0, 1], 2), ([0.7, 0.4996, 0.5003, 0.5], [0] * 4, 3),
-        ([0.5, 1.0, 0.3, 0.0], [1, 0, 0, 1], 2),
+        ([0.5, 1.0, 0.3, 0.0], [1, 0, 0, 1], 2), ([0.75, 0.25, 0.625, 0.625], [1, 0, 1, 0], 2),  # each as near as a labelled one
+        ([0.50003, 0.50002, 0.7, 0.50001], [0] * 4, 3),
     ):  # fmt: skip
         yield {"p_positive": torch.tensor(p), "labelled": torch.tensor(known).bool(), "count": count}
     for size, count in ((8, 3), (20, 6)):
@@ -574,6 +593,11 @@ def picked(p_positive, labelled, count, *, key=lambda p, free: (p - 0.5).abs(), 
     """The places where `key` is least (or most), with `lose` for the key of those that `hide` says."""
     distance = key(p_positive, p_positive[~labelled]) + fine * labelled
     return end(sort(distance.masked_fill(hide(labelled), lose), count, most), p_positive)
+
+
+def looked_up(p_positive, labelled, count, key):
+    places, keys = nearest_by_sorting(p_positive, labelled, count), key(p_positive).tolist()
+    return torch.tensor([keys.index(keys[place]) for place in places])
 
 
 def by_entropy(p_positive, labelled, count, sort):
@@ -608,6 +632,11 @@ pick_uncertain = Exercise(
         "p log p is 0 times minus infinity, NaN, at a probability of 0 or 1; the distance to 0.5 is always a number":
             tuple(partial(by_entropy, sort=sort) for sort in (lambda x, n: x.argsort(descending=True)[:n],
                                                               lambda x, n: x.topk(n).indices)),
+        "p (1 - p), or the entropy, is flat at 0.5, and float32 loses the order there; the distance to 0.5 keeps it":
+            tuple({"key": key, "lose": -1.0, "most": True, **sort} for sort in ({}, TOPK) for key in (
+                lambda p, free: p * (1 - p), lambda p, free: torch.distributions.Bernoulli(p).entropy())),
+        "the place is looked up by its distance (or its p), and of two equal ones the first is found, even a labelled one":
+            tuple(partial(looked_up, key=key) for key in (lambda p: (p - 0.5).abs(), lambda p: p)),
         "these are ranks, argsort of argsort; return the places that argsort gives":
             {"sort": lambda x, count, most: x.argsort().argsort()[:count]},
         "these are places among the unlabelled passages; translate them back to places among all":

@@ -27,6 +27,7 @@ def draw_log_odds(generator):
     yield tensors([2.0, 0.0], [0.5, 0.0], 0.1)
     yield tensors([1.5], [0.5], 0.3)
     yield tensors([-3.0, -1.0, 0.5, 2.0, 2.5], [0.0, 0.0, 1.0, 1.0, 1.0], 0.02)  # separable
+    yield tensors([-15.0, -10.0, -5.0, 5.0, 10.0], [0.0, 0.0, 0.0, 1.0, 1.0], 0.00005)  # in a flat valley
     yield tensors([0.5, -1.0, 3.0, 2.0], [1.0, 1.0, 1.0, 1.0], 0.2)  # one class alone
     yield tensors([4.0, 1.0, -2.0], [0.5, 0.5, 0.5], 1)  # all neutral; the ridge is a whole number
     x = 1.5 * torch.randn(41, generator=generator) - 0.4
@@ -77,15 +78,19 @@ def half_at_most(loss, w, step):
     return step / 2 if loss(w - step) > loss(w) else step
 
 
+def none_that_rises(loss, w, step):
+    return 0 * step if loss(w - step) > loss(w) else step
+
+
 def platt(
     logits, targets, ridge, *, use=lambda x, t: (x, t), toward=(1.0, 0.0), start=(1.0, 0.0), pull=lambda ridge, n: (ridge, ridge),
     slope=lambda pull: pull, curved=torch.diag, weight=lambda p: p * (1 - p), mean=lambda n: n, once=False, steps=60,
-    cut=until_it_falls, cost=F.binary_cross_entropy_with_logits, end=lambda a, b: (a, b),
+    cut=until_it_falls, least=None, cost=F.binary_cross_entropy_with_logits, end=lambda a, b: (a, b),
 ):  # fmt: skip
     """Newton's method.
 
     `pull` are the ridges of a and b, `slope` and `curved` what of them is in gradient and Hessian, `mean` what the Hessian's sums
-    are divided by; `once`: p is not renewed; `cut` shortens a step.
+    are divided by; `once`: p is not renewed; `cut` shortens a step; the last one lowers the loss by less than `least`.
     """
     x, t = use(logits.double(), targets.double())
     X, toward, w = torch.stack([x, torch.ones_like(x)], 1), torch.tensor(toward).double(), torch.tensor(start).double()
@@ -102,7 +107,9 @@ def platt(
         step = cut(loss, w, torch.linalg.solve(hessian, gradient))
         if step.abs().max() < 1e-12:
             break
-        w = w - step
+        before, w = w, w - step
+        if least and loss(before) - loss(w) < least:
+            break
     return end(*w.tolist())
 
 
@@ -231,10 +238,15 @@ calibrate = Exercise(
             (newton(steps=1, cut=whole), newton(steps=1), newton(steps=1, start=(0.0, 0.0))),
         "Newton's method was stopped after a few steps; go on until nothing moves":
             (newton(steps=2, cut=whole), newton(steps=3, cut=whole),
-             *(newton(steps=steps, start=start) for steps in (2, 3) for start in ((1.0, 0.0), (0.0, 0.0)))),
+             *(newton(steps=steps, start=start) for steps in (2, 3) for start in ((1.0, 0.0), (0.0, 0.0))),
+             *(newton(steps=steps) for steps in (4, 5, 6))),
+        "the steps end where the loss falls by little, or in float32 seems not to; in a flat valley there is a long way to go: "
+        "until the step is small, in float64":
+            tuple(newton(least=least) for least in (1e-3, 1e-4, 1e-6)),
         "the whole step is taken wherever it leads, and goes too far where the model is sure and wrong; halve it until the loss "
         "does not rise":
             tuple(newton(steps=steps, cut=whole) for steps in (4, 5, 6, 7, 8, 10, 15, 20, 50)),
+        "the steps end at the first one that leads higher; halve that one, and go on": newton(cut=none_that_rises),
         "p was worked out once, before the steps; every step needs p at its own a and b":
             tuple(newton(once=True, cut=whole, steps=steps) for steps in (2, 3, 5, 10, 20, 50, 100)),
         "the Hessian lacks its weights p (1 - p), so the steps are short and had not arrived when they ended":
@@ -247,7 +259,9 @@ calibrate = Exercise(
             tuple(newton(mean=lambda n: 1, cut=whole, steps=steps) for steps in (5, 10, 20, 30, 50, 100)),
         "the ridge is missing in the Hessian, or it is singular without it: add the ridge to its diagonal":
             tuple(newton(curved=lambda pull: 0 * pull.diag(), cut=cut, steps=steps) for steps in (10, 20, 30, 50, 100)
-                  for cut in (until_it_falls, whole)),
+                  for cut in (until_it_falls, whole))
+            + tuple(newton(curved=lambda pull, tiny=tiny: tiny * torch.eye(2, dtype=pull.dtype), steps=steps)
+                    for tiny in (1e-9, 1e-8, 1e-6) for steps in (30, 50)),
         "the ridge is added to all four places of the Hessian; no product of a and b is in it: add it to the diagonal alone":
             tuple(newton(curved=lambda pull: pull.expand(2, 2), steps=steps) for steps in (10, 20, 30, 50, 100)),
         "the ridge is missing in the gradient, or what comes to the same: it adds ridge (a - 1) and ridge b":

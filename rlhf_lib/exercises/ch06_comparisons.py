@@ -95,6 +95,7 @@ pair_loss = Exercise(
 def draw_rankings(generator):
     yield {"rewards": torch.tensor([[1.0, 0.0]])}
     yield {"rewards": torch.tensor([[2.0, 1.0, 0.0]])}
+    yield {"rewards": torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, -2.0]])}  # all alike, as at the start
     for rows, count in ((3, 2), (2, 3), (1, 4), (4, 5)):
         yield {"rewards": 2 * torch.randn(rows, count, generator=generator)}
     yield {"rewards": torch.tensor([[-30.0, 10.0, -8.0], [3.0, -40.0, 40.0]])}
@@ -121,6 +122,10 @@ def half_detached(rewards, better):
     first, second = torch.triu_indices(rewards.shape[1], rewards.shape[1], 1)
     a, b = rewards[:, first], rewards[:, second]
     return F.softplus(b - a.detach() if better else b.detach() - a).mean()
+
+
+def outside(rewards):
+    return F.softplus(-(rewards[:, :, None] - rewards[:, None]).triu(1))
 
 
 def by_distance(rewards):
@@ -161,7 +166,10 @@ ranked_loss = Exercise(
             tuple(lambda rewards, of=of: plackett_luce(rewards) / of(rewards.shape[1]) for of in
                   (lambda k: 1, lambda k: k, lambda k: k - 1)),
         "outside the pairs the matrix of margins is 0, and each 0 adds log 2: choose the pairs before the loss":
-            lambda rewards: F.softplus(-(rewards[:, :, None] - rewards[:, None]).triu(1)).mean(),
+            (lambda rewards: outside(rewards).mean(),
+             lambda rewards: outside(rewards).mean() * 2 * rewards.shape[1] / (rewards.shape[1] - 1)),
+        "pairs with equal rewards are left out; their loss is ln 2, and its gradient parts them":
+            {"loss": lambda m: F.softplus(-m[m != 0])},
         "one reward of each pair is detached; the better one should rise and the worse one fall":
             (partial(half_detached, better=True), partial(half_detached, better=False)),
         "the last (or the first) answer is in no pair; every better answer is compared with every worse one":

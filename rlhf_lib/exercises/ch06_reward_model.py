@@ -1,8 +1,7 @@
 """Chapter 06: reading the last real token, pooling, soft labels, scores, accuracy and calibration."""
 
-import functools
 import math
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch.nn import functional as F
@@ -30,6 +29,7 @@ def masks(generator, sizes=((4, 5), (7, 9))):
         mask = torch.where(left, torch.arange(steps) >= steps - lengths, torch.arange(steps) < lengths)
         mask[rows // 2] = True
         yield mask
+    yield marks("x" * 258 + "--")  # beyond 8 bits
 
 
 def options(name, table):
@@ -47,6 +47,13 @@ def draw_tokens(generator):
     yield {"x": torch.tensor([[5.0, 7.0, 0.0, 8.0], [6.0, -2.0, 4.0, 0.0]]), "mask": marks("xxx-", "--xx")}  # real zeros
     far = torch.tensor([[2e100, -3e100, 7e100], [5e100, 1e100, -4e100]], dtype=torch.float64)  # float32 ends at 3e38
     yield {"x": far, "mask": marks("xx-", "-xx")}
+
+
+def with_gradient(function, **given):
+    """What the function makes of its first argument, and whether a gradient flows back to that."""
+    name, x = next(iter(given.items()))
+    output = function(**{**given, name: x.clone().requires_grad_().clone()})
+    return {"values": output, "a gradient flows": getattr(output, "requires_grad", False)}
 
 
 def last_by_loop(x, mask):
@@ -92,6 +99,9 @@ READS = {
     "the side of the padding is found out once for the whole batch; each row has its own":
         tuple(at(lambda mask, right=right: mask.sum(1) - 1 if right(mask) else 0 * mask.sum(1) + mask.shape[1] - 1) for right
               in (lambda m: m[0, 0], lambda m: m[:, 0].all(), lambda m: m[:, 0].any(), lambda m: not m[:, -1].any())),
+    "places are counted in a type that does not hold them all, of 8 bits or bfloat16; take whole numbers of 64 bits":
+        tuple(at(lambda mask, of=of: (mask * torch.arange(mask.shape[1]).to(of)).argmax(1))
+              for of in (torch.uint8, torch.int8, torch.bfloat16)),
     "this is the mean over the real tokens; only the last one has read the whole passage": of_real(lambda real: real.mean(0)),
 }  # fmt: skip
 
@@ -100,6 +110,7 @@ last_token = Exercise(
     "6.1", "last_token",
     draw=draw_tokens,
     right=last_by_loop,
+    call=with_gradient,
     formula=lambda x, mask, *, read=LAST: read(x, mask),
     mistakes=options("read", {
         **READS,
@@ -112,6 +123,8 @@ last_token = Exercise(
         "a real token whose value is 0 is taken for padding; ask the mask": lambda x, mask: LAST(x, (x * mask) != 0),
         "float64 goes through float32, as in torch.zeros(B), which does not hold every number: keep the type of `x`":
             lambda x, mask: LAST(x, mask).float(),
+        "no gradient flows back to `x`: .item(), .tolist(), torch.tensor(...) or .detach() cuts it off; index `x` itself":
+            lambda x, mask: LAST(x, mask).detach(),
     }),
 )  # fmt: skip
 
@@ -141,13 +154,14 @@ def not_zero(hidden, mask, whole):
 def compare_pooled(arguments, got, expected):
     from rlhf_lib import plots
 
-    return plots.side_by_side(got, expected, "a row is a passage, a column a feature")
+    return plots.side_by_side(got["values"], expected["values"], "a row is a passage, a column a feature")
 
 
 mean_pool = Exercise(
     "6.2", "mean_pool",
     draw=draw_hidden,
     right=lambda hidden, mask: of_real(lambda real: real.mean(0))(hidden, mask),
+    call=with_gradient,
     formula=pooled,
     picture=compare_pooled,
     mistakes={
@@ -176,6 +190,11 @@ mean_pool = Exercise(
             (lambda hidden, mask: not_zero(hidden, mask, whole=True), lambda hidden, mask: not_zero(hidden, mask, whole=False)),
         "the weights are a softmax of the mask, in which padding still has some: divide the mask by its sum":
             {"weights": lambda mask: mask.float().softmax(1), "count": lambda mask: 1},
+        "real tokens are counted in 8 bits, or in bfloat16, which do not hold every number: take whole numbers of 64 bits":
+            tuple({"count": lambda mask, of=of: mask.sum(1, keepdim=True, dtype=torch.int64).to(of)}
+                  for of in (torch.uint8, torch.int8)),
+        "no gradient flows back to `hidden`: .tolist(), torch.tensor(...) or .detach() cuts it off":
+            {"read": lambda x, mask: pooled(x, mask).detach()},
         "this averages over the width; average over the tokens, dim=1, and keep (B, C)": {"read": lambda x, mask: x.mean(2)},
         "this is one mean for the whole batch; each passage has its own":
             {"read": lambda x, mask: x[mask].mean(0).expand(len(x), -1)},
@@ -384,7 +403,7 @@ def tiny_reward_model(seed, pooling):
     return model.train()
 
 
-@functools.lru_cache(maxsize=16)
+@lru_cache(maxsize=16)
 def untouched(seed, pooling):
     """`tiny_reward_model` as it was made, to compare with."""
     return tiny_reward_model(seed, pooling)
@@ -395,20 +414,21 @@ def scores_and_batches(function, weights, pooling, rows, batch):
 
     def once(run):
         torch.default_generator.manual_seed(run)
-        model, sizes = tiny_reward_model(weights, pooling), []
-        hidden = model.body.hidden
+        model, sizes, right = tiny_reward_model(weights, pooling), [], []
+        hidden, logits = model.body.hidden, model.logits
         model.body.hidden = lambda tokens, *rest, **named: sizes.append(len(tokens)) or hidden(tokens, *rest, **named)
-        scores = function(model, [list(row) for row in rows], batch)
-        return scores.requires_grad, scores, sizes, model
+        model.logits = lambda tokens, mask=None: right.append(mask is None or bool(mask[:, 0].all())) or logits(tokens, mask)
+        return function(model, [list(row) for row in rows], batch), sizes, right, model
 
-    graph, scores, sizes, model = once(1)
-    if not torch.allclose(scores, once(2)[1], equal_nan=True):
+    scores, sizes, right, model = once(1)
+    if isinstance(scores, torch.Tensor) and not torch.allclose(scores, once(2)[0], equal_nan=True):
         raise RuntimeError("the same rows got other scores the second time: dropout, or something else that is drawn, was on")
     fresh = untouched(weights, pooling)
     same = all(map(torch.equal, model.state_dict().values(), fresh.state_dict().values()))
     return {
         "scores": scores,
-        "has a graph": graph,
+        "has a graph": getattr(scores, "requires_grad", False),
+        "what `logits` gets is padded on the right": all(right),
         "batches": len(sizes),
         "more rows than `batch` at once": any(size > batch for size in sizes),
         "the model is as before": same and model.config == fresh.config and all(one.requires_grad for one in model.parameters()),
@@ -464,6 +484,7 @@ score_rows = Exercise(
              {"read": lambda model, tokens, mask: model.logits(tokens, mask & F.pad(mask[:, 1:], (0, 1)))}),
         "the rows are padded on the left, and the mask says on the right":
             {"fill": lambda some: (pad(some, "left")[0], pad(some, "right")[1])},
+        "the rows are padded on the left; `model.logits` wants them on the right": {"fill": lambda some: pad(some, "left")},
         "a real token 0 is taken for padding; make the mask from the lengths of the rows":
             {"read": lambda model, tokens, mask: model.logits(tokens, tokens != 0)},
         "the scores are in order of length: put them back into the order of `rows`":
@@ -497,7 +518,7 @@ def draw_judged(generator):
     # four positive (two right, one of them at log-odds 0.3), three negative (two right), five neutral (four above 0)
     logits = torch.tensor([2.0, 0.3, -1.0, -0.2, -1.5, -0.1, 0.8, 1.0, 0.4, 2.0, 0.6, -0.7])
     yield {"logits": logits, "targets": torch.tensor([1.0] * 4 + [0.0] * 3 + [0.5] * 5)}
-    for size in (9, 30):
+    for size in (9, 30, 1600):
         targets = torch.randint(3, (size,), generator=generator) / 2
         targets[:3] = torch.tensor([0.0, 0.5, 1.0])
         yield {"logits": 2 * (targets - 0.5) + torch.randn(size, generator=generator), "targets": targets}
@@ -552,12 +573,16 @@ clear_accuracy = Exercise(
              lambda logits, targets: 2 * ((logits > 0) & (targets == 1)).sum()
              / ((logits > 0) & (targets != 0.5)).sum().add((targets == 1).sum()).clamp(min=1)),
         "this is the mean of two accuracies, of positive and of negative passages; count both kinds together":
-            lambda logits, targets: sum(accuracy(logits, targets, use=lambda t, one=one: t == one).nan_to_num() for one in (0, 1))
-            / len(set(targets.tolist()) - {0.5}),
+            tuple(lambda logits, targets, mean=mean: mean(torch.stack([accuracy(logits, targets, use=lambda t, one=one: t == one)
+                  for one in (0, 1)])) for mean in (torch.nanmean, torch.mean, lambda both: both.nan_to_num().mean())),
+        "the shares of parts of the passages are averaged, though the last part is smaller; count all together":
+            tuple({"over": lambda right, size=size: torch.stack([part.mean() for part in right.split(size)]).mean()}
+                  for size in (32, 64, 128, 256, 1000)),
         "log-odds are compared with 0.5 (or 1); even odds are log-odds of 0":
             ({"right": lambda z, t: (z > 0.5) == (t > 0.5)}, {"right": lambda z, t: (z > 1) == (t > 0.5)}),
         "log-odds are compared with their mean or median; even odds are log-odds of 0":
-            ({"right": lambda z, t: (z > z.mean()) == (t > 0.5)}, {"right": lambda z, t: (z > z.median()) == (t > 0.5)}),
+            ({"right": lambda z, t: (z > z.mean()) == (t > 0.5)}, {"right": lambda z, t: (z > z.median()) == (t > 0.5)},
+             {"right": lambda z, t: (z >= z.mean()) == (t > 0.5)}),
         "log-odds are rounded as if they were probabilities; are they above 0?": {"right": lambda z, t: z.round() == t},
         "every passage is taken for positive: a sigmoid is always above 0; ask for 0.5": {"right": lambda z, t: t > 0.5},
         "this is the mean probability of the right side; count which ones are above one half":
@@ -643,8 +668,7 @@ calibration_error = Exercise(
             ({"end": lambda g, n, used: ((g * n).sum() / n.sum()).abs()}, {"end": lambda g, n, used: (g * n).sum() / n.sum()},
              {"end": lambda g, n, used: -(g * n).sum() / n.sum()}),
         "an empty bin has the mean of nothing, NaN: leave it out": {"end": lambda g, n, used: weighted(g, n, used) + 0 / n.min()},
-        "the middle of the bin stands in place of the mean confidence in it":
-            lambda logits, targets, bins: calibration(
+        "the middle of the bin stands in place of the mean confidence in it": lambda logits, targets, bins: calibration(
                 logits, targets, bins, confidence=lambda z: ((z.abs().sigmoid() * bins).long().clamp(max=bins - 1) + 0.5) / bins),
         "this is the Brier score, of squared errors; bins compare the mean confidence with the share that is right":
             lambda logits, targets, bins: (logits.sigmoid() - targets)[targets != 0.5].square().mean(),

@@ -1,6 +1,7 @@
 """Chapter 07: REINFORCE, generalised advantage estimation, clipping, and PPO on a rollout."""
 
 import math
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -21,12 +22,13 @@ def draw_returns(generator):
     for length, gamma in ((1, 0.3), (4, 0.9), (3, 0.0), (5, 1.0), (9, 0.8), (60, 0.1)):  # 0.1 ** 60 is 0 in float32
         yield {"rewards": 2 * torch.randn(length, generator=generator), "gamma": gamma}
     yield {"rewards": torch.tensor([0.0, 2.0, 0.0, 0.0, -1.0, 0.0]), "gamma": 0.5}
-    yield {"rewards": torch.ones(150), "gamma": 1.0}  # a long episode at CartPole
+    yield {"rewards": torch.tensor([0.001, *[0.0] * 12, 1000.0]), "gamma": 0.5}  # far away, and still much
+    yield {"rewards": torch.ones(300), "gamma": 1.0}  # a long episode at CartPole
 
 
 def returns_by_definition(rewards, gamma):
-    powers = torch.arange(len(rewards))
-    return torch.stack([(rewards[t:] * gamma ** powers[: len(rewards) - t]).sum() for t in range(len(rewards))])
+    powers = gamma ** torch.arange(len(rewards))
+    return torch.stack([(rewards[t:] * powers[: len(rewards) - t]).sum() for t in range(len(rewards))])
 
 
 def returns_formula(rewards, gamma, *, power=lambda ahead, s: ahead, keep=lambda ahead: ahead >= 0, fixed=None):
@@ -93,6 +95,12 @@ def draw_reinforce(generator):
         yield {"logits": 2 * torch.randn(steps, count, generator=generator), "actions": actions, "advantages": advantages}
     far = torch.tensor([[0.0, 200.0], [200.0, 0.0]])  # softmax makes 0 of the smaller ones
     yield {"logits": far, "actions": torch.tensor([0, 0]), "advantages": torch.tensor([0.5, 1.0])}
+    far = torch.tensor([[0.0, 1.0], [200.0, 199.0]])  # one row lies far below the other
+    yield {"logits": far, "actions": torch.tensor([1, 0]), "advantages": torch.tensor([1.0, -2.0])}
+    for advantages in (torch.tensor([1.5, 0.0, -0.5]), torch.randn(130, generator=generator)):  # a 0 is an advantage too
+        steps = len(advantages)
+        actions = torch.randint(3, (steps,), generator=generator)
+        yield {"logits": torch.randn(steps, 3, generator=generator), "actions": actions, "advantages": advantages}
 
 
 def call_reinforce(function, logits, actions, advantages):
@@ -102,6 +110,11 @@ def call_reinforce(function, logits, actions, advantages):
     loss.backward()
     through = torch.zeros_like(advantages) if advantages.grad is None else advantages.grad
     return {"loss": loss, "gradient of the logits": logits.grad, "gradient of the advantages": through}
+
+
+def log_far_below(x, most):
+    """Log-probabilities by hand, with `most`, the largest logit of all, subtracted from every row."""
+    return x - most - (x - most).exp().sum(-1, keepdim=True).log()
 
 
 def reinforce_formula(
@@ -121,6 +134,10 @@ reinforce_loss = Exercise(
         "raw logits are not log-probabilities: put them through log_softmax first": {"log": lambda x: x},
         "softmax makes 0 of a small probability, whose logarithm is -inf: take log_softmax, which needs no such 0":
             [{"log": lambda x, eps=eps: (x.softmax(-1) + eps).log()} for eps in (0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-5)],
+        "the largest logit of all steps is subtracted, so a row far below it becomes 0: take each row's own, as log_softmax does":
+            [{"log": lambda x: log_far_below(x, x.max().detach())}, {"log": lambda x: log_far_below(x, x.max())}],
+        "steps whose advantage is 0 are left out of the mean; it runs over all of them": lambda logits, actions, advantages:
+            reinforce_formula(logits, actions, advantages, mean=torch.sum) / (advantages != 0).sum(),
         "the softmax runs over the steps; it belongs to the actions, the last dimension": {"log": lambda x: x.log_softmax(0)},
         "the advantages pass a gradient on: detach them, they are a weight and not something to learn here": {"detach": False},
         "the log-probabilities are detached in the advantages' place":
@@ -159,14 +176,19 @@ def draw_gae(generator):
     rewards, values = torch.randn(2, 3, 4, generator=generator)
     first = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]).bool()  # the first row is the shortest
     yield {"rewards": rewards, "values": values, "gamma": 0.9, "lam": 0.7, "mask": first}
+    rewards, values = torch.randn(2, 1, 260, generator=generator)
+    yield {"rewards": rewards, "values": values, "gamma": 1.0, "lam": 0.99, "mask": torch.ones(1, 260, dtype=torch.bool)}
 
 
 def gae_backwards(rewards, values, gamma, lam, mask):
-    advantages = torch.zeros_like(rewards)
-    for row, t in mask.nonzero().flip(0).tolist():
-        advantages[row, t] = rewards[row, t] - values[row, t]
-        if t + 1 < mask.shape[1] and mask[row, t + 1]:
-            advantages[row, t] += gamma * values[row, t + 1] + gamma * lam * advantages[row, t + 1]
+    rows = []
+    for reward, value, real in zip(rewards.tolist(), values.tolist(), mask.tolist()):
+        row = [0.0] * (len(real) + 1)
+        for t in reversed(range(sum(real))):
+            following = value[t + 1] if t + 1 < sum(real) else 0.0
+            row[t] = reward[t] + gamma * following - value[t] + gamma * lam * row[t + 1]
+        rows.append(row[:-1])
+    advantages = torch.tensor(rows)
     return advantages, torch.where(mask, advantages + values, 0)
 
 
@@ -189,6 +211,13 @@ def gae_formula(
     advantages = torch.where(mask, advantages, 0) if "advantages" in zero else advantages
     targets = returns(advantages, values, lambda gamma: returns_formula(r, gamma), gamma)
     return advantages, torch.where(mask, targets, 0) if "returns" in zero else targets
+
+
+def gae_divided(rewards, values, gamma, lam, mask, keep=torch.mul):
+    powers = (gamma * lam) ** torch.arange(rewards.shape[1])
+    deltas = gae_formula(rewards, values, gamma, 0.0, mask)[0]
+    advantages = (deltas * powers).flip(1).cumsum(1).flip(1) / powers
+    return keep(advantages, mask), keep(advantages + torch.where(mask, values, 0), mask)
 
 
 def gae_whitened(rewards, values, gamma, lam, mask, *, correction, first):
@@ -239,6 +268,8 @@ gae = Exercise(
         "both values have the wrong sign: delta_t = r_t + gamma V_(t+1) - V_t": {"own": -1, "rates": lambda g, d: (-g, g * d)},
         "only one step is looked at: these are the deltas, not yet their decaying sum": {"rates": lambda g, lam: (g, 0)},
         "the deltas before each step are added up; an advantage is made of those from it on: go backwards": {"forwards": True},
+        "dividing by (gamma * lambda) ** t gives 0 / 0 when that is 0: go backwards, which needs no division":
+            [gae_divided, partial(gae_divided, keep=lambda x, mask: torch.where(mask, x, 0))],
         "the advantages are whitened; that is a step of its own, after this one":
             [lambda c=c, f=f, **given: gae_whitened(**given, correction=c, first=f) for c in (0, 1) for f in (False, True)],
         "the returns are the sum of rewards to come alone; the value function's target is advantage + value":
@@ -262,6 +293,9 @@ def draw_whiten(generator):
     yield {"x": 1 + torch.randn(4, 3, generator=generator), "mask": holes}
     x = torch.tensor([[4.0, 1.0, math.nan], [2.0, math.inf, -math.inf]])  # nothing under the mask matters
     yield {"x": x, "mask": padded}
+    x = torch.randn(8, 130, generator=generator)
+    x[0, 0] = 1000.0  # more than 30 deviations away
+    yield {"x": x, "mask": (torch.arange(130) < 129).repeat(8, 1)}
 
 
 def whiten_by_numbers(x, mask):
@@ -320,6 +354,8 @@ masked_whiten = Exercise(
         "when all values are equal this divides 0 by 0: add a small eps to the variance, inside the root": {"eps": 0.0},
         "1e-8 stands outside the root; it belongs inside, added to the variance":
             [{"scale": lambda v, eps: v.sqrt() + eps}, {"scale": lambda v, eps: v.sqrt().clamp(min=eps)}],
+        "the result is cut off at some number; what lies far out stays there":
+            [lambda x, mask, most=most: whiten_formula(x, mask).clamp(-most, most) for most in (2, 3, 5, 10, 20)],
         "what is added to the variance is not 1e-8": [{"eps": eps} for eps in (1e-10, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)],
     })  # fmt: skip
 
@@ -355,7 +391,13 @@ def draw_policy_loss(generator):
         yield {"logprobs": torch.tensor([[ratio]]).log(), "advantages": torch.tensor([[advantage]]), **one, "clip": clip}
     unlikely = {"logprobs": torch.tensor([[-200.0]]), "old_logprobs": torch.tensor([[-200.5]])}  # exp makes 0 of them
     yield {**unlikely, "advantages": torch.ones(1, 1), "mask": one["mask"], "clip": 0.7}
-    for rows, steps, clip in ((2, 3, 0.1), (4, 6, 0.3), (5, 4, 0.2)):
+    far = {"logprobs": torch.tensor([[-0.5, -8.5]]), "old_logprobs": torch.tensor([[-8.5, -0.5]])}
+    yield {**far, "advantages": torch.tensor([[-1.0, 1.0]]), "mask": torch.ones(1, 2, dtype=torch.bool), "clip": 0.2}
+    holes = torch.tensor([[False, True, True], [True, False, True]])
+    new, old = -torch.rand(2, 2, 3, generator=generator)
+    advantages = torch.tensor([[3.0, -1.0, 2.0], [-0.5, 4.0, 1.0]])
+    yield {"logprobs": new, "old_logprobs": old, "advantages": advantages, "mask": holes, "clip": math.inf}  # nothing is clipped
+    for rows, steps, clip in ((2, 3, 0.1), (4, 6, 0.3), (5, 8, 0.2)):
         old = -torch.rand(rows, steps, generator=generator) * 3
         new = old + 0.4 * torch.randn(rows, steps, generator=generator)
         new[0, :2] = old[0, :2] + torch.tensor([0.5, -0.6])  # outside on both sides
@@ -419,6 +461,8 @@ policy_loss = Exercise(
         "the ratio is upside down: new over old, exp(logprobs - old_logprobs)": {"ratio": lambda new, old: (old - new).exp()},
         "exp makes 0 of the log-probability of an unlikely token, and 0 / 0 is NaN: subtract first, then one exp":
             [{"ratio": lambda new, old, eps=eps: new.exp() / (old.exp() + eps)} for eps in (0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-5)],
+        "the log-ratio is held within bounds; it is used as it is, however far the policy has moved":
+            [{"ratio": lambda new, old, most=most: (new - old).clamp(-most, most).exp()} for most in (1, 2, 3, 5)],
         "logprobs.detach() stands in place of old_logprobs, so every ratio is 1":
             {"ratio": lambda new, old: (new - new.detach()).exp()},
         "the smaller ratio is taken, before the product: a negative advantage needs the larger one. Take the smaller product":
@@ -427,7 +471,9 @@ policy_loss = Exercise(
         "a ratio outside the bounds counts as 0; it is clipped to the nearer bound":
             [{"near": lambda ratio, clip: ratio * ((ratio - 1).abs() <= clip), **other}
              for other in ({"pick": lambda plain, clipped: clipped}, {})],
-        "the lower bound is 1 - clip, not 1 / (1 + clip)": {"near": lambda ratio, clip: ratio.clamp(1 / (1 + clip), 1 + clip)},
+        "the lower bound is 1 - clip, not 1 / (1 + clip)":
+            [{"near": lambda ratio, clip: ratio.clamp(1 / (1 + clip), 1 + clip), **other} for other in (
+                {}, {"outside": lambda ratio, clip, _: (ratio < 1 / (1 + clip)) | (ratio > 1 + clip)})],
         "the smaller of two means is taken; take the smaller product at each position, then the mean": smaller_mean,
         "the advantages are shifted or scaled by their own mean and deviation; they are to be used as they are":
             [lambda logprobs, old_logprobs, advantages, mask, clip, n=n: policy_loss_formula(
@@ -440,7 +486,9 @@ policy_loss = Exercise(
              for other in ({}, {"outside": lambda ratio, clip, _: ratio.log().abs() > clip})],
         "the ratio is clipped to -clip and clip; the bounds lie around 1": {"near": lambda ratio, clip: ratio.clamp(-clip, clip)},
         "the ratio has one bound only; it is clipped on both sides":
-            [{"near": lambda ratio, clip: ratio.clamp(max=1 + clip)}, {"near": lambda ratio, clip: ratio.clamp(min=1 - clip)}],
+            [{"near": lambda ratio, clip: ratio.clamp(max=1 + clip)}, {"near": lambda ratio, clip: ratio.clamp(min=1 - clip)},
+             {"near": lambda ratio, clip: ratio.clamp(max=1 + clip), "outside": lambda ratio, clip, _: ratio > 1 + clip},
+             {"near": lambda ratio, clip: ratio.clamp(min=1 - clip), "outside": lambda ratio, clip, _: ratio < 1 - clip}],
         "the product of ratio and advantage is clipped; clip the ratio, then multiply":
             {"near": lambda ratio, _: ratio, "product": lambda ratio, a, clip: (ratio * a).clamp(1 - clip, 1 + clip)},
         "the argument clip is not used: 0.2 is written in": {"fixed": 0.2},
@@ -457,95 +505,22 @@ policy_loss = Exercise(
     })  # fmt: skip
 
 
-# ----------------------------------------------------------------------------------------- 7.6
-def draw_value_loss(generator):
-    row = torch.ones(1, 1, dtype=torch.bool)
-    worked, at_zero = ((3.0, 2.0, 3.0, 0.2), (3.0, 2.0, 2.0, 0.2)), ((1.0, 0.0, 1.0, 0.2), (1.0, 0.0, 0.0, 0.2))
-    for new, old, target, clip in (*worked, *at_zero, (3.0, 2.0, 4.0, 0.5), (-2.0, 1.0, -3.0, 0.1)):
-        yield {"values": row * new, "old_values": row * old, "returns": row * target, "mask": row, "clip": clip}
-    for rows, steps, clip in ((2, 3, 0.5), (4, 6, 0.3), (5, 3, 1.0)):
-        values, old_values, returns = torch.randn(3, rows, steps, generator=generator)
-        mask = ragged(rows, steps, generator)
-        yield {"values": values, "old_values": old_values + 1, "returns": returns, "mask": mask, "clip": clip}
-
-
-def call_value_loss(function, values, **others):
-    """The loss, and its gradient."""
-    values = values.clone().requires_grad_()
-    loss = function(values, **others)
-    loss.backward()
-    return {"loss": loss, "gradient": values.grad}
-
-
-def value_loss_by_cases(values, old_values, returns, mask, clip):
-    losses = []
-    for value, old, target in zip(values[mask], old_values[mask], returns[mask]):
-        bound = old + clip if value > old else old - clip
-        held = (value - old).abs() > clip and (bound - target).abs() > (value - target).abs()  # then there is no gradient
-        losses.append(((bound if held else value) - target) ** 2 / 2)
-    return torch.stack(losses).mean() + 0 * values.sum()
-
-
-def value_loss_formula(
-    values, old_values, returns, mask, clip, *, near=lambda v, old, clip: old + (v - old).clamp(-clip, clip), pick=torch.maximum,
-    error=torch.square, half=0.5, mean="real", fixed=None, late=False,
-):  # fmt: skip
-    held = near(values, old_values, clip if fixed is None else fixed)
-    errors = error(values - returns), error(held - returns)
-    loss = pick(*(MEANS[mean](one, mask) for one in errors)) if late else MEANS[mean](pick(*errors), mask)
-    return half * loss + 0 * values.sum()
-
-
-value_loss = Exercise(
-    "7.6", "value_loss", draw=draw_value_loss, call=call_value_loss, right=value_loss_by_cases, formula=value_loss_formula,
-    mistakes={
-        "this takes the smaller error; the larger one makes the bound that keeps the value near the old": {"pick": torch.minimum},
-        "nothing is clipped here: compare with the error of the value held within clip of the old": {"pick": lambda v, held: v},
-        "only the held value's error is here: a value that has gone the wrong way does not come back":
-            {"pick": lambda v, held: held},
-        "the two errors are added or averaged; take the larger":
-            [{"pick": lambda v, held: v + held}, {"pick": lambda v, held: (v + held) / 2}],
-        "the larger of two means is taken; take the larger error at each position, then the mean": {"late": True},
-        "the half in front is missing": {"half": 1.0},
-        **mean_mistakes({}),
-        "the errors are not squared": {"error": torch.abs},
-        "the larger error is taken with its sign, then squared; square both errors first":
-            {"error": lambda e: e, "pick": lambda v, held: torch.maximum(v, held).square()},
-        "the held value is detached: within clip it is the value itself, and needs its gradient":
-            {"near": lambda v, old, clip: old + (v - old).clamp(-clip, clip).detach()},
-        "the move is clipped on one side only; the value may move by clip either way":
-            [{"near": lambda v, old, clip: old + (v - old).clamp(max=clip)},
-             {"near": lambda v, old, clip: old + (v - old).clamp(min=-clip)}],
-        "this is Huber's loss; take the larger of two squared errors, of the value and of the held one":
-            [lambda values, old_values, returns, mask, clip: F.huber_loss(values[mask], returns[mask], delta=clip),
-             lambda values, old_values, returns, mask, clip: F.smooth_l1_loss(values[mask], returns[mask], beta=clip)],
-        "the return is held near the old value; hold the new value": lambda values, old_values, returns, mask, clip:
-            0.5 * (values - old_values - (returns - old_values).clamp(-clip, clip))[mask].square().mean(),
-        "the value itself is clipped into [-clip, clip]; clip how far it moved":
-            {"near": lambda v, old, clip: v.clamp(-clip, clip)},
-        "clip is taken as a share of the old value; it is a distance, the same for every value":
-            [{"near": lambda v, old, clip: v.clamp(old * (1 - clip), old * (1 + clip))},
-             {"near": lambda v, old, clip: torch.maximum(torch.minimum(v, old * (1 + clip)), old * (1 - clip))},
-             {"near": lambda v, old, clip: old * (v / old).clamp(1 - clip, 1 + clip)},
-             {"near": lambda v, old, clip: old + torch.maximum(torch.minimum(v - old, clip * old.abs()), -clip * old.abs())}],
-        "the clipped move is added to the new value, or to none, or subtracted; add it to the old value":
-            [{"near": lambda v, old, clip, start=start, sign=sign: start(v, old) + sign * (v - old).clamp(-clip, clip)}
-             for start, sign in ((lambda v, old: v, 1), (lambda v, old: 0, 1), (lambda v, old: old, -1), (lambda v, old: v, -1))],
-    })  # fmt: skip
-
-
 # ----------------------------------------------------------------------------------------- 7.9
 def draw_epochs(generator):
     for rows, minibatch, epochs, clip, max_norm, rate, momentum, stale in (
-        (2, 1, 1, 0.3, 0.5, 1.0, 0.0, 0), (4, 2, 1, 0.2, 0.5, 1.0, 0.5, 0), (5, 2, 2, 5.0, 0.5, 0.5, 0.0, 0),
-        (8, 3, 3, 0.2, 0.3, 1.0, 0.0, 1), (7, 4, 2, 0.1, 50.0, 0.05, 0.0, 1), (3, 5, 2, 0.4, 2.0, 0.3, 0.0, 0),
+        (2, 1, 1, 0.3, 0.5, 1.0, 0.0, 0), (4, 2, 1, 0.2, 0.5, 1.0, 0.5, 0), (5, 2, 2, math.inf, 0.5, 0.5, 0.0, 0),
+        (8, 3, 3, 0.2, 0.3, 1.0, 0.0, 1), (9, 4, 2, 0.1, 50.0, 0.05, 0.0, 1), (3, 5, 2, 0.4, 2.0, 0.3, 0.0, 0),
+        (4, 2, 4, 0.5, 2.0, 0.5, 0.0, 0), (2, 1, 2, 0.2, 0.5, 0.2, 0.0, "unlikely"),
     ):  # fmt: skip
         states, weight = torch.randn(rows, 4, generator=generator), torch.randn(4, 3, generator=generator) / 2
         actions = torch.randint(3, (rows,), generator=generator)
+        if stale == "unlikely":  # exp makes 0 of two of the three probabilities, and those actions were taken
+            states[:, 3], actions = 1.0, torch.tensor([1, 2])
+            weight[3] -= torch.tensor([0.0, 120.0, 130.0])
         old = (states @ weight).log_softmax(-1)[range(rows), actions]
         advantages = 4 * torch.randn(rows, generator=generator)
         advantages += 2 * advantages.sign()  # none so small that it does not matter
-        if stale:  # the rollout's policy is a little older: some ratios are outside at once, on either side
+        if stale == 1:  # the rollout's policy is a little older: some ratios are outside at once, on either side
             old[:4] += torch.tensor([-0.6, 0.6, 0.6, -0.6]) * advantages[:4].sign()
         yield {
             "weight": weight, "states": states, "actions": actions, "old_logprobs": old, "advantages": advantages,
@@ -566,8 +541,8 @@ def epochs_by_hand(weight, optimizer, states, actions, old_logprobs, advantages,
         rows = range(start, min(start + minibatch, len(states)))
         weight.grad = torch.zeros_like(weight)
         for row in rows:
-            p = (states[row] @ weight.detach()).softmax(-1)
-            ratio, advantage = p[actions[row]] / old_logprobs[row].exp(), advantages[row]
+            logprobs = (states[row] @ weight.detach()).log_softmax(-1)
+            p, ratio, advantage = logprobs.exp(), (logprobs[actions[row]] - old_logprobs[row]).exp(), advantages[row]
             if not ((ratio > 1 + clip and advantage > 0) or (ratio < 1 - clip and advantage < 0)):
                 score = torch.outer(states[row], F.one_hot(actions[row], len(p)) - p)
                 weight.grad -= advantage * ratio * score / len(rows)
@@ -578,6 +553,7 @@ def epochs_by_hand(weight, optimizer, states, actions, old_logprobs, advantages,
 def minibatches(count, size, epochs, made=""):
     """The rows of one minibatch after another, each a slice; `made`: the mistake that is made."""
     size = math.ceil(count / size) if made == "so many" else size
+    size = math.ceil(count / math.ceil(count / size)) if made == "equal" else size
     size = count if made in ("one step", "one step, ratio 1", "whole rollout") else size
     epochs = 1 if made in ("one step", "one step, ratio 1", "one epoch") else epochs
     starts = [*range(0, {"rest left out": count // size * size, "last left out": count - size}.get(made, count), size)]
@@ -622,6 +598,8 @@ LOOP_MISTAKES = {  # of PPO's loops, here and in chapter 08
     "the last minibatch is left out when it is smaller than the others: it counts too": {"made": "rest left out"},
     "the last minibatch is never reached: go up to the number of rows, range(0, N, minibatch)": {"made": "last left out"},
     "`minibatch` is taken for the number of minibatches, as by chunk; it is the number of rows in one": {"made": "so many"},
+    "the minibatches are made equally large, as by chunk; each has `minibatch` rows, and the last what is left":
+        {"made": "equal"},
     "there is one optimiser step an epoch, on the gradients of all its minibatches: step after each of them":
         [{"made": "step once an epoch"}, {"made": "step and clip once an epoch"}],
     "the ratio is not clipped: nothing stops the policy from following one rollout too far": {"pick": lambda plain, _: plain},
@@ -636,10 +614,12 @@ LOOP_MISTAKES = {  # of PPO's loops, here and in chapter 08
 
 def epochs_formula(
     weight, optimizer, states, actions, old_logprobs, advantages, epochs, minibatch, clip, max_norm, *, made="", softmax=-1,
+    log=lambda logits, dim: logits.log_softmax(dim), when="before",
     clip_gradient=torch.nn.utils.clip_grad_norm_, norm=None, weigh=lambda a, minibatch: a, rate=None, kl=None, limit=None,
     **loss_options,
 ):  # fmt: skip
-    """`made` and the options of policy_loss_formula make the mistakes; `kl` of the log-ratios ends it all beyond a `limit`."""
+    """`made` and the options of policy_loss_formula make the mistakes; `kl` of the log-ratios ends it all beyond a `limit`,
+    looked at `when`: "before" a step, or after an "epoch"."""
     order = torch.arange(len(states))
     if rate:
         optimizer.param_groups[0].update(lr=rate, momentum=0.0)
@@ -648,13 +628,16 @@ def epochs_formula(
             old_logprobs = (states @ weight.detach()).log_softmax(-1).gather(1, actions[:, None])[:, 0]
         order = torch.randperm(len(states)) if made == "shuffled" and rows.start == 0 else order
         some = order[rows]
-        logprobs = (states[some] @ weight).log_softmax(softmax).gather(1, actions[some, None])[:, 0]
+        logprobs = log(states[some] @ weight, softmax).gather(1, actions[some, None])[:, 0]
         old = logprobs.detach() if "ratio 1" in made else old_logprobs[some]
-        if kl and kl(logprobs - old).mean() > limit:
+        over = kl and kl(logprobs.detach() - old).mean() > limit
+        if over and when == "before":
             return
         real = torch.ones_like(old, dtype=torch.bool)
         loss = policy_loss_formula(logprobs, old, weigh(advantages[some], minibatch), real, clip, **loss_options)[0]
         descend(optimizer, loss, rows, made, lambda: clip_gradient([weight], norm or max_norm), len(states))
+        if over and rows.stop >= len(states):
+            return
 
 
 def scaled_to_norm(parameters, max_norm):
@@ -676,10 +659,14 @@ ppo_epochs = Exercise(
             {"weigh": lambda a, minibatch: a * len(a) / minibatch},
         "the advantages are shifted or scaled once more, in each minibatch or before; they are ready for use":
             [*({"weigh": lambda a, _, n=n: whitened(a, n)} for n in (None, 0, 1)),
+             *({"weigh": lambda a, _, n=n: whitened(a, n) if len(a) > 1 else a} for n in (None, 0, 1)),
              *(lambda *given, advantages, n=n, **named: epochs_formula(*given, advantages=whitened(advantages, n), **named)
                for n in (None, 0, 1))],
         "the softmax runs over the steps; it belongs to the actions, the last dimension": {"softmax": 0},
         "this stops before all epochs are done, as with a limit on the KL; here every epoch is gone through":
-            [{"kl": kl, "limit": limit} for kl in (lambda x: -x, lambda x: x.exp() - 1 - x)
-             for limit in (0.01, 0.015, 0.02, 0.03, 0.05)],
+            [{"kl": kl, "limit": limit, "when": when} for when in ("before", "epoch")
+             for kl in (lambda x: -x, lambda x: x.exp() - 1 - x) for limit in (0.01, 0.015, 0.02, 0.03, 0.05)],
+        "exp makes 0 of an unlikely action's log-probability, and softmax of its probability: log_softmax, a difference, one exp":
+            [{"ratio": lambda new, old: new.exp() / old.exp()},
+             *({"log": lambda x, dim, eps=eps: (x.softmax(dim) + eps).log()} for eps in (0, 1e-12, 1e-10, 1e-8))],
     })  # fmt: skip

@@ -18,7 +18,7 @@ def draw_rewards(generator):
     for sentiment in ("positive", "negative"):
         yield {"logits": 3 * torch.randn(5, generator=generator), "sentiment": sentiment}
     for sentiment in ("positive", "negative"):
-        yield {"logits": torch.tensor([-200.0, 0.0, 200.0, -15.0, 15.0, 60.0, -60.0]), "sentiment": sentiment}
+        yield {"logits": torch.tensor([-200.0, 0.0, 200.0, -15.0, 15.0, 60.0, -60.0, 1000.0, -1000.0]), "sentiment": sentiment}
 
 
 def reward_by_numbers(logits, sentiment):
@@ -44,14 +44,16 @@ SMALL = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
 log_reward = Exercise(
     "8.1", "log_reward", draw=draw_rewards, right=reward_by_numbers, formula=reward_formula, mistakes={
         "log(sigmoid(x)), or -log(1 + exp(-x)), is minus infinity where sigmoid(x) is nearly 0: F.logsigmoid takes no such log":
-            [{"log": lambda x: x.sigmoid().log()}, {"log": lambda x: x.sigmoid().log(), "rest": True}],
+            [{"log": lambda x: x.sigmoid().log()}, {"log": lambda x: x.sigmoid().log(), "rest": True},
+             {"log": lambda x: x.double().sigmoid().log()}],
         "a small number inside the log, or a bound, only hides the underflow: all hopeless texts get one reward: F.logsigmoid":
             [{"log": lambda x, log=log: log(x.sigmoid()), "positive": log, "rest": rest} for rest in (False, True) for log in (
                 *(lambda p, eps=eps: (p + eps).log() for eps in SMALL),
                 *(lambda p, eps=eps: p.clamp(min=eps).log() for eps in SMALL),
                 *(lambda p, eps=eps: p.clamp(eps, 1 - eps).log() for eps in SMALL))],
         "x - log(1 + exp(x)) is minus infinity for large x, where exp(x) overflows: use F.logsigmoid":
-            [{"log": lambda x: x - (1 + x.exp()).log()}, {"log": lambda x: x - x.exp().log1p()}],
+            [{"log": lambda x, of=of, log=log: of(x) - log(of(x).exp())} for of in (torch.clone, torch.Tensor.double)
+             for log in (torch.log1p, lambda y: (1 + y).log())],
         "positive is right; for negative, p rounds to 1 and log(1 - p) is minus infinity: take F.logsigmoid(-x)":
             [{"rest": True}, *(partial(other_negative, of=of) for of in (
                 lambda x: (-x.sigmoid()).log1p(), lambda x: (-F.logsigmoid(x).exp()).log1p(),
@@ -90,6 +92,8 @@ def draw_normaliser(generator):
     for size, spread in ((6, 6.0), (21, 1.0)):
         base = -1 - spread * torch.rand(size, generator=generator) ** 2
         yield {"base_rewards": base, "batches": [-0.1 - torch.rand(count, generator=generator) for count in (4, 1, 5)]}
+    near = -0.05 - 0.2 * torch.rand(140, generator=generator)  # all nearly the same
+    yield {"base_rewards": near, "batches": [torch.tensor(x) for x in ([-0.1, -0.2], [-0.05])]}
 
 
 def call_normaliser(function, base_rewards, batches):
@@ -163,12 +167,12 @@ fit_normaliser = Exercise(
             {"std": lambda base, x: within(base), "mean": lambda base, x: base.min()}],
         "the median is no mean": [{"mean": lambda base, x: base.median()}, {"mean": lambda base, x: base.quantile(0.5)}],
         "a small deviation is raised; divide by it as it is": [{"std": lambda base, x, most=most: base.std().clamp(min=most)}
-            for most in (0.5, 1.0)],
+            for most in (0.1, 0.5, 1.0)],
         "something is added to the deviation; divide by it as it is":
             [{"std": lambda base, x, eps=eps, of=of: of(base, eps)} for eps in (1e-4, 1e-3, 0.01, 0.1, 1.0)
              for of in (lambda base, eps: base.std() + eps, lambda base, eps: (base.var() + eps).sqrt())],
         "the normalised rewards are cut off": [{"make": lambda r, m, s, most=most: ((r - m) / s).clamp(-most, most)}
-            for most in (1, 2, 3, 5)],
+            for most in (1, 2, 3, 5, 10)],
     })  # fmt: skip
 
 
@@ -183,6 +187,9 @@ def draw_action_mask(generator):
         tokens = torch.randint(6, (rows, length), generator=generator)
         tokens[0, prompt_length + 1], tokens[1, prompt_length:] = end_token, 5
         yield {"tokens": tokens, "prompt_length": prompt_length, "end_token": end_token}
+    long = torch.tensor([[1], [5]]).repeat(1, 300)  # one row is padded with end tokens, the other has none
+    long[0, 2:5] = 7
+    yield {"tokens": long, "prompt_length": 2, "end_token": 1}
 
 
 def mask_by_looking(tokens, prompt_length, end_token):
@@ -264,7 +271,11 @@ def draw_completion_kl(generator):
     behind = torch.tensor([[0, 0, 1, 1, 0], [0, 1, 1, 1, 1]]).bool()  # prompts come first, as in 8.3
     logprobs, ref_logprobs = -3 * torch.rand(2, 2, 5, generator=generator) - 0.1
     yield {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "mask": behind}
-    long = torch.full((1, 60), -8.0)  # a completion whose probability is 0 in float32
+    far = torch.tensor([[-0.5, -8.5, -1.5]])
+    yield {"logprobs": far, "ref_logprobs": torch.tensor([[-25.5, -0.5, -1.0]]), "mask": far < 0}
+    broken = torch.tensor([[-1.0, math.nan, -2.0], [-1.0, -0.5, -0.5]])  # a policy that says nothing about a real token
+    yield {"logprobs": broken, "ref_logprobs": torch.full((2, 3), -1.5), "mask": torch.arange(3) < torch.tensor([[3], [2]])}
+    long = torch.full((1, 300), -8.0)  # a completion whose probability is 0 in float32
     yield {"logprobs": long, "ref_logprobs": long - 0.125, "mask": long < 0}
 
 
@@ -306,6 +317,10 @@ completion_kl = Exercise(
             [{"term": lambda x, p: x.abs()}, {"end": lambda total, mask: total.abs()}],
         "negative estimates, of completions or of single tokens, become 0: then the mean is too large":
             [{"end": lambda total, mask: total.clamp(min=0)}, {"term": lambda x, p: x.clamp(min=0)}],
+        "a NaN at a real token becomes 0, and the broken policy seems to be none: make 0 what is masked, and nothing else":
+            {"keep": lambda mask, x, zero: (x * mask).nan_to_num()},
+        "log-ratios of single tokens are cut off; they are used as they are": [
+            {"term": lambda x, p, most=most: x.clamp(-most, most)} for most in (1, 2, 5, 10, 20)],
         "these are k3 terms; asked for is k1, the log-ratio itself": {"term": k3_term},
         "these are k2 terms; asked for is k1, the log-ratio": [{"term": lambda x, p: x**2 / 2}, {"term": lambda x, p: x**2}],
         "each log-ratio is multiplied by the token's probability, as in an exact sum; these are draws":
@@ -331,6 +346,11 @@ def draw_advantages(generator):
     for rows, steps, kl_coef in ((1, 1, 0.3), (2, 3, 0.0), (2, 3, 0.5), (3, 3, 1.0), (4, 6, 0.2)):
         rewards = torch.randn(rows, generator=generator) + 0.5
         yield {"rewards": rewards, **scored(generator, rows, steps), "kl_coef": kl_coef}
+    behind = torch.tensor([[False, True, True, False], [False, True, True, True]])  # prompts come first, as in 8.3
+    far = [torch.tensor([row, row]) for row in ([-0.5, -0.5, -1.0, -3.0], [-9.0, -8.5, -12.0, -1.0])]
+    rewards = torch.tensor([1.0, -0.5])
+    yield {"rewards": rewards, "logprobs": far[0], "ref_logprobs": far[1], "mask": behind, "kl_coef": 0.25}
+    yield {"rewards": torch.tensor([0.5, 1.5]), **scored(generator, 2, 140), "kl_coef": 0.1}
 
 
 def call_advantages(function, logprobs, **others):
@@ -346,9 +366,10 @@ def call_advantages(function, logprobs, **others):
 def advantages_by_sums(rewards, logprobs, ref_logprobs, mask, kl_coef):
     out = torch.zeros(mask.shape)
     for row, reward in enumerate(rewards.tolist()):
-        for t in mask[row].nonzero()[:, 0].tolist():
-            later = [s for s in range(t, mask.shape[1]) if mask[row, s]]
-            out[row, t] = reward - kl_coef * sum((logprobs[row, s] - ref_logprobs[row, s]).item() for s in later)
+        to_come = 0.0
+        for t in reversed(mask[row].nonzero()[:, 0].tolist()):
+            to_come += (logprobs[row, t] - ref_logprobs[row, t]).item()
+            out[row, t] = reward - kl_coef * to_come
     return out
 
 
@@ -406,6 +427,8 @@ token_advantages = Exercise(
                 worth_formula(rewards, logprobs, ref_logprobs, mask, kl_coef), mask, n), 0) for n in (None, 0, 1)],
         "k3 of each token is charged; asked for is the log-ratio itself": {"term": k3_term},
         "a negative log-ratio becomes 0 or loses its sign": [{"term": torch.abs}, {"term": lambda x: x.clamp(min=0)}],
+        "log-ratios are cut off; they are used as they are":
+            [{"term": lambda x, most=most: x.clamp(-most, most)} for most in (1, 2, 5, 10)],
         "the reward stands at the last token only; without a value function it is the advantage of every token":
             [{"pay": lambda rewards, mask: rewards * last_of(mask)},
              {"pay": lambda rewards, mask: rewards * (torch.arange(mask.shape[1]) == mask.shape[1] - 1)}],
@@ -431,6 +454,10 @@ def draw_baseline(generator):
         worth = torch.where(mask, 1, 4) + torch.randn(rows, steps, generator=generator)
         yield {"worth": worth, "mask": mask, "baseline": torch.randn(steps, generator=generator)}
     yield {"worth": torch.tensor([[1.0, 3.0], [2.0, 9.0]]), "mask": ended, "baseline": torch.zeros(2)}  # as before any rollout
+    behind = torch.tensor([[False, True, True], [True, True, False], [False, True, True]])  # prompts come first, as in 8.3
+    worth = torch.tensor([[7.0, 30.0, 1.0], [2.0, 4.0, 8.0], [9.0, -1.0, -25.0]])
+    yield {"worth": worth, "mask": behind, "baseline": torch.tensor([0.5, 1.0, -0.5])}
+    yield {"worth": torch.randn(140, 2, generator=generator), "mask": ch07.ragged(140, 2, generator), "baseline": torch.ones(2)}
 
 
 def by_position(x, mask, empty=0.0):
@@ -486,6 +513,10 @@ with_baseline = Exercise(
             {"following": lambda w, m, b: torch.where(m, w, b).mean(0)},
         "the number of completions is raised to 2; a single one is its own mean":
             {"following": lambda w, m, b: (w * m).sum(0) / m.sum(0).clamp(min=2)},
+        "completions are counted by their numbers of tokens, as if each began at the first position; count the mask itself":
+            {"following": lambda w, m, b: (w * m).sum(0) / (torch.arange(m.shape[1]) < m.sum(1)[:, None]).sum(0).clamp(min=1)},
+        "the advantages are cut off; they are worth less baseline, however large":
+            [{"over": lambda w, m, b, most=most: (w - b).clamp(-most, most)} for most in (1, 2, 3, 5, 10, 20)],
         "the next baseline is a median; take the mean":
             {"following": lambda w, m, b: torch.where(m, w, math.nan).nanmedian(0).values.nan_to_num(0.0)},
         "the next baseline is a mean for each completion, over its tokens; it has one number for each position":
@@ -502,9 +533,11 @@ with_baseline = Exercise(
 def draw_update(generator):
     for rows, steps, V, minibatch, epochs, stale, temperature, clip, rate in (
         (2, 2, 4, 1, 1, 0.0, 0.7, 0.2, 1.0), (4, 3, 4, 2, 2, 0.4, 1.3, 0.1, 1.0), (5, 4, 3, 2, 3, 0.5, 0.5, 0.3, 0.5),
-        (3, 5, 5, 4, 2, 0.0, 2.0, 0.15, 2.0),
+        (3, 5, 5, 4, 2, 0.0, 2.0, 0.15, 2.0), (9, 1, 3, 4, 2, 0.3, 0.8, math.inf, 0.5), (3, 4, 4, 2, 2, 0.0, 1.0, 0.2, 0.3),
     ):  # fmt: skip
         weight = torch.randn(V, V, generator=generator)
+        if clip == 0.2 and rows == 3:  # exp makes 0 of two tokens' probabilities
+            weight -= torch.tensor([0.0, 0.0, 110.0, 120.0])
         tokens = torch.randint(V, (rows, steps + 1), generator=generator)
         old = (weight / temperature).log_softmax(-1)[tokens[:, :-1], tokens[:, 1:]]  # (B, T)
         yield {
@@ -529,8 +562,8 @@ def update_by_hand(policy, optimizer, tokens, old_logprobs, advantages, mask, te
         for row in range(start, min(start + minibatch, len(tokens))):
             for t in mask[row].nonzero()[:, 0].tolist():
                 here, chosen, advantage = tokens[row, t], tokens[row, t + 1], advantages[row, t]
-                p = (weight.detach()[here] / temperature).softmax(-1)
-                ratio = p[chosen] / old_logprobs[row, t].exp()
+                logprobs = (weight.detach()[here] / temperature).log_softmax(-1)
+                p, ratio = logprobs.exp(), (logprobs[chosen] - old_logprobs[row, t]).exp()
                 outside, count = outside + int(abs(ratio - 1) > clip), count + 1
                 if not ((ratio > 1 + clip and advantage > 0) or (ratio < 1 - clip and advantage < 0)):
                     gradient[here] -= advantage * ratio * (F.one_hot(chosen, len(p)) - p) / temperature
@@ -586,6 +619,9 @@ update_policy = Exercise(
         "the temperature divides the log-probabilities; divide the logits":
             {"score": lambda logits, t: logits.log_softmax(-1) / t},
         "these are probabilities, and the ratio needs log-probabilities": {"score": lambda logits, t: (logits / t).softmax(-1)},
+        "exp makes 0 of an unlikely token's log-probability, and softmax of its probability: log_softmax, a difference, one exp":
+            [{"ratio": lambda new, old: new.exp() / old.exp()},
+             *({"score": lambda logits, t, eps=eps: ((logits / t).softmax(-1) + eps).log()} for eps in (0, 1e-12, 1e-10, 1e-8))],
         "dropout is on, and was off in the rollout: the ratio compares two policies before any step; call policy.eval() first":
             [{"dropout": True}, {"dropout": True, "cut": True}],
         "the first epoch, or minibatch, is right, and dropout is on from the second on: policy.train() belongs behind them all":

@@ -18,6 +18,7 @@ def draw_sizes(generator):
     yield {"clip_fractions": [0.3, 0.3, 0.3, 0.3, 0.001], "completions": 128, "most": 1024}
     yield {"clip_fractions": [0.002] * 7 + [0.2, 0.004, 0.004], "completions": 128, "most": 500}
     yield {"clip_fractions": [0.002] * 10, "completions": 512, "most": 4096}
+    yield {"clip_fractions": [0.002] * 9, "completions": 256, "most": 700}
     yield {"clip_fractions": [0.002, 0.015, 0.003, 0.004, 0.001], "completions": 64, "most": 512}  # rare in the mean of three
     for completions in (64, 48):
         drawn = 0.009 * torch.rand(14, generator=generator) + 0.02 * (torch.rand(14, generator=generator) < 0.15)
@@ -85,7 +86,7 @@ rollout_sizes = Exercise(
             partial(sizes_by_looking_back, rare=lambda last: sum(last) < 0.03),
         "the updates are looked at three by three; any three in a row count": sizes_by_threes,
         "after a doubling the count has to start at 0 again, or the next rare update doubles at once": {"reset": False},
-        "the rollout grows past `most`": {"fits": lambda size, most: True},
+        "the rollout grows past `most`": [{"fits": lambda size, most: True}, {"fits": lambda size, most: size < 2 * most}],
         "the rollout may be as large as `most`; only a doubling past it is left out": {"fits": lambda size, most: size < most},
         "a doubling that would pass `most` is not cut down to it, but left out":
             {"grow": lambda size, first, most: min(2 * size, most)},
@@ -95,7 +96,8 @@ rollout_sizes = Exercise(
         "the limit is not 0.01, which is 1 %": [{"rare": lambda share, most=most: share < most} for most in (0.001, 0.1, 1)],
         "each size is written down before the doubling; it is that of the rollout which follows the update": {"late": True},
         "the first size is added each time; the size doubles": {"grow": lambda size, first, most: size + first},
-        "the size doubles from the first one, so it stops at twice that": {"grow": lambda size, first, most: 2 * first},
+        "the size doubles once only, or from the first one each time; three rare updates more double it again":
+            {"grow": lambda size, first, most: 2 * first},
         "an update with enough clipping makes the rollout smaller again; it only sets the count back":
             [{"often": lambda size, first: first}, {"often": lambda size, first: max(first, size // 2)},
              {"often": lambda size, first: size // 2}],
@@ -116,10 +118,14 @@ def draw_kept(generator):
     yield {"kls": spread(0.0, 5.0, math.nan, 6.0), "max_kl": 8.0}
     yield {"kls": spread(0.0, 6.0, 12.0, 9.0), "max_kl": 11.0}
     yield {"kls": spread(0.0, 12.0, 9.0, 13.0, 8.0), "max_kl": 10.0}
+    yield {"kls": spread(0.0, 12.0, 13.0, 8.0), "max_kl": 10.0}
+    yield {"kls": spread(0.0, 40.0, math.nan, 50.0), "max_kl": math.inf}  # a NaN is not within that either
     for last in ((-3.0, 5.0, 25.0), (6.5, 0.0, 7.0), (1.0, math.nan, 2.0)):
         yield {"kls": [torch.zeros(2), *map(torch.tensor, ((6.0, -4.0), (0.0, 1.0, 14.0), last, (0.0, 0.0)))], "max_kl": 6.0}
     yield {"kls": [torch.zeros(2), torch.tensor([14.0, -8.0])], "max_kl": 4.0}
     yield {"kls": [torch.zeros(2), torch.tensor([-9.0, -3.0]), torch.tensor([1.0, 3.0])], "max_kl": 5.0}  # far below the limit
+    late = torch.cat([torch.full((110,), 2.0), torch.full((40,), 50.0)])
+    yield {"kls": [torch.zeros(2), late, torch.ones(2)], "max_kl": 10.0}
     for count in (6, 12):
         means = 0.1 + 1.5 * torch.rand(count, generator=generator).cumsum(0)
         kls = [torch.zeros(8), *(mean + torch.randn(8, generator=generator) for mean in means)]
@@ -138,6 +144,11 @@ def kept_formula(kls, max_kl, *, mean=torch.mean, past=lambda kl, most: not kl <
     return last if end is None else end(kls, last)
 
 
+def two_beyond(kls, max_kl):
+    beyond = [not kl.mean() <= max_kl for kl in kls]
+    return next((k - 1 for k in range(1, len(kls)) if all(beyond[k : k + 2])), len(kls) - 1)
+
+
 kept_iteration = Exercise(
     "8.9", "kept_iteration", draw=draw_kept, call=lambda function, **given: whole(function(**given)),
     right=kept_by_list, formula=kept_formula, mistakes={
@@ -145,6 +156,8 @@ kept_iteration = Exercise(
         "training never stops: this is the last iteration, whatever its KL is": {"past": lambda kl, most: False},
         "this finds the last one within the limit anywhere; training stops the first time that the limit is passed":
             lambda kls, max_kl: max(place for place, kl in enumerate(kls) if kl.mean() <= max_kl),
+        "this stops only where two iterations in a row, or the last one, are beyond the limit; the first one stops it":
+            two_beyond,
         "this stops at the last iteration beyond the limit; training stops the first time that the limit is passed":
             lambda kls, max_kl:
                 max((place for place, kl in enumerate(kls) if not kl.mean() <= max_kl), default=len(kls)) - 1,
@@ -169,7 +182,8 @@ kept_iteration = Exercise(
         "where all are within, this is one too many: numbers start from 0, so the last is len(kls) - 1":
             lambda kls, max_kl: kept_formula([*kls, torch.tensor(-math.inf)], max_kl),
         "this is the mean of all iterations so far; the limit is for each iteration's own":
-            lambda kls, max_kl: kept_formula([torch.stack([kl.mean() for kl in kls[: n + 1]]) for n in range(len(kls))], max_kl),
+            [lambda kls, max_kl: kept_formula([torch.stack([kl.mean() for kl in kls[: n + 1]]) for n in range(len(kls))], max_kl),
+             lambda kls, max_kl: kept_formula([torch.cat(kls[: n + 1]) for n in range(len(kls))], max_kl)],
         "this is the KL of the policy that is kept; return the iteration's number":
             [{"end": lambda kls, last: kls[last].mean().item()}, {"end": lambda kls, last: kls[last]}],
     })  # fmt: skip

@@ -30,15 +30,21 @@ def draw_win_rate(generator):
     yield {"first": torch.tensor([1.0, 0.0]), "second": torch.tensor([0.0, 0.0])}
     yield {"first": torch.tensor([-1.0, 0.5, 0.2]), "second": torch.tensor([0.2, -3.0])}
     yield {"first": torch.tensor([0.3, 0.3004, -0.2]), "second": torch.tensor([0.305, 0.3, 0.35])}  # close, not tied
+    yield {"first": torch.tensor([1000.0, 1000.005, 1e-9]), "second": torch.tensor([1000.002, 0.0])}
+    yield {"first": torch.tensor([1, -1, 0, 0]), "second": torch.tensor([0, 1, 0])}  # whole numbers
     yield {"first": torch.tensor([-7.0, 0.0, 2.0, 50.0]), "second": torch.tensor([2.0, 0.0, 4.0, 1.0])}
     for shift in (-1, 2):
         sizes = between(generator, 5, 8), between(generator, 9, 12)
         first, second = (torch.randint(4, (size,), generator=generator) for size in sizes)
         yield {"first": (first + shift) / 4, "second": (second + shift) / 4}
+    for sizes in ((12, 1100), (270, 40)):
+        first, second = (torch.randint(20, (size,), generator=generator) / 4 for size in sizes)
+        first[0], second[0] = 5.0, -0.25  # more wins than 255
+        yield {"first": first, "second": second}
 
 
-def pair_rate(first, second, *, tie=0.5, loss=0, over=lambda n, m: n * m, close=0.0):
-    gap = first.double()[:, None] - second.double()
+def pair_rate(first, second, *, tie=0.5, loss=0, over=lambda n, m: n * m, close=0.0, near=0.0):
+    gap, close = first.double()[:, None] - second.double(), close + near * second.double().abs()
     points = (gap > close).sum() + tie * (gap.abs() <= close).sum() + loss * (gap < -close).sum()
     return points.item() / over(len(first), len(second))
 
@@ -56,6 +62,11 @@ def one_number(first_of=torch.clone, second_of=torch.clone, **options):
     return lambda first, second: pair_rate(torch.atleast_1d(first_of(first)), torch.atleast_1d(second_of(second)), **options)
 
 
+def in_bytes(first, second, dim):
+    wins, ties = (of(first[:, None], second).sum(dim, dtype=torch.uint8).double().sum() for of in (torch.gt, torch.eq))
+    return (wins + ties / 2) / len(first) / len(second)
+
+
 def searched(first, second):
     """By binary search in `second` as it is."""
     below, up_to = (torch.searchsorted(second, first, right=right) for right in (False, True))
@@ -63,7 +74,7 @@ def searched(first, second):
 
 
 NOT_PAIRS = min, max, lambda n, m: 1, lambda n, m: n, lambda n, m: m, lambda n, m: n * n, lambda n, m: n + m
-NUMBERS = torch.mean, torch.median, torch.amax, torch.amin
+NUMBERS = torch.mean, torch.median, torch.amax, torch.amin, lambda scores: scores.double().mean()
 win_rate = Exercise(
     "9.1", "win_rate", draw=draw_win_rate, formula=pair_rate,
     right=lambda first, second: float(scipy.stats.mannwhitneyu(first, second).statistic / len(first) / len(second)),  # ties half
@@ -73,9 +84,14 @@ win_rate = Exercise(
         "a tie counts some other part of a win here than half": [{"tie": tie} for tie in (-1, -0.5, 0.25, 1 / 3, 2)],
         "ties are left out: with many ties a few pairs would decide. Keep them, each as half a win": decided_rate,
         "scores that are only close count as a tie here; a tie is two equal scores":
-            [{"close": close} for close in (1e-3, 0.01, 0.1, 1 - 1e-9)],
+            [{"close": close} for close in (1e-3, 0.01, 0.1, 1 - 1e-9)] + [{"close": 1e-8, "near": 1e-5}]  # as torch.isclose
+            + [one_number(*[lambda scores, d=d: scores.double().round(decimals=d)] * 2) for d in (1, 2, 3)],
+        "the points have the dtype of the scores: where those are whole numbers, the half of a tie becomes 0. Make them floats":
+            lambda first, second: pair_rate(first, second, tie=0.5 if first.is_floating_point() else 0),
+        "the wins are counted in 8 bits, in which 256 of them are 0 again; count in int64 or in floats":
+            [partial(in_bytes, dim=dim) for dim in (0, 1, (0, 1))],
         "only the pairs of one place are compared; the samples are not paired, so compare each with every one":
-            [by_place, partial(by_place, turn=sorted)],
+            [by_place, partial(by_place, turn=lambda scores: sorted(scores.tolist()))],
         "this is how often the second wins": lambda first, second: pair_rate(second, first),
         "this is wins minus losses, from -1 to 1; the win rate is wins and half the ties": {"tie": 0, "loss": -1},
         "this is wins over losses; divide by all pairs":
@@ -106,14 +122,15 @@ win_rate = Exercise(
 def draw_mean_interval(generator):
     yield {"values": torch.tensor([1.0, 4.0])}
     yield {"values": torch.tensor([-1.0, 0.0, 6.0, 2.0])}
-    for size in (between(generator, 5, 9), 20, between(generator, 32, 60)):
+    yield {"values": torch.tensor([2.0, 2.0, 2.0])}
+    for size in (between(generator, 5, 9), 20, between(generator, 32, 60), 1100):
         skewed = torch.rand(size, generator=generator).log().neg()
         yield {"values": between(generator, -4, 4) + between(generator, 2, 4) * skewed}
 
 
 def interval_by_scipy(values):
     x = values.double().numpy()
-    low, high = scipy.stats.t.interval(0.95, len(x) - 1, loc=x.mean(), scale=scipy.stats.sem(x))
+    low, high = (x.mean() + scipy.stats.sem(x) * t for t in scipy.stats.t.interval(0.95, len(x) - 1))
     return float(x.mean()), float(low), float(high)
 
 
@@ -143,7 +160,9 @@ mean_interval = Exercise(
         "the interval is the same number of standard errors wide for any n; take t with n - 1 degrees of freedom":
             [{"times": lambda n, k=k: k} for k in (1, 2, 3, 4.303, 1.645, 2.576)] + [{"times": lambda n: student(3)}],
         "Student's t is left for the normal distribution's 1.96 where n is large; take t for every n":
-            [{"times": lambda n, k=k: student(n) if n < 30 else k} for k in NORMAL],
+            [{"times": lambda n, k=k, top=top: student(n) if n < top else k} for k in NORMAL for top in (30, 100)],
+        "of equal values the bounds are NaN, as those of stats.t.interval with scale=0; both are the mean":
+            {"give": lambda mean, reach: (mean, *(mean + side * reach if reach else math.nan for side in (-1, 1)))},
         "this is the 95 % point of one side, a 90 % interval; leave out 2.5 % on either side: t.ppf(0.975, ...)":
             {"times": lambda n: student(n, 0.95)},
         "this is not the 95 % interval, which leaves out 2.5 % on either side":
@@ -173,11 +192,13 @@ mean_interval = Exercise(
 def draw_best_of_n(generator):
     yield {"rewards": torch.tensor([1.0, 3.0, 9.0, 8.0]), "n": 2}
     yield {"rewards": torch.tensor([-9.5, -2.5]), "n": 1}
+    yield {"rewards": torch.tensor([-120.001, -120.0, -0.50001, -0.5]), "n": 2}  # very low, and close
     yield {"rewards": torch.tensor([-3.0, -1.0, -2.0, -6.0, -7.0, -5.0]), "n": 3}
     yield {"rewards": torch.tensor([9.0, 2.0, 8.0, 7.0, 1.0, 4.0, 3.0, 99.0]), "n": 3}
     for count, n, left in ((1, between(generator, 5, 9), 2), (3, 4, 0), (between(generator, 4, 6), 3, 2), (2, 8, 5)):
         yield {"rewards": torch.randn(count * n + left, generator=generator) - 1, "n": n}
     yield {"rewards": torch.tensor([5.0, 1.0, 2.0, 5.0, 4.0, 5.0]), "n": 2}  # the same reward wins in every group
+    yield {"rewards": torch.randperm(1100, generator=generator) / -8, "n": 4}
 
 
 def looked_up(function, rewards, n):
@@ -200,7 +221,8 @@ def strided(rewards, n, places):
 
 best_of_n = Exercise(
     "9.3", "best_of_n", draw=draw_best_of_n, call=looked_up, formula=winners,
-    right=lambda rewards, n: torch.tensor([max(range(i - n, i), key=rewards.__getitem__) for i in range(n, len(rewards) + 1, n)]),
+    right=lambda rewards, n: torch.tensor(
+        [max(range(i - n, i), key=xs.__getitem__) for xs in [rewards.tolist()] for i in range(n, len(xs) + 1, n)]),
     mistakes={
         "these are places within the groups; add each group's start to get the place among all samples":
             {"start": lambda group, n: 0},
@@ -216,6 +238,11 @@ best_of_n = Exercise(
              for turn in (torch.clone, torch.msort) for end in (lambda N, n: N, lambda N, n: N // n * n)],
         "in a group without a positive reward the first sample wins: does the search for the best begin at 0? Begin at -inf":
             {"best": lambda groups: groups.clamp(min=0).argmax(1)},
+        "in a group of low rewards the first sample wins: the search for the best begins at a number such as -100. Begin at -inf":
+            {"best": lambda groups: groups.clamp(min=-100).argmax(1)},
+        "close rewards become equal, as by .half(); compare them as they are": {"best": lambda groups: groups.half().argmax(1)},
+        "view(n, -1) makes n groups; a group is a row of view(-1, n)": lambda rewards, n:
+            (count := len(rewards) // n) * torch.arange(n) + rewards[: count * n].view(n, count).argmax(1),
         "the samples are sorted before they are cut into groups; a group is n samples that follow each other as they came": [
             lambda rewards, n, down=down: (order := rewards.argsort(descending=down))[winners(rewards[order], n)]
             for down in (False, True)
@@ -381,7 +408,7 @@ def draw_distinct_n(generator):
     yield {"texts": [], "n": 1}
     yield {"texts": ["a nother an other"], "n": 2}
     yield {"texts": ["O my lord", "Ay", "o  my\nlord", "O my lord, my", "O my lord"], "n": 3}
-    for count, n in ((3, 1), (between(generator, 4, 6), 2), (5, 3), (6, 4)):
+    for count, n in ((3, 1), (between(generator, 4, 6), 2), (5, 3), (130, 4)):
         words = some(generator, ("love", "joy", "lord"), 2) + some(generator, ("Love,", "lord's", "O!"), 2)
         texts = ["".join(itertools.chain(*zip(some(generator, words, 8), some(generator, " \n\t", 8)))) for _ in range(count)]
         yield {"texts": [*texts, texts[0], "Sweet  joy"], "n": n}
@@ -490,7 +517,7 @@ def draw_separator_ratio(generator):
     yield {"policy_texts": ["\n\nO\n\n\nP\nQ\nR", "S\n\nT", "U"], "base_texts": ["V\n\nW\nX\n\nY"]}
     yield {"policy_texts": ["O\n\nP"], "base_texts": ["one\ntwo"]}
     yield {"policy_texts": ["O\n \nP"], "base_texts": ["one\n\n\n\ntwo", "", "three"]}
-    for counts in ((5, 8), (between(generator, 6, 9), 3)):
+    for counts in ((5, 8), (between(generator, 130, 140), 3)):
         pieces = [[some(generator, ("day", "\n", "\n\n", "\n \n", "love my", "."), 9) for _ in range(count)] for count in counts]
         policy, base = (["\n\n" + "".join(one) for one in side] for side in pieces)
         yield {"policy_texts": policy, "base_texts": base}

@@ -99,6 +99,8 @@ rating_table = Exercise(
         "only a sample's ratings that follow each other are gathered, as by groupby; the list is in any order": in_a_row,
         "samples with the same mean count once, as in a set; each sample counts": {"sides": dict.fromkeys},
         "of a sample's ratings this is the median; take their mean": {"middle": statistics.median},
+        "raters who give a sample the same score count once, as in a set; each rating counts":
+            {"middle": lambda xs: statistics.fmean(set(xs))},
         "a sample's mean is made a whole number; keep it as it is":
             [{"middle": lambda xs: round(statistics.fmean(xs))}, {"middle": lambda xs: sum(xs) // len(xs)}],
         "samples of base and policy may have the same id: gather the ratings by source and sample":

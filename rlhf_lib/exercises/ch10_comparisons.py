@@ -22,13 +22,17 @@ def draw_speeches(generator):
     yield {"tokens": torch.tensor([[5, 9, 9, 4]]), "line_break": 9}
     yield {"tokens": torch.tensor([[9, 5, 9, 4], [9, 9, 5, 3], [4, 4, 9, 9], [9, 6, 6, 9]]), "line_break": 9}
     yield {"tokens": torch.tensor([[9, 9, 9, 2, 3], [1, 9, 9, 9, 9], [0, 9, 9, 7, 0]]), "line_break": 9}
-    for rows, steps, line_break in ((4, 6, 0), (6, 9, 2), (7, 12, 3)):
+    yield {"tokens": torch.tensor([[19, 9, 5, 9, 95], [3, 9, 9, 8, 10]]), "line_break": 9}  # of two digits
+    for rows, steps, line_break in ((4, 6, 0), (6, 9, 2), (40, 12, 3)):
         tokens = torch.randint(1, 5, (rows, steps), generator=generator)
         tokens[torch.rand(rows, steps, generator=generator) < 0.5] = line_break
         tokens[0] = 1 + line_break  # a speech that was cut off
         tokens[1, 1:5] = torch.tensor([line_break, line_break, 4, line_break])
         yield {"tokens": tokens, "line_break": line_break}
     yield {"tokens": torch.tensor([[9], [4]]), "line_break": 9}
+    long = torch.full((2, 300), 9)
+    long[1, :280] = 4
+    yield {"tokens": long, "line_break": 9}
 
 
 def speech_by_loop(tokens, line_break):
@@ -50,6 +54,14 @@ def speech(tokens, line_break, *, ends=pairs_of_breaks, kept=lambda ends: ends.i
 
 def up_to_last(ends):
     return torch.where(ends.any(1, keepdim=True), ends.flip(1).int().cumsum(1).flip(1) > 0, True)
+
+
+def found_as_text(tokens, line_break):
+    mask = torch.ones(tokens.shape, dtype=torch.bool)
+    for row, keep in zip(tokens.tolist(), mask):
+        before, pair, _ = " ".join(map(str, row)).partition(f"{line_break} {line_break}")
+        keep[len(before.split()) + 2 if pair else len(row) :] = False
+    return mask
 
 
 speech_mask = Exercise(
@@ -92,6 +104,9 @@ speech_mask = Exercise(
             {"kept": lambda ends: (ends.int().cumsum(1) - ends.int() == 0) | (ends.any(1).cumsum(0) > 1)[:, None]},
         "the first row's end is used for all rows":
             {"kept": lambda ends: (ends.int().cumsum(1) - ends.int() == 0)[:1].expand(ends.shape)},
+        "a row is searched as text, in which 19 9 has the look of 9 9: compare tokens": found_as_text,
+        "the ends are counted in 8 bits, in which 256 of them are 0 again; count in int64":
+            {"kept": lambda ends: ends.cumsum(1, dtype=torch.uint8) - ends.to(torch.uint8) == 0},
         "the line break is taken to be 199; use the one that was given": lambda tokens, line_break: speech(tokens, 199),
     },
 )  # fmt: skip
@@ -101,7 +116,7 @@ speech_mask = Exercise(
 
 
 def draw_counts(generator):
-    for count, size, rollouts in ((3, 2, 3), (4, 4, 3), (5, 3, 1), (3, 7, 2), (1, 2, 2), (10, 4, 6)):
+    for count, size, rollouts in ((3, 2, 3), (4, 4, 3), (5, 3, 1), (3, 7, 2), (1, 2, 2), (10, 4, 6), (2, 30, 20), (300, 7, 50)):
         seed = int(torch.randint(10**6, (1,), generator=generator))
         yield {"count": count, "size": size, "rollouts": rollouts, "seed": seed}
 
@@ -182,6 +197,8 @@ rollout_prompts = Exercise(
         "one epoch too many is drawn: draw a new order only when the last one is used up":
             ({"epochs": lambda need, count: need // count + 1}, {"epochs": lambda need, count: -(-need // count) + 1}),
         "too few orders are drawn: their number is rounded down; round it up": {"epochs": lambda need, count: need // count},
+        "only so many orders are drawn, such as ten; draw as many as the places need":
+            tuple({"epochs": lambda need, count, most=most: min(most, -(-need // count))} for most in (10, 100)),
         "all epochs are shuffled at once, and a prompt may come again before all have been there: draw one order after another":
             (functools.partial(shuffled_at_once, of=lambda places, count, epochs: places % count),
              functools.partial(shuffled_at_once, of=lambda places, count, epochs: places // epochs)),
@@ -204,7 +221,9 @@ def draw_prompted(generator):
     for prompts, share in zip(numbers, (0.5, 0.34, 0.01, 0.6)):
         yield {"prompts": torch.tensor(prompts), "share": share, "seed": int(torch.randint(10**6, (1,), generator=generator))}
     yield {"prompts": torch.tensor([5, 1, 3, 2, 4]), "share": 0.5, "seed": 7}  # half of five: round(2.5) is 2
-    for size, most, share in ((40, 12, 0.23), (60, 30, 0.15), (12, 5, 0.97)):
+    for numbers in ([-1, 7, -1], [-16_777_217, -16_777_216, -16_777_217]):  # the second are the same in float32
+        yield {"prompts": torch.tensor(numbers), "share": 0.5, "seed": int(torch.randint(10**6, (1,), generator=generator))}
+    for size, most, share in ((40, 12, 0.23), (300, 120, 0.15), (12, 5, 0.97)):
         prompts = 3 * torch.randint(most, (size,), generator=generator) + 1
         yield {"prompts": prompts, "share": share, "seed": int(torch.randint(10**6, (1,), generator=generator))}
 
@@ -237,6 +256,15 @@ def of_all_numbers(prompts, share, generator):
     return torch.isin(prompts, order[: min(max(1, round(share * P)), P - 1)])
 
 
+def by_table(prompts, share, generator):
+    """A table with the prompts' numbers as places."""
+    different = prompts.unique()
+    P = len(different)
+    out = torch.zeros(int(different.abs().max()) + 1, dtype=torch.bool)
+    out[different[torch.randperm(P, generator=generator)[: min(max(1, round(share * P)), P - 1)]]] = True
+    return out[prompts]
+
+
 def until_share(prompts, share, generator):
     """Prompts are held out until their comparisons are the share."""
     different, out = prompts.unique(), torch.zeros(len(prompts), dtype=torch.bool)
@@ -263,7 +291,12 @@ held_out_prompts = Exercise(
         "the prompts stand in the order in which they come first; sort them, as unique() does":
             {"unique": lambda prompts: torch.tensor(list(dict.fromkeys(prompts.tolist())))},
         "unique_consecutive has a prompt twice that comes again later; unique() has it once":
-            {"unique": torch.unique_consecutive},
+            ({"unique": torch.unique_consecutive}, {"unique": lambda prompts: prompts.unique_consecutive().sort().values}),
+        "a table has the prompts' numbers as places, and a number below 0 counts from its end": by_table,
+        "the prompts' numbers become float32, which does not tell large ones apart; leave them int64":
+            (lambda prompts, share, generator: halves(prompts.float(), share, generator),
+             lambda prompts, share, generator:
+                 halves(prompts.float(), share, generator, most=min(1, len(prompts.float().unique()) - 1))),
         "the order is one of all numbers up to the largest; it is one of the P different prompts":
             ({"unique": lambda prompts: torch.arange(int(prompts.max()) + 1)}, of_all_numbers),
         "a half is rounded up; round() takes it to the even number": {"number": lambda count: math.floor(count + 0.5)},
@@ -295,7 +328,7 @@ def draw_readings(generator):
         "swapped": torch.tensor([False, True, True, False]),
     }
     yield {"first": torch.tensor([1, 0, -1]), "second": torch.tensor([-1, 1, -1]), "swapped": torch.tensor([True, False, True])}
-    for size in (7, 20, 41):
+    for size in (7, 20, 1100):
         first = torch.randint(-1, 2, (size,), generator=generator)
         swapped = torch.rand(size, generator=generator) < 0.4
         second = torch.where(torch.rand(size, generator=generator) < 0.6, first * (1 - 2 * swapped.int()),
@@ -360,6 +393,8 @@ same_verdict = Exercise(
         "a tie beside a decision counts as half the same; it is another verdict": {"same": lambda a, b: 1 - (a - b).abs() / 2},
         "these are the shares of different verdicts": {"end": lambda all, decided: (1 - all, 1 - decided)},
         "these are numbers of pairs; return shares": {"over": torch.sum},
+        "the agreements are counted in 8 bits, in which 256 of them are 0 again; count in int64 or in floats":
+            {"over": lambda same: same.to(torch.uint8).sum(dtype=torch.uint8) / len(same)},
         "the two shares are exchanged: first that of all pairs": {"end": lambda all, decided: (decided, all)},
     },
 )  # fmt: skip
@@ -374,7 +409,8 @@ def draw_answers(generator):
     yield {"pairs": [("one two three", "one two")]}
     yield {"pairs": [("O joy", "I am"), ("no", "yes, my lord"), ("a b c", "extraordinarily long")]}
     yield {"pairs": [("Go,\nmy lord", "Go  to,  sir ,"), ("a  b", "a b c"), ("ay\nme\nnow", "ay me")]}  # breaks, double spaces
-    for size in (5, 12, 25):
+    yield {"pairs": [("ay\tme", "no"), ("so be it", "go,\t to")]}
+    for size in (5, 12, 300):
         pairs = []
         for _ in range(size):
             lengths = torch.randint(1, 6, (2,), generator=generator).tolist()
@@ -418,12 +454,16 @@ longer_accuracy = Exercise(
             {"length": lambda text: len(text.split(" "))},
         "empty words are counted, between two spaces or at a text's ends; text.split() finds none":
             ({"length": lambda text: len(re.split(r"\s+", text))}, {"length": lambda text: len(re.split(r"\s", text.strip()))}),
+        "a tab does not part words here; white space of any kind does, as for text.split()":
+            {"length": lambda text: len([word for word in re.split("[ \n]", text) if word])},
         "an empty text counts as one word, as re.split finds one in it; text.split() finds none":
             {"length": lambda text: max(1, len(text.split()))},
         "punctuation splits words, or those with it do not count; a word is all that stands between white space":
             ({"length": lambda text: len(re.findall(r"\w+", text))}, {"length": lambda text: len(re.findall(r"[\w']+", text))},
              {"length": lambda text: sum(word.isalpha() for word in text.split())}),
         "this counts different words; a word counts as often as it comes": {"length": lambda text: len(set(text.split()))},
+        "of several pairs with the same chosen text only the last is left, as in a dict; each pair counts":
+            lambda pairs: longer(list(dict(pairs).items())),
         "this counts line breaks or lines, not words":
             ({"length": lambda text: text.count("\n")}, {"length": lambda text: len(text.splitlines())}),
         "this is how often the shorter one is chosen": {"point": lambda a, b: (a < b) + 0.5 * (a == b)},
@@ -449,6 +489,7 @@ def draw_wins(generator):
         [0, 4, 1, 1, 1, 1], [26, 0, 4, 1, 1, 1], [1, 26, 0, 5, 1, 1],
         [1, 1, 25, 0, 3, 1], [1, 1, 1, 27, 0, 4], [1, 1, 1, 1, 26, 0],
     ])}  # fmt: skip
+    yield {"wins": torch.diag(torch.full((6,), 2), 1) + torch.diag(torch.ones(6, dtype=torch.long), -1)}  # a chain of seven
     for size in (3, 5, 7):
         strength = torch.randn(size, generator=generator)
         games = torch.randint(3, 30, (size, size), generator=generator).triu(1)
@@ -516,7 +557,7 @@ strengths = Exercise(
             {"end": lambda s: s - s.exp().mean().log()},
         "this is one step of the iteration; go on until nothing changes": {"steps": 1},
         "this is not yet at the maximum: go on until nothing changes":
-            tuple({"steps": steps} for steps in (2, 3, 4, 5, 6, 8, 10, 12, 15, 16, 20, 25, 30, 40, 50)),
+            tuple({"steps": steps} for steps in (2, 3, 4, 5, 6, 8, 10, 12, 15, 16, 20, 25, 30, 40, 50, 100)),
         "the sum goes over the games that i has won; n_ij are all games of the two, whoever won": {"games": lambda wins: wins},
         "games are added that nobody played, such as half a win for each side of every pair; the wins alone decide":
             tuple({"turn": lambda wins, one=one: wins + one * (1 - torch.eye(len(wins)))} for one in (1, 0.5, 0.1, 0.01)),

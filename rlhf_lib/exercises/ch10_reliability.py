@@ -14,7 +14,8 @@ def draw_margins(generator):
     yield {"margins": torch.tensor([1.0, -1.0, 1.0]), "bins": 1}
     yield {"margins": torch.tensor([0.0, 0.1, -3.0, 5.0, 200.0, -0.2]), "bins": 5}
     yield {"margins": torch.tensor([60.0, -60.0, 0.0, 2.0]), "bins": 2}  # a sigmoid of exactly 1
-    for size, bins in ((20, 4), (60, 5), (100, 7)):
+    yield {"margins": torch.tensor([1e-9, 1e-9, -2.0]), "bins": 2}  # a sigmoid of exactly 0.5 in float32
+    for size, bins in ((20, 4), (60, 7), (600, 2)):
         yield {"margins": 0.4 + 1.5 * torch.randn(size, generator=generator), "bins": bins}
 
 
@@ -57,6 +58,10 @@ def last_of_each_bin(margins, bins):
     return sums
 
 
+LOST = [  # a confidence below a half is in no bin
+    lambda c, bins, whole=whole: (at := whole((c - 0.5) * 2 * bins).long()).clamp(max=bins - 1).where(at >= 0, bins)
+    for whole in (torch.trunc, torch.floor)
+]
 reliability = Exercise(
     "10.8", "reliability",
     draw=draw_margins,
@@ -64,7 +69,7 @@ reliability = Exercise(
     formula=binned,
     mistakes={
         "the confidence is that of the side put higher, sigmoid(|margin|), never below a half; this is sigmoid(margin)":
-            {"confidence": torch.sigmoid},
+            [{"confidence": torch.sigmoid}, *({"confidence": torch.sigmoid, "place": place} for place in LOST)],
         "the bins have equal width in [0, 1]; divide the range from 0.5 to 1":
             {"place": lambda c, bins: (c * bins).long().clamp(max=bins - 1)},
         "the bins' numbers are rounded to the nearest; round down":
@@ -73,6 +78,8 @@ reliability = Exercise(
             {"place": lambda c, bins: ((c - 0.5) * 2 * bins).long()},
         "a margin of exactly 0 counts as wrong; it is a coin's toss: half": {"right": lambda m: m > 0},
         "a margin of exactly 0 counts as right; it is a coin's toss: half": {"right": lambda m: m >= 0},
+        "whether a margin is above 0 is read off its sigmoid, which is 0.5 for a small one too: ask the margin itself":
+            {"right": lambda m: (m.sigmoid() > 0.5) + 0.5 * (m.sigmoid() == 0.5)},
         "this is the share of wrong ones": {"right": lambda m: (m < 0) + 0.5 * (m == 0)},
         "every pair counts as right: |margin| is always above 0; ask the margin itself": {"right": lambda m: m.abs() > 0},
         "this is the mean margin of a bin; take the mean of the sigmoids":
@@ -82,7 +89,8 @@ reliability = Exercise(
         "an empty bin is said to have one pair: clamp the number for the division alone":
             {"end": lambda n, c, r: torch.stack([n.clamp(min=1), c, r], 1)},
         "a confidence of exactly 0.5 gets the place -1, the last bin, as by ceil() - 1: round down":
-            {"place": lambda c, bins: (((c - 0.5) * 2 * bins).ceil().long() - 1) % bins},
+            [{"place": lambda c, bins: (((c - 0.5) * 2 * bins).ceil().long() - 1) % bins, "confidence": confidence}
+             for confidence in (lambda m: m.abs().sigmoid(), lambda m: m.double().abs().sigmoid())],
         "an empty bin is 0 divided by 0: give it zeros": {"empty": lambda sums, n: sums / n},
         "these are sums; divide each by the number of pairs in its bin": {"empty": lambda sums, n: sums},
         "these are divided by the number of all pairs; divide by that of the bin": {"empty": lambda sums, n: sums / n.sum()},
@@ -104,6 +112,7 @@ def draw_agreements(generator):
     yield {"agreement": 1.0, "accuracy": 0.6}
     yield {"agreement": 0.5, "accuracy": 0.5}
     yield {"agreement": 0.3, "accuracy": 0.7}
+    yield {"agreement": 0.505, "accuracy": 0.52}
     yield {"agreement": 0.6, "accuracy": 0.8}  # truly right on more than all
     yield {"agreement": 0.82, "accuracy": 0.45}
     yield {"agreement": 0.82, "accuracy": 0.06}  # truly right on less than none

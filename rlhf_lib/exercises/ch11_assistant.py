@@ -1,7 +1,6 @@
 """Chapter 11: what an assistant learns from, adapters and what they cost, and the reward of a token."""
 
 import math
-import statistics
 
 import torch
 from torch.nn import functional as F
@@ -23,6 +22,10 @@ def draw_conversations(generator):
         lengths = torch.randint(6, (len(roles),), generator=generator).tolist()
         opening, closing = torch.randint(1, 5, (2,), generator=generator).tolist()
         yield {"roles": roles, "lengths": lengths, "opening": opening, "closing": closing}
+    yield {"roles": ["user"], "lengths": [2], "opening": 1, "closing": 2}
+    yield {"roles": ["assistant", "assistant", "user"], "lengths": [1, 2, 1], "opening": 1, "closing": 2}
+    many = [300, 130, *(place % 7 for place in range(78))]  # a long conversation, of long turns
+    yield {"roles": ["user", "assistant"] * 40, "lengths": many, "opening": 3, "closing": 2}
 
 
 def targets_by_place(roles, lengths, opening, closing):
@@ -76,7 +79,7 @@ def turns_alone(counts):
 def last_end_alone(roles, lengths, opening, closing):
     every_end = targets_formula(roles, lengths, opening, closing)
     words = targets_formula(roles, lengths, opening, closing, closes=none)
-    return words | every_end & (torch.arange(len(words)) == every_end.nonzero()[-1])
+    return words | every_end & torch.isin(torch.arange(len(words)), every_end.nonzero()[-1:])
 
 
 answer_targets = Exercise(
@@ -131,6 +134,8 @@ def draw_packed(generator):
     for count in (3, 5):
         lengths = torch.randint(1, 5, (count,), generator=generator).tolist()
         yield {"lengths": lengths, "size": sum(lengths) + count - 2}
+    yield {"lengths": [1], "size": 1}
+    yield {"lengths": [2] + 256 * [1], "size": 262}  # more texts than a byte has numbers
 
 
 def packed_by_loops(lengths, size):
@@ -174,11 +179,26 @@ def packed_picture(arguments, got, expected):
 
 
 def call_packed(function, **arguments):
-    """What the function returns; positions that are floats, with which nothing can be looked up, raise."""
+    """What the function returns; positions that are floats, with which nothing can be looked up, raise, and those of few bits."""
     pair = function(**arguments)
-    if isinstance(pair, (tuple, list)) and torch.is_tensor(pair[-1]) and pair[-1].is_floating_point():
-        torch.empty(0)[pair[-1]]
+    if isinstance(pair, (tuple, list)) and torch.is_tensor(pair[-1]):
+        if pair[-1].is_floating_point():
+            torch.empty(0)[pair[-1]]
+        as_int64(pair[-1])
     return pair
+
+
+def as_int64(numbers):
+    """Nothing. Raises TypeError where whole numbers have fewer bits than 64."""
+    if numbers.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        raise TypeError(f"these are {numbers.dtype}, not torch.int64")
+
+
+def in_a_byte(lengths, size):
+    """Padded tokens are texts of their own, and all are numbered from 0 in 8 bits."""
+    parts = torch.tensor([*lengths, *[1] * (size - sum(lengths))])
+    texts = torch.arange(len(parts)).repeat_interleave(parts).to(torch.uint8)
+    return (texts[:, None] == texts).tril(), packed_by_loops(lengths, size)[1]
 
 
 packed_mask = Exercise(
@@ -216,6 +236,9 @@ packed_mask = Exercise(
             {"numbers": lambda places, starts, real: torch.where(real, places - starts, -1)}],
         "the positions are floats, with which nothing can be looked up: make them int64, by .long()":
             {"end": lambda a, p: (a, p.float())},
+        "the positions have fewer than 64 bits; asked for are int64: .long()": {"end": lambda a, p: (a, p.int())},
+        "the numbers of the texts are held in a byte, which begins again behind 255, so that texts far apart are taken for one: "
+        "use int64": [in_a_byte, {"same": lambda texts: texts[:, None].byte() == texts.byte()}],
         "this is a mask to be added, 0 and minus infinity; return True and False":
             {"end": lambda a, p: (torch.where(a, 0.0, -math.inf), p)},
         "texts of one length see each other, as if they were one; number them by their place": lambda lengths, size:
@@ -244,6 +267,13 @@ def draw_lora(generator):
         "x": torch.randn(3, 4, generator=generator), "weight": torch.randn(3, 4, generator=generator),
         "bias": torch.randn(3, generator=generator), **start, "B": torch.zeros(3, 2), "alpha": 3.0,
     }  # fmt: skip
+    yield {**whole(generator, x=(3, 130), weight=(66, 130), bias=(66,), A=(65, 130), B=(66, 65)), "alpha": 32.5}
+    yield {**whole(generator, x=(1, 1), weight=(1, 1), bias=(1,), A=(1, 1), B=(1, 1)), "alpha": 0.5}
+
+
+def whole(generator, **shapes):
+    """Tensors of whole numbers from -2 to 2, whose sums are the same in any order."""
+    return {name: torch.randint(-2, 3, shape, generator=generator).float() for name, shape in shapes.items()}
 
 
 def call_lora(function, alpha, **tensors):
@@ -311,6 +341,8 @@ def draw_merge(generator):
         alphas = [1.0 + 3 * torch.rand((), generator=generator).item() for _ in ranks]
         adapters = [(part["A"], part["B"], alpha) for part, alpha in zip(parts, alphas)]
         yield {"weight": torch.randn(out, inputs, generator=generator), "adapters": adapters}
+    adapters = [tuple(whole(generator, A=(2, 3), B=(4, 2)).values()) + (1.0 + place % 3,) for place in range(12)]
+    yield {**whole(generator, weight=(4, 3)), "adapters": adapters}
 
 
 def merge_by_basis(weight, adapters):
@@ -357,6 +389,9 @@ merge = Exercise(
         "only the first adapter is merged; they add up": [
             {"used": lambda adapters: adapters[:1]},
             lambda weight, adapters: merge_formula(weight, adapters[:1]) if adapters else None],
+        "some of the adapters are left out; all of them add up": [
+            {"used": lambda adapters: adapters[1:]},
+            *({"used": lambda adapters, most=most: adapters[:most]} for most in (2, 3, 4, 8))],
         "the adapters are averaged; they add up": {"end": lambda weight, steps, n: weight + steps / max(n, 1)},
         "these are the adapters alone; they are added to the weight": {"end": lambda weight, steps, n: steps},
         "this takes the adapters out; add them": {"end": lambda weight, steps, n: weight - steps},
@@ -470,6 +505,13 @@ def draw_token_rewards(generator):
         "scores": torch.randn(3, generator=generator), "ended": torch.tensor([False, True, True]), **last,
         "ref_logprobs": infinite, "kl_coef": 0.4, "end_penalty": 1.0,
     }  # fmt: skip
+    one = torch.tensor([[-120.0, -112.0, -3.0], [-9.0, -1.0, -95.0]])
+    other = one - torch.tensor([[-8.0, 8.0, 0.0], [-8.0, 8.0, 25.0]])
+    far = {"logprobs": one, "ref_logprobs": other, "mask": torch.ones(2, 3, dtype=torch.bool)}
+    ended = torch.tensor([False, True])
+    yield {"scores": torch.tensor([30.0, -30.0]), "ended": ended, **far, "kl_coef": 0.5, "end_penalty": 20.0}
+    long = ch08.scored(generator, 2, 140)
+    yield {"scores": torch.tensor([1.0, 2.0]), "ended": ended, **long, "kl_coef": 0.5, "end_penalty": 1.0}
 
 
 def call_token_rewards(function, logprobs, **others):
@@ -544,7 +586,13 @@ token_rewards = Exercise(
         "the sign of the KL is wrong: it pays for running away": {"term": lambda x: -x},
         "k3 of each token is charged; asked for is the log-ratio itself, whose expectation is the KL": {"term": ch08.k3_term},
         "this is k3 with the ratio upside down; asked for is the log-ratio itself": {"term": lambda x: x.exp() - 1 - x},
-        "the log-ratio loses its sign": [{"term": torch.abs}, {"term": lambda x: x.clamp(min=0)}],
+        "the log-ratio loses its sign": {"term": torch.abs},
+        "a token that has become rarer is charged nothing; its log-ratio is negative, and it is paid for it":
+            {"term": lambda x: x.clamp(min=0)},
+        "the log-ratio is kept within bounds; all of it is charged":
+            [{"term": lambda x, most=most: x.clamp(-most, most)} for most in (1, 2, 5, 10, 20)],
+        "the score is kept within bounds; all of it is paid":
+            [{"pay": lambda s, coef, most=most: s.clamp(-most, most)} for most in (1, 3, 5, 10, 20)],
         "the KL passes a gradient on: detach it. The penalty is a number that the policy receives":
             [{"detach": False}, {"detach": False, "keep": lambda mask, x, zero: x * mask}],
         "padding is charged for its KL: set it to 0 where the mask is False":
@@ -566,83 +614,4 @@ token_rewards = Exercise(
         "an answer that does not end earns the penalty in place of its score; it loses it from its score":
             lambda scores, ended, end_penalty, **others: token_rewards_formula(
                 torch.where(ended, scores, 0), ended, end_penalty=end_penalty, **others),
-    })  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 11.7
-def draw_coefficients(generator):
-    yield {"kl_coef": 0.1, "kls": [6.6], "target": 6.0, "completions": 64, "horizon": 640}
-    yield {"kl_coef": 0.2, "kls": [0.0, 12.0], "target": 5.0, "completions": 100, "horizon": 1000}
-    yield {"kl_coef": 0.05, "kls": [4.0, 4.4, 3.8, 4.0], "target": 4.0, "completions": 32, "horizon": 64}
-    yield {"kl_coef": 3.0, "kls": [-0.5, 0.1, 30.0], "target": 2.0, "completions": 10, "horizon": 400}
-    for count in (3, 8):
-        target = 1 + 8 * torch.rand((), generator=generator).item()
-        kls = (target * (0.6 + torch.rand(count, generator=generator))).tolist()
-        yield {"kl_coef": 0.3 / count, "kls": kls, "target": target, "completions": 16 * count, "horizon": 500}
-
-
-def coefficients_by_median(kl_coef, kls, target, completions, horizon):
-    factors = [1 + completions * statistics.median((-0.2, 0.2, kl / target - 1)) / horizon for kl in kls]
-    return [kl_coef * math.prod(factors[: place + 1]) for place in range(len(factors))]
-
-
-def coefficients_formula(
-    kl_coef, kls, target, completions, horizon, *, error=lambda kl, target: kl / target - 1, low=-0.2, high=0.2,
-    share=lambda n, horizon: n / horizon, move=lambda coef, step: coef * (1 + step), compound=True, start=False,
-):  # fmt: skip
-    coefs = [kl_coef]
-    for kl in kls:
-        step = min(high, max(low, error(kl, target))) * share(completions, horizon)
-        coefs.append(move(coefs[-1] if compound else kl_coef, step))
-    return coefs[:-1] if start else coefs[1:]
-
-
-def doubled(kl_coef, kls, target, completions, horizon):
-    factors = [2 if kl > 1.5 * target else 0.5 if kl < target / 1.5 else 1 for kl in kls]
-    return [kl_coef * math.prod(factors[: place + 1]) for place in range(len(kls))]
-
-
-adaptive_kl = Exercise(
-    "11.7", "adaptive_kl", draw=draw_coefficients, right=coefficients_by_median, formula=coefficients_formula, mistakes={
-        "the error is not held within -0.2 to 0.2, so that one wild rollout moves the coefficient far":
-            {"low": -math.inf, "high": math.inf},
-        "the error is held below 0.2 and not above -0.2": {"low": -math.inf},
-        "the error is held above -0.2 and not below 0.2": {"high": math.inf},
-        "the coefficient never falls: a KL below the target has to lower it": {"low": 0.0},
-        "the coefficient never rises: a KL above the target has to raise it": {"high": 0.0},
-        "the step is held, with its share of the horizon in it; hold the error alone":
-            lambda kl_coef, kls, target, completions, horizon: coefficients_formula(
-                kl_coef, kls, target, 1, 1, error=lambda kl, target: (kl / target - 1) * completions / horizon),
-        "min and max have changed places, so that the error is the same always": [{"low": 0.2, "high": -0.2}, {"low": 0.2}],
-        "it is held within other bounds than -0.2 to 0.2":
-            [{"low": -bound, "high": bound} for bound in (0.02, 0.1, 0.25, 0.5, 1.0, 2.0)],
-        "the sign is turned: a KL above the target has to raise the price": {"error": lambda kl, target: 1 - kl / target},
-        "the error loses its sign: a KL below the target has to lower the price":
-            {"error": lambda kl, target: abs(kl / target - 1)},
-        "the difference is divided by the KL; divide by the target":
-            [{"error": lambda kl, target: (kl - target) / kl}, {"error": lambda kl, target: (kl - target) / kl if kl else 0.0},
-             {"error": lambda kl, target: (kl - target) / kl if kl else -1.0}],
-        "the error is a difference in nats; divide by the target": {"error": lambda kl, target: kl - target},
-        "target and KL have changed places in the error": {"error": lambda kl, target: target / kl - 1 if kl else 1e9},
-        "1 is not subtracted: at the target the error is 0": [
-            {"error": lambda kl, target: kl / target}, {"error": lambda kl, target: kl / target, "low": 0.8, "high": 1.2}],
-        "the gain is a fixed 0.1, as in the paper; here it is completions over horizon": {"share": lambda n, horizon: 0.1},
-        "the error is that of the mean of all KLs so far; each rollout has its own": lambda kl_coef, kls, **others:
-            coefficients_formula(kl_coef, [statistics.fmean(kls[: place + 1]) for place in range(len(kls))], **others),
-        "the coefficient is kept below a bound; it may become any number":
-            [{"move": lambda coef, step, most=most: min(most, coef * (1 + step))} for most in (0.5, 1.0)],
-        "the number of completions and the horizon are not used: a whole step each time": {"share": lambda n, horizon: 1},
-        "completions over horizon is upside down": {"share": lambda n, horizon: horizon / n},
-        "completions // horizon is a whole number, mostly 0; divide with /": {"share": lambda n, horizon: n // horizon},
-        "the horizon is not used": {"share": lambda n, horizon: n},
-        "the number of completions is not used": {"share": lambda n, horizon: 1 / horizon},
-        "the step is added; the coefficient is multiplied by 1 plus it": {"move": lambda coef, step: coef + step},
-        "this is the step alone; the coefficient is multiplied by 1 plus the step": {"move": lambda coef, step: coef * step},
-        "it doubles and halves, as the penalty of the PPO paper does (section 4); here it moves by the error": doubled,
-        "the coefficient is divided where it is to be multiplied": {"move": lambda coef, step: coef / (1 + step)},
-        "the exponential of the step is a little more than 1 plus it": {"move": lambda coef, step: coef * math.exp(step)},
-        "every coefficient is made from the first; each goes on from the one before": {"compound": False},
-        "this is one rollout late: each coefficient is the one after its rollout": {"start": True},
-        "the coefficient to begin with stands in front; asked for is the one after each rollout":
-            lambda kl_coef, kls, **others: [kl_coef, *coefficients_formula(kl_coef, kls, **others)],
     })  # fmt: skip

@@ -1,4 +1,4 @@
-"""Chapter 11: judging in both orders, the place that wins, and answers of equal length."""
+"""Chapter 11: the price of a nat, judging in both orders, the place that wins, and answers of equal length."""
 
 import math
 import statistics
@@ -7,6 +7,90 @@ from functools import partial
 import torch
 
 from rlhf_lib.exercises.declare import Exercise
+
+
+# ----------------------------------------------------------------------------------------- 11.7
+def draw_coefficients(generator):
+    yield {"kl_coef": 0.1, "kls": [6.6], "target": 6.0, "completions": 64, "horizon": 640}
+    yield {"kl_coef": 0.2, "kls": [0.0, 12.0], "target": 5.0, "completions": 100, "horizon": 1000}
+    yield {"kl_coef": 0.05, "kls": [4.0, 4.4, 3.8, 4.0], "target": 4.0, "completions": 32, "horizon": 64}
+    yield {"kl_coef": 3.0, "kls": [-0.5, 0.1, 30.0], "target": 2.0, "completions": 10, "horizon": 400}
+    for count in (3, 8):
+        target = 1 + 8 * torch.rand((), generator=generator).item()
+        kls = (target * (0.6 + torch.rand(count, generator=generator))).tolist()
+        yield {"kl_coef": 0.3 / count, "kls": kls, "target": target, "completions": 16 * count, "horizon": 500}
+    for kl_coef in (2e-4, 200.0):
+        kls = (8 * torch.rand(130, generator=generator)).tolist()
+        yield {"kl_coef": kl_coef, "kls": kls, "target": 4.0, "completions": 64, "horizon": 6400}
+
+
+def coefficients_by_median(kl_coef, kls, target, completions, horizon):
+    factors = [1 + completions * statistics.median((-0.2, 0.2, kl / target - 1)) / horizon for kl in kls]
+    return [kl_coef * math.prod(factors[: place + 1]) for place in range(len(factors))]
+
+
+def coefficients_formula(
+    kl_coef, kls, target, completions, horizon, *, error=lambda kl, target: kl / target - 1, low=-0.2, high=0.2,
+    share=lambda n, horizon: n / horizon, move=lambda coef, step: coef * (1 + step), compound=True, start=False,
+):  # fmt: skip
+    coefs = [kl_coef]
+    for kl in kls:
+        step = min(high, max(low, error(kl, target))) * share(completions, horizon)
+        coefs.append(move(coefs[-1] if compound else kl_coef, step))
+    return coefs[:-1] if start else coefs[1:]
+
+
+def doubled(kl_coef, kls, target, completions, horizon):
+    factors = [2 if kl > 1.5 * target else 0.5 if kl < target / 1.5 else 1 for kl in kls]
+    return [kl_coef * math.prod(factors[: place + 1]) for place in range(len(kls))]
+
+
+adaptive_kl = Exercise(
+    "11.7", "adaptive_kl", draw=draw_coefficients, right=coefficients_by_median, formula=coefficients_formula, mistakes={
+        "the error is not held within -0.2 to 0.2, so that one wild rollout moves the coefficient far":
+            {"low": -math.inf, "high": math.inf},
+        "the error is held below 0.2 and not above -0.2": {"low": -math.inf},
+        "the error is held above -0.2 and not below 0.2": {"high": math.inf},
+        "the coefficient never falls: a KL below the target has to lower it": {"low": 0.0},
+        "the coefficient never rises: a KL above the target has to raise it": {"high": 0.0},
+        "the step is held, with its share of the horizon in it; hold the error alone":
+            lambda kl_coef, kls, target, completions, horizon: coefficients_formula(
+                kl_coef, kls, target, 1, 1, error=lambda kl, target: (kl / target - 1) * completions / horizon),
+        "min and max have changed places, so that the error is the same always": [{"low": 0.2, "high": -0.2}, {"low": 0.2}],
+        "it is held within other bounds than -0.2 to 0.2":
+            [{"low": -bound, "high": bound} for bound in (0.02, 0.1, 0.25, 0.5, 1.0, 2.0)],
+        "the sign is turned: a KL above the target has to raise the price": {"error": lambda kl, target: 1 - kl / target},
+        "the error loses its sign: a KL below the target has to lower the price":
+            {"error": lambda kl, target: abs(kl / target - 1)},
+        "the difference is divided by the KL; divide by the target":
+            [{"error": lambda kl, target: (kl - target) / kl}, {"error": lambda kl, target: (kl - target) / kl if kl else 0.0},
+             {"error": lambda kl, target: (kl - target) / kl if kl else -1.0}],
+        "the error is a difference in nats; divide by the target": {"error": lambda kl, target: kl - target},
+        "target and KL have changed places in the error": {"error": lambda kl, target: target / kl - 1 if kl else 1e9},
+        "1 is not subtracted: at the target the error is 0": [
+            {"error": lambda kl, target: kl / target}, {"error": lambda kl, target: kl / target, "low": 0.8, "high": 1.2}],
+        "the gain is a fixed 0.1, as in the paper; here it is completions over horizon": {"share": lambda n, horizon: 0.1},
+        "the error is that of the mean of all KLs so far; each rollout has its own": lambda kl_coef, kls, **others:
+            coefficients_formula(kl_coef, [statistics.fmean(kls[: place + 1]) for place in range(len(kls))], **others),
+        "the coefficient is kept below or above a bound; it may become any number":
+            [*({"move": lambda coef, step, most=most: min(most, coef * (1 + step))} for most in (0.5, 1.0, 10.0, 100.0)),
+             *({"move": lambda coef, step, least=least: max(least, coef * (1 + step))} for least in (0.001, 0.01))],
+        "the number of completions and the horizon are not used: a whole step each time": {"share": lambda n, horizon: 1},
+        "completions over horizon is upside down": {"share": lambda n, horizon: horizon / n},
+        "completions // horizon is a whole number, mostly 0; divide with /": {"share": lambda n, horizon: n // horizon},
+        "the horizon is not used": {"share": lambda n, horizon: n},
+        "the number of completions is not used": {"share": lambda n, horizon: 1 / horizon},
+        "the step is added; the coefficient is multiplied by 1 plus it": {"move": lambda coef, step: coef + step},
+        "this is the step alone; the coefficient is multiplied by 1 plus the step": {"move": lambda coef, step: coef * step},
+        "it doubles and halves, as the penalty of the PPO paper does (section 4); here it moves by the error": doubled,
+        "the coefficient is divided where it is to be multiplied": {"move": lambda coef, step: coef / (1 + step)},
+        "the exponential of the step is a little more than 1 plus it": {"move": lambda coef, step: coef * math.exp(step)},
+        "every coefficient is made from the first; each goes on from the one before": {"compound": False},
+        "this is one rollout late: each coefficient is the one after its rollout": {"start": True},
+        "the coefficient to begin with stands in front; asked for is the one after each rollout":
+            lambda kl_coef, kls, **others: [kl_coef, *coefficients_formula(kl_coef, kls, **others)],
+    })  # fmt: skip
+
 
 # ----------------------------------------------------------------------------------------- 11.8
 VERDICTS, OUTCOMES = ("first", "second", "tie"), ("win", "loss", "tie")
@@ -17,7 +101,7 @@ def draw_orders(generator):
     every = [(one, other) for one in VERDICTS for other in VERDICTS]
     yield {"ours_first": [one for one, _ in every], "ours_second": [other for _, other in every]}
     yield {"ours_first": [], "ours_second": []}
-    for count in (4, 9):
+    for count in (4, 9, 130):
         first, second = torch.randint(3, (2, count), generator=generator).tolist()
         yield {"ours_first": [VERDICTS[one] for one in first], "ours_second": [VERDICTS[one] for one in second]}
 
@@ -104,7 +188,7 @@ def draw_places(generator):
     yield {"ours_first": ["first"], "ours_second": ["second", "second", "tie"]}
     yield {"ours_first": ["tie", "second", "first", "first"], "ours_second": ["second"]}
     yield {"ours_first": ["second", "second", "second"], "ours_second": ["second", "second"]}
-    for one, other in ((7, 4), (3, 11)):
+    for one, other in ((7, 4), (3, 11), (130, 70)):
         first, second = torch.randint(3, (one,), generator=generator), torch.randint(3, (other,), generator=generator)
         yield {"ours_first": [VERDICTS[x] for x in first], "ours_second": [VERDICTS[x] for x in second]}
 
@@ -201,8 +285,8 @@ def draw_lengths(generator):
     yield {"outcomes": [0.0, 0.0, 1.0], "ours": [9, 10, 30], "theirs": [10, 10, 10]}  # a rate of 0
     yield {"outcomes": [1.0, 0.0, 0.0], "ours": [4, 5, 0], "theirs": [4, 4, 0]}
     yield {"outcomes": [1.0, 0.0, 0.5, 1.0, 1.0], "ours": [9, 10, 12, 10, 14], "theirs": [10, 10, 11, 11, 11]}  # by a word; by 3
-    for count in (9, 16):
-        theirs = torch.randint(8, 40, (count,), generator=generator)
+    for count, most in ((9, 40), (16, 40), (130, 1300)):
+        theirs = torch.randint(8, most, (count,), generator=generator)
         ours = (theirs * (0.7 + 0.7 * torch.rand(count, generator=generator))).long()
         ours[2] = theirs[2]
         outcomes = (torch.randint(3, (count,), generator=generator) / 2).tolist()

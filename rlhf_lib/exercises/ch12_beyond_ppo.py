@@ -1,8 +1,9 @@
-"""Chapter 12: what a group says of each of its completions, what tokens are divided by, and losses without a policy gradient."""
+"""Chapter 12: what a group says of each of its completions, what tokens are divided by, and a loss of preferences."""
 
 import itertools
 import math
 import statistics
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -37,8 +38,8 @@ def with_gradients(function, names, out, arguments):
     result = function(**given)
     if getattr(result, "requires_grad", False):
         (result * (1 + torch.arange(result.numel()).view(result.shape))).sum().backward()
-    gradients = {f"gradient of {name}": 0 * arguments[name] if given[name].grad is None else given[name].grad for name in names}
-    return {out: result, **{name: one.nan_to_num(0.0) for name, one in gradients.items()}}
+    gradients = {name: torch.zeros_like(given[name]) if given[name].grad is None else given[name].grad for name in names}
+    return {out: result, **{f"gradient of {name}": one for name, one in gradients.items()}}
 
 
 def detached(right):
@@ -54,6 +55,9 @@ def draw_left_out(generator):
     for groups, size in ((4, 3), (2, 5), (3, 8)):
         centre = torch.randn(groups, 1, generator=generator)
         yield {"rewards": 2 * centre + torch.randn(groups, size, generator=generator)}
+    yield {"rewards": torch.tensor([[0.504, 0.5, 0.502]])}  # close together
+    for groups, size in ((2, 130), (130, 2)):
+        yield {"rewards": torch.randn(groups, size, generator=generator)}
 
 
 def left_out_by_loops(rewards):
@@ -118,12 +122,24 @@ def draw_groups(generator):
             yield {"rewards": rewards + 2 * torch.rand(groups, 1, generator=generator), "normaliser": normaliser}
     for normaliser in ("none", "deviation"):  # rewards below 0
         yield {"rewards": torch.tensor([[-3.0, -1.0, -2.0], [-8.0, -2.0, 4.0]]), "normaliser": normaliser}
+    for rewards in ([0.53, 0.5, 0.51], [1e-4, 2e-4, 6e-4]):  # closer still
+        yield {"rewards": torch.tensor([rewards]), "normaliser": "deviation" if rewards[0] > 0.1 else "mean"}
+    for normaliser, groups, size in (("deviation", 2, 130), ("mean", 130, 2)):
+        orders = torch.stack([torch.randperm(size, generator=generator) for _ in range(groups)])
+        yield {"rewards": 1.0 + orders, "normaliser": normaliser}
+
+
+def call_groups(function, rewards, normaliser):
+    """What the function returns: to two digits where rewards are close together, since 1e-8 may be added to the variance."""
+    found, deviation = function(rewards=rewards, normaliser=normaliser), rewards.std(1, correction=0)
+    close = torch.is_tensor(found) and bool(((deviation > 0) & (deviation < 0.03)).any())
+    return found.round(decimals=2) if close and found.is_floating_point() else found
 
 
 def groups_by_loops(rewards, normaliser):
     unit = {"none": lambda row: 1.0, "deviation": statistics.pstdev, "mean": statistics.fmean}[normaliser]
-    rows = [row if unit(row) else [0.0] * len(row) for row in rewards.tolist()]
-    return torch.tensor([[(r - statistics.fmean(row)) / (unit(row) or 1.0) for r in row] for row in rows])
+    rows = [(row, statistics.fmean(row), unit(row)) for row in rewards.tolist()]
+    return torch.tensor([[(r - mean) / u if u else 0.0 for r in row] for row, mean, u in rows])
 
 
 def groups_formula(
@@ -147,7 +163,7 @@ def flat_deviation(rewards, dim):
 
 
 group_advantages = Exercise(
-    "12.2", "group_advantages", draw=draw_groups, right=groups_by_loops, formula=groups_formula, mistakes={
+    "12.2", "group_advantages", draw=draw_groups, call=call_groups, right=groups_by_loops, formula=groups_formula, mistakes={
         "a group whose rewards are all alike gives 0 / 0, which is not a number: it teaches nothing, its advantages are 0":
             [{"guard": False}, *(lambda rewards, normaliser, one=one: groups_formula(rewards, normaliser, guard=normaliser != one)
                                  for one in ("deviation", "mean"))],
@@ -157,8 +173,23 @@ group_advantages = Exercise(
             {"deviation": lambda r, dim: r.var(dim, keepdim=True, correction=0)},
         "the deviation is that of the whole batch; each group has its own":
             {"deviation": lambda r, dim: r.std(correction=0).expand_as(r)},
-        "1e-4 is added to the deviation, which shrinks groups whose rewards are close: at most 1e-8":
-            {"deviation": lambda r, dim: r.std(dim, keepdim=True, correction=0) + 1e-4},
+        "more than 1e-8 is added, which shrinks groups whose rewards are close: at most 1e-8": [
+            *({"deviation": lambda r, dim, eps=eps: r.std(dim, keepdim=True, correction=0) + eps} for eps in (1e-4, 1e-3, 1e-2)),
+            *({"deviation": lambda r, dim, eps=eps: (r.var(dim, keepdim=True, correction=0) + eps).sqrt()}
+              for eps in (1e-6, 1e-5, 1e-4))],
+        "groups whose rewards are close count as groups that agree; their rewards differ, and they teach something":
+            [*({"deviation": lambda r, dim, least=least: r.std(dim, keepdim=True, correction=0)
+                * (r.amax(dim, keepdim=True) - r.amin(dim, keepdim=True) >= least)} for least in (0.05, 0.1, 0.2)),
+             *(lambda rewards, normaliser, least=least: groups_formula(rewards, normaliser).masked_fill(
+                 rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True) < least, 0) for least in (0.05, 0.1, 0.2))],
+        "the mean is kept above a bound, or something is added to it; it divides as it is, and a rare success counts for more": [
+            *({"mean": lambda r, dim, least=least: r.mean(dim, keepdim=True).clamp(min=least)} for least in (0.001, 0.1, 1)),
+            *({"mean": lambda r, dim, eps=eps: r.mean(dim, keepdim=True) + eps} for eps in (1e-4, 1e-3, 1e-2))],
+        "mean and unit are those of the whole batch; each group has its own": [
+            {"expect": lambda r, dim: r.mean(), "deviation": lambda r, dim: r.std(correction=0).expand_as(r),
+             "mean": lambda r, dim: r.mean().expand_as(r)},
+            lambda rewards, normaliser: groups_formula(rewards.view(1, -1), normaliser).view(rewards.shape).masked_fill(
+                (rewards == rewards[:, :1]).all(1, keepdim=True), 0)],
         "this divides by the mean of the whole batch; each group has its own": {"mean": lambda r, dim: r.mean().expand_as(r)},
         "the columns are taken for groups; each row is one prompt's": {"dim": 0},
         "a row's mean, (N,), stands beside the columns, as if each column were one prompt's: keepdim=True makes it (N, 1)": [
@@ -186,7 +217,7 @@ group_advantages = Exercise(
             {"deviation": lambda r, dim: r.square().mean(dim, keepdim=True).sqrt()},
         "the deviation is kept above a bound, which shrinks groups whose rewards are close: at most 1e-8 is added":
             [{"deviation": lambda r, dim, least=least: r.std(dim, keepdim=True, correction=0).clamp(min=least)}
-             for least in (0.1, 1.0)],
+             for least in (0.02, 0.05, 0.1, 1.0)],
         "this multiplies by the deviation or mean; divide": {"divide": torch.mul},
     })  # fmt: skip
 
@@ -199,6 +230,7 @@ def draw_silent(generator):
     yield {"p": torch.tensor([0.25, 0.6]), "group": 1}
     for size in (3, 4, 16):
         yield {"p": torch.rand(size, generator=generator), "group": size}
+    yield {"p": torch.tensor([1e-4, 0.02, 0.98]), "group": 64}
 
 
 def silent_by_counts(p, group):
@@ -250,6 +282,13 @@ def draw_averages(generator):
     for denominator in DENOMINATORS:  # some tokens cost nothing
         losses = torch.tensor([[0.0, 2.0, 0.0, 7.0], [1.0, 0.0, 7.0, 7.0]])
         yield {"losses": losses, "mask": losses < 7, "denominator": denominator}
+    for denominator in DENOMINATORS:  # the tokens do not stand first, and not side by side
+        losses = torch.tensor([[7.0, 2.0, 8.0, 1.0, -1.0], [3.0, 9.0, 7.0, -2.0, 8.0]])
+        yield {"losses": losses, "mask": losses < 7, "denominator": denominator}
+    for denominator in DENOMINATORS:
+        mask = torch.arange(1030) < torch.tensor([[1020], [400]])
+        losses = hidden(generator, mask, torch.randn(2, 1030, generator=generator) + 0.3)
+        yield {"losses": losses, "mask": mask, "denominator": denominator}
 
 
 def call_average(function, **arguments):
@@ -269,6 +308,16 @@ def averages_by_rows(losses, mask, denominator):
     return total
 
 
+def first_ones(mask):
+    """As many True in a row as there are, but the first ones."""
+    return torch.arange(mask.shape[1]) < mask.sum(1, keepdim=True)
+
+
+def up_to_the_last(mask):
+    """The place behind the last True of each row."""
+    return (mask * torch.arange(1, mask.shape[1] + 1)).amax(1)
+
+
 def averages_formula(
     losses, mask, denominator, *, keep=lambda x, mask: torch.where(mask, x, 0), lengths=lambda mask: mask.sum(1),
     use=lambda name: name, completion=lambda s, n, T: (s / n).mean(), batch=lambda s, n, T: s.sum() / n.sum(),
@@ -286,6 +335,9 @@ token_average = Exercise(
             [{"keep": lambda x, mask: x}, {"keep": lambda x, mask: x, "lengths": lambda mask: (mask | True).sum(1)}],
         "a product with the mask does not hide a NaN under it, since 0 times NaN is not a number: use torch.where":
             {"keep": lambda x, mask: x * mask},
+        "the first tokens of a row are taken for the completion's, or its length is counted up to the last one: the mask says "
+        "which are its tokens, wherever they stand": [
+            {"keep": lambda x, mask: torch.where(first_ones(mask), x, 0)}, {"lengths": lambda mask: up_to_the_last(mask)}],
         "the mask is turned round": {"keep": lambda x, mask: torch.where(mask, 0, x), "lengths": lambda mask: (~mask).sum(1)},
         "this is divided by B T, padding included, whatever `denominator` says: that is the constant alone":
             {"lengths": lambda mask: (mask | True).sum(1)},
@@ -333,6 +385,12 @@ def draw_sequences(generator):
     yield {"logprobs": far, "old_logprobs": old, "mask": torch.ones(2, 3).bool()}
     old = torch.full((2, 120), -2.0)
     yield {"logprobs": old + torch.tensor([[1.0], [-1.0]]), "old_logprobs": old, "mask": torch.ones(2, 120).bool()}  # a long one
+    old = torch.tensor([[0.0, -2.0, -1.0, -9.0], [-5.0, -120.0, -1.5, -1.0]])  # one was certain, one has not moved
+    new = torch.tensor([[-0.5, 0.0, -1.0, -1.0], [-1.0, -112.0, -9.0, -1.5]])
+    mask = torch.tensor([[True, True, True, False], [False, True, False, True]])
+    yield {"logprobs": new, "old_logprobs": old, "mask": mask}
+    new, old, mask = scored(generator, 2, 300)
+    yield {"logprobs": new, "old_logprobs": old, "mask": mask}
 
 
 def call_sequences(function, **arguments):
@@ -344,6 +402,11 @@ def sequences_by_roots(logprobs, old_logprobs, mask):
     """The n-th root of the product of n ratios."""
     ratios = [(new[here] - old[here].detach()).double().exp() for new, old, here in zip(logprobs, old_logprobs, mask)]
     return torch.stack([one.prod() ** (1 / len(one)) for one in ratios]).float()
+
+
+def through_ratios(logprobs, old_logprobs, mask, root):
+    """The mask stands behind the exponential; `root` makes a number a row of ratios (B, T) and lengths."""
+    return root(torch.where(mask, (logprobs - old_logprobs.detach()).exp(), 1), mask.sum(1))
 
 
 def sequences_formula(
@@ -367,6 +430,19 @@ sequence_ratio = Exercise(
             {"keep": lambda x, mask: x}, {"keep": lambda x, mask: x, "mean": lambda x, n, T: x.mean(1)},
             lambda logprobs, old_logprobs, mask: sequences_formula(
                 torch.where(mask, logprobs, 0), old_logprobs, mask, keep=lambda x, mask: x)],
+        "the first tokens of a row are taken for the completion's: the mask says which are its tokens, wherever they stand":
+            {"keep": lambda x, mask: torch.where(first_ones(mask), x, 0)},
+        "tokens with a logarithm of 0, which were certain or have not moved, are left out of the length: count the mask": [
+            {"mean": lambda x, n, T: x.sum(1) / (x != 0).sum(1).clamp(min=1)},
+            lambda logprobs, old_logprobs, mask: sequences_formula(
+                logprobs, old_logprobs, mask,
+                mean=lambda x, n, T: x.sum(1) / (mask & (old_logprobs != 0)).sum(1).clamp(min=1))],
+        "the product of many ratios is infinite, or 0, before its root is taken: take the exponential of the logarithms' mean": [
+            lambda logprobs, old_logprobs, mask: sequences_formula(
+                logprobs, old_logprobs, mask, last=lambda x: x, mean=lambda x, n, T: x.exp().prod(1) ** (1 / n)),
+            partial(through_ratios, root=lambda ratios, n: ratios.prod(1) ** (1 / n))],
+        "what stands under the mask is hidden behind the exponential, whose gradient is not a number at a NaN: set the "
+        "log-ratio itself to 0": partial(through_ratios, root=lambda ratios, n: (ratios.log().sum(1) / n).exp()),
         "the ratio is clipped here; the clip belongs to the loss": {"last": lambda x: x.exp().clamp(0.8, 1.2)},
         "each token's log-ratio is kept within bounds; the completion's ratio is made of all of it":
             [{"first": lambda x, most=most: x.clamp(-most, most)} for most in (1, 2, 3, 5, 10, 20)],
@@ -402,7 +478,7 @@ def draw_expected(generator):
     yield {"probs": torch.tensor([0.5, 0.3, 0.2]), "paid": torch.tensor([0.0, 1.0, 3.0]), "group": 1, "row": "none"}
     yield {"probs": torch.tensor([0.6, 0.4]), "paid": torch.tensor([2.0, 1.0]), "group": 3, "row": "leave-one-out"}
     yield {"probs": torch.tensor([0.7, 0.1, 0.2]), "paid": torch.tensor([0.0, 1.0, 0.0]), "group": 3, "row": "mean"}
-    for size, group, row in ((3, 2, "leave-one-out"), (4, 3, "group"), (3, 4, "deviation"), (4, 2, "none")):
+    for size, group, row in ((3, 2, "leave-one-out"), (4, 3, "group"), (3, 4, "deviation"), (4, 2, "none"), (12, 2, "group")):
         probs = torch.rand(size, generator=generator) + 0.1
         paid = torch.randint(-8, 9, (size,), generator=generator) / 4  # a group that agrees has exactly its mean
         yield {"probs": probs / probs.sum(), "paid": paid, "group": group, "row": row}
@@ -479,8 +555,11 @@ def draw_dpo(generator):
     yield {**dict(zip(NAMES, (same, same - 1, same, same - 1))), "beta": 0.2}  # a policy that is its reference
     far = torch.tensor([1000.0, -1000.0, 2.0])
     yield {**dict(zip(NAMES, (far, 0 * far, 0 * far, 0 * far + 0.5))), "beta": 1.0}
-    for count, beta in ((3, 0.1), (5, 0.7)):
+    for count, beta in ((3, 0.1), (5, 0.7), (130, 0.3)):
         yield {**dict(zip(NAMES, -8 * torch.rand(4, count, generator=generator) - 2)), "beta": beta}
+    ref = torch.tensor([[-319.0, -309.0, -332.0, -297.0], [-311.25, -306.5, -299.5, -293.0]])  # whole answers
+    policy = ref + torch.tensor([[-1.0, -1.0, -3.0, -3.0], [0.25, 1.5, 0.5, 3.0]])
+    yield {**dict(zip(NAMES, (*policy, *ref))), "beta": 1.0}
 
 
 def call_dpo(function, **arguments):
@@ -507,13 +586,21 @@ def dpo_formula(
 CUTS = [
     *({"loss": lambda z, beta, eps=10.0**-n: -(z.sigmoid() + eps).log()} for n in (5, 6, 7, 8, 9, 10, 12)),
     *({"loss": lambda z, beta, eps=10.0**-n: -z.sigmoid().clamp(min=eps).log()} for n in (5, 6, 7, 8, 9, 10, 12)),
-    *({"loss": lambda z, beta, most=most: -F.logsigmoid(z.clamp(-most, most))} for most in (10, 15, 20, 30, 50, 60, 80, 88, 100)),
+    *({"loss": lambda z, beta, most=most: -F.logsigmoid(z.clamp(-most, most))}
+      for most in (2, 5, 10, 15, 20, 30, 50, 60, 80, 88, 100)),
 ]  # fmt: skip
 
 dpo_loss = Exercise(
     "12.7", "dpo_loss", draw=draw_dpo, call=call_dpo, right=dpo_by_two_classes, formula=dpo_formula, mistakes={
-        "the logarithm of a sigmoid that has become 0 is infinite: F.logsigmoid does both steps at once":
-            {"loss": lambda z, beta: -z.sigmoid().log()},
+        "the sigmoid has become 0, or an exponential infinite, and so is the loss: F.logsigmoid does all steps at once":
+            [{"loss": lambda z, beta: -z.sigmoid().log()}, {"loss": lambda z, beta: (1 + (-z).exp()).log()}],
+        "these are ratios of probabilities, which are 0 for a whole answer in 32 bits: subtract the logarithms": [
+            lambda policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta: -F.logsigmoid(beta * (
+                (policy_chosen.exp() / ref_chosen.exp()) / (policy_rejected.exp() / ref_rejected.exp())).log()).mean(),
+            lambda policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta: -F.logsigmoid(beta * (
+                (policy_chosen.exp() / ref_chosen.exp()).log() - (policy_rejected.exp() / ref_rejected.exp()).log())).mean()],
+        "softplus is a straight line above its threshold; leave that at 20, where nobody can tell":
+            [{"loss": lambda z, beta, end=end: F.softplus(-z, threshold=end)} for end in (1.0, 2.0, 3.0, 5.0)],
         "margin or sigmoid is kept within bounds, and beyond the clamp no gradient is left: F.logsigmoid is finite without one":
             CUTS,
         "no gradient reaches the policy's log-probabilities: only the reference's are fixed": detached(dpo_by_two_classes),
@@ -535,77 +622,6 @@ dpo_loss = Exercise(
         "this is IPO's loss, a square; DPO's is the negative log-sigmoid":
             {"scale": lambda margin, beta: margin, "loss": lambda z, beta: (z - 1 / (2 * beta)).square()},
         "this is 1 less the sigmoid; the loss is minus its logarithm": {"loss": lambda z, beta: torch.sigmoid(-z)},
-    })  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 12.8
-def draw_kto(generator):
-    one = {"policy": torch.tensor([-3.0, -3.0]), "ref": torch.tensor([-2.0, -2.0]), "desirable": torch.tensor([True, False])}
-    yield {**one, "kl": torch.tensor(0.5), "beta": 0.5}
-    same = torch.tensor([-3.0, -5.0, -1.0])
-    yield {"policy": same, "ref": same, "desirable": torch.tensor([True, False, True]), "kl": torch.tensor(0.0), "beta": 0.3}
-    far = torch.tensor([900.0, -900.0, 900.0, -900.0])
-    desirable = torch.tensor([True, True, False, False])
-    yield {"policy": far, "ref": 0 * far, "desirable": desirable, "kl": torch.tensor(2.0), "beta": 1.0}
-    for count, beta in ((4, 0.4), (7, 0.1)):
-        policy, ref = -6 * torch.rand(2, count, generator=generator) - 1
-        desirable = torch.arange(count) % 3 > 0
-        kl = 2 * torch.rand((), generator=generator) + 0.5
-        yield {"policy": policy, "ref": ref, "desirable": desirable, "kl": kl, "beta": beta}
-    for good in (True, False):  # one kind alone, and whole answers: their probabilities are 0 in float32
-        policy, ref = torch.tensor([-320.0, -311.0]), torch.tensor([-317.0, -314.0])
-        yield {"policy": policy, "ref": ref, "desirable": torch.tensor([good, good]), "kl": torch.tensor(1.0), "beta": 0.2}
-
-
-def call_kto(function, **arguments):
-    """The loss, and its gradients in the policy's log-probabilities and in the KL."""
-    return with_gradients(function, ["policy", "kl"], "loss", arguments)
-
-
-def kto_by_tanh(policy, ref, desirable, kl, beta):
-    """1 - sigmoid(x) is (1 - tanh(x / 2)) / 2."""
-    signs = torch.tensor([1.0 if good else -1.0 for good in desirable.tolist()])
-    return (0.5 - 0.5 * torch.tanh(beta * signs * (policy - ref - kl.detach()) / 2)).mean()
-
-
-def kto_formula(
-    policy, ref, desirable, kl, beta, *, from_kl=lambda x, kl, good: x - kl, number=torch.detach, good=lambda d: d,
-    sign=lambda x, good: torch.where(good, x, -x), scale=lambda x, beta: beta * x, log_ratio=torch.sub,
-    loss=lambda x: torch.sigmoid(-x), over=lambda losses, good: losses.mean(),
-):  # fmt: skip
-    said = good(desirable)
-    gain = sign(scale(from_kl(log_ratio(policy, ref), number(kl), said), beta), said)
-    return over(loss(gain), said)
-
-
-kto_loss = Exercise(
-    "12.8", "kto_loss", draw=draw_kto, call=call_kto, right=kto_by_tanh, formula=kto_formula, mistakes={
-        "undesirable answers are pulled up too: there the sign is turned": {"sign": lambda x, good: x},
-        "this pulls desirable answers down and the others up: they have changed places, or 1 less the sigmoid is the sigmoid":
-            [{"good": torch.logical_not}, {"loss": torch.sigmoid}],
-        "a gradient goes through the KL, as if it were to be lowered here: it is a number to measure from, detach it":
-            {"number": lambda kl: kl},
-        "the KL is left out: a log-ratio is measured from how far the policy has moved on the whole":
-            {"from_kl": lambda x, kl, good: x},
-        "the KL is added; a log-ratio is measured from it": {"from_kl": lambda x, kl, good: x + kl},
-        "on undesirable answers the KL is not turned with the log-ratio: the sign belongs to their difference":
-            {"from_kl": lambda x, kl, good: torch.where(good, x - kl, x + kl)},
-        "the reference is left out: the gain is a log-ratio": {"log_ratio": lambda policy, ref: policy},
-        "the log-ratio is upside down: the policy's less the reference's": {"log_ratio": lambda policy, ref: ref - policy},
-        "`kl` is not used, but the mean log-ratio of the answers; use the number that was given":
-            lambda policy, ref, desirable, kl, beta: kto_formula(policy, ref, desirable, (policy - ref).mean(), beta),
-        "this is the ratio; the gain is its logarithm, a difference": {"log_ratio": lambda policy, ref: (policy - ref).exp()},
-        "the 1 is missing: an answer costs 1 less the sigmoid": {"loss": lambda x: -torch.sigmoid(x)},
-        "beta is left out": {"scale": lambda x, beta: x},
-        "beta scales the log-ratio alone; the KL is subtracted before, so that beta scales both":
-            lambda policy, ref, desirable, kl, beta: kto_formula(policy, ref, desirable, kl / beta, beta),
-        "no gradient reaches the policy's log-probabilities: the KL alone is detached": detached(kto_by_tanh),
-        "this is DPO's loss of one answer, with a logarithm; KTO's is 1 less the sigmoid":
-            {"loss": lambda x: -F.logsigmoid(x)},
-        "this is the sum over the answers; take their mean": {"over": lambda losses, good: losses.sum()},
-        "desirable and undesirable answers weigh the same however many there are; take one mean over all":
-            {"over": lambda losses, good: (losses[good].mean() + losses[~good].mean()) / 2},
-        "only the desirable answers are learned from": {"over": lambda losses, good: losses[good].mean()},
     })  # fmt: skip
 
 Investigation("12.A", "How many completions is a method worth?")

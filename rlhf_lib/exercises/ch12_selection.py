@@ -1,11 +1,98 @@
-"""Chapter 12: the best completion of a group beside one drawn by chance, and the weight of a token that a copy sampled."""
+"""Chapter 12: labels without pairs, the best of a group beside one drawn by chance, and the weight of a token of a copy."""
 
 import math
+import statistics
 
 import torch
+from torch.nn import functional as F
 
-from rlhf_lib.exercises.ch12_beyond_ppo import scored, with_gradients
+from rlhf_lib.exercises.ch11_assistant import as_int64
+from rlhf_lib.exercises.ch12_beyond_ppo import detached, hidden, scored, with_gradients
 from rlhf_lib.exercises.declare import Exercise
+
+
+# ----------------------------------------------------------------------------------------- 12.8
+def draw_kto(generator):
+    one = {"policy": torch.tensor([-3.0, -3.0]), "ref": torch.tensor([-2.0, -2.0]), "desirable": torch.tensor([True, False])}
+    yield {**one, "kl": torch.tensor(0.5), "beta": 0.5}
+    same = torch.tensor([-3.0, -5.0, -1.0])
+    yield {"policy": same, "ref": same, "desirable": torch.tensor([True, False, True]), "kl": torch.tensor(0.0), "beta": 0.3}
+    far = torch.tensor([900.0, -900.0, 900.0, -900.0])
+    desirable = torch.tensor([True, True, False, False])
+    yield {"policy": far, "ref": 0 * far, "desirable": desirable, "kl": torch.tensor(2.0), "beta": 1.0}
+    for count, beta in ((4, 0.4), (7, 0.1)):
+        policy, ref = -6 * torch.rand(2, count, generator=generator) - 1
+        desirable = torch.arange(count) % 3 > 0
+        kl = 2 * torch.rand((), generator=generator) + 0.5
+        yield {"policy": policy, "ref": ref, "desirable": desirable, "kl": kl, "beta": beta}
+    for good in (True, False):  # one kind alone, and whole answers: their probabilities are 0 in float32
+        policy, ref = torch.tensor([-320.0, -311.0]), torch.tensor([-317.0, -314.0])
+        yield {"policy": policy, "ref": ref, "desirable": torch.tensor([good, good]), "kl": torch.tensor(1.0), "beta": 0.2}
+    yield {"policy": far[:1] / 300, "ref": 0 * far[:1], "desirable": far[:1] > 0, "kl": torch.tensor(0.5), "beta": 0.5}
+    policy, ref = torch.tensor([-400.0, -300.0, -380.0, -260.0]), torch.tensor([-340.0, -360.0, -350.0, -320.0])
+    desirable = torch.tensor([True, True, False, False])
+    yield {"policy": policy, "ref": ref, "desirable": desirable, "kl": torch.tensor(25.0), "beta": 0.05}
+    policy, ref = -6 * torch.rand(2, 130, generator=generator) - 1
+    yield {"policy": policy, "ref": ref, "desirable": torch.arange(130) % 3 > 0, "kl": torch.tensor(0.5), "beta": 0.8}
+
+
+def call_kto(function, **arguments):
+    """The loss, and its gradients in the policy's log-probabilities and in the KL."""
+    return with_gradients(function, ["policy", "kl"], "loss", arguments)
+
+
+def kto_by_tanh(policy, ref, desirable, kl, beta):
+    """1 - sigmoid(x) is (1 - tanh(x / 2)) / 2."""
+    signs = torch.tensor([1.0 if good else -1.0 for good in desirable.tolist()])
+    return (0.5 - 0.5 * torch.tanh(beta * signs * (policy - ref - kl.detach()) / 2)).mean()
+
+
+def kto_formula(
+    policy, ref, desirable, kl, beta, *, from_kl=lambda x, kl, good: x - kl, number=torch.detach, good=lambda d: d,
+    sign=lambda x, good: torch.where(good, x, -x), scale=lambda x, beta: beta * x, log_ratio=torch.sub,
+    loss=lambda x: torch.sigmoid(-x), over=lambda losses, good: losses.mean(),
+):  # fmt: skip
+    said = good(desirable)
+    gain = sign(scale(from_kl(log_ratio(policy, ref), number(kl), said), beta), said)
+    return over(loss(gain), said)
+
+
+kto_loss = Exercise(
+    "12.8", "kto_loss", draw=draw_kto, call=call_kto, right=kto_by_tanh, formula=kto_formula, mistakes={
+        "undesirable answers are pulled up too: there the sign is turned": {"sign": lambda x, good: x},
+        "this pulls desirable answers down and the others up: they have changed places, or 1 less the sigmoid is the sigmoid":
+            [{"good": torch.logical_not}, {"loss": torch.sigmoid}],
+        "a gradient goes through the KL, as if it were to be lowered here: it is a number to measure from, detach it":
+            {"number": lambda kl: kl},
+        "the KL is left out: a log-ratio is measured from how far the policy has moved on the whole":
+            {"from_kl": lambda x, kl, good: x},
+        "the KL is added; a log-ratio is measured from it": {"from_kl": lambda x, kl, good: x + kl},
+        "on undesirable answers the KL is not turned with the log-ratio: the sign belongs to their difference":
+            {"from_kl": lambda x, kl, good: torch.where(good, x - kl, x + kl)},
+        "the reference is left out: the gain is a log-ratio": {"log_ratio": lambda policy, ref: policy},
+        "the log-ratio is upside down: the policy's less the reference's": {"log_ratio": lambda policy, ref: ref - policy},
+        "`kl` is not used, but the mean log-ratio of the answers; use the number that was given":
+            lambda policy, ref, desirable, kl, beta: kto_formula(policy, ref, desirable, (policy - ref).mean(), beta),
+        "the sigmoid is made by hand: its exponential is infinite where an answer gained or lost much, and then the loss or its "
+        "gradient is not a number; torch.sigmoid has both":
+            [{"loss": lambda x: 1 - 1 / (1 + (-x).exp())}, {"loss": lambda x: 1 - x.exp() / (1 + x.exp())},
+             {"loss": lambda x: 1 / (1 + x.exp())}],
+        "the log-ratio is kept within bounds; all of it is measured":
+            [{"log_ratio": lambda policy, ref, most=most: (policy - ref).clamp(-most, most)} for most in (1, 5, 10, 20, 50)],
+        "this is the ratio; the gain is its logarithm, a difference": {"log_ratio": lambda policy, ref: (policy - ref).exp()},
+        "the 1 is missing: an answer costs 1 less the sigmoid": {"loss": lambda x: -torch.sigmoid(x)},
+        "beta is left out": {"scale": lambda x, beta: x},
+        "beta scales the log-ratio alone; the KL is subtracted before, so that beta scales both":
+            lambda policy, ref, desirable, kl, beta: kto_formula(policy, ref, desirable, kl / beta, beta),
+        "no gradient reaches the policy's log-probabilities: the KL alone is detached": detached(kto_by_tanh),
+        "this is DPO's loss of one answer, with a logarithm; KTO's is 1 less the sigmoid":
+            {"loss": lambda x: -F.logsigmoid(x)},
+        "this is the sum over the answers; take their mean": {"over": lambda losses, good: losses.sum()},
+        "desirable and undesirable answers weigh the same however many there are; take one mean over all":
+            [{"over": lambda losses, good: (losses[good].mean() + losses[~good].mean()) / 2},
+             {"over": lambda losses, good: statistics.mean(some.mean() for some in (losses[good], losses[~good]) if len(some))}],
+        "only the desirable answers are learned from": {"over": lambda losses, good: losses[good].mean()},
+    })  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------- 12.9
@@ -16,14 +103,21 @@ def draw_best(generator):
     for groups, size in ((3, 5), (5, 3), (4, 4)):
         rewards = torch.randint(6, (groups, size), generator=generator) + 10.0 * torch.randn(groups, 1, generator=generator)
         yield {"rewards": rewards, "uniforms": torch.rand(groups, generator=generator)}
+    yield {"rewards": torch.tensor([[0.5]]), "uniforms": torch.tensor([0.75])}
+    yield {"rewards": torch.tensor([[0.5, 0.5001, 0.4999]]), "uniforms": torch.tensor([0.5])}  # close together
+    for groups, size in ((3, 130), (130, 3)):
+        rewards = torch.randint(40, (groups, size), generator=generator) - 5000.0
+        yield {"rewards": rewards, "uniforms": torch.rand(groups, generator=generator)}
 
 
 def call_best(function, **arguments):
-    """What the function returns, which can be looked up in the rollout: floats raise here."""
+    """What the function returns, which can be looked up in the rollout: floats raise here, and whole numbers of few bits."""
     pair = function(**arguments)
     for one in pair if isinstance(pair, (tuple, list)) else ():
-        if isinstance(one, torch.Tensor) and one.is_floating_point():
-            torch.empty(0)[one]
+        if isinstance(one, torch.Tensor):
+            if one.is_floating_point():
+                torch.empty(0)[one]
+            as_int64(one)
     return pair
 
 
@@ -57,6 +151,8 @@ best_and_control = Exercise(
     "12.9", "best_and_control", draw=draw_best, call=call_best, right=best_by_lists, formula=best_formula, mistakes={
         "these are floats, with which no row can be looked up: return row numbers, made int64 by .long()":
             {"end": lambda best, control: (best, control.float())},
+        "these have fewer than 64 bits; asked for are int64: .long()": [
+            {"end": lambda best, control: (best, control.int())}, {"end": lambda best, control: (best.int(), control.int())}],
         "these are places inside the groups; asked for are rows of the rollout, where group n begins at n G":
             {"number": lambda n, i, G, N: i},
         "group n begins at n G; this takes completion i of group n for row i N + n": {"number": lambda n, i, G, N: i * N + n},
@@ -94,6 +190,12 @@ def draw_weights(generator):
         new, old, mask = scored(generator, rows, steps, spread=0.8)
         old[0, 0] = new[0, 0] - 2.5  # far above every cap
         yield {"logprobs": new, "sampler_logprobs": old, "mask": mask, "cap": cap}
+    old = torch.tensor([[-2.0, -9.5, 0.0, -1.5, -1.0], [-3.0, -1.0, -2.0, -1.0, -9.0]])  # no cap; tokens with gaps between them
+    mask = torch.tensor([[False, True, True, True, False], [True, False, True, False, True]])
+    new = hidden(generator, mask, old + torch.tensor([[1.0, 8.0, -0.5, -8.0, 1.0], [0.0, 1.0, 2.0, 3.0, 6.0]]))
+    yield {"logprobs": new, "sampler_logprobs": old, "mask": mask, "cap": math.inf}
+    new, old, mask = scored(generator, 2, 140, spread=0.8)
+    yield {"logprobs": new, "sampler_logprobs": old, "mask": mask, "cap": 30.0}
 
 
 def call_weights(function, **arguments):
@@ -128,6 +230,8 @@ importance_weights = Exercise(
         "weights above the cap become 1; they become the cap": {"cut": lambda w, cap: torch.where(w > cap, 1, w)},
         "the cap is put on the logarithm; it is for the weight": {
             "first": lambda x, mask: x, "ratio": lambda x: x, "cut": lambda x, cap: x.clamp(max=cap).exp()},
+        "the log-ratio is kept within bounds; only a weight above the cap is cut":
+            [{"first": lambda x, mask, most=most: x.clamp(-most, most)} for most in (1, 2, 3, 5)],
         "the weights get a gradient: they correct for what was drawn, and are not to be trained; detach them":
             {"number": lambda x: x},
         "padding has weight 0; here it is 1, since it is masked later and 0 would lower means":

@@ -174,6 +174,16 @@ def test_the_limit_of_calls_is_that_of_a_fresh_python_and_is_put_back():
     assert sys.getrecursionlimit() == before
 
 
+def test_a_limit_of_calls_that_is_raised_is_told():
+    def deep(text, logprobs):
+        sys.setrecursionlimit(100_000)
+        return remembered(text, logprobs)
+
+    before = sys.getrecursionlimit()
+    assert "leave sys.setrecursionlimit alone" in verdict("best_cut", deep).message
+    assert sys.getrecursionlimit() == before
+
+
 def table(text, logprobs, first=0.0, rank=lambda total, n: total, reach=None, back=lambda cut: cut[::-1]):
     """A learner's table, with lists, and what may go wrong in it."""
     longest = reach or max(map(len, logprobs), default=1)

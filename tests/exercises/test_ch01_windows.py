@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lib.exercises import EXERCISES, verdict
+from rlhf_lib.exercises import EXERCISES, draw, verdict
 
 
 def split_works(works, fraction, seed):
@@ -92,6 +92,11 @@ def test_a_window_too_many_has_its_name_though_it_raises(cut):
         return tuple(cut(tokens[start : start + W * context], W, context) for start in (0, 1))
 
     assert "W = (N - 1) // context" in verdict("windows", cut_too_far).mistake
+
+
+def test_tokens_may_be_a_part_of_another_tensor():
+    drawn = [one["tokens"] for one in draw("windows")]
+    assert any(one.storage_offset() for one in drawn) and any(one.stride() != (1,) for one in drawn)
 
 
 def test_a_coin_for_each_work_is_told_that_the_number_is_fixed():

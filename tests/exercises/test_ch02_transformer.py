@@ -103,8 +103,18 @@ def test_sampling_code_without_the_causal_mask_gets_its_name():
 def heads_by_pytorch(x, qkv, out, heads):
     """What one gets from nn.MultiheadAttention when attn_mask is forgotten."""
     layer = nn.MultiheadAttention(x.shape[-1], heads, bias=False, batch_first=True)
-    layer.in_proj_weight.data, layer.out_proj.weight.data = qkv, out
-    return layer(x, x, x, need_weights=False)[0]
+    weights = {"in_proj_weight": qkv, "out_proj.weight": out}
+    return torch.func.functional_call(layer, weights, (x, x, x), {"need_weights": False})[0]
+
+
+def test_weights_that_are_copied_into_a_layer_get_no_gradient():
+    def copied(x, qkv, out, heads):
+        make, mix = nn.Linear(x.shape[-1], len(qkv), bias=False), nn.Linear(*out.shape, bias=False)
+        make.weight.data, mix.weight.data = qkv.data, out.data
+        y = multi_head(x, make.weight, torch.eye(len(out)), heads)
+        return mix(y)
+
+    assert "no gradient reaches `qkv` and `out`" in said("multi_head", copied)
 
 
 def test_a_triangle_from_the_first_key_shows_only_where_there_are_more_keys_than_queries():
@@ -190,6 +200,22 @@ def test_huge_numbers_under_the_mask_do_not_matter_and_small_fills_do():
 
     assert "not low enough" in said("attention", filled(-100.0))
     check("attention", filled(-1e9))
+
+
+def test_what_is_drawn_goes_beyond_what_is_made_beforehand():
+    assert any(one["mask"].tolist() == [[False, True, False, True]] for one in draw("attention"))
+    assert max(one["x"].shape[1] for one in draw("multi_head")) > 128
+    assert max(int(one["positions"].max()) for one in draw("rotary")) > 8192
+
+
+def test_a_part_may_give_back_what_it_reads_and_is_called_once():
+    def in_place(x, norm1, attend, norm2, feed):
+        y = attend(norm1(x))
+        y += x
+        return feed(norm2(y)) + y
+
+    assert "it changed its argument x in place" in said("block", in_place)
+    assert "attend is called twice" in said("block", lambda x, n, a, m, f: x + a(n(x)) + f(m(x + a(n(x)))))
 
 
 @pytest.mark.parametrize("by_hand", [(1.0, 3.0, -1.0, 1.0), (2.0, 2.0, 0.0, 0.0)])

@@ -122,6 +122,11 @@ def test_an_eps_of_another_size_shows_where_the_stream_is_small():
     assert "the eps of the norms" in verdict.mistake and verdict.arguments["spread"] == small["spread"]
 
 
+def test_what_is_drawn_has_blocks_of_two_digits_and_a_long_text():
+    inputs = draw("gpt_logits")
+    assert max(one["layers"] for one in inputs) > 10 and max(one["tokens"].shape[1] for one in inputs) > 64
+
+
 def test_a_float_is_no_count_and_int32_no_token():
     message = verdict("count_parameters", lambda **sizes: float(count_parameters(**sizes))).message
     assert "it is to be an int" in message

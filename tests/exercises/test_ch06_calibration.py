@@ -28,7 +28,7 @@ def calibrate(logits, targets, ridge):
 ALTERNATIVES = {"calibrate": calibrate}
 
 
-def newton(logits, targets, ridge, halve=True, steps=40, use=lambda t: t == t, end=lambda a, b: (a, b)):
+def newton(logits, targets, ridge, halve=True, stop=False, steps=40, use=lambda t: t == t, end=lambda a, b: (a, b)):
     """On plain numbers, the two equations solved by hand."""
     rows, a, b = list(zip(logits[use(targets)].tolist(), targets[use(targets)].tolist())), 1.0, 0.0
 
@@ -47,6 +47,8 @@ def newton(logits, targets, ridge, halve=True, steps=40, use=lambda t: t == t, e
         hbb = sum(q * (1 - q) for q in p) / n + ridge
         determinant = haa * hbb - hab * hab
         da, db = (hbb * ga - hab * gb) / determinant, (haa * gb - hab * ga) / determinant
+        if stop and loss(a - da, b - db) > loss(a, b):
+            break
         while halve and loss(a - da, b - db) > loss(a, b):
             da, db = da / 2, db / 2
         a, b = a - da, b - db
@@ -65,6 +67,7 @@ def test_every_way_to_the_lowest_point_passes(function, seed):
     [
         ({"halve": False}, "the whole step"),
         ({"steps": 1}, "one step of Newton's"),
+        ({"stop": True}, "end at the first one that leads higher"),
         ({"use": lambda t: t != 0.5}, "neutral passages are left out"),
         ({"end": lambda a, b: (b, a)}, "exchanged"),
         ({"end": lambda a, b: (1 / a, b)}, "temperature"),

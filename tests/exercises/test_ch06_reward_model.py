@@ -244,6 +244,12 @@ def by_index(model, rows, batch):
     return scores
 
 
+@torch.no_grad()
+def on_the_left(model, rows, batch):
+    model.eval()
+    return torch.cat([model.logits(*pad(rows[start : start + batch], "left")) for start in range(0, len(rows), batch)])
+
+
 def whole_batches(model, rows, batch):
     scores = torch.zeros(len(rows))
     for start in range(0, len(rows) // batch * batch, batch):
@@ -258,7 +264,10 @@ def whole_batches(model, rows, batch):
         ("last_token", into_a_buffer, "goes through float32"),
         ("score_rows", by_index, "of two equal rows"),
         ("score_rows", whole_batches, "smaller batch is left out"),
+        ("score_rows", on_the_left, "wants them on the right"),
         ("clear_accuracy", lambda logits, targets: (logits[targets != 0.5] > 0).float().mean(), "called positive"),
+        ("clear_accuracy", lambda logits, targets: sum(clear_accuracy(logits[some], targets[some]) for some in
+                                                       (targets == 0, targets == 1)) / 2, "the mean of two accuracies"),
         ("clear_accuracy", lambda logits, targets: ((logits * targets)[targets != 0.5] > 0).float().mean(), "never right"),
         ("mean_pool", lambda hidden, mask: (hidden * mask[..., None]).sum(1) / mask.sum(1), "need a last dimension"),
         ("soft_label_loss", exp_of_log_odds, "exp overflows"),
@@ -271,3 +280,7 @@ def whole_batches(model, rows, batch):
 )  # fmt: skip
 def test_frequent_mistakes_have_their_names(name, function, says):
     assert says in verdict(name, function).mistake
+
+
+def test_scores_in_a_list_are_told_from_a_tensor():
+    assert "come as a list" in verdict("score_rows", lambda model, rows, batch: score_rows(model, rows, batch).tolist()).message

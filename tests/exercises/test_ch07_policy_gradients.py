@@ -193,6 +193,21 @@ def test_a_worked_example_comes_first():
     assert (first["returns"] - first["values"]).tolist() == [1.0, 1.0, 2.0]
 
 
+def test_some_inputs_are_long_or_have_an_infinite_limit():
+    """A sum that is cut off, or a limit that is divided by, is right on all the others."""
+    assert max(len(given["rewards"]) for given in draw("discounted_returns")) > 256
+    assert max(given["mask"].shape[1] for given in draw("gae")) > 256
+    assert max(given["mask"].sum() for given in draw("masked_whiten")) > 1000
+    assert max(len(given["returns"]) for given in draw("explained_variance")) > 1000
+    for name in ("policy_loss", "value_loss", "ppo_epochs"):
+        assert any(given["clip"] == math.inf for given in draw(name))
+
+
+def test_a_rollout_is_not_cut_into_equal_minibatches():
+    inputs = [(len(given["states"]), given["minibatch"]) for given in draw("ppo_epochs")]
+    assert any(math.ceil(rows / math.ceil(rows / size)) != min(rows, size) for rows, size in inputs)
+
+
 def test_the_smallest_failing_input_is_shown():
     found = verdict("discounted_returns", lambda rewards, gamma: rewards * 0 + 1)
     assert found.arguments["rewards"].tolist() == [0.0, 0.0, 1.0]

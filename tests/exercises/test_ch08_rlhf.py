@@ -149,6 +149,16 @@ def test_the_worked_example_of_the_advantages():
     assert out["advantages"].tolist()[0] == pytest.approx([0.925, 0.975, 0.975])
 
 
+def test_some_masks_begin_with_false():
+    for name in ("completion_kl", "token_advantages", "with_baseline"):
+        assert any(not given["mask"][:, 0].all() for given in exercises.draw(name)), name
+
+
+def test_a_row_has_more_end_tokens_than_eight_bits_can_count():
+    counts = [(one["tokens"][:, one["prompt_length"] :] == one["end_token"]).sum(1) for one in exercises.draw("action_mask")]
+    assert max(count.max() for count in counts) > 256
+
+
 def test_the_update_s_first_minibatch_clips_nothing_when_the_policy_is_the_one_that_sampled():
     (first, *rest) = exercises.draw("update_policy")
     (on_policy, *others) = exercises.answer("update_policy", update_policy, [first, *rest])

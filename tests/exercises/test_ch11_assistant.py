@@ -88,7 +88,7 @@ def test_the_library_s_own_kernels_pass():
     def packed(lengths, size):
         texts = torch.zeros(1, size, dtype=torch.long)
         texts[0, : sum(lengths)] = torch.repeat_interleave(torch.arange(len(lengths)) + 1, torch.tensor(lengths))
-        config = LlamaConfig(vocab_size=5, context=64, layers=1, heads=1, kv_heads=1, width=2, hidden=2)
+        config = LlamaConfig(vocab_size=5, context=512, layers=1, heads=1, kv_heads=1, width=2, hidden=2)
         positions, _ = places(config, texts, texts, None)
         real = texts > 0  # the library lets padding look at padding, and number it: neither is ever used
         allowed = causal_mask(size, size, texts, "cpu")[0, 0] & real[0, :, None] | torch.eye(size, dtype=torch.bool)
@@ -247,6 +247,11 @@ def test_the_penalty_for_no_end_reaches_only_those_without_one():
         fined = token_rewards(**{**arguments, "end_penalty": 3.0}).sum(1)
         wanted = 3.0 * (~arguments["ended"]).float()
         assert torch.allclose(free - fined, wanted, atol=1e-5)
+
+
+def test_sizes_beyond_a_byte_and_beyond_a_few_adapters_are_drawn():
+    assert any(len(one["lengths"]) > 256 for one in exercises.draw("packed_mask"))
+    assert any(len(one["adapters"]) > 10 for one in exercises.draw("merge"))
 
 
 def test_a_coefficient_moves_by_at_most_a_fifth_of_its_share_and_stays_at_the_target():

@@ -248,6 +248,12 @@ def test_a_loss_that_is_wrong_is_not_said_to_have_a_wrong_gradient_alone(denomin
     assert not found.passed and "wrong only where" not in found.message, found.message
 
 
+@pytest.mark.parametrize("name", ["token_average", "sequence_ratio", "importance_weights"])
+def test_a_completion_s_tokens_may_stand_behind_others_and_apart(name):
+    masks = [one["mask"].int() for one in exercises.draw(name)]
+    assert any((mask[:, 0] == 0).any() and (mask.diff(dim=1) != 0).sum(1).max() > 2 for mask in masks)
+
+
 def test_the_loss_expected_of_the_first_input_of_12_4_is_0_to_the_last_bit():
     assert OURS["token_average"].right(**exercises.draw("token_average")[0]).item() == 0.0
 
