@@ -1702,14 +1702,14 @@ def rlhf(
     return kept, records
 
 
-# ---- 9.1 win_rate [2111d3ba]
+# ---- 9.1 win_rate [7a9d8708]
 
 def win_rate(first, second):
     """How often a score of the first side beats one of the second; a tie counts half.
 
     Args:
-        first: (N,) scores.
-        second: (M,) scores.
+        first: (N,) scores, floats or int64.
+        second: (M,) scores, floats or int64.
 
     Returns:
         A number from 0 to 1.
