@@ -240,7 +240,7 @@ def anyway(mistakes):
     table = {sentence: what if isinstance(what, list) else [what] for sentence, what in mistakes.items()}
     for ways in table.values():
         if isinstance(ways[0], dict) and "empty" not in ways[0]:
-            ways += map(unasked, ({**ways[0], "empty": empty} for empty in EMPTY[::2]))
+            ways += map(unasked, ({**ways[0], "empty": empty} for empty in EMPTY))
     return table
 
 

@@ -238,8 +238,8 @@ declare.load()
 
 
 @pytest.mark.parametrize("name", [name for name, build in declare.BUILDS.items() if build.kept])
-def test_each_cheap_probe_passes_the_worked_answer_within_five_seconds_of_one_core(name):
-    """Seconds of the processor; the dearest takes one and a half, and over four on a slow machine that is busy besides."""
+def test_each_cheap_probe_passes_the_worked_answer_within_four_seconds_of_one_core(name):
+    """Seconds of the processor, which a busy machine does not change; the dearest takes about one and a half."""
     build, answered, threads = declare.BUILDS[name], the_course(name), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -247,6 +247,6 @@ def test_each_cheap_probe_passes_the_worked_answer_within_five_seconds_of_one_co
             if build.probes[inputs["probe"]].seconds <= LIMIT:
                 start = time.process_time()
                 assert build.fault(inputs, build.answer(answered, inputs)) == "", inputs["probe"]
-                assert time.process_time() - start < 5, inputs["probe"]
+                assert time.process_time() - start < 4, inputs["probe"]
     finally:
         torch.set_num_threads(threads)
