@@ -310,13 +310,13 @@ def judge_head(output, **_):
 
 
 def draw_task(generator):
-    return {**draw_shape(generator), "rank": 8, "alpha": 16.0, "layers": 2, "steps": 200}
+    return {**draw_shape(generator), "rank": 8, "alpha": 16.0, "layers": 2, "steps": 140}
 
 
 def run_task(with_lora, seed, rank, alpha, layers, steps):
     """Adapters learn what a base of random weights does not do: to say the token that stood two places before."""
     model = with_lora(base_of(seed), rank, alpha, layers)
-    optimizer = torch.optim.Adam([one for one in model.parameters() if one.requires_grad], lr=1e-2)
+    optimizer = torch.optim.Adam([one for one in model.parameters() if one.requires_grad], lr=2e-2, fused=True)
     generator, losses = torch.Generator().manual_seed(seed), []
     for _ in range(steps):
         tokens = torch.randint(TOKENS, (32, 10), generator=generator)
@@ -333,7 +333,8 @@ def judge_task(output, **_):
     if last < 0.5 * first:
         return ""
     return (
-        f"in 200 steps the loss falls from {first:.2f} to {last:.2f} only: do all adapters of a block get gradients of full size?"
+        f"in {len(output)} steps the loss falls from {first:.2f} to {last:.2f} only: do all adapters of a block get gradients of "
+        "full size?"
     )
 
 

@@ -16,6 +16,8 @@ RECORD = "rlhf_lib.exercises: no answer"
 DEEP = 20  # how far lists and dicts may be nested
 MANY = 1_000_000  # how many values an answer may have outside tensors
 LARGE = 100_000_000  # how many numbers a tensor may have
+SIMPLE = {type(None), bool, int, float, str}
+COMMON = {torch.bool, torch.uint8, torch.int32, torch.int64, torch.float32, torch.float64}  # the types of nearly all tensors
 
 
 class Unfit(Exception):
@@ -79,13 +81,11 @@ def plain(value, trusted=False, tuples=False):
 
     def walk(value, depth):
         nonlocal count
-        count += 1
-        if count > MANY:
-            return odd("too many values to look at")
-        if depth > DEEP:
-            return odd(f"lists or dicts nested more than {DEEP} deep, or one that contains itself")
-        if value is None or type(value) in (bool, int, float, str):
+        if type(value) in SIMPLE:
             return value
+        kind = next((kind for kind in (dict, list, tuple) if isinstance(value, kind)), None)
+        if depth + bool(kind) > DEEP:
+            return odd(f"lists or dicts nested more than {DEEP} deep, or one that contains itself")
         if isinstance(value, torch.Tensor):
             return plain_tensor(value)
         if isinstance(value, np.generic):
@@ -93,16 +93,20 @@ def plain(value, trusted=False, tuples=False):
         if isinstance(value, (int, float, str)):  # a class made from one, such as an IntEnum
             own = next(own for own in (int.__int__, float.__float__, str.__str__) if isinstance(value, own.__objclass__))
             return own(value)  # whatever the class makes of int(value) or str(value)
-        if isinstance(value, dict):
+        if kind:
+            count += kind.__len__(value)
+            if count > MANY:
+                return odd("too many values to look at")
+        if kind is dict:
             if RECORD in value and not trusted:
                 return odd("a dict with a key of the checks")
             keys = [walk_key(key) for key in dict.keys(value)]
             if any(is_record(key) for key in keys):
                 return odd(f"a dict with keys such as {next(key for key in keys if is_record(key))['what']}")
             return dict(zip(keys, [walk(one, depth + 1) for one in dict.values(value)]))
-        if isinstance(value, (list, tuple)):
-            kind = tuple if tuples and isinstance(value, tuple) else list
-            return kind(walk(one, depth + 1) for one in (list if isinstance(value, list) else tuple).__iter__(value))
+        if kind:
+            inside = [one if type(one) in SIMPLE else walk(one, depth + 1) for one in kind.__iter__(value)]
+            return tuple(inside) if tuples and kind is tuple else inside
         if isinstance(value, np.ndarray):
             inside = plain_tensor(torch.from_numpy(np.ascontiguousarray(value))) if value.dtype.kind in "biuf" else None
             return odd("a NumPy array", inside)
@@ -128,6 +132,8 @@ def plain(value, trusted=False, tuples=False):
 def plain_tensor(value):
     """A tensor's values on the CPU, dense and detached; a record where it has none, or too many."""
     try:
+        if is_common(value):
+            return torch.empty(value.shape, dtype=value.dtype).copy_(value.detach())
         if value.is_meta:
             return odd("a tensor on the device meta, which has no values")
         if value.is_nested:
@@ -144,6 +150,12 @@ def plain_tensor(value):
             return out
     except Exception as error:
         return odd(f"a tensor ({type(value).__name__}) that cannot be read: {type(error).__name__}")
+
+
+def is_common(value):
+    """Whether a tensor is one of the many whose values are simply copied."""
+    kind = type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided and value.dtype in COMMON
+    return kind and value.is_cpu and not value.is_nested and value.numel() <= LARGE
 
 
 def described(value):

@@ -4,6 +4,7 @@ B: batch    T: new positions    S: all positions, cached ones included    C: wid
 """
 
 import contextlib
+import itertools
 import math
 
 import torch
@@ -26,12 +27,10 @@ def evaluating(model):
 def pad(rows, side, device="cpu"):
     """Lists of tokens as one tensor: tokens (B, T) with 0 on one `side` ("left" or "right"), and the mask (B, T) of real ones."""
     longest = max(map(len, rows))
-    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for place, row in enumerate(rows):
-        where = slice(longest - len(row), longest) if side == "left" else slice(0, len(row))
-        tokens[place, where] = torch.as_tensor(row)
-        mask[place, where] = True
+    lengths, places = torch.tensor([len(row) for row in rows])[:, None], torch.arange(longest)  # (B, 1), (T,)
+    mask = places >= longest - lengths if side == "left" else places < lengths
+    tokens = torch.zeros(mask.shape, dtype=torch.long)
+    tokens[mask] = torch.tensor(list(itertools.chain.from_iterable(rows)), dtype=torch.long)
     return tokens.to(device), mask.to(device)
 
 

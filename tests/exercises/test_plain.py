@@ -188,8 +188,9 @@ def test_what_is_too_large_or_too_deep_is_not_read_to_its_end(monkeypatch):
         nested = [nested]
     assert same(plain(nested), nested) and "nested more than 20 deep" in str(plain([nested]))
     monkeypatch.setitem(plain.__globals__, "MANY", 5)
-    assert same(plain([1, 2, 3, 4]), [1, 2, 3, 4])
-    assert plain([1, 2, 3, 4, 5]) == [1, 2, 3, 4, odd("too many values to look at")]
+    many = odd("too many values to look at")
+    assert same(plain([1, 2, 3, 4, 5]), [1, 2, 3, 4, 5]) and plain([1, 2, 3, 4, 5, 6]) == many
+    assert plain([[1, 2, 3], {"a": 4}]) == [[1, 2, 3], many]
 
 
 class Strange:

@@ -78,7 +78,9 @@ def test_every_named_mistake_fails_with_its_own_message(name, sentence, monkeypa
         if number:
             outputs = [verdicts.one_answer(EXERCISES[name], mistake, one, trusted=True) for one in inputs]
         else:
-            outputs = answer(name, mistake, inputs)  # as a learner's
+            outputs = answer(name, mistake, inputs)  # as a learner's, where no record is taken from the function itself
+            known = {(frame.one_answer, id(mistake), id(one)): output for one, output in zip(inputs, outputs)}
+            made.update((key, output) for key, output in known.items() if not is_record(output, "odd"))
         verdict = judge(name, inputs, outputs)
         assert not verdict.passed
         assert verdict.mistake == sentence and sentence in verdict.message
