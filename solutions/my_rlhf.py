@@ -2015,10 +2015,10 @@ def longer_accuracy(pairs):
     return sum((a > b) + 0.5 * (a == b) for a, b in lengths) / len(lengths)
 
 
-# ---- 10.6 strengths [5312f364]
+# ---- 10.6 strengths [4c6146c2]
 
 def strengths(wins):
-    """The maximum-likelihood strengths of the Bradley-Terry model (Zermelo's iteration; Hunter 2004, section 2).
+    """The maximum-likelihood strengths of the Bradley-Terry model, by any way of climbing.
 
     Args:
         wins: (K, K) int64, how often the row's has beaten the column's.
@@ -2345,7 +2345,7 @@ def equal_length_win_rate(outcomes, ours, theirs):
     return len(near), (sum(longer) / len(longer) + sum(shorter) / len(shorter)) / 2
 
 
-# ---- 11.11 with_lora [4b470f0c]
+# ---- 11.11 with_lora [0933abbd]
 
 class LoRA(nn.Module):
     """A frozen linear layer with a trained step beside it: W x + b + (alpha / r) B A x.
@@ -2391,6 +2391,8 @@ def with_lora(model, rank, alpha, layers):
         if not name.startswith("score.")
     }
     new = copy.deepcopy(model, shared)
+    if hasattr(new, "score"):
+        new.score.requires_grad_(True)  # a copy, trained also where the model that came in is frozen
     for block in new.blocks[-layers:]:
         for owner in list(block.modules()):
             for name, layer in list(owner.named_children()):

@@ -136,7 +136,8 @@ class Build:
             return "not written yet. Write it in the cell above, run that cell, then this one"
         if is_record(output, "late"):
             busy = "on a busy machine, try again after torch.set_num_threads(1)"
-            return f"it was stopped after {output['seconds']:g} seconds, without an end in sight; {busy}"
+            loop = "a Python loop over single numbers, in it or in what it calls, may be the cause"
+            return f"it was stopped after {output['seconds']:g} seconds, without an end in sight: {loop}; {busy}"
         if is_record(output, "raised"):
             return f"it raises {output['kind']}" + (f": {output['message']}" if output["message"] else "")
         if is_record(output, "unlike card"):

@@ -1,7 +1,9 @@
 """Build it 2.10: `class GPT(nn.Module)`, judged by what it computes, what it does not look at, and what it learns."""
 
+import contextlib
 import functools
 import math
+import traceback
 
 import torch
 from torch.nn import functional as F
@@ -10,22 +12,25 @@ from rlhf_lib.exercises.build import Build, Probe, tick
 from rlhf_lib.exercises.compare import equal
 from rlhf_lib.exercises.declare import Investigation
 from rlhf_lib.exercises.formula02_gpt import (
+    CLOSE,
     LENGTH,
     LETTERS,
-    SHARED,
     away,
     draw_cases,
     draw_state,
     draw_tokens,
     held_out,
+    judge_reference,
     misshapen,
+    named,
+    other_futures,
+    padded,
     reference,
     reversals,
     shapes,
 )  # fmt: skip
 
 ENDS = ("head.weight", "attention.out.weight", "down.weight")  # what begins at zero
-CLOSE = 1e-4
 
 
 def made(built, shape, state):
@@ -70,16 +75,19 @@ def judge_names(out, shape):
 
 def draw_start(generator):
     shape = (23, 12, 3, 2, 32)
-    return {"shape": shape, "tokens": draw_tokens(generator, shape, 2, 9)}
+    return {"shape": shape, "tokens": draw_tokens(generator, shape, 2, 9), **draw_cases(generator)}
 
 
-def run_start(built, shape, tokens):
+def run_start(built, shape, tokens, cases):
     model = built(*shape)
     state = {name: one.detach().clone() for name, one in model.state_dict().items()}
-    return {"logits": model(tokens), "hidden": model.hidden(tokens), "state": state}
+    out = {"logits": model(tokens), "hidden": model.hidden(tokens), "state": state}
+    with contextlib.suppress(Exception):  # looked at where `hidden` is wrong; what it raises is the matter of a later probe
+        out["given"] = run_reference(built, cases)
+    return out
 
 
-def judge_start(out, shape, tokens):
+def judge_start(out, shape, tokens, cases):
     if fault := misshapen(out["logits"], (*tokens.shape, shape[0])):
         return fault
     loss = F.cross_entropy(out["logits"].flatten(0, 1), tokens.flatten()).item()
@@ -98,22 +106,14 @@ def judge_start(out, shape, tokens):
         if one.dim() == 2 and not name.endswith(ENDS) and not 0.015 < one.std().item() < 0.025:
             return f"{name} begins with a standard deviation of {one.std().item():.3f}; the contract says 0.02"
     if away(out["hidden"], start) > CLOSE:
-        return "while the blocks add nothing, `hidden` is not norm(embedding): it is what the last norm makes of the stream"
+        plain = "while the blocks add nothing, `hidden` is not norm(embedding): it is what the last norm makes of the stream"
+        return ("given" in out and named(out["given"], cases)) or plain
     return ""
 
 
 def draw_texts(generator, rows=3, **more):
     shape = (11, 9, 2, 2, 8)
     return {"shape": shape, "state": draw_state(generator, shape), "tokens": draw_tokens(generator, shape, rows, 7), **more}
-
-
-def other_futures(tokens, shape):
-    """The text, and for each place the text with another token there."""
-    yield tokens
-    for place in range(tokens.shape[1]):
-        changed = tokens.clone()
-        changed[0, place] = (changed[0, place] + 1) % shape[0]
-        yield changed
 
 
 def run_futures(built, shape, state, tokens):
@@ -154,28 +154,36 @@ def judge_texts(out, shape, state, tokens):
     return ""
 
 
-def padded(tokens, lengths, side):
-    """The mask (B, T) of rows that are padded on one side; what stands in the padding is what `tokens` have there."""
-    places = torch.arange(tokens.shape[1])
-    sizes = torch.tensor(lengths)[:, None]
-    return places < sizes if side == "right" else places >= tokens.shape[1] - sizes
-
-
 def run_padded(built, shape, state, tokens, lengths):
-    model = made(built, shape, state)
-    out = {"every": [model(tokens), model(tokens, torch.ones_like(tokens, dtype=torch.bool))], "gradients": True}
-    for side in ("right", "left"):
-        mask = padded(tokens, lengths, side)
-        out[side] = model(tokens, mask)
-        out[f"{side} alone"] = [model(row[real][None])[0] for row, real in zip(tokens, mask)]
-        model.zero_grad()
-        out[side][mask].square().mean().backward()
-        out["gradients"] &= all(weight.grad.isfinite().all().item() for weight in model.parameters() if weight.grad is not None)
+    model, real, other = made(built, shape, state), torch.ones_like(tokens, dtype=torch.bool), (tokens + 1) % shape[0]
+    out = {"gradients": True}
+    try:
+        out["every"] = [model(tokens), model(tokens, real), model(torch.cat([tokens[:, :-1], other[:, -1:]], 1), real)]
+        for side in ("right", "left"):
+            mask = padded(tokens, lengths, side)
+            out[side], out[f"{side} other"] = model(tokens, mask), model(torch.where(mask, tokens, other), mask)
+            out[f"{side} alone"] = [model(row[real][None])[0] for row, real in zip(tokens, mask)]
+            model.zero_grad()
+            out[side][mask].square().mean().backward()
+            grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
+            out["gradients"] &= all(grad.isfinite().all().item() for grad in grads)
+    except (IndexError, RuntimeError) as error:
+        if "attention" in [frame.name for frame in traceback.extract_tb(error.__traceback__)]:
+            return {"attention": f"{type(error).__name__}: {error}"}
+        if "inplace operation" not in str(error):
+            raise
+        return {"inplace": True}
     return out
 
 
 def judge_padded(out, shape, state, tokens, lengths):
-    if away(*out["every"]) > CLOSE:
+    if "attention" in out:
+        return f"attention stops at the mask that it is given; with masked_fill any that broadcasts will do. {out['attention']}"
+    if "inplace" in out:
+        return "a tensor is changed in place, and the gradient needs it as it was: x = x + ... makes a new one, x += ... does not"
+    if away(*out["every"][:2]) > CLOSE:
+        if away(out["every"][1][:, :-1], out["every"][2][:, :-1]) > CLOSE:
+            return "with a mask of padding the future is seen: join it with the causal mask by &, it does not take its place"
         return "a mask that is True everywhere changes the logits: True stands on real tokens"
     for side in ("right", "left"):
         mask, logits = padded(tokens, lengths, side), out[side]
@@ -185,8 +193,9 @@ def judge_padded(out, shape, state, tokens, lengths):
             why = "a padded place that may look at nothing has a softmax over -inf alone; let it look at itself"
             return f"with padding on the {side} there are logits that are no numbers, which spoils every loss: {why}"
         if max(away(logits[row][mask[row]], one) for row, one in enumerate(out[f"{side} alone"])) > CLOSE:
-            right = "the mask hides what is real, padding is looked at, or the positions change"
-            why = "real tokens look at padding" if side == "left" else right
+            why = "padding is not looked at, but the mask hides what is real, or a score depends on more than the distance (turn "
+            why += "queries and keys, each by its place, and nothing else)"
+            why = "real tokens look at padding" if away(logits[mask], out[f"{side} other"][mask]) > CLOSE else why
             return f"padding on the {side} moves the logits of real tokens: {why}"
     if not out["gradients"]:
         why = "NaN was put out of the way afterwards, and it comes back in the gradient; let a padded place look at itself"
@@ -197,29 +206,6 @@ def judge_padded(out, shape, state, tokens, lengths):
 def run_reference(built, cases):
     models = [(made(built, case["shape"], case["state"]), case["tokens"]) for case in cases]
     return [{"logits": model(tokens), "hidden": model.hidden(tokens)} for model, tokens in models]
-
-
-def judge_reference(out, cases):
-    def by(wrong=""):
-        return [reference(case["tokens"], case["state"], case["shape"][3], wrong) for case in cases]
-
-    def fits(one, expected):
-        return torch.is_tensor(one) and one.shape == expected.shape and away(one, expected) < CLOSE
-
-    right = by()
-    wrong = [place for place, one in enumerate(out) if not fits(one["logits"], right[place][0])]
-    if wrong:
-        for name, sentence in SHARED.items():
-            if all(fits(one["logits"], expected[0]) for one, expected in zip(out, by(name))):
-                return sentence
-        case, one = cases[wrong[0]], out[wrong[0]]["logits"]
-        return misshapen(one, right[wrong[0]][0].shape) or (
-            f"with given weights the logits are off by up to {away(one, right[wrong[0]][0]):.2g}, and first {case['where']}"
-        )
-    for place, one in enumerate(out):
-        if not fits(one["hidden"], right[place][1]):
-            return "the logits are right, but `hidden` is not what the head reads: return the stream behind the last norm"
-    return ""
 
 
 def run_gradients(built, shape, state, tokens):
@@ -248,40 +234,51 @@ def draw_too_long(generator):
 
 def run_too_long(built, shape, tokens):
     model = built(*shape)
-    fits = list(model(tokens[:, :-1]).shape)
-    try:
-        model(tokens)
-    except Exception as error:  # which one is what is judged
-        return {"fits": fits, "kind": type(error).__name__, "message": str(error)}
-    return {"fits": fits, "kind": "", "message": ""}
+    fits, said = list(model(tokens[:, :-1]).shape), {}
+    mask = padded(tokens, [tokens.shape[1] - 1] * len(tokens), "left")
+    for name, call, given in (("", model, ()), ("`hidden`: ", model.hidden, ()), ("one of them padding: ", model, (mask,))):
+        try:
+            call(tokens, *given)
+            said[name] = "", ""
+        except Exception as error:  # which one is what is judged
+            said[name] = type(error).__name__, str(error)
+    return {"fits": fits, "said": said}
 
 
 def judge_too_long(out, shape, tokens):
     T, context = tokens.shape[1], shape[1]
     if tuple(out["fits"]) != (len(tokens), context, shape[0]):
         return f"with as many tokens as the context has places, {context}, the logits have the shape {tuple(out['fits'])}"
-    if not out["kind"]:
-        return f"{T} tokens are read in a context of {context} without a word: rotary positions allow it, training did not see it"
-    if out["kind"] != "ValueError":
-        return f"{T} tokens in a context of {context} raise {out['kind']} from inside; raise ValueError with a sentence"
-    if str(context) not in out["message"] or len(out["message"].split()) < 3:
-        return f"the ValueError says {out['message']!r}: a sentence that names the context, {context}, says what to change"
+    for name, (kind, message) in out["said"].items():
+        if not kind:
+            return f"{name}{T} tokens are read in a context of {context} without a word, and training did not see so many"
+        if kind != "ValueError":
+            return f"{name}{T} tokens in a context of {context} raise {kind} from inside; raise ValueError with a sentence"
+        if str(context) not in message or len(message.split()) < 3:
+            return f"{name}the ValueError says {message!r}: a sentence that names the context, {context}, says what to change"
     return ""
 
 
 def run_elsewhere(built, shape, tokens):
-    model = built(*shape).to("meta")  # a device of shapes without numbers: what works there works on a GPU
-    try:
-        return {"shape": list(model(tokens[:, :-1].to("meta")).shape), "message": ""}
-    except Exception as error:
-        return {"shape": [], "message": str(error)}
+    model, said = built(*shape).to("meta"), {}  # a device of shapes without numbers: what works there works on a GPU
+    tokens = tokens[:, :-1]
+    for name in ("", "right", "left"):
+        mask = padded(tokens, [4] * len(tokens), name).to("meta") if name else None
+        try:
+            model(tokens.to("meta"), mask)
+        except NotImplementedError:  # what only a device without numbers refuses is no fault
+            continue
+        except Exception as error:
+            said[name] = str(error)
+    return said
 
 
 def judge_elsewhere(out, shape, tokens):
-    if "device" not in out["message"]:  # what only a device without numbers refuses is no fault
+    where = [" with a mask" if side else "" for side, message in out.items() if "device" in message]
+    if not where:
         return ""
     how = "make every new tensor with device=tokens.device (in rotary or another function of yours that it calls: x.device)"
-    return f"on another device, such as a GPU, it stops: {how}, and move what causal_mask makes: .to(tokens.device)"
+    return f"on another device, such as a GPU, it stops{where[0]}: {how}, and move what causal_mask makes: .to(tokens.device)"
 
 
 # ----------------------------------------------------------------------------------------- what it learns

@@ -1,7 +1,5 @@
 """Build it 10.10, `train_preference`: a reward model that learns from comparisons which of two answers people prefer."""
 
-import math
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -20,21 +18,24 @@ from rlhf_lib.exercises.build06_probes import (
     small_gpt,
     whole,
 )
-from rlhf_lib.exercises.build06_reward_model import by_seeds, judge_seeds
+from rlhf_lib.exercises.build06_reward_model import by_seeds, judge_seeds, watch_gradients
 from rlhf_lib.exercises.build10_probes import (
     answers,
     both,
     compared,
     counted,
     draw_last,
+    draw_odds,
     draw_padding,
     judge_last,
+    judge_odds,
     judge_padding,
     judge_shape,
     swapped,
     train_and_ask_twice,
     train_and_pad,
     train_on_last,
+    train_on_odds,
 )  # fmt: skip
 
 # ----------------------------------------------------------------------------------------- finite at any margin
@@ -110,41 +111,6 @@ def judge_swap(output, **_):
     return ""
 
 
-# ----------------------------------------------------------------------------------------- only the difference counts
-
-
-def draw_odds(generator):
-    """Two answers to three prompts; one of them wins four times in five."""
-    a, b, *prompts = torch.randperm(TOKENS, generator=generator)[:5].tolist()
-    pairs = [[[prompt], *sides] for prompt in prompts for sides in [([a], [b])] * 4 + [([b], [a])]]
-    return {"learn": pairs, "a": a, "b": b, "weights": whole(generator, 0, 10**6)}
-
-
-def train_on_odds(built, learn, a, b, weights):
-    model, _ = both(built(Words(8, weights), learn, learn[:2], epochs=150, batch=15, lr=2e-2, seed=3))
-    return scores(model, [learn[0][0] + [a], learn[0][0] + [b]])
-
-
-def judge_odds(output, **_):
-    fault = scores_fault(output, 2)
-    if fault:
-        return fault
-    margin, right = (output[0] - output[1]).item(), math.log(4)
-    said = f"one answer wins four times in five, and the margin comes out as {margin:.2f}; ln 4 = {right:.2f} would be right"
-    if abs(margin - right) < 0.15:
-        return ""
-    if abs(margin - 2 * right) < 0.3:
-        return (
-            f"{said}: each answer is judged by itself, chosen against 1 and rejected against 0. Only the difference counts: a "
-            "constant added to both rewards must change nothing"
-        )
-    if abs(margin - 1) < 0.1:
-        return f"{said}: a hinge loss stops at a margin of 1; Bradley-Terry is -log sigmoid(margin)"
-    if abs(margin + right) < 0.15:
-        return f"{said}: the sides are exchanged; chosen - rejected should be large"
-    return f"{said}: the loss is not -log sigmoid(chosen - rejected), or the training does not come to rest"
-
-
 # ----------------------------------------------------------------------------------------- both answers in one batch
 
 
@@ -169,12 +135,14 @@ class Read(Words):
 
 def train_and_watch(built, learn, held_out, weights):
     """The rows that the body read with a gradient, call by call, in which modes it read, which of their states the rewards were
-    made of, and how far its weights have moved."""
-    calls, modes, quiet, found, Read.places = [], [], [], [], []
+    made of, whether gradients met others that were still there, and how far the body and the linear layer have moved."""
+    calls, modes, quiet, found, stale, Read.places = [], [], [], [], [], []
 
     def seen(body, tokens):
         found.append(body.embedding.weight.detach().clone())
         if torch.is_grad_enabled():
+            if not calls:
+                watch_gradients(body.embedding.weight, stale)
             calls.append(tokens.tolist())
             modes.append(body.training)
         else:
@@ -182,7 +150,19 @@ def train_and_watch(built, learn, held_out, weights):
 
     both(built(Read(8, weights, seen).eval(), learn, held_out, epochs=3, batch=5, lr=1e-2, seed=3))
     moved = (found[-1] - found[0]).abs().max().item() if found else 0.0
-    return {"calls": calls, "modes": modes, "quiet": quiet, "moved": moved, "places": Read.places}
+    return {
+        "calls": calls, "modes": modes, "quiet": quiet, "moved": moved, "places": Read.places, "stale": any(stale),
+        "turned": turned(built, learn[0][0][0], learn[1][0][0]),
+    }  # fmt: skip
+
+
+def turned(built, a, b):
+    """How far the margin of `a` over `b` is another where `a` wins than where `b` does, of a body whose states never change."""
+    margins = []
+    for sides in ([[a], [b]], [[b], [a]]):
+        model, _ = both(built(OneHot(), [[[a], *sides]] * 8, [[[a], *sides]], epochs=3, batch=4, lr=1e-2, seed=3))
+        margins.append(scores(model, [[a, a], [a, b]]).diff().item())
+    return abs(margins[0] - margins[1])
 
 
 def beyond(row, places, pairs):
@@ -246,7 +226,12 @@ def judge_epochs(output, learn, held_out, **_):
         )
     if not output["moved"]:
         return "the body's weights are after the training what they were: the whole body learns, not the linear layer alone"
-    return ""
+    if output["turned"] <= NEAR:
+        return (
+            "the linear layer is after the training what it was: give the optimiser all parameters of the model, not the body's "
+            "alone"
+        )
+    return "gradients of earlier steps are still there in the next one: zero them after each step" if output["stale"] else ""
 
 
 # ----------------------------------------------------------------------------------------- the GPT stays as it was
@@ -319,7 +304,8 @@ def judge_planted(output, first, **_):
         return ""
     return (
         f"on pairs that it has not read it is right on {right:.1%}, and needs 90 %; a good build is right on 95 %. Does the "
-        "whole body learn, and not the linear layer alone? Does the rate fall, and is the gradient's norm kept in bounds?"
+        "whole body learn, and not the linear layer alone? Is the optimiser one like Adam, at the rate that is given, which "
+        "falls? Is the gradient's norm kept in bounds?"
     )
 
 

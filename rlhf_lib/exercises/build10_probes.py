@@ -1,5 +1,6 @@
-"""What Build it 10.10 is tried with, and its first three probes: the shape of what comes out, padding, and reading."""
+"""What Build it 10.10 is tried with, and four of its probes: the shape of what comes out, padding, reading, and the loss."""
 
+import math
 import numbers
 
 import torch
@@ -119,7 +120,8 @@ def judge_last(output, starts, **_):
     if not spread <= NEAR:
         return (
             f"two answers with one last token get rewards that are {spread:.2f} apart, from a body that reads every token by "
-            "itself: the reward is made of other positions too. Take the state at the last real token alone"
+            "itself: the reward is made of other positions (the one before the last, a mean of all). Take the state at the last "
+            "real token alone"
         )
     if not output["good"].mean() > output["bad"].mean():
         return (
@@ -127,3 +129,47 @@ def judge_last(output, starts, **_):
             "chosen - rejected, and does every prompt stand with its own answers?"
         )
     return ""
+
+
+# ----------------------------------------------------------------------------------------- only the difference counts
+
+
+def draw_odds(generator):
+    """Answers a and b to three prompts, and c, d and e to others; a beats b four times in five, c beats d, and d beats e."""
+    *prompts, a, b, c, d, e = torch.randperm(TOKENS, generator=generator)[:8].tolist()
+    met = [(prompts[0], a, b), (prompts[1], a, b), (prompts[2], a, b), (prompts[0], c, d), (prompts[1], d, e)]
+    pairs = [[[prompt], *sides] for prompt, x, y in met for sides in [([x], [y])] * 4 + [([y], [x])]]
+    return {"learn": pairs, "answers": [a, b, c, d, e], "weights": whole(generator, 0, 10**6)}
+
+
+def train_on_odds(built, learn, answers, weights):
+    model, _ = both(built(Words(8, weights), learn, learn[:2], epochs=150, batch=25, lr=2e-2, seed=3))
+    return scores(model, [learn[0][0] + [answer] for answer in answers])
+
+
+def judge_odds(output, **_):
+    fault = scores_fault(output, 5)
+    if fault:
+        return fault
+    a, b, c, d, e = output.tolist()
+    margin, right = a - b, math.log(4)
+    chain = abs(c - d - right) < 0.2 and abs(d - e - right) < 0.2
+    said = f"one answer wins four times in five, and the margin comes out as {margin:.2f}; ln 4 = {right:.2f} would be right"
+    if abs(margin - right) < 0.15 and not chain:
+        return (
+            "of three answers the first beats the second, and that one the third, four times in five each; the margins come out "
+            f"as {c - d:.2f} and {d - e:.2f}; ln 4 = {right:.2f} is right for both. Does the training not come to rest? Or are a "
+            "pair's rewards set against those of other pairs? A constant added to one pair's two must change nothing"
+        )
+    if abs(margin - right) < 0.15:
+        return ""
+    if abs(margin - 2 * right) < 0.3:
+        return (
+            f"{said}: each answer is judged by itself, chosen against 1 and rejected against 0, or against those of other pairs. "
+            "Only the difference of a pair's two counts: a constant added to both rewards must change nothing"
+        )
+    if max(abs(one - 1) for one in (margin, c - d, d - e)) < 0.2:
+        return f"{said}: a hinge loss stops at a margin of 1; Bradley-Terry is -log sigmoid(margin)"
+    if abs(margin + right) < 0.15:
+        return f"{said}: the sides are exchanged; chosen - rejected should be large"
+    return f"{said}: the loss is not -log sigmoid(chosen - rejected) of each pair, or the training does not come to rest"

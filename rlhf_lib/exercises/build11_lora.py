@@ -285,28 +285,30 @@ def judge_merged(output, **_):
 
 
 def run_head(with_lora, seed, rank, alpha, layers):
-    base, tokens = base_of(seed, scalar=True), tokens_of(seed)
-    before = copy.deepcopy(base.score.weight)
-    model = with_lora(base, rank, alpha, layers)
-    start = model.score(model.hidden(tokens))
-    trained = [name for name, one in model.named_parameters() if one.requires_grad and name.startswith("score.")]
-    learn(model, tokens)
-    return {
-        "start": (start - base.score(base.hidden(tokens))).abs().max().item(),
-        "trained": trained,
-        "base": (base.score.weight - before).abs().max().item(),
-    }
+    """Of a base that learns, and of one that is frozen as a whole."""
+    found = []
+    for learns in (True, False):
+        base, tokens = base_of(seed, scalar=True).requires_grad_(learns), tokens_of(seed)
+        before = copy.deepcopy(base.score.weight)
+        model = with_lora(base, rank, alpha, layers)
+        start = (model.score(model.hidden(tokens)) - base.score(base.hidden(tokens))).abs().max().item()
+        trained = [name for name, one in model.named_parameters() if one.requires_grad and name.startswith("score.")]
+        learn(model, tokens)
+        found.append({"start": start, "trained": trained, "base": (base.score.weight - before).abs().max().item()})
+    return found
 
 
 def judge_head(output, **_):
-    if output["trained"] != ["score.weight", "score.bias"]:
-        return (
-            "the scalar head `score` is frozen: what a reward model or a critic says then stays a random direction of the "
-            "hidden states. It is trained, whole (ethanyanjiali/minChatGPT freezes it: src/gpt.py, line 506)"
-        )
-    if output["base"]:
-        return "training the scalar head moves the base's own: copy `score`, since two models learn two of them"
-    return "" if output["start"] <= NEAR else "the scalar head starts with other weights than the base's: copy `score` as it is"
+    for found, of in zip(output, ("", " where the base is frozen as a whole"), strict=True):
+        if found["trained"] != ["score.weight", "score.bias"]:
+            return (
+                f"the scalar head `score` is frozen{of}: what a reward model or a critic says then stays a random direction of "
+                "the hidden states. It is trained, whole (ethanyanjiali/minChatGPT freezes it: src/gpt.py, line 506)"
+            )
+        if found["base"]:
+            return "training the scalar head moves the base's own: copy `score`, since two models learn two of them"
+    same = all(found["start"] <= NEAR for found in output)
+    return "" if same else "the scalar head starts with other weights than the base's: copy `score` as it is"
 
 
 def draw_task(generator):
@@ -330,12 +332,8 @@ def run_task(with_lora, seed, rank, alpha, layers, steps):
 
 def judge_task(output, **_):
     first, last = output[0], sum(output[-20:]) / 20
-    if last < 0.5 * first:
-        return ""
-    return (
-        f"in {len(output)} steps the loss falls from {first:.2f} to {last:.2f} only: do all adapters of a block get gradients of "
-        "full size?"
-    )
+    fall = f"in {len(output)} steps the loss falls from {first:.2f} to {last:.2f} only"
+    return "" if last < 0.5 * first else f"{fall}: do all adapters of a block get gradients of full size?"
 
 
 with_lora = Build("11.11", "with_lora", [

@@ -9,17 +9,21 @@ from torch.nn import functional as F
 
 from rlhf_lib.exercises.declare import Exercise
 from rlhf_lib.exercises.gradients import call_with_gradients, with_gradients
+from rlhf_lib.exercises.plain import Unfit
 
 
 def same(value):
     return value
 
 
-def pictured(title, matrix=same):
+def pictured(title, matrix=same, row="query", column="key"):
     def picture(arguments, got, expected):
         from rlhf_lib import plots
 
-        return plots.side_by_side(matrix(got), matrix(expected), title)
+        figure = plots.side_by_side(matrix(got), matrix(expected), title)
+        for ax in figure.axes[:2] if figure else ():
+            ax.set(xlabel=column, ylabel=row)
+        return figure
 
     return picture
 
@@ -132,6 +136,8 @@ attention = Exercise(
         "the scores are divided by the root of the number of keys; it is that of D": {"scale": lambda q, k: k.shape[2] ** -0.5},
         "the scores are divided by the root of the number of queries or heads; it is that of D":
             tuple({"scale": lambda q, k, dim=dim: q.shape[dim] ** -0.5} for dim in (2, 1)),
+        "the scores are divided by sqrt(H x D), the width of all heads together; it is the root of one head's size D":
+            {"scale": lambda q, k: (q.shape[1] * q.shape[3]) ** -0.5},
         "the scale comes after the softmax, so the weights no longer add to 1: scale the scores":
             {"scale": lambda q, k: 1.0, "late": lambda weights, mask, q: weights * q.shape[-1] ** -0.5},
         "the softmax runs over the queries: a query's weights over all keys add to 1, so it is the last dimension": {"dim": -2},
@@ -215,6 +221,8 @@ def heads_of(x, qkv, out, heads, parts="qkv", cut="", join="", mix=lambda y, out
     (B, T, C), made = x.shape, x @ qkv.T
     if cut == "inside":
         q, k, v = made.view(B, T, heads, 3, -1).permute(3, 0, 2, 1, 4)
+    elif cut == "3 in front":
+        q, k, v = made.reshape(3, B, T, heads, -1).transpose(2, 3)
     elif cut == "inside, last":
         q, k, v = made.view(B, T, heads, -1, 3).permute(4, 0, 2, 1, 3)
     else:
@@ -233,7 +241,7 @@ def copied_into_layers(x, qkv, out, heads):
 multi_head = Exercise(
     "2.3", "multi_head", draw=draw_multi_head, right=heads_by_operator, formula=heads_of,
     call=functools.partial(call_with_gradients, first=3),
-    picture=pictured("output, first row of the batch: (T, C)", lambda output: output[0]),
+    picture=pictured("output, first row of the batch: (T, C)", lambda output: output[0], "place", "number"),
     mistakes={
         "view(B, heads, T, D) tears positions apart: it must be view(B, T, heads, D), and then transpose(1, 2)":
             ({"cut": "torn"}, {"cut": "torn", "join": "scrambled"}),
@@ -245,6 +253,8 @@ multi_head = Exercise(
         "`heads` is taken for the size of a head; it is their number, and the size is C // heads": {"cut": "size"},
         "queries, keys and values are cut inside each head; the first C rows of qkv make all queries": 
             ({"cut": "inside"}, {"cut": "inside, last"}),
+        "view(3, B, T, heads, D) tears positions apart: the 3 stands behind T, and permute brings it to the front":
+            {"cut": "3 in front"},
         "the scores are divided by sqrt(C); a head's are sums of D = C / heads products":
             {"scale": lambda q, k: (q.shape[1] * q.shape[3]) ** -0.5},
         "the scores are not divided by sqrt(D)": {"scale": lambda q, k: 1.0},
@@ -354,6 +364,7 @@ rotary = Exercise(
         "the frequencies rise: the exponent has a minus, -i / (D/2)": {"exponent": lambda i, n: i / n},
         "the pairs are counted from 1; the first pair is i = 0, with the frequency 1": {"exponent": lambda i, n: -(i + 1) / n},
         "every pair turns at the same speed: pair i has the frequency 10000 ** (-i / (D/2))": {"exponent": lambda i, n: 0 * i},
+        "the exponents are whole numbers: -i // (D/2) rounds -i / (D/2) down, to 0 or -1": {"exponent": lambda i, n: -i // n},
         "the base of the frequencies is another; it is 10000": tuple({"base": base} for base in (1000.0, 100000.0, 500000.0)),
         "the positions are counted from 0 here; use those that are given, a row may have padding or a cache before it":
             {"at": lambda positions: torch.arange(len(positions))},
@@ -379,6 +390,13 @@ def draw_layer_norm(generator):
     for shape, eps in (((4,), 1e-3), ((3, 4), 1e-5), ((2, 3, 5), 0.1), ((2, 1, 3, 4), 2.0), ((2, 1), 0.3)):
         gain, bias = torch.randn(2, shape[-1], generator=generator)
         yield {"x": 1 + 2 * torch.randn(shape, generator=generator), "gain": gain, "bias": bias, "eps": eps}
+    far = torch.tensor([[3000.5, 3001.75], [3000.25, 3000.5]])  # mean and variance are exact, squares are not
+    yield {"x": far, "gain": torch.tensor([1.0, 2.0]), "bias": torch.tensor([0.5, -1.0]), "eps": 1e-5}
+
+
+def call_layer_norm(function, x, **rest):
+    """Far from 0 a step that shows a gradient is lost in rounding."""
+    return with_gradients(function, x, *rest.values(), first=3 if x.abs().max() < 1000 else 0)
 
 
 def by_root(centred, variance, eps):
@@ -396,12 +414,17 @@ def by_deviation(centred, variance, eps):
     return (centred.square().mean(-1, keepdim=True) + eps).sqrt()
 
 
+def in_one_pass(x, gain, bias, eps, least=-math.inf):
+    variance = (x.square().mean(-1, keepdim=True) - x.mean(-1, keepdim=True).square()).clamp(min=least)
+    return (x - x.mean(-1, keepdim=True)) / (variance + eps).sqrt() * gain + bias
+
+
 def by_raw(x, gain, bias, eps):
     return (x - x.mean(-1, keepdim=True)) / (x.square().mean(-1, keepdim=True) + eps).sqrt() * gain + bias
 
 
 layer_norm = Exercise(
-    "2.5", "layer_norm", draw=draw_layer_norm, formula=normed, call=functools.partial(call_with_gradients, first=3),
+    "2.5", "layer_norm", draw=draw_layer_norm, formula=normed, call=call_layer_norm,
     right=lambda x, gain, bias, eps: F.layer_norm(x, x.shape[-1:], gain, bias, eps),
     mistakes={
         "the variance is divided by C - 1; here it is the biased one, divided by C": {"n": 1},
@@ -426,10 +449,14 @@ layer_norm = Exercise(
         "squares are summed, not averaged: the variance is their mean":
             ({"spread": lambda x, var, eps: (x.square().sum(-1, keepdim=True) + eps).sqrt()},
              {"spread": lambda x, var, eps: x.norm(dim=-1, keepdim=True) + eps}),
+        "mean(x²) - mean(x)² is the difference of two large numbers where x is far from 0: subtract the mean, then square":
+            (in_one_pass, functools.partial(in_one_pass, least=0.0)),
         "mean and variance are taken across the rows, as in batch norm; take each vector's own": {"dim": lambda x: 0},
         "one mean and variance serve the whole batch; each vector has its own":
             ({"dim": lambda x: tuple(range(x.dim()))}, {"dim": lambda x: (0, -1)}),
-        "mean and variance are taken along dimension 1; a vector is the last dimension": {"dim": lambda x: min(1, x.dim() - 1)},
+        "mean and variance are taken along dimension 1; a vector is the last dimension":
+            ({"dim": lambda x: min(1, x.dim() - 1)}, {"dim": lambda x: 1}),
+        "mean and variance are taken along the last dimension but one; a vector is the last": {"dim": lambda x: -2},
         "mean and variance are over all dimensions but the first": {"dim": lambda x: tuple(range(min(1, x.dim() - 1), x.dim()))},
         "gain and bias are missing: multiply by the gain and add the bias after normalising": {"end": lambda y, gain, bias: y},
         "the gain is missing: multiply by it after normalising": {"end": lambda y, gain, bias: y + bias},
@@ -447,11 +474,12 @@ layer_norm = Exercise(
 
 
 def draw_block(generator):
-    yield {"x": torch.tensor([[[2.0, -1.0]]]), "heads": 1, "seed": 0}
+    made = "from rlhf_lib.exercises.ch02_transformer import parts_of; norm1, attend, norm2, feed = parts_of(x, heads, seed)"
+    yield {"x": torch.tensor([[[2.0, -1.0]]]), "heads": 1, "seed": 0, "made": made}
     yield {"x": torch.tensor([[[2.0, -1.0]]]), "parts": "each gives back the very tensor that it reads"}
     for B, T, C, heads in ((1, 3, 4, 2), (3, 1, 6, 2), (2, 4, 8, 2)):
         seed = int(torch.randint(1000, (), generator=generator))
-        yield {"x": torch.randn(B, T, C, generator=generator), "heads": heads, "seed": seed}
+        yield {"x": torch.randn(B, T, C, generator=generator), "heads": heads, "seed": seed, "made": made}
 
 
 class Attend:
@@ -479,18 +507,33 @@ class GiveBack(Attend):
         return x
 
 
-def call_block(function, x, heads=1, seed=0, parts=""):
+def call_block(function, x, heads=1, seed=0, made="", parts=""):
     """A block of random weights, drawn from `seed`, or of functions that give back what they read."""
+    outputs = []
 
     def once(x, norm1, attend, norm2, feed):
-        attend.calls = 0
+        attend.calls, before = 0, x.detach().clone()
         output = function(x, norm1, attend, norm2, feed)
         if attend.calls > 1:
             raise TypeError("attend is called more than once")
+        if not torch.equal(x, before):
+            outputs.append(output)
         return output
 
-    if parts:
-        return with_gradients(once, x, same, GiveBack(), same, same)
+    given = (same, GiveBack(), same, same) if parts else parts_of(x, heads, seed)
+    try:
+        return with_gradients(once, x, *given)
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        if outputs:
+            return outputs[0].detach()  # the frame says that x was changed
+        way = "write x = x + ..., which makes a new tensor"
+        raise Unfit(f"it changes a tensor in place, as x += ... does, and the gradient needs it as it was: {way}") from None
+
+
+def parts_of(x, heads, seed):
+    """norm1, attend, norm2 and feed of PyTorch's layer, with weights drawn from `seed`."""
     width = x.shape[-1]
     layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
     generator = torch.Generator().manual_seed(seed)
@@ -498,7 +541,7 @@ def call_block(function, x, heads=1, seed=0, parts=""):
         for p in layer.parameters():
             p.normal_(std=0.5, generator=generator)
     layer.requires_grad_(False)
-    return with_gradients(once, x, layer.norm1, Attend(layer), layer.norm2, lambda x: layer.linear2(layer.linear1(x).relu()))
+    return layer.norm1, Attend(layer), layer.norm2, lambda x: layer.linear2(layer.linear1(x).relu())
 
 
 def block_by_layer(x, norm1, attend, norm2, feed):

@@ -21,13 +21,22 @@ def draw_gpt_logits(generator):
         (1, 1, 1, 1, 4, 3, 1, 1.0), (1, 3, 1, 2, 8, 7, 6, 1.0), (2, 4, 3, 4, 8, 9, 4, 1.0), (1, 2, 11, 1, 4, 5, 3, 1.0),
         (1, 70, 1, 1, 4, 3, 80, 1.0), (3, 5, 2, 2, 12, 5, 8, 0.002),
     ):  # fmt: skip
+        made = "from rlhf_lib.exercises.ch02_whole import weights_of; "
+        made += "weights = weights_of(layers, width, context, vocab_size, spread, seed)"
         yield {
-            "tokens": torch.randint(vocab_size, (B, T), generator=generator), "layers": layers, "heads": heads, "width": width,
+            "tokens": torch.randint(vocab_size, (B, T), generator=generator), "heads": heads, "layers": layers, "width": width,
             "context": context, "vocab_size": vocab_size, "spread": spread, "seed": int(torch.rand(1, generator=generator) * 99),
+            "made": made,
         }  # fmt: skip
 
 
-def call_gpt_logits(function, tokens, layers, heads, width, vocab_size, context, spread, seed):
+def call_gpt_logits(function, tokens, heads, layers, width, context, vocab_size, spread, seed, made):
+    weights = weights_of(layers, width, context, vocab_size, spread, seed)
+    logits = with_gradients(function, tokens, weights, layers, heads, first=2)
+    return logits / spread if torch.is_tensor(logits) else logits
+
+
+def weights_of(layers, width, context, vocab_size, spread, seed):
     """Weights of a small GPT-2, drawn from `seed`: large, so that every part matters; the embeddings have `spread`."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {"embedding.weight": (vocab_size, width), "position_embedding.weight": (context, width)}
@@ -41,8 +50,7 @@ def call_gpt_logits(function, tokens, layers, heads, width, vocab_size, context,
     weights = {name: 0.6 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     for name in ("embedding.weight", "position_embedding.weight"):
         weights[name] *= spread
-    logits = with_gradients(function, tokens, weights, layers, heads, first=2)
-    return logits / spread if torch.is_tensor(logits) else logits
+    return weights
 
 
 def gpt_by_library(tokens, weights, layers, heads):
@@ -80,7 +88,7 @@ def gpt2(tokens, weights, layers, heads, mistake="", eps=1e-5, biases="qkv out u
     }
     x = weights["embedding.weight"][tokens] * (table.shape[1] ** 0.5 if wrong("root of C") else 1.0)
     x = x + places.get(mistake, table[-T:] if wrong("last rows") else table[:T])
-    for layer in sorted(range(layers - wrong("one too few")), key=str if wrong("alphabet") else int):
+    for layer in sorted(range(1 if wrong("one alone") else layers - wrong("one too few")), key=str if wrong("alphabet") else int):
         at, before = f"blocks.{0 if wrong('shared') else layer}.", x
         norms = [f"{at}norm{n}" for n in {"swapped norms": (2, 1), "norm1 twice": (1, 1)}.get(mistake, (1, 2))]
         q, k, v = linear(x if post else norm(x, norms[0]), f"{at}attention.qkv").chunk(3, dim=-1)
@@ -88,7 +96,7 @@ def gpt2(tokens, weights, layers, heads, mistake="", eps=1e-5, biases="qkv out u
         q, k, v = (cut_heads(part, heads, mistake) for part in (q, k, v))
         y, _ = looked_up(q, k, v, triangle(T, T), **look)
         y = put_together(y, x.shape, mistake)
-        x = (0.0 if wrong("no first skip") else norm(x, norms[0]) if wrong("normed skips") else x) + (
+        x = (0.0 if wrong("no first skip") else norm(x, norms[0]) if mistake in ("normed skips", "first normed") else x) + (
             y if wrong("no out") else linear(y, f"{at}attention.out")
         )
         x = norm(x, norms[0]) if post else x
@@ -96,8 +104,10 @@ def gpt2(tokens, weights, layers, heads, mistake="", eps=1e-5, biases="qkv out u
         y = linear(act(linear(y if post else norm(y, norms[1]), f"{at}up")), f"{at}down")
         y = act(y) if wrong("act behind") else y
         x = before if wrong("old skip") else x
-        x = (0.0 if wrong("no second skip") else norm(x, norms[1]) if wrong("normed skips") else x) + y
-        x = norm(x, norms[1]) if post else norm(x, "norm") if wrong("last norm in blocks") else x
+        x = (0.0 if wrong("no second skip") else norm(x, norms[1]) if mistake in ("normed skips", "second normed") else x) + y
+        in_blocks = wrong("last norm in blocks") or wrong("last norm in blocks and behind")
+        x = norm(x, norms[1]) if post else norm(x, "norm") if in_blocks else x
+    x = norm(x, "norm") if wrong("last norm twice") else x
     logits = (x if mistake in ("no last norm", "last norm in blocks") else norm(x, "norm")) @ weights["embedding.weight"].T
     return last(logits)
 
@@ -145,6 +155,7 @@ gpt_logits = Exercise(
         "the blocks are taken in the order of the alphabet, where blocks.10 comes before blocks.2: count from 0 to layers - 1":
             {"mistake": "alphabet"},
         "the last block is missing: there are `layers` of them, from 0 to layers - 1": {"mistake": "one too few"},
+        "only the first block is run: there are `layers` of them (does the loop end too early?)": {"mistake": "one alone"},
         "the norms stand behind the parts (post-norm); GPT-2 normalises in front of each part": {"mistake": "post-norm"},
         "the two norms of a block are swapped: norm1 belongs to the attention": {"mistake": "swapped norms"},
         "norm1 is used twice in a block: the feed-forward part has a norm of its own, norm2": {"mistake": "norm1 twice"},
@@ -152,13 +163,19 @@ gpt_logits = Exercise(
         "the norms lack their gain and bias": {"mistake": "plain norms"},
         "the last norm lacks its gain and bias": {"mistake": "plain last norm"},
         "the last norm is missing: GPT-2 normalises once more before the head": {"mistake": "no last norm"},
-        "the last norm stands at the end of every block; it stands once, behind the last": {"mistake": "last norm in blocks"},
+        "the last norm stands at the end of every block; it stands once, behind the last":
+            ({"mistake": "last norm in blocks"}, {"mistake": "last norm in blocks and behind"}),
+        "the last norm is applied twice": {"mistake": "last norm twice"},
         "the eps of the norms is another; it is 1e-5": tuple({"eps": eps} for eps in (1e-12, 1e-6, 1e-8, 1e-3, 0.0)),
         "the feed-forward part reads the block's input; it reads what the attention has written": {"mistake": "parallel"},
         "the skip around the attention is missing": {"mistake": "no first skip"},
         "the skip around the feed-forward part is missing": {"mistake": "no second skip"},
         "the second skip starts from the block's input: what the attention has written is lost": {"mistake": "old skip"},
         "the skips carry the normalised stream: keep the stream itself for the sum": {"mistake": "normed skips"},
+        "the skip around the attention carries the normalised stream: keep the stream itself for the sum":
+            {"mistake": "first normed"},
+        "the skip around the feed-forward part carries the normalised stream: keep the stream itself for the sum":
+            {"mistake": "second normed"},
         "the activation is ReLU; GPT-2 has GELU in its tanh form": {"act": torch.relu},
         "this is the exact GELU; GPT-2 has the tanh form, F.gelu(x, approximate='tanh')": {"act": F.gelu},
         "there is no activation between up and down; GPT-2 has GELU in its tanh form": {"act": same},
@@ -222,14 +239,22 @@ count_parameters = Exercise(
             {"feed_bias": lambda V, P, L, C: -5 * L * C},
         "the norms are missing: two in each block, one at the end, gain and bias": {"norms": lambda V, P, L, C: -(4 * L + 2) * C},
         "the norms have a bias too, not a gain alone": {"norm_bias": lambda V, P, L, C: -(2 * L + 1) * C},
-        "2 x width numbers are missing in each block: two norms, with gain and bias":
+        "2 x width numbers are missing in each block: the norms' gains, their biases, or two of the three that qkv's bias has":
             {"norm_pair": lambda V, P, L, C: -2 * L * C},
-        "4 x width numbers are missing in each block: two norms; the attention's biases":
+        "4 x width numbers are missing in each block: its two norms, the biases of qkv and out, or up's bias":
             {"biases": lambda V, P, L, C: -4 * L * C},
+        "6 x width numbers are missing in each block: four linear layers have biases of 9 x width, two norms have 4 x width":
+            {"six": lambda V, P, L, C: -6 * L * C},
+        "7 x width numbers are missing in each block: four linear layers have biases of 9 x width, two norms have 4 x width":
+            {"seven": lambda V, P, L, C: -7 * L * C},
+        "this is the rule of thumb, 12 x width² for a block and the token embedding; the exact number has biases, norms, places":
+            {"rule": lambda V, P, L, C: -(13 * L + 2 + P) * C},
         "the last norm, behind the blocks, is missing": {"last_norm": lambda V, P, L, C: -2 * C},
         "the last norm is counted in every block; there is one": {"last_each": lambda V, P, L, C: (L - 1) * 2 * C},
         "the last norm has a bias too, not a gain alone": {"last_bias": lambda V, P, L, C: -C},
         "one norm too many is counted: two in each block and one at the end": {"one_norm": lambda V, P, L, C: 2 * C},
+        "2 x width numbers are too many in each block: it has two norms, with gain and bias": 
+            {"third_norm": lambda V, P, L, C: 2 * L * C},
         "the feed-forward part has two linear layers, up and down again": {"half_feed": lambda V, P, L, C: -L * (4 * C * C + C)},
         "the feed-forward part is missing: up to 4 x width and down again": {"feed": lambda V, P, L, C: -L * (8 * C * C + 5 * C)},
         "the feed-forward part is 4 x width wide, not 3 x width": {"narrow": lambda V, P, L, C: -L * (2 * C * C + C)},
@@ -237,6 +262,11 @@ count_parameters = Exercise(
         "the attention's output matrix is missing, and its bias": {"out": lambda V, P, L, C: -L * (C * C + C)},
         "one C x C matrix of the attention is missing: queries, keys, values, and the output":
             {"matrix": lambda V, P, L, C: -L * C * C},
+        "2 x width² weights are missing in each block: queries, keys and values have a matrix each":
+            {"two": lambda V, P, L, C: -2 * L * C * C},
+        "3 x width² weights are missing in each block: qkv has so many": {"three": lambda V, P, L, C: -3 * L * C * C},
+        "4 x width² weights are missing in each block: up has so many, down too, and qkv and out together":
+            {"four": lambda V, P, L, C: -4 * L * C * C},
         "twelve blocks are counted, as in the published model; there are `layers` of them":
             {"twelve": lambda V, P, L, C: (12 - L) * (12 * C * C + 13 * C)},
         "only one block is counted; there are `layers` of them":

@@ -211,6 +211,8 @@ explained_variance = Exercise(
         "this is the slope of a regression; use Var(returns - values)":
             [lambda values, returns, x=x: covariance(values, returns) / variance((values, returns)[x]) for x in (0, 1)],
         "this is the values' variance over the returns'": lambda values, returns: variance(values) / variance(returns),
+        "the variance of the values stands in the place of that of the errors, returns - values":
+            lambda values, returns: 1 - variance(values) / variance(returns),
         "standard deviations are not variances: square them": {"above": torch.std, "below": torch.std},
         "a negative result becomes 0 or loses its sign: below 0 the critic is worse than a constant, and that is worth knowing":
             [{"end": lambda x: (1 - x).clamp(min=0)}, {"end": lambda x: (1 - x).abs()}],

@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import torch
+from torch.distributions import Categorical
 from torch.nn import functional as F
 
 from rlhf_lib.exercises.declare import Exercise
@@ -133,7 +134,9 @@ reinforce_loss = Exercise(
         "these are probabilities; the gradient of the expected return needs log-probabilities": {"log": lambda x: x.softmax(-1)},
         "raw logits are not log-probabilities: put them through log_softmax first": {"log": lambda x: x},
         "softmax makes 0 of a small probability, whose logarithm is -inf: take log_softmax, which needs no such 0":
-            [{"log": lambda x, eps=eps: (x.softmax(-1) + eps).log()} for eps in (0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-5)],
+            [*({"log": lambda x, eps=eps: (x.softmax(-1) + eps).log()} for eps in (0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-5)),
+             *({"log": lambda x: x.softmax(-1), "take": take} for take in (
+                 lambda p, actions: p[range(len(actions)), actions].log(), lambda p, actions: Categorical(p).log_prob(actions)))],
         "the largest logit of all steps is subtracted, so a row far below it becomes 0: take each row's own, as log_softmax does":
             [{"log": lambda x: log_far_below(x, x.max().detach())}, {"log": lambda x: log_far_below(x, x.max())}],
         "steps whose advantage is 0 are left out of the mean; it runs over all of them": lambda logits, actions, advantages:
@@ -237,7 +240,9 @@ gae = Exercise(
     "7.3", "gae", draw=draw_gae, right=gae_backwards, formula=gae_formula, picture=gae_picture, mistakes={
         "the mask is not used: a masked step has no reward, no value and no advantage, and hands nothing back": {"zero": ""},
         "padding flows back into the real steps: set its rewards and values to 0 before the loop, and its advantage in the loop":
-            [{"zero": f"{name}advantages, returns"} for name in ("", "rewards, ", "values, ")],
+            [*({"zero": f"{name}advantages, returns"} for name in ("", "rewards, ", "values, ")),
+             lambda rewards, values, gamma, lam, mask: gae_formula(rewards, values * mask, gamma, lam, mask, zero=""),
+             lambda rewards, values, gamma, lam, mask: gae_formula(rewards * mask, values, gamma, lam, mask, zero="")],
         "the returns are not 0 at masked steps: they hold the values of padding": {"zero": "rewards, values, advantages"},
         "the last real step sees the value of the padding behind it, which should be 0": {"behind": "padding"},
         "behind the last step there is no next state: its value is 0, not the last step's own":
@@ -341,6 +346,11 @@ masked_whiten = Exercise(
         "the variance is that of all positions, with padding set to 0; divide by the number of real ones":
             [lambda x, mask, n=n: whiten_formula(x, mask, scale=lambda v, eps: (
                 torch.where(mask, x - x[mask].mean(), 0).var(correction=n) + eps).sqrt()) for n in (0, 1)],
+        "the mean is right, but the padding's squares are in the variance: add up those of the real entries alone":
+            [lambda x, mask, over=over, fill=fill: (x - x[mask].mean()) / (
+                (fill(x, mask) - x[mask].mean()).square().sum() / over(mask) + 1e-8).sqrt()
+             for over in (torch.sum, torch.numel, lambda mask: mask.sum() - 1, lambda mask: mask.numel() - 1)
+             for fill in (lambda x, mask: torch.where(mask, x, 0), lambda x, mask: x)],
         "the mean is one of the rows' means, so a short row counts more; all real entries count the same":
             lambda x, mask: (x - (mean := torch.stack([row[real].mean() for row, real in zip(x, mask)]).mean()))
             / ((x[mask] - mean).square().mean() + 1e-8).sqrt(),
@@ -494,7 +504,7 @@ policy_loss = Exercise(
         "the argument clip is not used: 0.2 is written in": {"fixed": 0.2},
         "the clip fraction counts one side only; ratios above 1 + clip and below 1 - clip are both outside":
             [{"outside": lambda ratio, clip, _: ratio > 1 + clip}, {"outside": lambda ratio, clip, _: ratio < 1 - clip}],
-        "the clip fraction counts only where clipping changes the loss; it counts every ratio outside, whatever the advantage":
+        "this clip fraction counts only where clipping changes the loss; count every ratio outside, whatever the advantage":
             {"outside": lambda ratio, clip, advantages: (ratio - 1) * advantages.sign() > clip},
         "the clip fraction looks at the log of the ratio; a ratio is outside when it is more than clip away from 1":
             {"outside": lambda ratio, clip, _: ratio.log().abs() > clip},

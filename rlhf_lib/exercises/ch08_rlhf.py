@@ -44,8 +44,9 @@ SMALL = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
 log_reward = Exercise(
     "8.1", "log_reward", draw=draw_rewards, right=reward_by_numbers, formula=reward_formula, mistakes={
         "log(sigmoid(x)), or -log(1 + exp(-x)), is minus infinity where sigmoid(x) is nearly 0: F.logsigmoid takes no such log":
-            [{"log": lambda x: x.sigmoid().log()}, {"log": lambda x: x.sigmoid().log(), "rest": True},
-             {"log": lambda x: x.double().sigmoid().log()}],
+            [{"log": lambda x: x.sigmoid().log()}, {"log": lambda x: x.sigmoid().log(), "rest": True}],
+        "log(sigmoid(x)) in double precision breaks further out, at -1000: there it is minus infinity. F.logsigmoid never is":
+            {"log": lambda x: x.double().sigmoid().log().float()},
         "a small number inside the log, or a bound, only hides the underflow: all hopeless texts get one reward: F.logsigmoid":
             [{"log": lambda x, log=log: log(x.sigmoid()), "positive": log, "rest": rest} for rest in (False, True) for log in (
                 *(lambda p, eps=eps: (p + eps).log() for eps in SMALL),
@@ -168,8 +169,8 @@ fit_normaliser = Exercise(
         "the median is no mean": [{"mean": lambda base, x: base.median()}, {"mean": lambda base, x: base.quantile(0.5)}],
         "a small deviation is raised; divide by it as it is": [{"std": lambda base, x, most=most: base.std().clamp(min=most)}
             for most in (0.1, 0.5, 1.0)],
-        "something is added to the deviation; divide by it as it is":
-            [{"std": lambda base, x, eps=eps, of=of: of(base, eps)} for eps in (1e-4, 1e-3, 0.01, 0.1, 1.0)
+        "something is added to the deviation, if only a small number; divide by it as it is":
+            [{"std": lambda base, x, eps=eps, of=of: of(base, eps)} for eps in (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)
              for of in (lambda base, eps: base.std() + eps, lambda base, eps: (base.var() + eps).sqrt())],
         "the normalised rewards are cut off": [{"make": lambda r, m, s, most=most: ((r - m) / s).clamp(-most, most)}
             for most in (1, 2, 3, 5, 10)],
@@ -351,6 +352,9 @@ def draw_advantages(generator):
     rewards = torch.tensor([1.0, -0.5])
     yield {"rewards": rewards, "logprobs": far[0], "ref_logprobs": far[1], "mask": behind, "kl_coef": 0.25}
     yield {"rewards": torch.tensor([0.5, 1.5]), **scored(generator, 2, 140), "kl_coef": 0.1}
+    last = scored(generator, 3, 5)
+    padded = torch.where(last["mask"], last["ref_logprobs"], -math.inf)
+    yield {"rewards": torch.tensor([0.5, -1.0, 1.5]), **last, "ref_logprobs": padded, "kl_coef": 0.3}
 
 
 def call_advantages(function, logprobs, **others):
@@ -377,14 +381,33 @@ def to_go(x, mask, dim=1):
     return x.flip(dim).cumsum(dim).flip(dim)
 
 
+def by_product(mask, x, zero):
+    return x * mask
+
+
+def as_it_is(mask, x, zero):
+    return x
+
+
 def worth_formula(
-    rewards, logprobs, ref_logprobs, mask, kl_coef, *, term=lambda x: x, over=to_go, detach=True, masked=True, zero=True,
-    price=lambda kl_coef: kl_coef, pay=lambda rewards, mask: rewards,
+    rewards, logprobs, ref_logprobs, mask, kl_coef, *, term=lambda x: x, over=to_go, detach=True, masked=torch.where,
+    zero=torch.where, price=lambda kl_coef: kl_coef, pay=lambda rewards, mask: rewards,
 ):  # fmt: skip
+    """`masked` and `zero` make the log-ratios and the result 0 where the mask is False."""
     kl = term(logprobs - ref_logprobs)
     kl = kl.detach() if detach else kl
-    worth = pay(rewards[:, None], mask) - price(kl_coef) * over(torch.where(mask, kl, 0) if masked else kl, mask)
-    return torch.where(mask, worth, 0) if zero else worth
+    return zero(mask, pay(rewards[:, None], mask) - price(kl_coef) * over(masked(mask, kl, 0), mask), 0)
+
+
+def with_products(mistakes):
+    """Each of the options of `worth_formula` also with products in the place of torch.where."""
+    products = {"masked": by_product}, {"zero": by_product}, {"masked": by_product, "zero": by_product}
+
+    def all_ways(what):
+        ways = what if isinstance(what, list) else [what]
+        return [more for way in ways for more in [way, *({**one, **way} for one in products if isinstance(way, dict))]]
+
+    return {sentence: all_ways(what) for sentence, what in mistakes.items()}
 
 
 def last_of(mask):
@@ -401,7 +424,9 @@ def advantages_picture(arguments, got, expected):
 
 token_advantages = Exercise(
     "8.5", "token_advantages", draw=draw_advantages, call=call_advantages, right=advantages_by_sums, formula=worth_formula,
-    picture=advantages_picture, mistakes={
+    picture=advantages_picture, mistakes=with_products({
+        "a product with the mask does not hide an infinity under it, since 0 times infinity is not a number: use torch.where":
+            [{"masked": by_product}, {"masked": by_product, "zero": by_product}],
         "the KL passes a gradient on: detach it. The penalty is a number that the policy receives": {"detach": False},
         "the sign of the KL is wrong: it pays for running away":
             [{"term": lambda x: -x}, {"term": lambda x: -x, "detach": False}],
@@ -415,6 +440,9 @@ token_advantages = Exercise(
         "this sums over the completions; the tokens are the second dimension": {"over": lambda x, mask: to_go(x, mask, 0)},
         "the KL to come is averaged over its tokens; it is their sum":
             {"over": lambda x, mask: to_go(x, mask) / to_go(mask.float(), mask).clamp(min=1)},
+        "the KL to come is divided by a number of tokens, of the completion or of the row; it is a plain sum":
+            [{"over": lambda x, mask: to_go(x, mask) / mask.sum(1, keepdim=True)},
+             {"over": lambda x, mask: to_go(x, mask) / mask.shape[1]}],
         "the KL to come is discounted; it is a plain sum":
             [{"over": lambda x, mask, by=by: ch07.returns_formula(x, by)} for by in (0.9, 0.95, 0.99)],
         "each token pays for the mean of its completion's log-ratios; it pays for the sum of those to come":
@@ -436,9 +464,10 @@ token_advantages = Exercise(
             [{"pay": lambda r, mask: r / mask.sum(1, keepdim=True)}, {"pay": lambda r, mask: r / mask.shape[1]}],
         "the rewards (B,) are laid along the tokens: make (B, 1) of them, rewards[:, None]":
             {"pay": lambda rewards, mask: rewards[:, 0]},
-        "padding flows into the sum: set the KL to 0 where the mask is False before you sum": {"masked": False},
-        "padding has an advantage too; it should be 0 there": [{"zero": False}, {"zero": False, "masked": False}],
-    })  # fmt: skip
+        "padding flows into the sum: set the KL to 0 where the mask is False before you sum":
+            [{"masked": as_it_is}, {"masked": as_it_is, "over": lambda x, mask: x.sum(1, keepdim=True) - x.cumsum(1) + x}],
+        "padding has an advantage too; it should be 0 there": [{"zero": as_it_is}, {"zero": as_it_is, "masked": as_it_is}],
+    }))  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------- 8.6
@@ -577,10 +606,11 @@ def update_formula(
     policy, optimizer, tokens, old_logprobs, advantages, mask, temperature, epochs, minibatch, clip, *, made="", dropout=False,
     cut=False, read=0, chosen=1, score=lambda logits, t: (logits / t).log_softmax(-1), real=lambda mask: mask,
     weigh=lambda a, real: a, result=lambda fractions, losses, epochs: fractions, clip_gradient=lambda policy: None, late=False,
-    again="", **loss_options,
+    again="", loss_of=None, **loss_options,
 ):  # fmt: skip
     """`made` and the options of policy_loss_formula make mistakes; `read`, `chosen`: which position is scored, on which token;
-    `late`: the clip fractions are those after the steps; `again`: dropout is on from the second "epoch" or "minibatch" on."""
+    `late`: the clip fractions are those after the steps; `again`: dropout is on from the second "epoch" or "minibatch" on;
+    `loss_of`: the loss, where it is not that of policy_loss_formula."""
     policy.train(dropout)
     fractions, losses, width, order = [], [], mask.shape[1], torch.arange(len(tokens))
 
@@ -597,6 +627,7 @@ def update_formula(
         logprobs = of_tokens(tokens[rows])
         old, some = logprobs.detach() if "ratio 1" in made else old_logprobs[rows], real(mask[rows])
         loss, outside = ch07.policy_loss_formula(logprobs, old, weigh(advantages[rows], some), some, clip, **loss_options)
+        loss = loss_of(logprobs, advantages[rows], some) if loss_of else loss
         ch07.descend(optimizer, loss, start, made, lambda: clip_gradient(policy), len(tokens))
         if late:
             outside = ch07.policy_loss_formula(of_tokens(tokens[rows]), old, advantages[rows], some, clip)[1]
@@ -610,6 +641,16 @@ def in_epochs(values, epochs):
     return torch.tensor(values).view(epochs, -1)
 
 
+def scaled_by(a, of, correction, guarded):
+    """Advantages less the mean of `of`, and divided by its deviation, where there is one and `guarded` says to ask."""
+    few = correction is None or (guarded and len(of) < 2)
+    return (a - of.mean()) / (1 if few else of.std(correction=correction) + 1e-8)
+
+
+SCALED = [
+    lambda a, real, of=of, c=c, guarded=guarded: scaled_by(a, of(a, real), c, guarded)
+    for of in (lambda a, real: a[real], lambda a, real: a.flatten()) for c in (None, 0, 1) for guarded in (True, False)
+]  # fmt: skip
 update_policy = Exercise(
     "8.7", "update_policy", draw=draw_update, call=call_update, right=update_by_hand, formula=update_formula, tolerance=1e-4,
     mistakes={
@@ -645,8 +686,11 @@ update_policy = Exercise(
             [{"clip_gradient": lambda policy, most=most: nn.utils.clip_grad_norm_(policy.parameters(), most)}
              for most in (0.1, 0.5, 1.0)],
         "these are the losses; return the clip fractions": {"result": lambda fractions, losses, epochs: losses},
+        "the loss has no ratio, and policy_loss is asked for the clip fraction alone; go down the loss that it returns": [
+            {"loss_of": lambda logprobs, a, real, mean=mean: -ch07.MEANS[mean](logprobs * a, real)}
+            for mean in ("real", "all", "wide", "sum")],
         "the advantages are shifted or scaled once more, in each minibatch or before; they are ready for use": [
-            *({"weigh": lambda a, real, c=c: ch07.whitened_real(a, real, c)} for c in (None, 0, 1)),
-            *(lambda *given, advantages, mask, c=c, **named: update_formula(
-                *given, advantages=ch07.whitened_real(advantages, mask, c), mask=mask, **named) for c in (None, 0, 1))],
+            *({"weigh": weigh} for weigh in SCALED),
+            *(lambda *given, advantages, mask, weigh=weigh, **named: update_formula(
+                *given, advantages=weigh(advantages, mask), mask=mask, **named) for weigh in SCALED)],
     })  # fmt: skip

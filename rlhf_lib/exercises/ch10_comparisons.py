@@ -127,7 +127,7 @@ def with_generator(function, seed, **given):
     result = function(**given, generator=generator)
     if torch.is_tensor(result) and result.is_floating_point() and torch.equal(result, result.round()):
         torch.empty(0)[result]  # raises: nothing can be looked up with floats
-    return {"result": result, "drawn next": torch.rand(1, generator=generator)}
+    return {"result": result, "the generator's next number": torch.rand(1, generator=generator)}
 
 
 def prompts_by_list(count, size, rollouts, generator):
@@ -163,6 +163,17 @@ def without_rests(count, size, rollouts, generator, orders=lambda size, count: -
     return torch.stack(rows)
 
 
+def orders_by_place(count, size, rollouts, generator):
+    """An order is drawn before the first rollout, and a new one wherever the rest of the last is too short."""
+    order, at, rows = torch.randperm(count, generator=generator), 0, []
+    for _ in range(rollouts):
+        if at + size > count:
+            order, at = torch.randperm(count, generator=generator), 0
+        rows.append(order[at : at + size])
+        at += size
+    return torch.stack(rows)
+
+
 def shuffled_at_once(count, size, rollouts, generator, of):
     epochs = -(-size * rollouts // count)
     places = torch.randperm(epochs * count, generator=generator)
@@ -188,7 +199,7 @@ rollout_prompts = Exercise(
             lambda count, size, rollouts, generator:
                 around(torch.randperm(count, generator=generator), size * rollouts).view(rollouts, size),
         "the rest of an epoch is thrown away when it does not fill a rollout, and those prompts are left out":
-            (without_rests, functools.partial(without_rests, orders=lambda size, count: 1)),
+            (without_rests, functools.partial(without_rests, orders=lambda size, count: 1), orders_by_place),
         "every rollout has the same prompts":
             lambda count, size, rollouts, generator:
                 drawn_prompts(count, size, 1, generator).expand(rollouts, size),
@@ -250,8 +261,8 @@ def comparisons_drawn(prompts, share, generator, least=1):
     return torch.zeros(N, dtype=torch.bool).index_fill(0, places, True)
 
 
-def of_all_numbers(prompts, share, generator):
-    P = len(prompts.unique())
+def of_all_numbers(prompts, share, generator, different=lambda prompts: len(prompts.unique())):
+    P = different(prompts)
     order = torch.randperm(int(prompts.max()) + 1, generator=generator)
     return torch.isin(prompts, order[: min(max(1, round(share * P)), P - 1)])
 
@@ -298,7 +309,8 @@ held_out_prompts = Exercise(
              lambda prompts, share, generator:
                  halves(prompts.float(), share, generator, most=min(1, len(prompts.float().unique()) - 1))),
         "the order is one of all numbers up to the largest; it is one of the P different prompts":
-            ({"unique": lambda prompts: torch.arange(int(prompts.max()) + 1)}, of_all_numbers),
+            ({"unique": lambda prompts: torch.arange(int(prompts.max()) + 1)}, of_all_numbers,
+             functools.partial(of_all_numbers, different=lambda prompts: int(prompts.max()) + 1)),
         "a half is rounded up; round() takes it to the even number": {"number": lambda count: math.floor(count + 0.5)},
         "this is the half to learn from; True marks what is held out": {"end": lambda out: ~out},
         "the prompts are not drawn: the same ones are held out whatever the generator says":
@@ -312,6 +324,8 @@ held_out_prompts = Exercise(
             ({"number": int}, {"number": math.ceil}),
         "no prompt is held out where the share is small; at least one is": {"least": 0},
         "all prompts are held out where the share is large; at least one is left to learn from": {"most": 0},
+        "no prompt is held out where the share is small, and all where it is large; at least one is on either side":
+            {"least": 0, "most": 0},
         "the last ones of the order are held out; take the first":
             {"order": lambda P, g: torch.randperm(P, generator=g).flip(0)},
     },
@@ -521,6 +535,15 @@ def zermelo(wins, *, steps=600, end=lambda s: s - s.mean(), turn=lambda wins: wi
     return end(p.log())
 
 
+def climbed(wins, rate, steps):
+    """The gradient is gone up `steps` times."""
+    wins = wins.double()
+    games, s = wins + wins.T, torch.zeros(len(wins), dtype=torch.float64)
+    for _ in range(steps):
+        s = s + rate * (wins.sum(1) - (games * (s[:, None] - s).sigmoid()).sum(1))
+    return s - s.mean()
+
+
 def of_shares(make):
     """Made of wins and losses (K,) of each, without asking against whom."""
     return lambda wins: (lambda s: s - s.mean())(make(wins.double().sum(1), wins.double().sum(0)))
@@ -557,7 +580,9 @@ strengths = Exercise(
             {"end": lambda s: s - s.exp().mean().log()},
         "this is one step of the iteration; go on until nothing changes": {"steps": 1},
         "this is not yet at the maximum: go on until nothing changes":
-            tuple({"steps": steps} for steps in (2, 3, 4, 5, 6, 8, 10, 12, 15, 16, 20, 25, 30, 40, 50, 100)),
+            (*({"steps": steps} for steps in (2, 3, 4, 5, 6, 8, 10, 12, 15, 16, 20, 25, 30, 40, 50, 100)),
+             *(functools.partial(climbed, rate=rate, steps=steps)
+               for rate in (0.01, 0.001) for steps in (100, 200, 300, 500, 1000, 2000))),
         "the sum goes over the games that i has won; n_ij are all games of the two, whoever won": {"games": lambda wins: wins},
         "games are added that nobody played, such as half a win for each side of every pair; the wins alone decide":
             tuple({"turn": lambda wins, one=one: wins + one * (1 - torch.eye(len(wins)))} for one in (1, 0.5, 0.1, 0.01)),
@@ -625,7 +650,9 @@ ranked_pairs = Exercise(
         "without a pair this is None; return an empty list": lambda ranks: all_pairs(ranks) or None,
         "both directions of each pair are in it: only (better, worse)": {"use": lambda a, b: a != b},
         "the answers are taken to stand in their order already, best first; ask the ranks":
-            lambda ranks: [(i, j) for i in range(len(ranks)) for j in range(i + 1, len(ranks))],
+            tuple(lambda ranks, use=use: [
+                (i, j) for i in range(len(ranks)) for j in range(i + 1, len(ranks)) if use(ranks[i], ranks[j])
+            ] for use in (lambda a, b: True, lambda a, b: a != b)),
         "pairs in which the better answer stands behind the worse are left out": {"those": lambda i, j, ranks: i < j},
         "only neighbours are compared; every better answer is compared with every worse one": {"those": neighbours},
         "only ranks that follow each other are compared; every better answer is compared with every worse one":

@@ -1,5 +1,6 @@
 """Chapter 10: what a margin is worth, and what a perfect model would reach."""
 
+import functools
 import math
 
 import torch
@@ -58,6 +59,15 @@ def last_of_each_bin(margins, bins):
     return sums
 
 
+def of_equal_numbers(margins, bins, cut):
+    """Bins of as many pairs each, by the order of the confidences."""
+    c, right, rows = margins.abs().sigmoid(), (margins > 0) + 0.5 * (margins == 0), torch.zeros(bins, 3)
+    for row, part in zip(rows, cut(c.argsort(), bins)):
+        if len(part):
+            row[:] = torch.tensor([len(part), c[part].mean(), right[part].mean()])
+    return rows
+
+
 LOST = [  # a confidence below a half is in no bin
     lambda c, bins, whole=whole: (at := whole((c - 0.5) * 2 * bins).long()).clamp(max=bins - 1).where(at >= 0, bins)
     for whole in (torch.trunc, torch.floor)
@@ -72,6 +82,8 @@ reliability = Exercise(
             [{"confidence": torch.sigmoid}, *({"confidence": torch.sigmoid, "place": place} for place in LOST)],
         "the bins have equal width in [0, 1]; divide the range from 0.5 to 1":
             {"place": lambda c, bins: (c * bins).long().clamp(max=bins - 1)},
+        "the bins hold as many pairs each, in the order of the confidences; they have equal width from 0.5 to 1":
+            tuple(functools.partial(of_equal_numbers, cut=cut) for cut in (torch.tensor_split, torch.chunk)),
         "the bins' numbers are rounded to the nearest; round down":
             {"place": lambda c, bins: ((c - 0.5) * 2 * bins).round().long().clamp(0, bins - 1)},
         "a confidence of exactly 1 falls out of the last bin: clamp the bin's number to bins - 1":
@@ -155,6 +167,7 @@ roots = [  # of numbers below 0 too: an error, a complex number, NaN
     lambda a: (1 + (2 * a - 1) ** 0.5) / 2,
     lambda a: (1 + torch.tensor(2 * a - 1).sqrt()) / 2,
 ]
+GUARDS = (lambda a: a > 0.5, lambda a: True)
 ceiling = Exercise(
     "10.9", "ceiling",
     draw=draw_agreements,
@@ -164,7 +177,10 @@ ceiling = Exercise(
     mistakes={
         "the agreement is taken for the ceiling; a perfect model is wrong only where one reader is, not where either is":
             {"best": lambda a: a},
-        "this is the root of the agreement: it forgets that two readers also agree where both are wrong": {"best": math.sqrt},
+        "this is the root of the agreement: it forgets that two readers also agree where both are wrong":
+            tuple({"best": math.sqrt, "least": least} for least in GUARDS),
+        "this is the root of the agreement, and the accuracy over it: two also agree where both are wrong, p^2 + (1 - p)^2 = a":
+            tuple({"best": math.sqrt, "true": lambda m, p: m / p, "least": least} for least in GUARDS),
         "the mistakes are shared out evenly, 1 - (1 - a) / 2: it forgets that two readers also agree where both are wrong":
             {"best": lambda a: 1 - (1 - a) / 2},
         "this is the other root, the chance that a reader is wrong": {"best": lambda a: (1 - math.sqrt(2 * a - 1)) / 2},
@@ -174,6 +190,7 @@ ceiling = Exercise(
             ({"best": lambda a: 2 * a - 1}, {"best": lambda a: math.sqrt(2 * a - 1)}),
         "the accuracy is divided by the ceiling; a model that is wrong also gets points, where the reader is wrong too":
             {"true": lambda m, p: m / p},
+        "the second number is divided by p; solved for q it is 2 p - 1": {"true": lambda m, p: (m - (1 - p)) / p},
         "the distance to the ceiling is added; solve accuracy = q p + (1 - q) (1 - p) for q": {"true": lambda m, p: m + 1 - p},
         "this is how often a model of this accuracy would be seen right; turn it round: the accuracy is what was seen":
             {"true": lambda m, p: m * p + (1 - m) * (1 - p)},

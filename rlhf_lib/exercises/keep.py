@@ -320,7 +320,7 @@ def the_course(name):
 def whose(name, own):
     """What a cell says of a function that it takes; `own`: the learner's."""
     side, note = ("your", "an older one: what passed last") if own else ("the course's", "yours passed, but")
-    return f"{side} {name}" + (f" ({note} is not kept)" if name in UNKEPT else "")
+    return f"{side} {name}" + (f" ({note} is not kept; its check says why)" if name in UNKEPT else "")
 
 
 def yours(*names, device="cpu", path=None):

@@ -155,6 +155,11 @@ def numbered(rows, learn):
     return texts
 
 
+def mean_of_means(pairs):
+    """Of pairs (losses, spoken), one for each conversation: the mean of each one's mean loss on what is spoken."""
+    return torch.stack([loss[spoken[1:]].mean() for loss, spoken in pairs]).mean().item()
+
+
 def flags(some):
     return [torch.tensor(spoken) for _, spoken in some]
 

@@ -1,6 +1,8 @@
 """The three steps of a check on plain data, each of which can be taken in another process: draw, answer, judge."""
 
+import contextlib
 import os
+import threading
 from typing import NamedTuple
 
 from rlhf_lib.exercises import frame, relations
@@ -12,6 +14,7 @@ from rlhf_lib.exercises.plain import is_record, plain
 from rlhf_lib.exercises.surroundings import LIMIT, settled
 
 LINES = 20  # of a message
+SILENT = 3.0  # seconds that the search for a mistake may take without a word
 
 
 def probes(count):
@@ -52,17 +55,19 @@ def answer(name, function, inputs, tasks=None):
     return frame.answer(name, function, inputs)
 
 
-def judge(name, inputs, outputs):
+def judge(name, inputs, outputs, say=lambda line: None):
     """Compare `outputs` with the oracle's. Where they differ, look for the mistake whose outputs they are, then for a relation.
 
     Of a build: the sentence of the first probe that fails.
+
+    say: called with a line where that search takes longer than SILENT.
 
     Returns a Verdict. Raises RuntimeError when the oracle itself goes wrong.
     """
     exercise = find(name)
     if not isinstance(exercise, Build):
         with settled():
-            return judged(exercise, inputs, outputs)
+            return judged(exercise, inputs, outputs, say)
     if len(outputs) != len(inputs):
         return Verdict(False, f"{exercise.number} {name}: there are {len(outputs)} outputs for {len(inputs)} inputs")
     for one, output in zip(inputs, outputs):
@@ -77,7 +82,19 @@ def failed(build, probe, sentence):
     return Verdict(False, f"{build.number} {build.name}{place}: {sentence}", mistake=sentence)
 
 
-def judged(exercise, inputs, outputs):
+@contextlib.contextmanager
+def said_after(seconds, say, line):
+    """Says a line once what is done inside takes longer than that."""
+    timer = threading.Timer(seconds, say, [line])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def judged(exercise, inputs, outputs, say):
     """See `judge`; the surroundings are settled."""
     name = exercise.name
     title = f"{exercise.number} {name}"
@@ -92,6 +109,19 @@ def judged(exercise, inputs, outputs):
     found = dict(arguments=inputs[first], got=outputs[first], expected=expected[first])
     if is_record(outputs[first], "unwritten"):
         return Verdict(False, f"{title}: not written yet. Write it in the cell above, run that cell, then this one.")
+    with said_after(SILENT, say, "not right yet; looking for the likely cause ..."):
+        sentence = cause(exercise, inputs, outputs, wrong)
+        if sentence:
+            return Verdict(False, f"{title}: {sentence}", mistake=sentence, **found)
+        relation = relations.find(exercise, inputs, outputs, expected)
+    what = difference(outputs[first], expected[first], exercise.tolerance)
+    inner = what.split(" is wrong: ", 1)[-1]  # which part is wrong stands in the relation
+    sentence = f"{relation}: {inner}" if relation.endswith("is wrong") else relation or what
+    return Verdict(False, told(title, sentence, **found), mistake=relation, **found)
+
+
+def cause(exercise, inputs, outputs, wrong):
+    """The sentence of the first named mistake whose outputs these are; "" if there is none. wrong: the places that are wrong."""
     order = wrong + [place for place in range(len(inputs)) if place not in wrong]  # most mistakes differ at the first of them
 
     def made_by(mistake):
@@ -100,14 +130,7 @@ def judged(exercise, inputs, outputs):
                 return False
         return True
 
-    for sentence, functions in exercise.mistakes.items():
-        if any(made_by(mistake) for mistake in functions):
-            return Verdict(False, f"{title}: {sentence}", mistake=sentence, **found)
-    what = difference(outputs[first], expected[first], exercise.tolerance)
-    relation = relations.find(exercise, inputs, outputs, expected)
-    inner = what.split(" is wrong: ", 1)[-1]  # which part is wrong stands in the relation
-    sentence = f"{relation}: {inner}" if relation.endswith("is wrong") else relation or what
-    return Verdict(False, told(title, sentence, **found), mistake=relation, **found)
+    return next((sentence for sentence, made in exercise.mistakes.items() if any(made_by(mistake) for mistake in made)), "")
 
 
 def told(title, sentence, arguments, got, expected):
@@ -137,4 +160,4 @@ def verdict(name, function, seed=0):
         rest = f" ({long} long one{'s' * (long > 1)} left out at the smoke preset)" if long else ""
         return Verdict(True, f"{exercise.number} {name}: does what it must in {probes(tried)}{rest}")
     inputs = draw(name, seed)
-    return judge(name, inputs, answer(name, function, inputs))
+    return judge(name, inputs, answer(name, function, inputs), say=print)

@@ -1,5 +1,6 @@
 """Build it 2.10: right builds pass every probe, and each wrong one fails at its own."""
 
+import itertools
 import math
 
 import pytest
@@ -358,7 +359,7 @@ class Endless(Right):
     def hidden(self, tokens, mask=None):
         self.context, context = 10**9, self.context
         try:
-            return super().hidden(tokens, mask)
+            return Right.hidden(self, tokens, mask)
         finally:
             self.context = context
 
@@ -381,6 +382,111 @@ class OnTheProcessor(Right):
 
     def looks(self, tokens, mask):
         return super().looks(tokens, mask) & torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril()
+
+
+class EyeOnTheProcessor(Right):
+    """What padding looks at is made on the CPU, and only with a mask."""
+
+    def hidden(self, tokens, mask=None):
+        mask = mask if mask is None else mask | torch.zeros(tokens.shape[1], dtype=torch.bool)
+        return super().hidden(tokens, mask)
+
+
+class InPlaceOfTheCausal(Right):
+    """With a mask of padding there is no causal one."""
+
+    def hidden(self, tokens, mask=None):
+        looks, own = self.looks, torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+        try:
+            self.looks = looks if mask is None else lambda tokens, mask: (mask[:, None] | own)[:, None]
+            return super().hidden(tokens, mask)
+        finally:
+            self.looks = looks
+
+
+class OtherNorms(Right):
+    def __init__(self, *shape, blocks=Norm, last=Norm):
+        super().__init__(*shape)
+        for block in self.blocks:
+            block.norm1, block.norm2 = blocks(shape[-1]), blocks(shape[-1])
+        self.norm = last(shape[-1])
+
+
+class LayerNorms(OtherNorms):
+    def __init__(self, *shape):
+        super().__init__(*shape, blocks=(own := lambda width: nn.LayerNorm(width, bias=False)), last=own)
+
+
+class EpsOfTheLast(OtherNorms):
+    def __init__(self, *shape):
+        super().__init__(*shape, last=nn.RMSNorm)
+
+
+class EpsOfTheBlocks(OtherNorms):
+    def __init__(self, *shape):
+        super().__init__(*shape, blocks=nn.RMSNorm)
+
+
+class PostNorm(Right):
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        for block in self.blocks:
+            block.forward = post_norm.__get__(block)
+
+
+def post_norm(self, x, positions, looks):
+    x = self.norm1(x + self.attention(x, positions, looks))
+    return self.norm2(x + self.down(self.up(x).relu().square()))
+
+
+class QueriesAlone(Right):
+    """Queries are turned and keys are not: a score depends on where its query stands."""
+
+    def positions(self, tokens, mask):
+        return torch.arange(tokens.shape[1]).expand(tokens.shape)
+
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        for block in self.blocks:
+            block.attention.turn = queries_alone(block.attention)
+
+
+def queries_alone(attention):
+    calls = itertools.count()
+    return lambda x, positions: Attention.turn(attention, x, positions * (1 - next(calls) % 2))
+
+
+class InPlace(Right):
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        for block in self.blocks:
+            block.forward = in_place.__get__(block)
+
+
+def in_place(self, x, positions, looks):
+    x = x + self.attention(self.norm1(x), positions, looks)
+    x += self.down(self.up(self.norm2(x)).relu().square())
+    return x
+
+
+class HiddenIsEndless(Right):
+    """Only `forward` looks at the length."""
+
+    def hidden(self, tokens, mask=None):
+        return Endless.hidden(self, tokens, mask)
+
+    def forward(self, tokens, mask=None):
+        if tokens.shape[1] > self.context:
+            raise ValueError(f"at most {self.context} tokens")
+        return super().forward(tokens, mask)
+
+
+class PaddingIsFree(Right):
+    """Padding is not counted among the tokens of a context."""
+
+    def hidden(self, tokens, mask=None):
+        free = mask is not None and mask.sum(1).max() <= self.context
+        return (Endless.hidden if free else Right.hidden)(self, tokens, mask)
 
 
 class LeaksInTraining(Right):
@@ -432,6 +538,16 @@ WRONG = [
     (Asserts, "the context has an end", "AssertionError"),
     (Mute, "the context has an end", "a sentence that names the context"),
     (OnTheProcessor, "it runs on any device", "(in rotary or another function of yours that it calls: x.device)"),
+    (EyeOnTheProcessor, "it runs on any device", "it stops with a mask"),
+    (InPlaceOfTheCausal, "padding moves nothing", "does not take its place"),
+    (QueriesAlone, "padding moves nothing", "a score depends on more than the distance"),
+    (InPlace, "padding moves nothing", "x += ... does not"),
+    (LayerNorms, "it starts from knowing nothing", "the norms subtract the mean"),
+    (EpsOfTheLast, "it starts from knowing nothing", "the last norm has an eps of its own"),
+    (EpsOfTheBlocks, "given weights give the right logits", "norm1 and norm2 have an eps of their own"),
+    (PostNorm, "it starts from knowing nothing", "the norms stand behind the parts"),
+    (HiddenIsEndless, "the context has an end", "`hidden`: 7 tokens are read"),
+    (PaddingIsFree, "the context has an end", "one of them padding: 7 tokens are read"),
     (LeaksInTraining, TRAINING, "in training it sees the token"),
     (Noisy, TRAINING, "99 % are to be"),
     (Repeats, TRAINING, "99 % are to be"),
@@ -446,6 +562,22 @@ def test_a_wrong_build_fails_at_its_own_probe(built, probe, words):
     else:
         failed, sentence = try_out(BUILD, built, most=CHEAP)
         assert (failed, words in sentence) == (probe, True), sentence
+
+
+def test_an_attention_that_takes_no_wider_mask_is_named():
+    class Own(the_course("GPT")):
+        def hidden(self, tokens, mask=None):
+            def attention(q, k, v, mask):
+                scores = q @ k.mT / q.shape[-1] ** 0.5
+                scores[..., ~mask] = -torch.inf
+                return scores.softmax(-1) @ v, scores
+
+            x = super().hidden(tokens, mask)
+            if mask is not None:
+                attention(*torch.ones(3, 4, 2, 7, 3), torch.ones(4, 1, 7, 7, dtype=torch.bool))
+            return x
+
+    assert "attention stops at the mask that it is given" in fault_of(Own, "padding moves nothing")
 
 
 def test_the_stub_is_not_written_yet():

@@ -228,11 +228,6 @@ WRONG = {  # a way to make it, the probe that it must fail at, and some words of
     "not cut at resets": (
         edited("cuts = ended", "cuts = (ended & (torch.arange(length) == length - 1))"), END, "`terminated` nothing follows",
     ),
-    "a trace across resets": (lambda: functools.partial(one_environment, keeps_trace=lambda *_: True), NEXT, "leaks across"),
-    "a trace across time out": (
-        lambda: functools.partial(one_environment, keeps_trace=lambda terminated, ended: not terminated),
-        NEXT, "after `truncated`",
-    ),
     "resets at each rollout": (
         edited("    columns = []\n", "    columns = []\n        now[:] = [env.reset()[0] for env in envs]\n"),
         ENDLESS, "broken off",
@@ -265,6 +260,11 @@ def fault_at(probe, train, **smaller):
     fault = BUILD.fault(inputs, BUILD.answer(train, inputs))
     assert fault, f"{probe} is passed"
     return fault
+
+
+@pytest.mark.parametrize("keeps_trace, words", [(lambda *_: True, "leaks across"), (lambda end, _: not end, "after `truncated`")])
+def test_a_trace_that_goes_on_in_the_next_episode_is_found(keeps_trace, words):
+    assert words in fault_at(NEXT, functools.partial(one_environment, keeps_trace=keeps_trace))
 
 
 def test_one_step_for_each_rollout_learns_the_tiny_tasks_and_fails_at_the_pole():

@@ -69,9 +69,9 @@ def made(
     out=lambda model, accuracy: (model, accuracy),
 ):  # fmt: skip
     """The loop with options: without any it is right, and written another way than the course's."""
-    model = Built(gpt, read, end, shared, dropout, start)
     if seeded:
-        torch.manual_seed(seed)  # dropout
+        torch.manual_seed(seed)  # dropout, and a linear layer that does not start at 0
+    model = Built(gpt, read, end, shared, dropout, start)
     optimizer = torch.optim.Adam(own(model), lr=rate(lr))
     generator, pairs = torch.Generator().manual_seed(seed), more(learn, held_out)
     model.train(modes[0])
@@ -133,6 +133,31 @@ def head(model):
     return model.score.parameters()
 
 
+def body(model):
+    return model.body.parameters()
+
+
+class Heaping(torch.optim.Adam):
+    """Adam whose gradients are never zeroed."""
+
+    def zero_grad(self, set_to_none=True):
+        pass
+
+
+def heaped(gpt, learn, held_out, **named):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "Adam", Heaping)
+        return made(gpt, learn, held_out, **named)
+
+
+def coupled(chosen, rejected):
+    return -torch.cat([chosen, rejected]).log_softmax(0)[: len(chosen)].mean()
+
+
+def all_against_all(chosen, rejected):
+    return F.softplus(rejected - chosen[:, None]).mean()
+
+
 def halves(model, pairs, fill, parted=0):
     """The share, with all chosen rows above all others; rounding parts the first `parted` pairs of equal rewards."""
     chosen, rejected = in_halves(model, pairs, fill)
@@ -154,6 +179,7 @@ WRONG = [
     ("padding never matters", "with zeros there it does not", by(read=guessed)),
     ("padding never matters", "learns nothing", untrained),
     ("the last real token is read", "made of other positions", by(read=masked_mean)),
+    ("the last real token is read", "the one before the last", by(read=lambda h, tokens, mask: at_last(h, tokens, mask[:, 1:]))),
     ("the last real token is read", "decides who wins", by(read=lambda h, *_: h[:, 0])),
     ("the last real token is read", "chosen - rejected", by(loss=lambda c, r: softplus(r, c))),
     ("finite at any margin", "log(sigmoid) underflows", by(loss=lambda c, r: -(c - r).sigmoid().log().mean())),
@@ -163,6 +189,8 @@ WRONG = [
     ("swapping the sides negates", "those held out", by(on=lambda learn, held_out: learn)),
     ("swapping the sides negates", "is said to be", by(measure=lambda *given: 0.5 + 0.3 * (share(*given) - 0.5))),
     ("only the difference counts", "judged by itself", by(loss=lambda c, r: F.softplus(-c).mean() + F.softplus(r).mean())),
+    ("only the difference counts", "those of other pairs", by(loss=coupled)),
+    ("only the difference counts", "those of other pairs", by(loss=all_against_all)),
     ("only the difference counts", "hinge", by(loss=lambda c, r: (1 - c + r).clamp(min=0).mean())),
     ("only the difference counts", "come to rest", by(loss=lambda c, r: softplus(c.sigmoid(), r.sigmoid()))),
     ("only the difference counts", "exchanged", by(loss=lambda c, r: softplus(r, c))),
@@ -170,6 +198,8 @@ WRONG = [
     (BATCHED, "the whole prompt", by(step=of_answers)),
     (BATCHED, "the whole prompt", by(step=of_ends)),
     (BATCHED, "the linear layer alone", by(own=head)),
+    (BATCHED, "not the body's alone", by(own=body, start=None)),
+    (BATCHED, "zero them after each step", heaped),
     (BATCHED, "made of padding", by(read=at_the_end_while_learning)),
     (BATCHED, "are 69", by(keep=lambda parts: [one for one in parts if len(one) == 5])),
     (BATCHED, "torch.randperm",
@@ -204,7 +234,7 @@ def inputs_of(probe, seed):
 @pytest.mark.parametrize("seed", [7])  # the worked notebooks run seed 0
 @pytest.mark.parametrize(
     "right",
-    ["course", made, by(step=in_halves, measure=halves), by(measure=functools.partial(halves, parted=3))],
+    ["course", made, by(step=in_halves, measure=halves, start=None), by(measure=functools.partial(halves, parted=3))],
     ids=["the course's", "another", "in halves", "rounding parts equal rewards"],
 )
 def test_right_builds_pass_the_cheap_probes(right, seed):

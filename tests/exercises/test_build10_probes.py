@@ -83,3 +83,15 @@ def test_the_last_token_decides_against_all_others():
     assert probes.judge_last(level, starts) == ""
     assert "made of other positions" in probes.judge_last({**level, "good": torch.arange(float(len(starts)))}, starts)
     assert "decides who wins" in probes.judge_last({"good": level["bad"], "bad": level["good"]}, starts)
+
+
+def test_odds_are_judged_of_a_pair_and_of_a_chain():
+    given = probes.draw_odds(generator(3))
+    assert len(given["learn"]) == 25 and len({*given["answers"]}) == 5
+    four = torch.tensor(4.0).log().item()
+    for (won, first, second), word in (
+        ((four, four, four), ""), ((four, 0.47, 0.92), "0.47 and 0.92"), ((2 * four, four, four), "judged by itself"),
+        ((1.0, 1.0, 1.0), "hinge"), ((-four, -four, -four), "exchanged"),
+    ):  # fmt: skip
+        sentence = probes.judge_odds(torch.tensor([won, 0.0, first + second, second, 0.0]))
+        assert word in sentence and bool(word) == bool(sentence)

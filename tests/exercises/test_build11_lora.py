@@ -56,7 +56,7 @@ def with_lora_by_parts(model, rank, alpha, layers):
 
     def part(one, name, adapt):
         if name == "score":
-            return copy.deepcopy(one)
+            return copy.deepcopy(one).requires_grad_(True)
         if adapt and isinstance(one, nn.Linear):
             return Beside(one)
         new = copy.copy(one)
@@ -168,13 +168,20 @@ WRONG = {
     ),
     "merges nothing": (MERGED, "says something else", [(MERGE, "pass")]),
     "merged() gives the weight": (MERGED, "plain nn.Linear", [("return new\n        #", "return new.weight\n        #")]),
-    "only LoRA is trainable": (HEAD, "src/gpt.py, line 506", [('if not name.startswith("score.")', "if True")]),
+    "only LoRA is trainable": (
+        HEAD, "src/gpt.py, line 506",
+        [('if not name.startswith("score.")', "if True"), ("new.score.requires_grad_(True)", "pass")],
+    ),
     "two models learn one scalar head": (
         HEAD, "the base's own", [(END, f"if hasattr(new, 'score'):\n        new.score = model.score\n    {END}")],
     ),
     "a scalar head that starts anew": (
         HEAD, "starts with other weights",
         [(END, f"if hasattr(new, 'score'):\n        new.score.reset_parameters()\n    {END}")],
+    ),
+    "a scalar head as frozen as the base's": (
+        HEAD, "where the base is frozen as a whole",
+        [("new.score.requires_grad_(True)", "pass")],
     ),
     "a step that is hardly any": (
         TASK, "loss falls", [(STEP, STEP.replace("F.linear(x, self.A)", "F.linear(x.detach() * 1e-3, self.A)"))],

@@ -106,6 +106,17 @@ WRONG = {
         [("for some in packed(held_out).split(batch, 1)]", "for some in (packed([one])[:, :1] for one in held_out)]"),
          (MEASURED, "return sum(part.mean() for part in parts).item() / len(parts)")],
     ),
+    "a mean of conversations' means after the epochs": (
+        SAYS, "counts the same",
+        [("        found.append(measured())\n    return found", """        found.append(measured())
+    with torch.no_grad():
+        parts = [losses(*some) for some in (packed([one])[:, :1] for one in held_out)]
+    found[1:] = [sum(part.mean() for part in parts).item() / len(parts)] * epochs
+    return found""")],
+    ),
+    "an epoch's last batch is left out": (
+        ROWS, "last batch a step", [("optimizer.step()", "optimizer.step() if some.shape[1] == batch else None")],
+    ),
     "dropout is on where it measures": (SAYS, "dropout", [("model.eval()", "model.train()")]),
     "measures before the epoch": (
         SAYS, "last loss",

@@ -174,6 +174,7 @@ def test_pictures_are_drawn_from_what_came_out(name):
     right = answer(name, exercise.right, [inputs])[0]
     figure = exercise.draw_picture(inputs, right, right)
     assert [ax.get_title() for ax in figure.axes[:2]] == ["came out", "expected"]
+    assert figure.axes[0].get_ylabel() == ("place" if name == "multi_head" else "query")
 
 
 def test_without_a_gradient_nothing_can_be_trained():
@@ -214,8 +215,37 @@ def test_a_part_may_give_back_what_it_reads_and_is_called_once():
         y += x
         return feed(norm2(y)) + y
 
+    def adding(x, norm1, attend, norm2, feed):
+        x += attend(norm1(x))
+        return x + feed(norm2(x))
+
+    def adding_later(x, norm1, attend, norm2, feed):
+        x = x + attend(norm1(x))
+        x += feed(norm2(x))
+        return x
+
     assert "it changed its argument x in place" in said("block", in_place)
+    assert "it changed its argument x in place" in said("block", adding)
+    assert "it changes a tensor in place, as x += ... does" in (message := said("block", adding_later))
+    assert "parts_of(x, heads, seed)" in message and "norm1, attend" in message
     assert "attend is called twice" in said("block", lambda x, n, a, m, f: x + a(n(x)) + f(m(x + a(n(x)))))
+
+
+def test_the_parts_of_a_message_are_those_of_the_check():
+    one = draw("block")[0]
+    space = dict(one)
+    exec(one["made"], space)
+    came = block(*(space[name] for name in ("x", "norm1", "attend", "norm2", "feed")))
+    torch.testing.assert_close(came.detach(), answer("block", block, [one])[0])
+
+
+def test_a_variance_in_one_pass_is_lost_far_from_0():
+    def one_pass(x, gain, bias, eps):
+        mean = x.mean(-1, keepdim=True)
+        return (x - mean) * torch.rsqrt((x * x).mean(-1, keepdim=True) - mean**2 + eps) * gain + bias
+
+    assert "is the difference of two large numbers" in said("layer_norm", one_pass)
+    check("layer_norm", lambda x, gain, bias, eps: F.layer_norm(x, gain.shape, gain, bias, eps))
 
 
 @pytest.mark.parametrize("by_hand", [(1.0, 3.0, -1.0, 1.0), (2.0, 2.0, 0.0, 0.0)])

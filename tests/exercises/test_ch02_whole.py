@@ -122,6 +122,14 @@ def test_an_eps_of_another_size_shows_where_the_stream_is_small():
     assert "the eps of the norms" in verdict.mistake and verdict.arguments["spread"] == small["spread"]
 
 
+def test_the_weights_of_a_message_are_those_of_the_check():
+    one = draw("gpt_logits")[1]
+    space = dict(one)
+    exec(one["made"], space)
+    came = gpt_logits(one["tokens"], space["weights"], one["layers"], one["heads"])
+    torch.testing.assert_close(came, answer("gpt_logits", gpt_logits, [one])[0], atol=1e-5, rtol=1e-5)
+
+
 def test_what_is_drawn_has_blocks_of_two_digits_and_a_long_text():
     inputs = draw("gpt_logits")
     assert max(one["layers"] for one in inputs) > 10 and max(one["tokens"].shape[1] for one in inputs) > 64

@@ -337,6 +337,20 @@ def as_for_pong(rewards, gamma):
     return returns
 
 
+def likely(logits, actions):
+    return logits.softmax(-1)[torch.arange(len(actions)), actions].log()
+
+
+def whitened_with_zeros(x, mask):
+    x, count = x.masked_fill(~mask, 0), mask.sum()
+    mean = x.sum() / count
+    return (x - mean) / (((x - mean) ** 2).sum() / count + 1e-8).sqrt()
+
+
+def gae_with_values_masked(rewards, values, gamma, lam, mask):
+    return ppo.gae(rewards, values * mask, gamma, lam, torch.ones_like(mask))
+
+
 @pytest.mark.parametrize(
     "name, function, says",
     [
@@ -354,10 +368,20 @@ def as_for_pong(rewards, gamma):
         ("reinforce_loss", lambda logits, actions, advantages: -(torch.where(
             actions > 0, *logits.log_softmax(-1).T[[1, 0]]) * advantages.detach()).mean(), "read as action 1"),
         ("discounted_returns", as_for_pong, "starts the sum anew"),
+        ("reinforce_loss", lambda logits, actions, advantages: -(
+            likely(logits, actions) * advantages.detach()).mean(), "take log_softmax"),
+        ("reinforce_loss", lambda logits, actions, advantages: -(likely(logits, actions) * advantages).mean(), "two things"),
+        ("masked_whiten", whitened_with_zeros, "the padding's squares"),
+        ("gae", gae_with_values_masked, "padding flows back"),
     ],
 )  # fmt: skip
 def test_frequent_mistakes_have_their_names(name, function, says):
     assert says in verdict(name, function).mistake
+
+
+def test_a_vector_is_not_said_to_have_rows():
+    found = verdict("discounted_returns", lambda rewards, gamma: find("discounted_returns").right(rewards, gamma).flip(0))
+    assert found.mistake == "what comes back is read from the end to the beginning along its last dimension"
 
 
 def test_a_ratio_of_two_exps_is_right_but_for_unlikely_tokens():

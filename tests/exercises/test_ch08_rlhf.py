@@ -213,6 +213,16 @@ def test_a_normaliser_may_not_be_changed_by_another_run_s():
     assert not verdict("fit_normaliser", shared).passed
 
 
+def test_an_infinity_under_the_mask_is_told_where_the_kl_to_come_is_summed():
+    def product(rewards, logprobs, ref_logprobs, mask, kl_coef, sign=1):
+        to_come = ((logprobs - ref_logprobs) * mask).detach().flip(1).cumsum(1).flip(1)
+        return (rewards[:, None] - sign * kl_coef * to_come) * mask
+
+    assert "use torch.where" in verdict("token_advantages", product).mistake
+    turned = verdict("token_advantages", lambda **given: product(**given, sign=-1))
+    assert "pays for running away" in turned.mistake
+
+
 def to_the_second_end(tokens, prompt_length, end_token):
     ends = (tokens[:, prompt_length:] == end_token).int()
     prompt = torch.zeros(len(tokens), prompt_length - 1, dtype=torch.bool)
@@ -248,6 +258,15 @@ def all_batches(base_rewards):
 def along_tokens(rewards, logprobs, ref_logprobs, mask, kl_coef):
     kl = torch.where(mask, logprobs - ref_logprobs, 0).detach().flip(1).cumsum(1).flip(1)
     return torch.where(mask, rewards - kl_coef * kl, 0)
+
+
+def in_double(logits, sentiment):
+    return torch.log((logits if sentiment == "positive" else -logits).double().sigmoid()).float()
+
+
+def by_the_length(rewards, logprobs, ref_logprobs, mask, kl_coef):
+    kl = torch.where(mask, logprobs - ref_logprobs, 0).detach().flip(1).cumsum(1).flip(1)
+    return torch.where(mask, rewards[:, None] - kl_coef * kl / mask.sum(1, keepdim=True), 0)
 
 
 def back_in_training(policy, *given, epochs, **named):
@@ -286,6 +305,9 @@ def back_in_training(policy, *given, epochs, **named):
          "choose by the mask"),
         ("token_advantages", of_all_the_worth, "multiplies the reward"),
         ("with_baseline", without_zeros, "a worth of 0"),
+        ("log_reward", in_double, "double precision"),
+        ("fit_normaliser", lambda base: lambda rewards: (rewards - base.mean()) / (base.std() + 1e-5), "a small number"),
+        ("token_advantages", by_the_length, "by a number of tokens"),
     ],
 )  # fmt: skip
 def test_frequent_mistakes_have_their_names(name, function, words):

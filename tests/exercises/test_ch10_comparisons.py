@@ -214,6 +214,38 @@ def rest_lost(count, size, rollouts, generator):
     return torch.stack(rows)
 
 
+def by_place(count, size, rollouts, generator):
+    order, at, rows = torch.randperm(count, generator=generator), 0, []
+    for _ in range(rollouts):
+        if at + size > count:
+            order, at = torch.randperm(count, generator=generator), 0
+        rows.append(order[at : at + size])
+        at += size
+    return torch.stack(rows)
+
+
+def of_all_numbers(prompts, share, generator):
+    P = int(prompts.max()) + 1
+    return torch.isin(prompts, torch.randperm(P, generator=generator)[: min(max(1, round(share * P)), P - 1)])
+
+
+def unbounded(prompts, share, generator):
+    different = prompts.unique()
+    n = round(share * len(different))
+    return torch.isin(prompts, different[torch.randperm(len(different), generator=generator)[:n]])
+
+
+def without_ties(ranks):
+    return [(i, j) for i in range(len(ranks)) for j in range(i + 1, len(ranks)) if ranks[i] != ranks[j]]
+
+
+def uphill(wins):
+    s = torch.zeros(len(wins), dtype=torch.float64)
+    for _ in range(200):
+        s += 0.01 * (wins - (wins + wins.T) * (s[:, None] - s).sigmoid()).sum(1)
+    return s - s.mean()
+
+
 def numbers_below(prompts, share, generator):
     different = prompts.unique()
     n = min(max(1, round(share * len(different))), len(different) - 1)
@@ -271,6 +303,11 @@ def unguarded(least=lambda agreement: True, root=math.sqrt, kept=lambda q: q):
 NAMED = [
     ("rollout_prompts", "every rollout begins a new order", each_its_own),
     ("rollout_prompts", "the rest of an epoch is thrown away", rest_lost),
+    ("rollout_prompts", "the rest of an epoch is thrown away", by_place),
+    ("held_out_prompts", "one of all numbers up to the largest", of_all_numbers),
+    ("held_out_prompts", "at least one is on either side", unbounded),
+    ("ranked_pairs", "stand in their order already", without_ties),
+    ("strengths", "not yet at the maximum", uphill),
     ("held_out_prompts", "the places at which the order has a number below n", numbers_below),
     ("same_verdict", "divided by the number of all pairs", over_all),
     ("strengths", "not yet at the maximum", zermelo(20)),

@@ -119,7 +119,7 @@ def test_a_cell_says_of_a_function_that_passed_and_is_not_kept_why_it_takes_anot
     scene("pattern = re.compile(r'\\b')\n")("def split_words(text):\n    return [p for p in pattern.split(text) if p]\n")
     check("split_words", scene["split_words"])
     yours("split_words", "merge_pair")
-    said = "the course's split_words (yours passed, but is not kept), the course's merge_pair\n"
+    said = "the course's split_words (yours passed, but is not kept; its check says why), the course's merge_pair\n"
     assert capsys.readouterr().out.endswith(said)
     leaning = scene["split_words"]
     scene(SPLIT)
@@ -128,7 +128,9 @@ def test_a_cell_says_of_a_function_that_passed_and_is_not_kept_why_it_takes_anot
     assert capsys.readouterr().out.endswith("\nyour split_words\n")
     check("split_words", leaning)
     yours("split_words")
-    assert capsys.readouterr().out.endswith("\nyour split_words (an older one: what passed last is not kept)\n")
+    assert capsys.readouterr().out.endswith(
+        "\nyour split_words (an older one: what passed last is not kept; its check says why)\n"
+    )
 
 
 def test_a_copy_that_does_something_else_is_not_kept(here, scene):

@@ -219,6 +219,21 @@ def test_both_outputs_are_shown_alike(here):
     assert came.startswith("came out: ([[False") and expected.startswith("expected: ([[True")
 
 
+def test_a_search_that_takes_long_says_so_once(here, monkeypatch, capsys):
+    wrong, slow = (lambda rewards, gamma: rewards + 1), (lambda rewards, gamma: time.sleep(0.3) or rewards)
+    check("discounted_returns", EXERCISES["discounted_returns"].right)
+    monkeypatch.setattr(EXERCISES["discounted_returns"], "mistakes", {"slow": [slow]})
+    monkeypatch.setattr(verdicts, "SILENT", 0.1)
+    with pytest.raises(NotYet):
+        check("discounted_returns", wrong)
+    assert capsys.readouterr().out.count("not right yet; looking for the likely cause ...") == 1
+    monkeypatch.setattr(verdicts, "SILENT", 30.0)
+    with pytest.raises(NotYet):
+        check("discounted_returns", wrong)
+    check("discounted_returns", EXERCISES["discounted_returns"].right)
+    assert "looking" not in capsys.readouterr().out
+
+
 def test_a_wrong_shape_is_named(here):
     with pytest.raises(NotYet, match=r"the shape is \(3, 1\), it should be \(3,\)"):
         check("discounted_returns", lambda rewards, gamma: rewards[:, None] + gamma)
