@@ -253,7 +253,7 @@ count_parameters = Exercise(
         "the last norm is counted in every block; there is one": {"last_each": lambda V, P, L, C: (L - 1) * 2 * C},
         "the last norm has a bias too, not a gain alone": {"last_bias": lambda V, P, L, C: -C},
         "one norm too many is counted: two in each block and one at the end": {"one_norm": lambda V, P, L, C: 2 * C},
-        "2 x width numbers are too many in each block: it has two norms, with gain and bias": 
+        "2 x width numbers are too many in each block: it has two norms, with gain and bias":
             {"third_norm": lambda V, P, L, C: 2 * L * C},
         "the feed-forward part has two linear layers, up and down again": {"half_feed": lambda V, P, L, C: -L * (4 * C * C + C)},
         "the feed-forward part is missing: up to 4 x width and down again": {"feed": lambda V, P, L, C: -L * (8 * C * C + 5 * C)},
