@@ -33,12 +33,11 @@ def run_records(learn, seed, iterations):
 def judge_records(runs, seed, reported):
     records = runs[0]["records"]
     if len(records) != 3 or len(runs[0]["rollouts"]) != 3:
-        return (
-            f"2 iterations that nothing stopped have {len(runs[0]['rollouts'])} rollouts and {len(records)} records: one before "
-            "each update, and one more that measures the last policy"
-        )
+        there = f"{len(runs[0]['rollouts'])} rollouts and {len(records)} records"
+        return f"2 updates have {there}: one before each update, and one more that measures the last policy"
     if same_weights(runs[0]["policy"], weights(tiny(seed))):
-        return "the policy has the weights that it came with: train it in place, and no copy of it"
+        why = "train it in place, and no copy of it; and give each completion of a prompt its own uniforms, or all are alike"
+        return f"the policy has the weights that it came with: {why}"
     if reported != records:
         return f"report was called {len(reported)} times for {len(records)} records: once for each, when it is complete"
     return ""
@@ -103,6 +102,8 @@ def judge_level_start(runs, **_):
                 "tokens, at the same places, without dropout. The reference's have no part in the ratio"
             )
         if far.max() > 1e-3:
+            if call["rollout"] not in seen:
+                return "these are not the log-probabilities of the rollout's tokens: token t is predicted by the logits at t - 1"
             return (
                 "in a later step on a rollout the old log-probabilities are others than in the first: they are those of the "
                 "policy that sampled, and stay until the next rollout"
@@ -119,7 +120,6 @@ def judge_level_start(runs, **_):
 
 
 def run_epochs(learn, seed, iterations):
-    """16 prompts, 6 a step."""
     return {"runs": [go(learn, seed, iterations=iterations, epochs=3, minibatch=6)]}
 
 

@@ -160,6 +160,14 @@ WRONG = {
     "old ones follow the policy": (
         START, "stay until the next rollout", [(CALL, CALL.replace("old[rows]", "logprobs.detach()"))],
     ),
+    "scores one place late": (
+        START, "predicted by the logits at t - 1", [("[:, P - 1 : -1].log_softmax", "[:, P:].log_softmax")],
+    ),
+    "one draw for a group": (
+        RECORDS, "its own uniforms",
+        [("torch.rand(B, max_new_tokens, generator=drawn)",
+          "torch.rand(len(prompts), max_new_tokens, generator=drawn).repeat_interleave(group, 0)")],
+    ),
     "one epoch": (START, "are 12 steps", [("for _ in range(epochs)", "for _ in range(1)")]),
     "the ratio of the last step": (START, "record's ratio", [("ratios[0]", "ratios[-1]")]),
     "no mask": (RECORDS, "not True on every token", [("torch.ones_like(start, dtype", "torch.zeros_like(start, dtype")]),
