@@ -1,5 +1,6 @@
 """The checks, checked: what must hold for every exercise of every chapter, and how a check speaks to a learner."""
 
+import copy
 import functools
 import io
 import itertools
@@ -69,21 +70,35 @@ def remembered(make, made):
     return once
 
 
+class Lazy:
+    """The outputs of one of our own functions, each worked out when it is first looked at."""
+
+    def __init__(self, exercise, function, inputs):
+        self.at = lambda place: verdicts.one_answer(exercise, function, inputs[place], trusted=True)
+
+    def __getitem__(self, place):
+        return self.at(place)
+
+
 @pytest.mark.parametrize("name, sentence", MISTAKES)
 def test_every_named_mistake_fails_with_its_own_message(name, sentence, monkeypatch):
-    inputs, made = drawn(name, MANY[MISTAKES.index((name, sentence)) % len(MANY)])
+    exercise, (inputs, made) = EXERCISES[name], drawn(name, MANY[MISTAKES.index((name, sentence)) % len(MANY)])
     monkeypatch.setattr(verdicts, "right_answer", remembered(frame.right_answer, made))
     monkeypatch.setattr(verdicts, "one_answer", remembered(frame.one_answer, made))
-    for number, mistake in enumerate(EXERCISES[name].mistakes[sentence]):
-        if number:
-            outputs = [verdicts.one_answer(EXERCISES[name], mistake, one, trusted=True) for one in inputs]
-        else:
-            outputs = answer(name, mistake, inputs)  # as a learner's, where no record is taken from the function itself
-            known = {(frame.one_answer, id(mistake), id(one)): output for one, output in zip(inputs, outputs)}
-            made.update((key, output) for key, output in known.items() if not is_record(output, "odd"))
-        verdict = judge(name, inputs, outputs)
-        assert not verdict.passed
-        assert verdict.mistake == sentence and sentence in verdict.message
+    first, *ways = exercise.mistakes[sentence]
+    outputs = answer(name, first, inputs)  # as a learner's, where no record is taken from the function itself
+    known = {(frame.one_answer, id(first), id(one)): output for one, output in zip(inputs, outputs)}
+    made.update((key, output) for key, output in known.items() if not is_record(output, "odd"))
+    verdict = judge(name, inputs, outputs)
+    assert not verdict.passed
+    assert verdict.mistake == sentence and sentence in verdict.message
+    earlier = copy.copy(exercise)  # another way to make a mistake has its name where none of those before it is the cause
+    earlier.mistakes = dict(itertools.takewhile(lambda one: one[0] != sentence, exercise.mistakes.items()))
+    for way in ways:
+        outputs = Lazy(exercise, way, inputs)
+        rights = (verdicts.right_answer(exercise, one, tuples=True) for one in inputs)
+        wrong = next(place for place, right in enumerate(rights) if not equal(outputs[place], right, exercise.tolerance))
+        assert verdicts.cause(earlier, inputs, outputs, [wrong]) == ""
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if EXERCISES[name].formula])
