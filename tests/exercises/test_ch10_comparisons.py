@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from rlhf_lib import comparisons, exercises
 from rlhf_lib.exercises import answer, verdict
+from rlhf_lib.exercises.ch10_comparisons import orders_by_place
 from rlhf_lib.trainers import preference
 
 exercises.load()
@@ -214,16 +215,6 @@ def rest_lost(count, size, rollouts, generator):
     return torch.stack(rows)
 
 
-def by_place(count, size, rollouts, generator):
-    order, at, rows = torch.randperm(count, generator=generator), 0, []
-    for _ in range(rollouts):
-        if at + size > count:
-            order, at = torch.randperm(count, generator=generator), 0
-        rows.append(order[at : at + size])
-        at += size
-    return torch.stack(rows)
-
-
 def of_all_numbers(prompts, share, generator):
     P = int(prompts.max()) + 1
     return torch.isin(prompts, torch.randperm(P, generator=generator)[: min(max(1, round(share * P)), P - 1)])
@@ -303,7 +294,7 @@ def unguarded(least=lambda agreement: True, root=math.sqrt, kept=lambda q: q):
 NAMED = [
     ("rollout_prompts", "every rollout begins a new order", each_its_own),
     ("rollout_prompts", "the rest of an epoch is thrown away", rest_lost),
-    ("rollout_prompts", "the rest of an epoch is thrown away", by_place),
+    ("rollout_prompts", "the rest of an epoch is thrown away", orders_by_place),
     ("held_out_prompts", "one of all numbers up to the largest", of_all_numbers),
     ("held_out_prompts", "at least one is on either side", unbounded),
     ("ranked_pairs", "stand in their order already", without_ties),
