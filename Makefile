@@ -1,10 +1,11 @@
 # make run    the whole pipeline, laptop preset, into runs/laptop
-# make test   everything that CI runs
+# make test   what CI runs: all tests that are quick, a share of the rest that the commit draws (tests/drawn.py), the worked notebooks
+# make test-all  the same with every case of every test (three times as long)
 # make lab    JupyterLab on your own copy of the notebooks, in my_course/; nothing in it is ever overwritten
 # make bench  the benchmarks, into benchmarks/results; ROWS="decode ppo" for some of them, CORPUS=FILE for a text of your own
 # make student-release  what a class gets, without solutions: release/ and release.zip; HINTS=no leaves the hints out
 # make gpu    on a machine with a CUDA card: its tests, the gpu preset, chapters 03, 06, 08 and 09, and the benchmarks, in about an hour
-.PHONY: run test lab notebooks bench gpu setup student-release
+.PHONY: run test test-all lab notebooks bench gpu setup student-release
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,10 +19,10 @@ run: $(READY)
 	@echo "Running the $(PRESET) preset into $(OUT); stop it with Ctrl-C, and the same command goes on."
 	@$(BIN)/python -m rlhf_lib run --preset $(PRESET) --out $(OUT)
 
-test: $(READY)
+test test-all: $(READY)
 	@echo "Checking style, then running the tests."
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(if $(filter test,$@),--drawn)
 	@echo "Running the worked notebooks at the smoke preset, two at a time."
 	@RLHF_PRESET=smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval-lax solutions
 	@echo "Widgets and two notebooks again, on the versions that Colab has."

@@ -7,6 +7,13 @@ import random
 
 import pytest
 import torch
+from drawn import (  # noqa: F401
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+)
 
 from rlhf_lib import runs
 

@@ -105,7 +105,8 @@ def test_make_run_and_test_do_what_they_say():
     assert "-m rlhf_lib run --preset laptop --out runs/laptop" in make("--dry-run", "run").stdout
     assert "-m rlhf_lib run --preset gpu --out runs/x" in make("--dry-run", "run", "PRESET=gpu", "OUT=runs/x").stdout
     tests = make("--dry-run", "test").stdout
-    assert "pytest" in tests and "ruff check" in tests
+    assert "pytest" in tests and "ruff check" in tests and "--drawn" in tests
+    assert make("--dry-run", "test-all").stdout == tests.replace(" --drawn", " ")
 
 
 def test_the_first_command_sets_up_with_the_exact_versions():

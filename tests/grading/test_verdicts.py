@@ -441,26 +441,29 @@ def few(name, seed):
     return found if len(found) <= FEW else [*found[: FEW - 1], found[-1]]
 
 
-def all_worked():
-    """{chapter: (faults, exercises, Results)} of the worked notebooks; called in a process in which nothing else was tested."""
-    verdicts.drawn = few
-    box, found = started(None), {}
+def graded_worked(chapter):
+    """(faults, exercises, Results) of a worked notebook; called in a process in which nothing else was tested."""
+    torch.set_num_threads(1)  # as `grade` does: a process with threads cannot be forked
+    verdicts.drawn, box = few, started(None)
     try:
-        for chapter in CHAPTERS:
-            read = survey(worked({chapter}))
-            found[chapter] = read.faults, read.exercises, list(grade(read, box, 77))
+        read = survey(worked({chapter}))
+        return read.faults, read.exercises, list(grade(read, box, 77))
     finally:
         box.close()
-    return found
 
 
-@pytest.mark.timeout(1200)
-def test_the_worked_answers_of_every_exercise_and_build_are_right():
+@pytest.fixture(scope="module")
+def process():
     with multiprocessing.get_context("spawn").Pool(1) as processes:
-        found = processes.apply(all_worked)
-    for chapter, (faults, names, results) in found.items():
-        assert faults == [] and len(names) >= (1 if chapter == 0 else 9)
-        assert [one for one in results if one.verdict != "right" or one.passed < one.tried or one.note] == []
+        yield processes
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_the_worked_answers_of_every_exercise_and_build_are_right(chapter, process):
+    faults, names, results = process.apply(graded_worked, (chapter,))
+    assert faults == [] and len(names) >= (1 if chapter == 0 else 9)
+    assert [one for one in results if one.verdict != "right" or one.passed < one.tried or one.note] == []
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
