@@ -108,7 +108,7 @@ WAYS = {  # how: a healthy curve, one that leaves its band, and the causes that 
     "by heart": (
         {"loss": [7.0, 6.0, 5.0, 4.0, 4.0], "val_loss": [7.0, 6.0, 5.0, 5.0, 5.0]},
         {"loss": [7.0, 6.0, 5.0, 4.0, 4.0], "val_loss": [7.0, 6.0, 6.0, 7.0, 8.0]},
-        "by-heart not-shifted",
+        "by-heart half-shifted",
     ),
     "both": (
         {"loss": [7.0, 6.0, 5.0, 4.0, 4.0], "val_loss": [7.0, 6.0, 5.0, 5.0, 5.0]},

@@ -1,5 +1,7 @@
 """What 3.10 is asked of the steps that it takes: their size, and of which gradients they are made."""
 
+from unittest import mock
+
 import torch
 
 from rlhf_lib.exercises.observed import Constant, Observed, Past, path_of, run
@@ -19,16 +21,31 @@ def run_rates(pretrain, warmup, rate):
         run(pretrain, model, tokens, tokens, 24, every=24, **changes)
         return path_of(model).diff(dim=0).norm(dim=1)  # (steps,)
 
-    return {"usual": sizes(lr=rate, warmup=warmup), "three": sizes(lr=3 * rate, warmup=warmup), "none": sizes(lr=rate, warmup=0)}
+    made, make = [], torch.optim.Optimizer.__init__
+    with mock.patch.object(torch.optim.Optimizer, "__init__", lambda *given, **named: made.append(1) or make(*given, **named)):
+        usual = sizes(lr=rate, warmup=warmup)
+    return {
+        "usual": usual, "made": len(made), "three": sizes(lr=3 * rate, warmup=warmup), "none": sizes(lr=rate, warmup=0),
+    }  # fmt: skip
 
 
 def judge_rates(output, warmup, rate):
     usual, three, none = output["usual"], output["three"], output["none"]
+    if output["made"] >= 24:
+        return (
+            "each step makes its optimiser anew, and what it remembers of earlier gradients (Adam's m and v) is lost: make it "
+            "once, before the loop, and set the rate in its param_groups"
+        )
     if len(usual) != 24 or usual.max() == 0:
         return "the weights do not move"
     peak = usual.max()
     if usual[0] > 0.6 * peak:
         return "the first step is as large as later ones: there is no warm-up, though Adam has seen a single gradient"
+    if (usual[: warmup - 1].diff() > 0).all() and usual[:warmup].argmax() == warmup - 2:
+        return (
+            f"the largest step is number {warmup - 1}, one before the end of a warm-up of {warmup}: 3.3 counts steps from 0, so "
+            "the first step takes the rate of step 0"
+        )
     if (usual[: warmup - 1].diff() <= 0).any() or usual[:warmup].argmax() != warmup - 1:
         return f"the steps do not grow over the {warmup} steps of the warm-up"
     if usual[warmup - 1] < 0.7 * peak:
@@ -46,13 +63,20 @@ def judge_rates(output, warmup, rate):
 
 # ----------------------------------------------------------------------------------------- the gradient
 def run_turned(pretrain):
-    model = Observed(Constant(), stretch=lambda step: 1.0 if step <= 10 else -1.0)
     tokens = torch.zeros(100, dtype=torch.long)
-    run(pretrain, model, tokens, tokens, 20)
-    return path_of(model).diff(dim=0)[:, 0]
+
+    def moves(steps, brought=None, **changes):
+        model = Observed(Constant(), **changes)
+        model.inner.weight.grad = brought
+        run(pretrain, model, tokens, tokens, steps)
+        return path_of(model).diff(dim=0)[:, 0]
+
+    turned = moves(20, stretch=lambda step: 1.0 if step <= 10 else -1.0)
+    return {"turned": turned, "none": moves(3), "brought": moves(3, brought=torch.tensor([1.0, -1.0]))}
 
 
 def judge_turned(output):
+    none, brought, output = output["none"], output["brought"], output["turned"]
     if len(output) != 20 or output.abs().max() == 0:
         return "the weights do not move"
     if output[:10].mean() <= 0:
@@ -61,6 +85,11 @@ def judge_turned(output):
         return (
             "the gradient turns round at step 11, and at steps 17 to 20 the weights still move the old way: gradients of earlier "
             "steps are still in .grad, since backward adds to what is there (zero_grad)"
+        )
+    if not torch.equal(none, brought):
+        return (
+            "the model comes with something in .grad, as after any other use of it, and the first step takes that too: "
+            "zero_grad before the first backward"
         )
     return ""
 

@@ -413,7 +413,8 @@ Exercise("3.5", "clip_gradient", draw=draw_gradients, call=clipped_and_norm, rig
     "the tensors that were given come back where nothing is to be scaled; return new ones":
         lambda xs, most: (xs, norm_of(xs)) if norm_of(xs) <= most else clip(xs, most),
     "a gradient shorter than max_norm is scaled too: leave it as it is":
-        ({"scale": lambda norm, most: most / (norm + 1e-6)}, {"scale": lambda norm, most: most / norm if norm else 1.0}),
+        [{"scale": scale} for scale in (lambda norm, most: most / (norm + 1e-6), lambda norm, most: most / norm,
+                                        lambda norm, most: most / norm if norm else 1.0)],
     "max for min: what is too long stays, what is short grows": {"scale": lambda norm, most: max(1, most / (norm + 1e-6))},
     "the fraction is upside down: multiply by max_norm / norm":
         ({"scale": lambda norm, most: norm / most}, {"scale": lambda norm, most: min(1, norm / most)}),

@@ -198,7 +198,10 @@ Exercise("3.7", "validation_loss", draw=draw_validation, call=validation, right=
         ({"mean": lambda n, c, r: (n / c).sum()}, {"mean": lambda n, c, r: (n / c).sum() / c.sum()}),
     "the total is divided by the number of batches or of rows; divide by the tokens":
         ({"mean": lambda n, c, r: n.sum() / len(n)}, {"mean": lambda n, c, r: n.sum() / r.sum()}),
-    "the targets are shifted once more; they are shifted already": {"part": lambda x, y: (x[:, :-1], y[:, 1:])},
+    "the targets are shifted once more; they are shifted already":  # a row has then one fewer, the shortest none
+        [{"part": lambda x, y: (x[:, :-1], y[:, 1:]), "mean": mean} for mean in (
+            lambda n, c, r: n.sum() / c.sum(), lambda n, c, r: n.sum() / (c + r).sum(),
+            lambda n, c, r: (n / c * c).sum() / c.sum(), lambda n, c, r: (n / c * (c + r)).sum() / (c + r).sum())],
     "softmax is taken twice: cross_entropy takes logits": {"part": lambda x, y: (x.softmax(-1), y)},
     "every batch is taken to be as large as the first": {"mean": lambda n, c, r: n.sum() / c[0] / len(n)},
     "gradients are switched off and stay off, and nothing can be trained after it: use torch.no_grad()": {"grad": "left off"},

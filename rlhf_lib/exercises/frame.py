@@ -188,6 +188,8 @@ def how_changed(before, after):
         if not same(before[0], after[0]):
             return "in place; make a new tensor instead"
         return "in place: no gradient reaches it after the call; write .detach(), without _" if before[1] else ""
+    if isinstance(before, list) and len(before) == len(after) and any(isinstance(one, torch.Tensor) for one in before):
+        return "in place: what is in it is other after the call; make a new list of new tensors instead"
     if not (isinstance(before, dict) and before.get("module") is True):
         return f"in place; make a new {type(after).__name__} instead"
     if not same(before["weights"], after["weights"]):

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import math
+import os
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -98,10 +99,16 @@ def judge_resume(output, tokens, held_out, start, dropout):
 
 # ----------------------------------------------------------------------------------------- what is saved, and when
 def run_saving(pretrain, tokens, held_out, start):
-    """12 steps with every=5: called again when they are done; and stopped half way through the first save behind step 10."""
+    """12 steps with every=5: called again when they are done; stopped half way through the first save behind step 10; and
+    stopped where a new file is about to be put in the place of the old one.
+    """
     found, write = {}, torch.save
+    moves = {name: getattr(os, name) for name in ("replace", "rename")}
     with tempfile.TemporaryDirectory() as folder:
-        for name, place, seed in (("whole", "one", 0), ("again", "one", 1), ("cut", "two", 0), ("resumed", "two", 1)):
+        for name, place, seed in (
+            ("whole", "one", 0), ("again", "one", 1), ("cut", "two", 0), ("resumed", "two", 1),
+            ("between", "three", 0), ("after between", "three", 1),
+        ):  # fmt: skip
             model, records, error = Observed(Past(start + seed)), None, ""
 
             def half(state, file, *more, model=model, **named):
@@ -112,8 +119,14 @@ def run_saving(pretrain, tokens, held_out, start):
                 file.write(part) if hasattr(file, "write") else Path(file).write_bytes(part)
                 raise Stopped
 
+            def moved(how, *given, model=model, **named):
+                if model.taken >= 10:
+                    raise Stopped
+                return moves[how](*given, **named)
+
+            changes = {how: functools.partial(moved, how) if name == "between" else moves[how] for how in moves}
             try:
-                with mock.patch.object(torch, "save", half if name == "cut" else write):
+                with mock.patch.object(torch, "save", half if name == "cut" else write), mock.patch.multiple(os, **changes):
                     records = run(pretrain, model, tokens, held_out, 12, every=5, folder=str(Path(folder) / place))
             except Exception as one:  # a stop, or a file that cannot be read: which one is what is judged
                 error = type(one).__name__
@@ -122,7 +135,7 @@ def run_saving(pretrain, tokens, held_out, start):
 
 
 def judge_saving(output, tokens, held_out, start):
-    whole, again, cut, resumed = (output[name] for name in ("whole", "again", "cut", "resumed"))
+    whole, again, cut, resumed, after = (output[name] for name in ("whole", "again", "cut", "resumed", "after between"))
     if whole["error"] or again["error"]:
         return f"12 steps with every=5, and the same call once more, raise {whole['error'] or again['error']}"
     if whole["steps"] != 12:
@@ -142,6 +155,11 @@ def judge_saving(output, tokens, held_out, start):
         )
     if resumed["records"] != whole["records"] or not torch.equal(resumed["end"], whole["end"]):
         return "stopped while it saves the state of step 10, it goes on differently than without a stop"
+    if output["between"]["error"] == "Stopped" and (after["error"] or after["steps"] == 12):
+        return (
+            "stopped between writing the new state and putting it in the old one's place, it begins anew: the old file was "
+            "removed first. Path.replace puts the new one in its place in one step, and needs no unlink"
+        )
     return ""
 
 

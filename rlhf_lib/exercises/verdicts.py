@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import threading
 from typing import NamedTuple
 
@@ -115,6 +116,8 @@ def judged(exercise, inputs, outputs, say):
             return Verdict(False, f"{title}: {sentence}", mistake=sentence, **found)
         relation = relations.find(exercise, inputs, outputs, expected)
     what = difference(outputs[first], expected[first], exercise.tolerance)
+    if re.match(rf"it raised TypeError: (\S+\.)?{name}\(\) got an unexpected keyword argument", what):
+        what += ": the check calls it with the names that the stub gives to its arguments, so keep them"
     inner = what.split(" is wrong: ", 1)[-1]  # which part is wrong stands in the relation
     sentence = f"{relation}: {inner}" if relation.endswith("is wrong") else relation or what
     return Verdict(False, told(title, sentence, **found), mistake=relation, **found)

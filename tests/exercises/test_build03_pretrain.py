@@ -72,6 +72,7 @@ def by_epochs(model, tokens, held_out, *, steps, batch, context, lr, warmup, see
         model.train()
         inputs, targets = (part.to(next(model.parameters()).device) for part in windows[len(log)])
         loss = -model(inputs).log_softmax(2).gather(2, targets[..., None]).mean()
+        optimizer.zero_grad()
         number = loss.item()
         if not math.isfinite(number):
             raise FloatingPointError("not finite")
@@ -82,7 +83,6 @@ def by_epochs(model, tokens, held_out, *, steps, batch, context, lr, warmup, see
             gradient.mul_(min(1.0, 1.0 / norm.item()))
         optimizer.step()
         schedule.step()
-        optimizer.zero_grad()
         log.append({"step": len(log) + 1, "loss": number})
         if len(log) % every == 0 or len(log) == steps:
             model.eval()
@@ -179,7 +179,12 @@ WRONG = [
     ("the rate rises and falls", "ZeroDivisionError",
      [(RATE, 'group["lr"] = min(lr * (step + 1) / warmup, lr * (1 - step / steps))')]),
     ("the rate rises and falls", "three times", [(RATE, 'group["lr"] = learning_rate(step, 0.01, warmup, steps)')]),
+    ("the rate rises and falls", "one before the end of a warm-up",
+     [(RATE, 'group["lr"] = learning_rate(step + 1, lr, warmup, steps)')]),
+    ("the rate rises and falls", "makes its optimiser anew",
+     [(ZERO, "        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate(step, lr, warmup, steps))\n" + ZERO)]),
     ("forgets old gradients", "zero_grad", [(ZERO, "")]),
+    ("forgets old gradients", "the model comes with something in .grad", [(ZERO, ""), (STEP, STEP + ZERO)]),
     ("clips a spike", "clipped", [(CLIP, "")]),
     ("clips a spike", "clip_grad_value_", [(CLIP, CLIP.replace("norm", "value"))]),
     ("clips a spike", "by its own norm",
@@ -210,6 +215,9 @@ WRONG = [
     ("saves whole states", "half file", [(WRITE, "                torch.save(state, file)\n")]),
     ("saves whole states", "half file",
      [(WRITE, "                file.unlink(missing_ok=True)\n                torch.save(state, file)\n")]),
+    ("saves whole states", "the old file was removed first",
+     [(WRITE, WRITE.replace('file.with_suffix(".new").replace(file)  # the',
+                            'file.unlink(missing_ok=True)\n                file.with_suffix(".new").rename(file)  # the'))]),
     ("saves whole states", "after the last step",
      [("            if file is not None:\n", "            if file is not None and (step + 1) % every == 0:\n")]),
     ("saves whole states", "after the last step", [

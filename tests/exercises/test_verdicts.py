@@ -264,6 +264,25 @@ def test_writing_into_an_argument_is_refused(here):
         check("discounted_returns", in_place)
 
 
+def test_tensors_of_a_list_that_are_written_into_are_refused_with_the_way_out(here):
+    def in_place(gradients, max_norm):
+        new, norm = EXERCISES["clip_gradient"].right(gradients, max_norm)
+        for gradient, scaled in zip(gradients, new):
+            gradient[:] = scaled
+        return list(gradients), norm
+
+    with pytest.raises(NotYet, match="argument gradients in place: what is in it is other after the call; make a new list of"):
+        check("clip_gradient", in_place)
+
+
+def test_arguments_of_other_names_are_told_to_keep_those_of_the_stub(here):
+    def discounted_returns(r, discount):
+        return EXERCISES["discounted_returns"].right(r, discount)
+
+    with pytest.raises(NotYet, match=r"unexpected keyword argument 'rewards': the check calls it with the names that the stub"):
+        check("discounted_returns", discounted_returns)
+
+
 def test_an_infinity_is_named(here):
     def infinite(rewards, gamma):
         return EXERCISES["discounted_returns"].right(rewards, gamma) / 0.0
