@@ -198,6 +198,10 @@ def wrong_held_out(record, right, losses):
         (torch.stack([one.mean() for one in losses]).mean().item(), "every window weighs the same, and the last is shorter"),
         (torch.cat(losses[:-1]).mean().item(), "the last, shorter window is left out: the score is of the whole text"),
         (right / math.log(2), "it is in bits; nats are asked for"),
+        (
+            torch.cat([one[: CONTEXT - 1] for one in losses]).mean().item(),
+            "every window loses a target: `context` inputs need context + 1 tokens, of which the last begins the next window",
+        ),
     ):
         if abs(record["val_loss"] - value) < 1e-4:
             return f"val_loss: {sentence}"
@@ -223,18 +227,20 @@ def run_nan(pretrain, tokens, held_out, start):
         model = Observed(Past(start), upset=upset)
         try:
             run(pretrain, model, tokens, held_out, 6)
-            stopped = False
-        except FloatingPointError:
-            stopped = True
+            raised = ""
+        except Exception as error:  # which one is what is judged
+            raised = "FloatingPointError" if isinstance(error, FloatingPointError) else type(error).__name__
         call = next((one for one in model.calls if one["training"] and not one["logits"].isfinite().all()), model.calls[-1])
-        found.append({"stopped": stopped, "before": call["weights"], "after": weights_of(model), "step": step})
+        found.append({"raised": raised, "before": call["weights"], "after": weights_of(model), "step": step})
     return found
 
 
 def judge_nan(output, tokens, held_out, start):
     for one in output:
         touched = not torch.equal(one["before"], one["after"])
-        if not one["stopped"]:
+        if one["raised"] not in ("", "FloatingPointError"):
+            return f"the loss of step {one['step']} is not finite, and it raises {one['raised']}; FloatingPointError is asked for"
+        if not one["raised"]:
             lost = "the weights are lost" if not one["after"].isfinite().all() else "nobody is told"
             return f"the loss of step {one['step']} is not finite and the run goes on; {lost}: raise FloatingPointError"
         if touched:

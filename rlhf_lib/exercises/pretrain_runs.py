@@ -69,6 +69,8 @@ def judge_resume(output, tokens, held_out, start, dropout):
     for name, loads in output["files"].items():
         if not loads:
             return f"{name} cannot be read by torch.load(weights_only=True): keep tensors, numbers, dicts and lists alone"
+    if resumed["steps"] == 9:
+        return "killed at step 7 of 12 and called again, it takes step 4 once more, which the state of step 4 has in it already"
     if resumed["steps"] > 8:
         return f"killed at step 7 of 12 and called again, it takes {resumed['steps']} steps: it begins anew, not behind step 4"
     numbers = [one["step"] for one in resumed["records"]]

@@ -169,6 +169,9 @@ WRONG = [
      [(MEASURE, "with torch.no_grad():\n                model(inputs[:, :context])\n            " + MEASURE)]),
     ("measures the held-out text", "evaluation mode", [("        model.train()\n", "")]),
     ("measures the held-out text", "last, shorter window", [(REST, "        pass")]),
+    ("measures the held-out text", "every window loses a target",
+     [(MEASURE, 'records[-1]["val_loss"] = validation_loss(model, [(x[:, :-1], y[:, :-1]) if x.shape[1] == context else (x, y) '
+                "for x, y in batches])")]),
     ("measures the held-out text", "weighs the same",
      [(MEASURE, 'records[-1]["val_loss"] = sum(validation_loss(model, [(x[i:i+1], y[i:i+1])]) for x, y in batches '
                 "for i in range(len(x))) / sum(len(x) for x, _ in batches)")]),
@@ -192,6 +195,7 @@ WRONG = [
     ("clips a spike", "clipped", [(BACK + CLIP, CLIP + BACK)]),
     ("clips a spike", "clipped", [(CLIP + STEP, STEP + CLIP)]),
     ("stops at what is not a number", "the weights are lost", [(FINITE + RAISE, "")]),
+    ("stops at what is not a number", "raises ValueError", [(RAISE, RAISE.replace("FloatingPointError", "ValueError"))]),
     ("stops at what is not a number", "moved first",
      [(FINITE + RAISE, ""), (STEP, STEP + FINITE + RAISE)]),
     ("stops at what is not a number", "not finite and the run goes on",
@@ -203,6 +207,10 @@ WRONG = [
         (STATE, STATE.replace('"records": records', '"records": records, "file": file')),
       ("weights_only=True", "weights_only=False")]),
     ("goes on where it stopped", "begins anew", [("range(len(records), steps)", "range(steps)")]),
+    ("goes on where it stopped", "step 4 once more",
+     [("range(len(records), steps)", "range(max(0, len(records) - 1), steps)"),
+      ('        records = state["records"]\n', '        records = state["records"]\n        begun = len(records)\n'),
+      (RECORD, "records[step:] = []\n        " + RECORD)]),
     ("goes on where it stopped", "other weights", [('        model.load_state_dict(state["model"])\n', "")]),
     ("goes on where it stopped", "moments", [(OPTIMIZER, "")]),
     ("goes on where it stopped", "moments",
