@@ -35,6 +35,7 @@ WHOLE = {
     "benchmarks",
     "browser",
     "card",
+    "drawn",
     "environment",
     "figures",
     "forged",

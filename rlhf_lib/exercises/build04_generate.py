@@ -8,11 +8,13 @@ B: rows    P: prompt, padding included    N: new tokens    V: vocabulary    H: h
 import math
 import statistics
 import time
+from functools import partial
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlhf_lib.exercises.build import Build, Probe, tick
+from rlhf_lib.exercises.ch04_misread import HEATS, UNLIKE, around_the_end, read_otherwise
 from rlhf_lib.exercises.declare import Investigation
 from rlhf_lib.exercises.reading import FAULTS, Named, drawn, made, read_alone, read_with_cache, scores, without_cache
 
@@ -26,13 +28,15 @@ TIMES = 4  # as fast as without a cache
 # ----------------------------------------------------------------------------------------- drawing
 
 
-def case(generator, lengths, new, ends=None, temperature=1.0, end_token=0):
+def case(generator, lengths, new, ends=None, temperature=1.0, end_token=0, columns=None):
     """The arguments of one call: prompts of these `lengths`, with anything in the padding and end tokens among the real ones.
+
+    columns: of the prompts; without it as many as the longest has tokens.
 
     The uniforms are planned: row i ends with its token number ends[i] (None: it does not end), and none lies near a border
     between two tokens, where rounding could decide.
     """
-    B, P, V = len(lengths), max(lengths), SMALL["vocab_size"]
+    B, P, V = len(lengths), columns or max(lengths), SMALL["vocab_size"]
     seed = int(torch.randint(2**31, (1,), generator=generator))
     prompts = torch.randint(V, (B, P), generator=generator)
     mask = torch.arange(P) >= P - torch.tensor(lengths)[:, None]  # (B, P)
@@ -79,46 +83,28 @@ def form(output, B, N):
     return ""
 
 
-def judge_calls(outputs, calls):
+def judge_calls(outputs, calls, known=False):
+    """`known`: such rows are read right at temperature 1."""
     for output, one in zip(outputs, calls):
-        fault = form(output, *one["uniforms"].shape) or row_by_row(output, made(one["seed"], SMALL), **one)
+        fault = form(output, *one["uniforms"].shape) or row_by_row(output, made(one["seed"], SMALL), known, **one)
         if fault:
             return fault
     return ""
 
 
-def row_by_row(output, gpt, prompts, mask, uniforms, temperature, end_token, **_):
+def row_by_row(output, gpt, known, prompts, mask, uniforms, temperature, end_token, **_):
     """What is wrong with an answer of the right form."""
     tokens = output[0]
     if not ((tokens >= 0) & (tokens < gpt.config.vocab_size)).all():
         return "some tokens are no tokens of the vocabulary"
     logits = read_alone(gpt, prompts, mask, tokens)
     right = drawn(logits / temperature, uniforms)
-    return around_the_end(output, right, end_token) or reading(output, gpt, logits, right, prompts, mask, uniforms, temperature)
+    return around_the_end(output, right, end_token) or reading(
+        output, gpt, known, logits, right, prompts, mask, uniforms, temperature
+    )
 
 
-def around_the_end(output, right, end_token):
-    """What is wrong with the mask, and with what stands behind the end. `right`: what must be drawn behind the tokens before."""
-    tokens, logprobs, mask = output
-    ends = (tokens == end_token).int()
-    real = ends.cumsum(1) - ends == 0  # up to and including the first end token
-    for row, n in (mask != real).nonzero().tolist():
-        if mask[row, n]:
-            return f"the mask is True at token {n} of row {row}, behind the end token: what stands there was not drawn"
-        if tokens[row, n] == end_token == right[row, n]:
-            return "the mask leaves the end token out: it was drawn like any other, so it is part of the completion and is scored"
-        return (
-            f"row {row} is broken off before token {n}, though it had not ended: a row ends when it draws the end token itself, "
-            "not when another row does, nor for one in its prompt"
-        )
-    if (tokens[~real] != end_token).any():
-        return f"behind the end of a row stands something else than the end token ({end_token}): the row has ended"
-    if (logprobs[~real] != 0).any():
-        return "behind the end of a row the log-probabilities are not 0: nothing was drawn there, and sums would count it"
-    return ""
-
-
-def reading(output, gpt, logits, right, prompts, mask, uniforms, temperature):
+def reading(output, gpt, known, logits, right, prompts, mask, uniforms, temperature):
     """What is wrong with tokens and log-probabilities, up to the end of each row."""
     tokens, logprobs, real = output
     if logprobs[real].isnan().any():
@@ -132,16 +118,23 @@ def reading(output, gpt, logits, right, prompts, mask, uniforms, temperature):
         return f"the log-probabilities are those at temperature 1, not of the distribution drawn from, at {temperature:g}"
     if close(logprobs, own.exp(), real):
         return "these are probabilities; return their logarithms, in nats"
-    for sentence, ways in FAULTS.items():
-        for options in ways:
-            faulty = scores(read_with_cache(gpt, prompts, mask, tokens, **options) / temperature, tokens)
-            if close(logprobs, faulty, real):
+    if temperature != 1:
+        for sentence, heated in HEATS.items():
+            if close(logprobs, heated(logits, tokens, temperature), real):
                 return sentence
+    for table, read in ((FAULTS, read_with_cache), (UNLIKE, read_otherwise)):
+        for sentence, ways in table.items():
+            for options in ways:
+                if close(logprobs, scores(read(gpt, prompts, mask, tokens, **options) / temperature, tokens), real):
+                    return sentence
     row, n = (((logprobs - own).abs() > 1e-4) & real).nonzero()[0].tolist()
     found = f"row {row}, token {n}: the log-probability is {logprobs[row, n]:.4f}, and a full read gives {own[row, n]:.4f}"
+    if known:
+        return f"{found}. At temperature 1 it was right: how is the temperature used?"
     if n == 0:
-        lengths = "" if mask.all() else "; each row must read as it does alone, whatever stands beside it in the batch"
-        return f"{found}. The prompt is not read as model(prompts, mask)[:, -1] reads it{lengths}"
+        way = "compare your x behind block 0 with what a forward hook on model.blocks[0] gives (hint 5)"
+        way = way if mask.all() else "each row must read as it does alone, whatever stands beside it in the batch"
+        return f"{found}. The prompt is not read as model(prompts, mask)[:, -1] reads it; {way}"
     return f"{found}. The prompt is read right, so it is the cache: which keys are in it, at which positions, and who sees them"
 
 
@@ -260,24 +253,33 @@ def judge_left(left, calls):
 
 
 def draw_context(generator):
-    P, context = 6, SMALL["context"]
-    return {"calls": [case(generator, [P, P], context - P), case(generator, [P + 1, P], context - P)]}
+    P = 6
+    new = SMALL["context"] - P
+    padded = case(generator, [P - 1, P], new, columns=P + 1)  # only with the padding it is too much
+    return {"calls": [case(generator, [P, P], new), case(generator, [P + 1, P], new), padded]}
 
 
 def run_context(generate, calls):
-    fits, over = calls
-    output = run_calls(generate, [fits])
-    try:
-        run_calls(generate, [over])
-    except Exception as error:
-        return {"fits": output, "over": type(error).__name__}
-    return {"fits": output, "over": ""}
+    """The answer to the first call, which fits, and the names of what the others raise."""
+    fits, *over = calls
+    output, names = run_calls(generate, [fits]), []
+    for one in over:
+        try:
+            run_calls(generate, [one])
+            names.append("")
+        except Exception as error:
+            names.append(type(error).__name__)
+    return {"fits": output, "over": names}
 
 
 def judge_context(output, calls):
-    if output["over"] != "ValueError":
-        what = f"it raises {output['over']}" if output["over"] else "nothing is raised"
-        return f"prompt and new tokens are one more than model.context: that is a ValueError, before anything is drawn; {what}"
+    for name, one in zip(output["over"], calls[1:], strict=True):
+        if name != "ValueError":
+            what = f"it raises {name}" if name else "nothing is raised"
+            more = "prompt and new tokens are one more than model.context"
+            if not one["mask"].any(0).all():
+                more = "P + N is one more than model.context, since padding counts (the tensor's columns, not the real tokens)"
+            return f"{more}: that is a ValueError, before anything is drawn; {what}"
     return judge_calls(output["fits"], calls[:1])
 
 
@@ -330,7 +332,7 @@ Build("4.10", "generate", [
     Probe("one new token", cases(dict(lengths=[4, 4, 4], new=1)), run_calls, judge_calls),
     Probe("the text of full reads", cases(dict(lengths=[3, 3, 3, 3], new=12), dict(lengths=[2], new=5)), run_calls, judge_calls),
     Probe("the distribution drawn from", cases(dict(lengths=[4, 4], new=8, temperature=0.6),
-        dict(lengths=[3, 3], new=8, temperature=1.7)), run_calls, judge_calls),
+        dict(lengths=[3, 3], new=8, temperature=1.7)), run_calls, partial(judge_calls, known=True)),
     Probe("rows that end", cases(dict(lengths=[4] * 5, new=7, ends=[2, None, 0, 6, None], end_token=5),
         dict(lengths=[2] * 3, new=6, ends=[1, 4, None], temperature=0.8)), run_calls, judge_calls),
     Probe("stops when all rows have ended", draw_stop, run_stop, judge_stop),

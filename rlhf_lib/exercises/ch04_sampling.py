@@ -2,6 +2,7 @@
 
 import bisect
 import math
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -250,7 +251,7 @@ Exercise("4.3", "top_p_filter", draw=draw_top_p, call=ties_in_any_order, right=t
     "the likeliest token is cut when it exceeds p alone: the first is always kept":
         ({"gone": lambda x, sums, p: moved(sums > p, True)}, {"gone": lambda x, sums, p: moved(sums >= p, True)}),
     "one token too many is kept: stop at the first that makes the sum reach p": {"gone": lambda x, sums, p: moved(sums - x >= p)},
-    "one token too many is kept where the sum is exactly p: it has reached p then, so >= p":
+    "one token too many is kept where the sum is exactly p: a token stays only while the sum before it is less than p":
         {"gone": lambda x, sums, p: sums - x > p},
     "of equal tokens one too many is kept where those before it reach p exactly: one goes, whichever":
         [lambda logits, p, count=count: logits if ties(logits) and len(logits) == count else nucleus(logits, p)
@@ -290,6 +291,10 @@ Exercise("4.3", "top_p_filter", draw=draw_top_p, call=ties_in_any_order, right=t
     "cut tokens got a logit of 0, which is exp(0) = 1 before normalising: use minus infinity": {"cut": 0.0},
     "cut tokens got a large negative number; minus infinity makes their probability 0": [{"cut": cut} for cut in FINITE],
     "the logits that stay became 0: they should be as they were": {"after": lambda y: torch.where(y.isinf(), y, 0)},
+    "what stays was normalised: these are probabilities, or log-probabilities; the logits that stay should be as they were":
+        [{"after": after} for after in (lambda y: y.softmax(-1), lambda y: y.log_softmax(-1))]
+        + [lambda logits, p, of=of: torch.where(nucleus(logits, p).isinf(), -math.inf, of(logits, -1))
+           for of in (torch.softmax, torch.log_softmax)],
 })  # fmt: skip
 
 
@@ -374,7 +379,8 @@ Exercise("4.4", "draw_token", draw=draw_uniforms, call=with_type, right=token_by
         {"out": lambda y, v: (y - 1).clamp(min=0)},
     "the numbers are laid along the vocabulary, not along the rows: compare with uniforms[:, None]": (
         lambda logprobs, uniforms: (logprobs.exp().cumsum(-1) <= uniforms).sum(-1).clamp(max=logprobs.shape[1] - 1),
-        lambda logprobs, uniforms: (logprobs.exp().cumsum(-1) <= uniforms).sum(-1)),
+        lambda logprobs, uniforms: (logprobs.exp().cumsum(-1) <= uniforms).sum(-1),
+        lambda logprobs, uniforms: (logprobs.exp().cumsum(-1) > uniforms).int().argmax(-1)),
     "this is the token behind the right one: take the first whose running sum exceeds the uniform":
         ({"out": lambda y, v: y + 1}, {"out": lambda y, v: (y + 1).clamp(max=v - 1)}),
     "this counts the ends above the number; count those at or below it":
@@ -440,6 +446,8 @@ Exercise("4.5", "until_end", draw=draw_ends, right=until_by_loops, formula=until
         {"mask": lambda x: x.cumsum(1) == 0},
     "the mask is moved the wrong way: the end token belongs to it, so what was True moves one place on, to the right":
         {"mask": lambda x: (x.cumsum(1) == 0).roll(-1, 1)},
+    "roll brings the last column round to the first: no token lies before the first one, which is always real":
+        {"mask": lambda x: (x.cumsum(1) == 0).roll(1, 1)},
     "one place too many: the token behind the end is not part of the completion":
         {"mask": lambda x: F.pad(real_of(x), (1, 0), value=True)[:, :-1]},
     "only the end tokens are taken out; everything after the first one goes, whatever it is": {"mask": lambda x: x == 0},
@@ -499,7 +507,7 @@ def continued(function, weights, training, prompts, uniforms, temperature):
     tokens = a_tensor(function(model, prompts, uniforms, temperature))
     return {
         "tokens": tokens, "type": str(tokens.dtype), "mode as before": model.training == training, "graph was built": any(graphs),
-        "gradients are on afterwards": torch.is_grad_enabled(),
+        "gradients are on afterwards": torch.is_grad_enabled(), "tokens are inference_mode's": tokens.is_inference(),
     }  # fmt: skip
 
 
@@ -510,14 +518,15 @@ def by_generate(model, prompts, uniforms, temperature):
 def sampled(
     model, prompts, uniforms, temperature, *, read=lambda whole, start: whole, place=-1, heat=lambda t: t, pick=draw,
     number=lambda u, step: u[:, step], out=lambda whole, start: whole[:, start:], evaluate=True, back=lambda was: was, grad=False,
-    over=lambda ended: False,
+    over=lambda ended: False, scores=distribution,
 ):  # fmt: skip
-    """`over`: whether the loop stops, by whether each row has drawn token 0."""
+    """`over`: whether the loop stops, by whether each row has drawn token 0. `scores`: of logits and temperature, what is drawn
+    from."""
     was, whole, start = model.training, prompts, prompts.shape[1]
     model.train(was and not evaluate)
     torch.set_grad_enabled(grad is True)
     for step in range(uniforms.shape[1]):
-        logprobs = distribution(model(read(whole, start))[:, place], heat(temperature))
+        logprobs = scores(model(read(whole, start))[:, place], heat(temperature))
         whole = torch.cat([whole, pick(logprobs, number(uniforms, step).contiguous())[:, None]], dim=1)
         if over((whole[:, start:] == 0).any(1)):
             break
@@ -532,12 +541,20 @@ def filled_up(whole, start):
     return torch.where(until(tokens, 0), tokens, 0)
 
 
+WITHOUT_TOTAL = [partial(chosen, **way) for way in (  # ways to draw that rely on a sum of 1
+    {}, {"below": False, "out": lambda y, v: y.clamp(max=v - 1)},
+    {"below": False, "find": lambda ends, u: (ends > u).int().argmax(-1)},
+)]  # fmt: skip
+
+
 Exercise("4.6", "sample", draw=draw_prompts, call=continued, right=by_generate, formula=sampled, mistakes={
     "dropout is still on while sampling: call model.eval() first": {"evaluate": False},
     "dropout is off, but stays off: put the model back into the mode that it was in": {"back": lambda was: False},
     "the model is in training mode afterwards, whatever it was in: put it back as it was": {"back": lambda was: True},
     "every step builds a graph for a gradient that nobody wants: sample under torch.no_grad()": {"grad": True},
     "gradients are switched off and stay off, and nothing can be trained after it: use torch.no_grad()": {"grad": "left off"},
+    "the tokens are inference_mode's: a loss of them (4.7 scores such tokens) fails in backward; use torch.no_grad()":
+        torch.inference_mode()(sampled),
     "the drawn tokens are never read: every step draws from what stands behind the prompt":
         {"read": lambda whole, n: whole[:, :n]},
     "only the newest token is read: without a cache the model needs all before it too": [
@@ -553,6 +570,9 @@ Exercise("4.6", "sample", draw=draw_prompts, call=continued, right=by_generate, 
     "this takes the most likely token each time: draw, with the numbers that were given": {"pick": lambda x, u: x.argmax(-1)},
     "the numbers that were given are not used: drawn this way, a sample cannot be repeated":
         [{"pick": lambda x, u, again=again: torch.multinomial(x.exp(), 1, replacement=again)[:, 0]} for again in (False, True)],
+    "draw_token got logits and not log-probabilities: with_temperature, or log_softmax, makes them":
+        [{"scores": lambda x, t, heat=heat: x / heat(t), "pick": pick} for heat in (lambda t: t, lambda t: 1.0)
+         for pick in WITHOUT_TOTAL],
     "draw_token wants log-probabilities; these are probabilities": {"pick": lambda x, u: draw(x.exp(), u)},
     "the new tokens are cut out one place too early, with the prompt's last": {"out": lambda whole, n: whole[:, n - 1 : -1]},
     "it stops at token 0; sample knows of no end, and draws as many tokens as a row has numbers":

@@ -109,7 +109,9 @@ Exercise("4.7", "sequence_logprob", draw=draw_scored, call=scores_and_gradient, 
             x < x.topk(min(k, x.shape[-1])).values[..., -1].min(), -math.inf).log_softmax(-1) if k else distribution(x, t, 0)},
     "these are the log-probabilities of the likeliest tokens; those of the tokens that were drawn are wanted": likeliest,
     "all completions are added up; each has a sum of its own": ({"total": lambda x, m: torch.where(m, x, 0).sum().expand(len(x))},
-        {"total": lambda x, m: torch.where(m, x, 0).sum()}),
+        {"total": lambda x, m: torch.where(m, x, 0).sum()}, {"total": lambda x, m: x[m].sum()[None]}),
+    "squeeze() takes away each dimension of size 1, the positions too where there are two tokens: squeeze(-1) takes the last":
+        {"total": lambda x, m: torch.where(m, x.squeeze(), 0).sum(1)},
     "the log-probabilities are not added up: one number for each completion": {"total": lambda x, m: torch.where(m, x, 0)},
     "one token too many is kept by top-k": {"scores": lambda x, t, k: distribution(x, t, k + 1 if k else 0)},
     "this is the mean over the tokens; the log-probability of a completion is the sum":
@@ -198,7 +200,7 @@ Exercise("4.8", "left_padding", draw=draw_padding, call=as_far_as_real, right=pa
     "positions are counted down the batch; count along each row, dim=1": {"count": lambda r: (r.cumsum(0) - 1).clamp(min=0)},
     "the number of real tokens is taken off the positions; take off that of the padding":
         [{"count": lambda r, least=least: (torch.arange(r.shape[1]) - r.sum(1, True)).clamp(min=least)} for least in (0, -9)],
-    "positions are no int64, with which an embedding is looked up":
+    "positions are no int64, the type that the card asks for":
         [{"count": lambda r, kind=kind: (r.cumsum(1) - 1).clamp(min=0).to(kind)} for kind in (torch.float32, torch.int32)],
     "positions are counted in numbers too small for them: int8 ends at 127, uint8 at 255; count in int64": [
         {"count": lambda r, kind=kind: (r.cumsum(1, dtype=kind) - 1).clamp(min=0).long()} for kind in (torch.int8, torch.uint8)],
@@ -292,6 +294,8 @@ Exercise("4.9", "cached_step", draw=draw_caches, right=step_by_torch, formula=st
         {"scale": lambda x: (x.shape[1] * x.shape[-1]) ** 0.5},
     "the scores are divided by the root of the number of heads; divide by that of a head's size, D, the last dimension":
         {"scale": lambda x: x.shape[1] ** 0.5},
+    "the scores are divided by the root of the number of keys; divide by that of a head's size, D, the last dimension":
+        lambda q, k, v, keys, values: stepped(q, k, v, keys, values, scale=lambda x: (keys.shape[2] + 1) ** 0.5),
     "there is no softmax: the scores themselves weigh the values": {"weights": lambda x: x},
     "the softmax runs over the single query and gives 1 everywhere: normalise over the keys, dim=-1":
         {"weights": lambda x: x.softmax(-2)},
@@ -311,7 +315,8 @@ Exercise("4.9", "cached_step", draw=draw_caches, right=step_by_torch, formula=st
     "the last place of the cache is overwritten; the new token makes it one longer":
         {"add": lambda old, new: behind(old[:, :, :-1], new)},
     "the oldest token falls out of the cache; the new token makes it one longer":
-        {"add": lambda old, new: behind(old, new)[:, :, 1:]},
+        ({"add": lambda old, new: behind(old, new)[:, :, 1:]}, {"add": lambda old, new: behind(old[:, :, 1:], new)},
+         {"kept": lambda old, new: new[:, :, 1:]}, {"kept": lambda old, new: new[:, :, min(1, old.shape[2]):]}),
     "the cache was not used: this token sees nothing but itself":
         ({"seen": lambda old, new: new[:, :, -1:]}, {"add": lambda old, new: new}),
 })  # fmt: skip

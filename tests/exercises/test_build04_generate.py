@@ -24,15 +24,16 @@ def inverted(logits, uniforms, *, strict=True, tail=None):
 
 
 def built(
-    model, prompts, mask, uniforms, temperature=1.0, end_token=0, *, check=lambda whole, most: whole <= most,
+    model, prompts, mask, uniforms, temperature=1.0, end_token=0, *, check=lambda whole, most, mask: whole <= most,
     place=lambda columns, real: columns, turned=True, kept=True, itself=True, prompt_hides=True, later_hides=True, causal=True,
     padding_sees=True, heat=None, score_heat=None, draw=inverted, number=lambda u, n: u[:, n], filler=None, fill_logprobs=True,
     end_is_real=True, stop=lambda going: not going.any(), ended=lambda prompts, mask, end: torch.zeros(len(prompts)).bool(),
-    graph=False, out=lambda *parts: parts, gain=True,
+    graph=False, out=lambda *parts: parts, gain=True, own=lambda x: x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt(),
+    size=math.sqrt, squash=lambda x: F.relu(x) ** 2, last=True, base=10000.0, back=1, values_turn=False, soft=None,
 ):  # fmt: skip
     """A right answer, written with a cache that grows and positions by columns; each option makes another mistake."""
     (B, P), N = prompts.shape, uniforms.shape[1]
-    if not check(P + N, model.context):
+    if not check(P + N, model.context, mask):
         raise ValueError("too long")
     caches, D = [None for _ in model.blocks], model.embedding.weight.shape[1] // model.heads
 
@@ -40,7 +41,7 @@ def built(
         return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * (weight if gain else 1.0)
 
     def turn(x, positions):
-        angles = positions.view(-1, 1, positions.shape[-1], 1) * 10000.0 ** (-torch.arange(D // 2) * 2 / D)
+        angles = back * positions.view(-1, 1, positions.shape[-1], 1) * base ** (-torch.arange(D // 2) * 2 / D)
         pairs = torch.view_as_complex(torch.stack(x.chunk(2, -1), -1).contiguous())
         return torch.cat([(z := pairs * torch.polar(torch.ones_like(angles), angles)).real, z.imag], -1)
 
@@ -49,16 +50,16 @@ def built(
         for layer, block in enumerate(model.blocks):
             qkv = rms(x, block.norm1.weight) @ block.attention.qkv.weight.T
             q, k, v = qkv.view(B, -1, 3, model.heads, D).permute(2, 0, 3, 1, 4)
-            k, v = (turn(rms(k), positions) if turned else rms(k)), v
+            k, v = (turn(own(k), positions) if turned else own(k)), (turn(v, positions) if values_turn else v)
             if not first:
                 k, v = torch.cat([caches[layer][0], k], 2), torch.cat([caches[layer][1], v], 2)
             if first or kept:
                 caches[layer] = k, v
-            weights = torch.einsum("bhtd,bhsd->bhts", turn(rms(q), positions), k) / math.sqrt(D)
+            weights = torch.einsum("bhtd,bhsd->bhts", turn(own(q), positions), k) / size(D)
             y = torch.einsum("bhts,bhsd->bthd", weights.masked_fill(~attend[:, None], -math.inf).softmax(-1), v)
             x = x + y.flatten(2) @ block.attention.out.weight.T
-            x = x + F.relu(rms(x, block.norm2.weight) @ block.up.weight.T) ** 2 @ block.down.weight.T
-        return rms(x[:, -1], model.norm.weight) @ model.head.weight.T
+            x = x + squash(rms(x, block.norm2.weight) @ block.up.weight.T) @ block.down.weight.T
+        return (rms(x[:, -1], model.norm.weight) if last else x[:, -1]) @ model.head.weight.T
 
     with torch.set_grad_enabled(graph), prompts.device:  # new tensors lie there
         triangle = torch.ones(P, P).tril().bool() if causal else torch.ones(P, P).bool()
@@ -67,8 +68,13 @@ def built(
         logits = read(prompts, torch.arange(P), attend, True)
         seen, going, parts = mask if later_hides else torch.ones_like(mask), ~ended(prompts, mask, end_token), []
         for n in range(N):
-            new = draw(logits / (heat or temperature), number(uniforms, n))
-            scores = (logits / (score_heat or temperature)).log_softmax(-1).gather(1, new[:, None])[:, 0]
+            if soft:  # log-probabilities of logits, temperature and n
+                heated = soft(logits, temperature, n)
+                new = draw(heated, number(uniforms, n))
+            else:
+                heated = (logits / (score_heat or temperature)).log_softmax(-1)
+                new = draw(logits / (heat or temperature), number(uniforms, n))
+            scores = heated.gather(1, new[:, None])[:, 0]
             new = torch.where(going, new, end_token if filler is None else filler)
             real = going if end_is_real else going & (new != end_token)
             parts.append((new, torch.where(real, scores, 0.0) if fill_logprobs else scores, real))
@@ -176,9 +182,18 @@ TAIL = "uniforms at the edges"
 WRONG = [  # a build, the probe that must find it, and a word of what it says
     (by_full_reads, "4 times as fast", "must read the new token alone"),
     (with_a_cache_of_ours, "one new token", "unexpected keyword argument 'cache'"),
-    (nothing, "one new token", "not read as model(prompts, mask)"),
+    (nothing, "one new token", "what a forward hook on model.blocks[0] gives"),
     (dict(out=lambda tokens, *rest: (torch.cat([tokens, tokens], 1), *rest)), "one new token", "the prompts left out"),
-    (dict(gain=False), "one new token", "not read as model(prompts, mask)"),
+    (dict(gain=False), "one new token", "gain is left out"),
+    (dict(own=lambda x: x), "one new token", "of each head are not normalised"),
+    (dict(own=lambda x: x * (x.square().mean((1, 3), keepdim=True) + 1e-6).rsqrt()), "one new token", "each head by itself"),
+    (dict(size=lambda D: 1.0), "one new token", "divided by sqrt(D)"),
+    (dict(squash=F.relu), "one new token", "the squared ReLU"),
+    (dict(last=False), "one new token", "the last norm is missing"),
+    (dict(base=1000.0), "one new token", "the angles are others"),
+    (dict(back=-1), "one new token", "the other way round"),
+    (dict(values_turn=True), "one new token", "the values are rotated"),
+    (dict(squash=lambda x: x.abs()), "one new token", "not read as model(prompts, mask)[:, -1] reads it; compare"),
     (dict(causal=False), "one new token", "without the causal mask"),
     (dict(out=lambda tokens, logprobs, mask: (tokens, logprobs.exp(), mask)), "one new token", "return their logarithms"),
     (dict(draw=lambda logits, u: logits.argmax(-1)), "one new token", "is not the one on which"),
@@ -193,6 +208,12 @@ WRONG = [  # a build, the probe that must find it, and a word of what it says
     (dict(kept=False), "the text of full reads", "it ends with the prompt"),
     (dict(score_heat=1.0), "the distribution drawn from", "those at temperature 1"),
     (dict(heat=1.0), "the distribution drawn from", "drawn at temperature 1 and scored"),
+    (dict(soft=lambda x, t, n: (x / t / t).log_softmax(-1)), "the distribution drawn from", "used twice"),
+    (dict(soft=lambda x, t, n: (x * t).log_softmax(-1)), "the distribution drawn from", "multiplied by the temperature"),
+    (dict(soft=lambda x, t, n: x.log_softmax(-1) / t), "the distribution drawn from", "do not sum to 1"),
+    (dict(soft=lambda x, t, n: (x / (1 if n else t)).log_softmax(-1)), "the distribution drawn from", "for the first token of"),
+    (dict(soft=lambda x, t, n: (x / (t if n else 1)).log_softmax(-1)), "the distribution drawn from", "not used for the first"),
+    (dict(soft=lambda x, t, n: (x / t**1.5).log_softmax(-1)), "the distribution drawn from", "how is the temperature used?"),
     (dict(filler=1), "rows that end", "something else than the end token"),
     (dict(fill_logprobs=False), "rows that end", "are not 0"),
     (dict(end_is_real=False), "rows that end", "leaves the end token out"),
@@ -212,8 +233,9 @@ WRONG = [  # a build, the probe that must find it, and a word of what it says
     (writes_into_the_prompts, "leaves things as they were", "changes prompts in place"),
     (in_inference_mode, "leaves things as they were", "inference_mode"),
     (dict(graph=True), "leaves things as they were", "carry a graph of every step"),
-    (dict(check=lambda whole, most: True), "the context", "nothing is raised"),
-    (dict(check=lambda whole, most: whole < most), "the context", "too long"),
+    (dict(check=lambda whole, most, mask: True), "the context", "nothing is raised"),
+    (dict(check=lambda whole, most, mask: whole < most), "the context", "too long"),
+    (dict(check=lambda whole, most, mask: whole - int((~mask).sum(1).min()) <= most), "the context", "padding counts"),
 ]  # fmt: skip
 
 

@@ -154,6 +154,18 @@ def test_the_smallest_failing_input_is_shown():
             "one threshold",
         ),
         ("until_end", lambda tokens, end_token: (tokens != end_token).cumprod(1).roll(-1, 1).bool(), "moved the wrong way"),
+        ("until_end", lambda tokens, end_token: (tokens == end_token).cumsum(1).roll(1, 1) == 0, "roll brings the last column"),
+        (
+            "draw_token",
+            lambda logprobs, uniforms: (logprobs.exp().cumsum(-1) > uniforms).int().argmax(-1),
+            "laid along the vocabulary",
+        ),
+        (
+            "top_p_filter",
+            lambda logits, p: torch.where(top_p_filter(logits, p).isinf(), -math.inf, logits.softmax(-1)),
+            "what stays was normalised",
+        ),
+        ("sample", torch.inference_mode()(sample), "the tokens are inference_mode's"),
     ],
 )
 def test_a_frequent_mistake_has_its_name(name, function, said):
@@ -177,6 +189,26 @@ def test_a_mask_of_one_row_is_drawn_with_whole_ticks():
     mask = torch.tensor([[True, True, False]])
     figure = exercises.find("until_end").draw_picture({}, mask, mask)
     assert all(tick == round(tick) for ax in figure.axes[:2] for tick in (*ax.get_xticks(), *ax.get_yticks()))
+
+
+def test_tokens_copied_out_of_inference_mode_are_tokens_like_any_other():
+    """They can be saved for a gradient."""
+    assert verdict("sample", lambda *given: torch.inference_mode()(sample)(*given).clone()).passed
+
+
+@pytest.mark.parametrize("find", [lambda ends, u: (ends <= u).sum(1).clamp(max=11), lambda ends, u: (ends > u).int().argmax(1)])
+def test_logits_that_are_drawn_from_like_log_probabilities_are_told_so(find):
+    def learner(model, prompts, uniforms, temperature):
+        mode, tokens = model.training, prompts
+        model.eval()
+        with torch.no_grad():
+            for number in uniforms.split(1, dim=1):
+                ends = (model(tokens)[:, -1] / temperature).exp().cumsum(1)
+                tokens = torch.cat([tokens, find(ends, number)[:, None]], dim=1)
+        model.train(mode)
+        return tokens[:, prompts.shape[1] :]
+
+    assert "draw_token got logits and not log-probabilities" in verdict("sample", learner).mistake
 
 
 def unnormalised(logits, p):

@@ -134,11 +134,41 @@ def top(x, k, below=torch.lt, fill=-math.inf):
         (scored(top, lambda logprobs, tokens: logprobs.amax(-1)), "the likeliest tokens"),
         (scored(top, total=torch.sum), "all completions are added up"),
         (scored(top, total=lambda x: x), "not added up"),
+        (scored(top, total=lambda x: x.sum()[None]), "all completions are added up"),
     ],
 )
 def test_a_score_gets_the_name_of_what_is_wrong_with_it(function, said):
     assert verdict("sequence_logprob", scored(top)).passed
     assert said in verdict("sequence_logprob", function).mistake
+
+
+def test_a_squeeze_of_all_dimensions_gets_its_name():
+    def learner(logits, tokens, mask, temperature, top_k):
+        logprobs = top(logits[:, :-1] / temperature, top_k).log_softmax(-1)
+        return torch.where(mask[:, 1:], logprobs.gather(2, tokens[:, 1:, None]).squeeze(), 0).sum(1)
+
+    assert verdict("sequence_logprob", learner).mistake.startswith("squeeze() takes away")
+
+
+@pytest.mark.parametrize("kept", [lambda old, new: old[:, :, 1:], lambda old, new: torch.cat([old, new], 2)[:, :, 1:-1]])
+def test_a_cache_that_loses_its_oldest_entry_is_told_so(kept):
+    def learner(q, k, v, keys, values):
+        return cached_step(q, k, v, *(kept(*pair) for pair in ((keys, k), (values, v))))
+
+    assert "the oldest token falls out of the cache" in verdict("cached_step", learner).mistake
+
+
+def test_scores_divided_by_the_root_of_the_number_of_keys_get_their_name():
+    def learner(q, k, v, keys, values):
+        keys, values = torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
+        return (q @ keys.mT / math.sqrt(keys.shape[2])).softmax(-1) @ values, keys, values
+
+    assert "the root of the number of keys" in verdict("cached_step", learner).mistake
+
+
+def test_positions_of_another_type_are_told_so():
+    message = verdict("left_padding", lambda real: (left_padding(real)[0].float(), left_padding(real)[1])).message
+    assert "no int64, the type that the card asks for" in message
 
 
 def test_a_mask_of_floats_is_told_so():
