@@ -1,97 +1,30 @@
 """Build it 5.10, `weigh_readers`: who reads well is found out from the votes alone, by EM (Dawid and Skene 1979)."""
 
+import numpy as np
 import torch
 
 from rlhf_lib.exercises.build import Build, Probe
+from rlhf_lib.exercises.build05_crowds import (
+    EVEN,
+    LABELS,
+    SWAPPED,
+    by_bayes,
+    by_counting,
+    counted,
+    crowd,
+    far,
+    majority,
+    read,
+    reader,
+    share_right,
+    with_form,
+)  # fmt: skip
 from rlhf_lib.exercises.declare import Investigation
-
-LABELS = ("negative", "neutral", "positive")
-EVEN = (1 / 3, 1 / 3, 1 / 3)
-SWAPPED = [[0.05, 0.05, 0.9], [0.05, 0.9, 0.05], [0.9, 0.05, 0.05]]  # has mixed up two buttons
-
-
-def reader(right):
-    """The table of a reader who is right on this share of the passages of every label, and else says either of the others."""
-    return [[right if i == j else (1 - right) / 2 for j in range(3)] for i in range(3)]
-
-
-def crowd(generator, count, tables, shares=EVEN, unread=0.0):
-    """Votes (N, R) of readers with these tables, -1 where not read; each passage has one at least. And the true labels (N,)."""
-    tables = torch.tensor(tables)  # (R, 3, 3)
-    truth = torch.multinomial(torch.tensor(shares), count, True, generator=generator)
-    votes = torch.multinomial(tables[:, truth].flatten(0, 1), 1, generator=generator).view(len(tables), count).T.contiguous()
-    away = torch.rand(votes.shape, generator=generator) < unread
-    away[torch.arange(count), torch.randint(len(tables), (count,), generator=generator)] = False
-    return {"votes": votes.masked_fill(away, -1), "truth": truth}
+from rlhf_lib.exercises.surroundings import TimeUp, limited
 
 
 def run(built, votes):
     return built(votes)
-
-
-# ----------------------------------------------------------------------------------------- what is looked at
-
-
-def read(output, votes):
-    """(p (N, 3), tables (R, 3, 3), "") in double precision; or (None, None, what is wrong with the form of the output)."""
-    if not (isinstance(output, (list, tuple)) and len(output) == 2 and all(torch.is_tensor(one) for one in output)):
-        return None, None, "return a pair of tensors, (p, tables)"
-    N, R = votes.shape
-    for name, one, shape in (("p", output[0], (N, 3)), ("tables", output[1], (R, 3, 3))):
-        if tuple(one.shape) != shape:
-            return None, None, f"{name} has the shape {tuple(one.shape)}; with {N} passages and {R} readers it is {shape}"
-        if not one.isfinite().all():
-            why = "counts that are all 0 were divided by their sum, or the logarithm of 0 was taken"
-            return None, None, f"there is a NaN or an infinity in {name}: {why}"
-        if (one < -1e-6).any() or (one.double().sum(-1) - 1).abs().max() > 1e-3:
-            over = "the three labels" if name == "p" else "what a reader says of passages of one label (a row)"
-            return None, None, f"{name} is no probability over {over}: it must be 0 or more, and sum to 1"
-    return output[0].double(), output[1].double(), ""
-
-
-def with_form(judge):
-    """A judge of (p, tables) that has first looked at their form."""
-
-    def judged(output, votes, **rest):
-        p, tables, fault = read(output, votes)
-        return fault or judge(p, tables, votes, **rest)
-
-    return judged
-
-
-def by_bayes(votes, tables, shares):
-    """p (N, 3) for one who knows tables and shares: Bayes' rule, vote by vote."""
-    rows = []
-    for row in votes.tolist():
-        chances = [float(shares[label]) for label in range(3)]
-        for who, vote in enumerate(row):
-            if vote >= 0:
-                chances = [chance * max(float(tables[who][label][vote]), 1e-9) for label, chance in enumerate(chances)]
-                chances = [chance / sum(chances) for chance in chances]
-        rows.append(chances)
-    return torch.tensor(rows, dtype=torch.double)
-
-
-def by_counting(votes, p):
-    """The tables (R, 3, 3) that p implies: counts, a passage counting for each label with its probability."""
-    tables = torch.full((votes.shape[1], 3, 3), 1e-9, dtype=torch.double)
-    for chances, row in zip(p.tolist(), votes.tolist()):
-        for who, vote in enumerate(row):
-            if vote >= 0:
-                tables[who, :, vote] += torch.tensor(chances, dtype=torch.double)
-    return tables / tables.sum(2, keepdim=True)
-
-
-def share_right(p, truth):
-    return (p.argmax(1) == truth).double().mean().item()
-
-
-def majority(votes):
-    return torch.nn.functional.one_hot(votes + 1, 4)[:, :, 1:].sum(1).double()  # (N, 3): counts
-
-
-def far(one, other):
-    return (one - torch.as_tensor(other, dtype=torch.double)).abs().mean().item()
 
 
 # ----------------------------------------------------------------------------------------- the probes
@@ -105,7 +38,7 @@ def draw_odd(generator):
 
 
 def draw_unanimous(generator):
-    truth = torch.randint(3, (240,), generator=generator)
+    truth = torch.cat([torch.tensor(9 * [0] + 9 * [1] + 9 * [2]), torch.randint(3, (9,), generator=generator)])
     return {"votes": truth[:, None].expand(-1, 4).contiguous(), "truth": truth}
 
 
@@ -116,6 +49,9 @@ def judge_unanimous(p, tables, votes, truth):
     if wrong:
         got, label = LABELS[int(p[wrong[0]].argmax())], LABELS[truth[wrong[0]]]
         return f"a passage that all four readers call {label} comes out as {got}: columns stand for negative, neutral, positive"
+    more = added(votes, tables, p)
+    if more > 0.04:
+        return f"about {more:.2g} is added to each count, which moves the tables where a label is rare; add 0.01 at most"
     if p.max(1).values.min() < 0.95:
         return f"four readers never differ, and yet p is only {p.max(1).values.min():.2f} on a passage: use what the tables say"
     if far(tables, reader(1.0)) > 0.05:
@@ -123,22 +59,45 @@ def judge_unanimous(p, tables, votes, truth):
     return ""
 
 
+def added(votes, tables, p):
+    """What was added to each count of readers who never differ, on average; 0 where it is not the same everywhere."""
+    sums, away = counted(votes, p).sum(2, keepdim=True), ~torch.eye(3, dtype=torch.bool)
+    more = (tables * sums / (1 - 3 * tables))[:, away]  # x / (sum + 3 x) stands where nothing was counted
+    return more.mean().item() if more.isfinite().all() and (more - more.mean()).abs().max() < 0.1 * more.mean() else 0.0
+
+
+UNREAD = (0.9, 0.85, 0.9, 0.8)
+
+
 def draw_unread(generator):
-    return crowd(generator, 600, [reader(0.9), reader(0.85), reader(0.9), reader(0.8)], unread=0.5)
+    return crowd(generator, 600, [reader(right) for right in UNREAD], unread=0.5)
 
 
 def judge_unread(p, tables, votes, truth):
-    for who, right in enumerate((0.9, 0.85, 0.9, 0.8)):
+    for who, right in enumerate(UNREAD):
         if far(tables[who], reader(right)) > 0.06:
-            return (
-                f"the table of a reader who is right on {right:.0%} of what he read has {tables[who].diagonal().mean():.0%} on "
-                "its diagonal, where half was not read: -1 is no vote (as an index it is the last label, positive)"
+            why = (
+                "-1 is no vote (as an index it is the last label, positive)"
+                if minus_one_counts(p, tables, votes)
+                else "the row is the passage's label, the column what the reader says, and each row is divided by its own sum "
+                "before Bayes' rule uses it"
             )
-    good = share_right(by_bayes(votes, [reader(right) for right in (0.9, 0.85, 0.9, 0.8)], EVEN), truth)
+            said = f"a reader who is right on {right:.0%} of what he read has {tables[who].diagonal().mean():.0%}"
+            return f"the table of {said} on its diagonal, where half was not read: {why}"
+    good = share_right(by_bayes(votes, [reader(right) for right in UNREAD], EVEN), truth)
     right = share_right(p, truth)
     if right < good - 0.03:
         return f"p is right on {right:.0%}, {good:.0%} are possible: that a passage was not read says nothing of its label"
     return ""
+
+
+def minus_one_counts(p, tables, votes):
+    """Whether the tables, or p, are those of votes in which one of the labels stands for -1."""
+    filled = [votes.where(votes >= 0, label) for label in range(3)]
+    if any(far(by_counting(some, p), tables) < 0.01 for some in filled):
+        return True
+    shares = p.mean(0)
+    return far(by_bayes(votes, tables, shares), p) > 0.01 > min(far(by_bayes(some, tables, shares), p) for some in filled)
 
 
 def draw_order(generator):
@@ -172,12 +131,54 @@ def draw_many(generator):
     return crowd(generator, 60, [reader(0.45)] * 1500)
 
 
+PROMPT = 12.0  # seconds after which is looked whether a build goes on for ever with NaN
+ENDLESS, DIVIDED = "goes on for ever with NaN", "divides by 0"
+
+
+def run_many(built, votes):
+    output, error = limited(lambda: built(votes.clone()), PROMPT)
+    if isinstance(error, TimeUp):
+        return {ENDLESS: True} if has_nan(error.__traceback__) else built(votes)
+    if isinstance(error, ZeroDivisionError):
+        return {DIVIDED: True}
+    if error is not None:
+        raise error
+    return output
+
+
+def has_nan(trace):
+    """Whether a variable of the functions that an exception came through is or holds NaN."""
+    while trace:
+        if any(map(is_nan, trace.tb_frame.f_locals.values())):
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def is_nan(value):
+    if torch.is_tensor(value):
+        return bool(value.isnan().any())
+    return isinstance(value, (float, np.floating, np.ndarray)) and np.asarray(value).dtype.kind == "f" and np.isnan(value).any()
+
+
 def judge_many(output, votes, truth):
+    small = "with 1,500 readers the product of their probabilities is too small for a float, and becomes 0"
+    if isinstance(output, dict) and ENDLESS in output:
+        return f"{small}; 0 / 0 is NaN, which is never below 1e-4, so the loop does not end: add logarithms"
+    if isinstance(output, dict) and DIVIDED in output:
+        return f"{small}, so their sum does, too, and p is divided by it: add logarithms"
     p, _, fault = read(output, votes)
-    if fault and p is None and "NaN" not in fault and "no probability" not in fault:
+    if fault and "NaN" not in fault and "no probability" not in fault:
         return fault
-    if fault or share_right(p, truth) < 0.95:
-        return "with 1,500 readers the product of their probabilities is too small for a float, and becomes 0: add logarithms"
+    if fault or (far(p, p.mean(0).expand_as(p)) < 0.01 and p.max() < 0.9):  # nothing is left of the votes
+        return f"{small}: add logarithms"
+    right = share_right(p, truth)
+    if right < 0.95:
+        best = share_right(by_bayes(votes, [reader(0.45)] * 1500, EVEN), truth)
+        return (
+            f"p is right on {right:.0%}, {best:.0%} are possible: Bayes' rule takes the probability of what reader r said, j, "
+            "from tables[r, i, j], for each label i"
+        )
     return ""
 
 
@@ -286,12 +287,22 @@ def draw_slow(generator):
 
 
 def judge_slow(p, tables, votes, truth):
-    counted = by_counting(votes, p)
-    moved = min(far(by_bayes(votes, counted, shares), p) for shares in (p.mean(0), EVEN))  # the shares are the next probe's
-    if moved > 0.0008:
-        end = "go on until no probability changes by more than 1e-4, and add next to nothing to the counts"
-        return f"one more round changes p by {moved:.4f} on average: {end}"
-    return ""
+    counts, said = counted(votes, p), majority(votes)
+
+    def moved(*some):  # the most that a probability changes in one more step, with some shares and little added to the counts
+        rounds = [by_bayes(votes, (counts + more) / (counts + more).sum(2, keepdim=True), one)
+                  for one in some for more in (1e-9, 1e-3, 0.005, 0.01, 0.02)]  # fmt: skip
+        return min((one - p).abs().max().item() for one in rounds)
+
+    by_votes = said.sum(0) / said.sum(), (said / said.sum(1, keepdim=True)).mean(0)
+    if moved(p.mean(0)) < 0.0003 or moved(EVEN) < 0.0003:  # that all labels are as frequent, is the next probe's
+        return ""
+    if moved(*by_votes) < 0.0003:
+        return "p comes to rest with the labels' shares among the votes; count them anew in each step: the mean of p"
+    if moved(p.mean(0).exp()) < 0.0003:
+        return "p comes to rest with the labels' shares added to logarithms; add the logarithms of the shares"
+    end = "go on until none changes by more than 1e-4 (the largest change, not the mean)"
+    return f"one more step changes a probability by {moved(p.mean(0)):.4f}: {end}"
 
 
 TRUTH = {"secret": ("truth",)}
@@ -304,7 +315,7 @@ weigh_readers = Build(
         Probe("those who agree are believed", draw_unanimous, run, with_form(judge_unanimous), **TRUTH),
         Probe("the order plays no part", draw_order, run_order, judge_order, **TRUTH),
         Probe("what was not read does not count", draw_unread, run, with_form(judge_unread), **TRUTH),
-        Probe("many readers", draw_many, run, judge_many, **TRUTH),
+        Probe("many readers", draw_many, run_many, judge_many, **TRUTH),
         Probe("the careless weigh less", draw_careless, run, with_form(judge_careless), **TRUTH),
         Probe("as sure as it is right", draw_unsure, run, with_form(judge_unsure), **TRUTH),
         Probe("readers lean", draw_leaning, run, with_form(judge_leaning), **TRUTH),

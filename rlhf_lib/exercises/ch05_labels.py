@@ -510,6 +510,16 @@ def unshared():
     return tuple(partial(made, observed=way[0], chance=way[1], sure=one, end=end) for way in ways for one in sure for end in ends)
 
 
+def once_divided(first, second, end):
+    """The products of counts divided by N, and nothing done where chance is 1: 0 / 0 for one passage alone."""
+    return kappa(first, second, chance=lambda a, b: len(first) * dot(a, b), sure=lambda *given: False, end=end)
+
+
+def from_the_diagonal(first, second, sure, one):
+    both = [sum(a == b == label for a, b in zip(first, second)) / len(first) for label in LABELS]
+    return kappa(first, second, chance=lambda a, b: dot(both, both), sure=sure, one=one, end=in_torch)
+
+
 def in_16_bits(first, second):
     ours, theirs = (torch.tensor(list(map(labels.count, LABELS)), dtype=torch.int16) for labels in (first, second))
     return kappa(first, second, chance=lambda a, b: (ours * theirs).sum().item() / len(first) ** 2)
@@ -545,6 +555,11 @@ cohen_kappa = Exercise(
         "chance is made from the most frequent labels alone; add up all three":
             ({"chance": lambda a, b: max(x * y for x, y in zip(a, b))}, {"chance": lambda a, b: max(a) * max(b)}),
         "agreement and chance are shares: equal labels are divided by N, each product of two counts by N * N": unshared(),
+        "two slips: divide each product of two counts by N * N; return 1 where both give every passage the same one label":
+            tuple(partial(once_divided, end=end) for end in (lambda o, c: (o - c) / (1 - c), in_torch)),
+        "chance is made from the labels that both gave the same passage, the diagonal; multiply the readers' own shares":
+            tuple(partial(from_the_diagonal, sure=sure, one=one) for one in (1.0, 0.0) for sure in (
+                lambda c, *readers: c == 1, lambda c, a, b: len(a | b) == 1, lambda *given: False)),
         "a product of two counts goes beyond 16 bits and comes out negative: take whole numbers of 64 bits, or floats":
             in_16_bits,
         "1 is returned as soon as chance is near 1; only where both readers give every passage the same one label":

@@ -1,4 +1,4 @@
-"""Label passages: a session in a file, by typing or by buttons."""
+"""Label passages: a sitting in a file, by typing or by buttons."""
 
 import random
 from pathlib import Path
@@ -30,7 +30,7 @@ class Labelling:
     """One reader's labels of `texts`, in a file that `labels.read` reads.
 
     The file is read again before every step and written after it, so readers can share it. `current` is the passage to
-    label now, None when all are done. A skipped passage is not written: it comes back in the next session. A passage that is
+    label now, None when all are done. A skipped passage is not written: a new Labelling shows it again. A passage that is
     shown again is labelled under the reader's name with `labels.AGAIN` behind it.
 
     Args:
@@ -162,7 +162,7 @@ def labelling(texts, path, reader="me", checkpoint="", again=0):
     session = Labelling(texts, path, reader, checkpoint, again)
     colors = {"negative": DOWN, "neutral": PLAIN, "positive": UP}
     buttons = {name: button(f"{name} ({key})", colors[name], "9em") for key, name in LABEL_KEYS.items()}
-    buttons["skip"] = button("skip (s)", width="6em", tip="not written; comes back in the next session")
+    buttons["skip"] = button("skip (s)", width="6em", tip="not written; comes back when the cell is run again")
     buttons["undo"] = button("undo (u)", width="6em", tip="takes the last label or skip back")
     passage, note, count = widgets.HTML(), widgets.HTML(), widgets.Label()
     bar = widgets.IntProgress(max=len(session.items), layout=widgets.Layout(width="14em"))
@@ -172,7 +172,9 @@ def labelling(texts, path, reader="me", checkpoint="", again=0):
         bar.value = labelled
         count.value = f"{labelled} of {total} labelled by {session.reader}" + (f", {skipped} skipped" if skipped else "")
         if session.current is None:
-            said = [f"Done: every passage is labelled or skipped. The labels are in {session.path}", *agreement_lines(session)]
+            back = "Run the cell again for those that were skipped. " if skipped else ""
+            done = f"Done: every passage is labelled or skipped. {back}The labels are in {session.path}"
+            said = [done, *agreement_lines(session)]
             passage.value = framed(escape("\n".join(said)), "Thank you", height="8em")
         else:
             place = session.items.index(session.item) + 1

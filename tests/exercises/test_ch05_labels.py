@@ -182,6 +182,10 @@ def test_bytes_that_are_read_as_signed_are_not_called_swapped_halves():
     assert "swapped" in verdict("split_labels", lambda texts, held_out: split_labels(texts, held_out)[::-1]).mistake
 
 
+def kappa_of_counts(table, chance):
+    return (table.trace() / table.sum() - chance(table)) / (1 - chance(table))
+
+
 NAMED = [
     ("majority_vote", "votes of earlier passages", lambda votes: [
         majority_vote([sum(votes[:place], one)])[0] for place, one in enumerate(votes)]),
@@ -195,6 +199,10 @@ NAMED = [
     ("confusion", "8 bits", lambda first, second: confusion(first, second).to(torch.int8)),
     ("cohen_kappa", "near 1", lambda first, second: 1.0 if (first + second).count("neutral") > 1.98 * len(first)
      else cohen_kappa(first, second)),
+    ("cohen_kappa", "two slips", lambda first, second: kappa_of_counts(
+        confusion(first, second), lambda t: (t.sum(0) * t.sum(1)).sum() / t.sum())),
+    ("cohen_kappa", "the diagonal", lambda first, second: kappa_of_counts(
+        confusion(first, second), lambda t: (t.diag() ** 2).sum() / t.sum() ** 2)),
     ("cohen_kappa", "below 0", lambda first, second: max(0.0, float(cohen_kappa(first, second)))),
     ("pick_uncertain", "labelled[places]", lambda p_positive, labelled, count: (
         p_positive - 0.5).abs().argsort()[~labelled][:count]),

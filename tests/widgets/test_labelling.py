@@ -67,7 +67,10 @@ def test_a_skipped_passage_is_not_written_and_comes_back_in_the_next_session(tmp
     box.buttons["skip"].click()
     box.buttons["neutral"].click()
     assert [row["text"] for row in lines(tmp_path / "mine.jsonl")] == [TEXTS[1]]
-    assert "1 skipped" in box.count.value
+    assert "1 skipped" in box.count.value and "Run the cell again" not in box.passage.value
+    box.buttons["positive"].click()
+    assert "Run the cell again for those that were skipped." in box.passage.value
+    box.buttons["undo"].click()
     assert widgets.Labelling(TEXTS, tmp_path / "mine.jsonl").current == TEXTS[0]
     box.buttons["undo"].click()
     assert box.session.current == TEXTS[1] and lines(tmp_path / "mine.jsonl") == []
