@@ -69,11 +69,12 @@ def of_list(name, x):
     if all(isinstance(one, str) for one in x) and x:
         yield from (row for row in of_text(name, "".join(x)) if not row[0].startswith(name))
         yield f"a text in {name} is empty", not all(x)
+        yield f"all texts in {name} are equal", len(set(x)) == 1 < len(x)
     if all(isinstance(one, (int, float)) for one in x) and x:
         yield f"there is a negative value in {name}", any(one < 0 for one in x)
         yield f"there is a 0 in {name}", any(one == 0 for one in x)
         yield f"all values of {name} are equal", len(set(x)) == 1
-    if all(isinstance(one, (list, tuple, str)) or (isinstance(one, torch.Tensor) and one.dim()) for one in x) and x:
+    if all(isinstance(one, (list, tuple)) or (isinstance(one, torch.Tensor) and one.dim()) for one in x) and x:
         yield f"the parts of {name} have different lengths", len({len(one) for one in x}) > 1
         yield f"a part of {name} is empty", any(not len(one) for one in x)
 

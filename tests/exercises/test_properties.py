@@ -146,10 +146,18 @@ def true_of(**arguments):
             {
                 "x has more than one value",
                 "a text in x is empty",
-                "the parts of x have different lengths",
-                "a part of x is empty",
             },
         ),
+        (
+            ["ab", "ab"],
+            {
+                "x has more than one value",
+                "the same stands twice in x",
+                "the same stands twice in a row in x",
+                "all texts in x are equal",
+            },
+        ),
+        ([[1], []], {"x has more than one value", "the parts of x have different lengths", "a part of x is empty"}),
         ([torch.zeros(2), torch.ones(3)], {"x has more than one value", "the parts of x have different lengths"}),
         ([torch.tensor(1.0), torch.tensor(2.0)], {"x has more than one value"}),  # which have no length
         ([None, {}], {"x has more than one value"}),
