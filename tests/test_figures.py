@@ -476,6 +476,12 @@ def laptop_runs():
     for key in ("val_bits_per_char", "reward_accuracy", "gold_win_rate", "kl_nats", "distinct_2_ratio", "separator_ratio"):
         some = [run[key] for run in every]
         yield f"{median(some):.6f} {min(some):.6f} {max(some):.6f} of {every[0]['reward_passages']}"
+    clone = read_json(RESULTS / "laptop_clone.json")
+    yield f"{clone['seconds']['total'] / 60:.4f} minutes"
+    yield " ".join(f"{clone[key]:.6f}" for key in ("val_bits_per_char", "reward_accuracy", "gold_win_rate", "kl_nats"))
+    yield " ".join(
+        f"{number:.6f}" for number in (*clone["gold_win_rate_interval"], clone["distinct_2_ratio"], clone["separator_ratio"])
+    )
 
 
 def on_card():
