@@ -14,8 +14,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 SECONDS = Path(__file__).with_name("seconds.json")
-WHOLE = 1.0
-LEAST = 8
+WHOLE = 0.4
+LEAST = 16
 
 
 def family(name):

@@ -158,8 +158,9 @@ def judge_saving(output, tokens, held_out, start):
     if resumed["records"] != whole["records"] or not torch.equal(resumed["end"], whole["end"]):
         return "stopped while it saves the state of step 10, it goes on differently than without a stop"
     if output["between"]["error"] == "Stopped" and (after["error"] or after["steps"] == 12):
+        what = f"raises {after['error']} when it is called again" if after["error"] else "begins anew"
         return (
-            "stopped between writing the new state and putting it in the old one's place, it begins anew: the old file was "
+            f"stopped between writing the new state and putting it in the old one's place, it {what}: the old file was "
             "removed first. Path.replace puts the new one in its place in one step, and needs no unlink"
         )
     return ""

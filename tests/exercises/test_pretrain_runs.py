@@ -129,7 +129,8 @@ OTHER = torch.tensor([1.0, 2.0001])
     ({"files": {}}, "has left no file"),
     ({"files": None}, "has left no file"),
     ({"files": {"a.pt": True, "b.pt": False}}, "b.pt cannot be read"),
-    ({"resumed_steps": 9}, "it takes 9 steps"),
+    ({"resumed_steps": 9}, "it takes step 4 once more"),
+    ({"resumed_steps": 10}, "it takes 10 steps"),
     ({"resumed_records": listed()[4:]}, "returns the steps [5, 6, 7, 8, 9, 10, 11, 12]"),
     ({"resumed_records": listed() + listed()[-1:]}, "each once"),
     ({"resumed_records": listed(4)}, "the record of step 4, before the stop"),
@@ -171,10 +172,12 @@ def test_both_kinds_of_run_are_drawn_alike_but_for_the_dropout():
 def saved(**changes):
     """What comes of a right loop that is stopped while it saves, with changes such as again_steps=2."""
     end = torch.tensor([1.0, 2.0])
-    found = {name: {"records": listed(), "end": end, "steps": 12, "error": ""} for name in ("whole", "again", "cut", "resumed")}
-    found["again"]["steps"], found["resumed"]["steps"], found["cut"]["error"] = 0, 7, "Stopped"
+    runs_of_it = ("whole", "again", "cut", "resumed", "between", "after between")
+    found = {name: {"records": listed(), "end": end, "steps": 12, "error": ""} for name in runs_of_it}
+    found["again"]["steps"], found["resumed"]["steps"], found["after between"]["steps"] = 0, 7, 7
+    found["cut"]["error"] = found["between"]["error"] = "Stopped"
     for name, value in changes.items():
-        run, _, key = name.partition("_")
+        run, _, key = name.replace("after_between", "after between").partition("_")
         found[run][key] = value
     return found
 
@@ -191,6 +194,9 @@ def saved(**changes):
     ({"resumed_steps": 12}, "it begins anew when"),
     ({"resumed_records": listed(7)}, "goes on differently"),
     ({"resumed_end": OTHER}, "goes on differently"),
+    ({"after_between_steps": 12}, "the old file was removed first"),
+    ({"after_between_error": "FileNotFoundError", "after_between_steps": 0}, "the old file was removed first"),
+    ({"between_error": "", "after_between_steps": 0}, ""),  # it moves no file by os.replace or os.rename
 ])  # fmt: skip
 def test_what_a_stop_while_saving_leaves_is_judged(changes, word):
     found = runs.judge_saving(saved(**changes), **TEXT)
