@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlhf_lib.exercises.build import Build, Probe, tick
-from rlhf_lib.exercises.ch04_misread import HEATS, UNLIKE, around_the_end, read_otherwise
+from rlhf_lib.exercises.build04_misread import HEATS, UNLIKE, around_the_end, read_otherwise
 from rlhf_lib.exercises.declare import Investigation
 from rlhf_lib.exercises.reading import FAULTS, Named, drawn, made, read_alone, read_with_cache, scores, without_cache
 

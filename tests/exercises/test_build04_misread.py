@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf_lib.exercises.ch04_misread import UNLIKE, read_otherwise
+from rlhf_lib.exercises.build04_misread import UNLIKE, read_otherwise
 from rlhf_lib.exercises.reading import made, read_alone
 
 GPT = made(3, dict(vocab_size=23, context=48, layers=2, heads=2, width=32))
