@@ -219,15 +219,16 @@ def difference_of_lists(got, expected, tolerance, what, should):
             return f"{what} a list with {len(got)} value{'s' * (len(got) != 1)}, it should have {len(expected)}"
         wanted = described(expected) if len(expected) == 2 else len(expected)
         return f"{what} {len(got)} value{'s' * (len(got) != 1)}, {should} {wanted}"
-    place, *more = [i for i, pair in enumerate(zip(got, expected)) if not equal(*pair, tolerance)]
+    wrong = (i for i, pair in enumerate(zip(got, expected)) if not equal(*pair, tolerance))
+    place = next(wrong)
     inner = difference(got[place], expected[place], tolerance, "it is", "it should be")
     if isinstance(expected, tuple) and len(expected) <= len(PLACES):
         whole = "the pair" if len(expected) == 2 else f"{len(expected)} values"
-        if not more:
+        if not (more := [*wrong]):
             return f"the {PLACES[place]} of {whole} is wrong: {inner}"
-        wrong = f"the {', '.join(PLACES[one] for one in [place, *more[:-1]])} and {PLACES[more[-1]]}"
-        wrong = ("both" if len(expected) == 2 else "all") if len(more) + 1 == len(expected) else wrong
-        return f"{wrong} of {whole} are wrong; the {PLACES[place]}: {inner}"
+        which = f"the {', '.join(PLACES[one] for one in [place, *more[:-1]])} and {PLACES[more[-1]]}"
+        which = ("both" if len(expected) == 2 else "all") if len(more) + 1 == len(expected) else which
+        return f"{which} of {whole} are wrong; the {PLACES[place]}: {inner}"
     if place >= len(PLACES):
         return f"value {place + 1} of {len(got)} is wrong: {inner}"
     return f"the {PLACES[place]} value is wrong: {inner}"

@@ -158,14 +158,6 @@ def test_a_cache_that_loses_its_oldest_entry_is_told_so(kept):
     assert "the oldest token falls out of the cache" in verdict("cached_step", learner).mistake
 
 
-def test_scores_divided_by_the_root_of_the_number_of_keys_get_their_name():
-    def learner(q, k, v, keys, values):
-        keys, values = torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
-        return (q @ keys.mT / math.sqrt(keys.shape[2])).softmax(-1) @ values, keys, values
-
-    assert "the root of the number of keys" in verdict("cached_step", learner).mistake
-
-
 def test_positions_of_another_type_are_told_so():
     message = verdict("left_padding", lambda real: (left_padding(real)[0].float(), left_padding(real)[1])).message
     assert "no int64, the type that the card asks for" in message
@@ -200,12 +192,13 @@ def test_a_score_normalised_before_it_is_divided_gets_its_name():
     assert "divided by the temperature; divide the logits" in verdict("sequence_logprob", learner).message
 
 
-def test_scores_divided_by_the_number_of_heads_get_their_name():
+@pytest.mark.parametrize("dimension, what", [(1, "heads"), (2, "keys")])
+def test_scores_divided_by_the_root_of_another_size_get_their_name(dimension, what):
     def learner(q, k, v, keys, values):
         keys, values = torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
-        return (q @ keys.mT / math.sqrt(q.shape[1])).softmax(-1) @ values, keys, values
+        return (q @ keys.mT / math.sqrt(keys.shape[dimension])).softmax(-1) @ values, keys, values
 
-    assert "the root of the number of heads" in verdict("cached_step", learner).message
+    assert f"the root of the number of {what}" in verdict("cached_step", learner).mistake
 
 
 def test_padding_is_drawn_where_the_masks_differ_with_whole_ticks_and_else_not():
