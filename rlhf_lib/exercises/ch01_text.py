@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, models
 
 from rlhf_lib.exercises.declare import Exercise
+from rlhf_lib.exercises.plain import Unfit
 
 UNKNOWN = "<|unknown|>"
 WORDS = ("the", "King", "is", "not", "my", "lord", "O", "love", "2nd", "to", "act_3", "I", "ll", "café")
@@ -195,11 +196,50 @@ def draw_encode_words(generator):
         yield {"pieces": pieces, "vocabulary": [UNKNOWN, *"dacb"]}
     yield {"pieces": [UNKNOWN, "to", "o", "t", "tot"], "vocabulary": [UNKNOWN, "to"]}
     yield {"pieces": ["99", "128", "256", "299", "-1"], "vocabulary": [UNKNOWN, *map(str, range(1, 300))]}
+    long = "honorificabilitudinitatibus"
+    yield {"pieces": [long, long[:-3], long + "!"], "vocabulary": [UNKNOWN, long + "?", long]}
+
+
+class Searched(list):
+    """A list that counts how often it is gone through."""
+
+    times = 0
+
+    def index(self, *given):
+        self.times += 1
+        return super().index(*given)
+
+    def __contains__(self, one):
+        self.times += 1
+        return super().__contains__(one)
+
+    def __iter__(self):
+        self.times += 1
+        return super().__iter__()
+
+
+whole_numbers = but_no(
+    lambda got: isinstance(got, tuple) or {float, torch.Tensor} & {*map(type, got or [])}, "it is a list of int"
+)
+
+
+def call_encode_words(function, pieces, vocabulary):
+    """What the function returns; Unfit where its numbers are right, and it went through the vocabulary for each piece."""
+    searched = Searched(vocabulary)
+    numbers = whole_numbers(function, pieces=pieces, vocabulary=searched)
+    often = searched.times > 2 * len({*pieces}) + 2
+    if often and isinstance(numbers, list) and numbers == looked_up(pieces, vocabulary):
+        raise Unfit(
+            "the numbers are right, but it goes through `vocabulary` anew for each piece (by .index, in, or a loop), which takes "
+            "minutes with 1.7 million of them: make a dict {piece: number} once"
+        )
+    return numbers
 
 
 def looked_up(pieces, vocabulary, unknown=lambda piece, size: 0, shift=0, clean=str):
+    numbers = dict(zip(vocabulary, itertools.count()))
     pieces = [clean(piece) for piece in pieces]
-    return [vocabulary.index(one) + shift if one in vocabulary else unknown(one, len(vocabulary)) for one in pieces]
+    return [numbers[one] + shift if one in numbers else unknown(one, len(vocabulary)) for one in pieces]
 
 
 def one_more_each(pieces, vocabulary):
@@ -215,8 +255,8 @@ def stripped(pieces, vocabulary):
 
 encode_words = Exercise(
     "1.3", "encode_words", draw=draw_encode_words, formula=looked_up,
-    right=lambda pieces, vocabulary: [sum(n for n, known in enumerate(vocabulary) if known == piece) for piece in pieces],
-    call=but_no(lambda got: isinstance(got, tuple) or {float, torch.Tensor} & {*map(type, got or [])}, "it is a list of int"),
+    right=lambda pieces, vocabulary: [*map({one: n for n, one in enumerate(vocabulary)}.get, pieces, itertools.repeat(0))],
+    call=call_encode_words,
     mistakes={
         "pieces outside the vocabulary are dropped; each becomes 0, so that there is a token for every piece":
             lambda pieces, vocabulary: [vocabulary.index(piece) for piece in pieces if piece in vocabulary],

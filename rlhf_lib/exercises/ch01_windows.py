@@ -171,6 +171,7 @@ def draw_windows(generator):
     for count, context in ((11, 5), (10, 5), (15, 4), (14, 3), (7, 1), (44, 8)):
         yield {"tokens": torch.randint(1, 100, (count,), generator=generator), "context": context}
     yield {"tokens": torch.randint(30_000, 200_000, (13,), generator=generator), "context": 4}  # of a large vocabulary
+    yield {"tokens": torch.randint(1, 100, (901,), generator=generator), "context": 3}  # 300 windows
     for start, step in ((3, 1), (1, 2)):  # a part of another tensor: what stands beside it in memory is not its own
         yield {"tokens": torch.randint(1, 100, (21,), generator=generator)[start::step], "context": 4}
 

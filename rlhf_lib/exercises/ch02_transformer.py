@@ -186,6 +186,8 @@ def draw_multi_head(generator):
         yield {"x": x, "qkv": qkv, "out": out, "heads": heads}
     x, qkv, out = (torch.randn(size, generator=generator) for size in ((1, 130, 2), (6, 2), (2, 2)))
     yield {"x": x, "qkv": qkv, "out": out, "heads": 1}  # longer than a mask that is made beforehand
+    x, qkv = torch.tensor([[[1.0], [2.0], [-1.0]]]), torch.tensor([[10.0], [10.0], [0.5]])  # scores of hundreds
+    yield {"x": x, "qkv": qkv, "out": torch.ones(1, 1), "heads": 1}
 
 
 def heads_by_operator(x, qkv, out, heads):
@@ -290,6 +292,7 @@ def draw_rotary(generator):
     yield {"x": torch.tensor([[[[2.0, 1.0]]]]), "positions": torch.tensor([2])}
     for shape, positions in (
         ((1, 1, 2, 4), [0, 1]), ((1, 2, 4, 6), [3, 4, 5, 6]), ((2, 2, 5, 8), [0, 0, 0, 1, 2]), ((2, 3, 3, 16), [70, 7, 2]),
+        ((1, 2, 4, 6), [3, 9, 5, 6]), ((1, 1, 2, 4), [1, 0]),  # as many as above, and others
     ):  # fmt: skip
         yield {"x": torch.randn(shape, generator=generator), "positions": torch.tensor(positions)}
     yield {"x": torch.randn((1, 1, 2, 4), generator=generator), "positions": torch.tensor([300, 3])}

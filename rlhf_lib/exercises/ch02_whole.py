@@ -200,6 +200,7 @@ def draw_count_parameters(generator):
         vocab_size, context, layers, half = torch.randint(2, 12, (4,), generator=generator).tolist()
         yield {"vocab_size": vocab_size + 11, "context": context, "layers": layers, "width": 2 * half}
     yield {"vocab_size": 50257, "context": 1024, "layers": 12, "width": 768}
+    yield {"vocab_size": 50257, "context": 2048, "layers": 96, "width": 12288}  # more than 2 ** 31, or a float32, can count
     yield {"vocab_size": 2048, "context": 128, "layers": 4, "width": 256}
     yield {"vocab_size": 140_000, "context": 129, "layers": 2, "width": 250}  # no multiple of 4, above 2 ** 25: no float32
 

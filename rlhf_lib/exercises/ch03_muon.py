@@ -221,6 +221,8 @@ muon_step = Exercise(
                 1e-20, 1e-12, 1e-8, 1e-6, 1e-5, 1e-3))),
         "the norm is held at 1e-7 or more; add 1e-7 to it, however large it is":
             lambda **given: muon(**given, divided=lambda x, g: x / x.norm().clamp(min=TINY)),
+        "only a norm above 1 is divided by; a small matrix is brought to the norm 1 as well": (
+            {"divided": lambda x, g: x / x.norm().clamp(min=1)}, {"divided": lambda x, g: x / (x.norm() + TINY).clamp(min=1)}),
         "each round divides by the norm again; divide once, before the first": (
             {"spin": lambda x: spun(x, turn=lambda x, *abc: by_norm(of_grams(x, *abc), x))},
             {"spin": lambda x: spun(x, turn=lambda x, *abc: of_grams(by_norm(x, x), *abc))}),
@@ -294,7 +296,9 @@ muon_step = Exercise(
         "the size has the root of all rows; it is the root of rows / columns, and at least 1":
             {"stretch": lambda rows, columns: rows**0.5},
         "nothing moves where the gradient is zeros; m is not, and the average and the step go on":
-            lambda parameter, gradient, m, **given: muon(parameter, gradient, m, **given) if gradient.any() else (parameter, m),
+            (lambda parameter, gradient, m, **given: muon(parameter, gradient, m, **given) if gradient.any() else (parameter, m),
+             lambda parameter, gradient, **given: muon(parameter, gradient, **given, out=lambda new, m, made: (
+                 new if gradient.any() else parameter, m))),
         "this goes up the gradient: subtract the step": {"move": lambda weight, change, rate: weight + rate * change},
         "the step is not multiplied by the rate": {"move": lambda weight, change, rate: weight - change},
         "the parameter is pulled towards 0 (weight decay); here is none":
@@ -307,6 +311,8 @@ muon_step = Exercise(
         "a tall matrix was laid down and does not stand up again: take .T of the result too": lambda parameter, **given: muon(
             parameter=parameter, **given, move=lambda weight, change, rate: (
                 weight - rate * (change.T if weight.shape[0] > weight.shape[1] else change))),
+        "a tall matrix was laid down and stood up again by view or reshape, which mixes its entries: take .T of the result":
+            {"spin": lambda x: spun(x.T).reshape(x.shape) if x.shape[0] > x.shape[1] else spun(x)},
         "the m of before this step comes back; return the new one": {"out": lambda new, m, made: (new, made["old"])},
         "the matrix that was looked ahead comes back for m; m is the average alone": {"out": lambda new, m, made: (
             new, made["look"])},

@@ -159,11 +159,21 @@ def by_table(losses, counts, characters):
     return scores_of(torch.tensor([*table]), torch.tensor([*table.values()]), characters)
 
 
+def as_the_first(counts):
+    """The counts, of which all but the last are the first."""
+    return torch.cat([counts[:1].expand(len(counts) - 1), counts[-1:]])
+
+
 Exercise("3.2", "perplexity_and_bits", draw=draw_scores, right=scores_by_token, formula=scores_of, mistakes={
     "every batch weighs the same here; the last one is shorter, so weigh each by its tokens":
         [lambda losses, counts, characters, which=which: some_equal(losses, counts, characters, which)
          for which in itertools.product((0, 1), repeat=3) if any(which)]
         + [{"nats": lambda x, n: x.sum(), "tokens": lambda n: torch.tensor(len(n))}],
+    "every batch but the last is taken to be as large as the first; each has its own number of tokens":
+        {"nats": lambda x, n: (x * as_the_first(n)).sum(), "tokens": lambda n: as_the_first(n).sum()},
+    "the loss is held at a largest value before the exponential is taken; a perplexity may be as large as it comes":
+        [{"perplexity": lambda x, n, loss, top=top, far=far: math.exp(loss) if loss < top else far} for top in (10, 20)
+         for far in (math.exp(top), math.inf)],
     "the batches' means are divided by all tokens; multiply each by its tokens first": {"nats": lambda x, n: x.sum()},
     "each batch's mean is divided by its tokens; multiply it by them": {"nats": lambda x, n: (x / n).sum()},
     "this averages the batches' perplexities; average the losses first, take the exponential once":
@@ -198,6 +208,8 @@ def draw_rates(generator):
     yield {"peak": 1.0, "warmup": 2, "steps": 6}
     yield {"peak": 0.5, "warmup": 0, "steps": 4}
     yield {"peak": 3.0, "warmup": 1, "steps": 3}
+    for warmup, steps in ((2, 6), (4, 6), (4, 9)):  # each has but one number that an input before it has not
+        yield {"peak": 2.0, "warmup": warmup, "steps": steps}
     for steps in (10, 40):
         peak = 0.1 + torch.rand(1, generator=generator).item()
         yield {"peak": peak, "warmup": torch.randint(3, steps // 2, (1,), generator=generator).item(), "steps": steps}
@@ -284,6 +296,10 @@ def draw_adam(generator):
     rates = {"rate": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
     start = {"parameter": torch.tensor([1.0]), "gradient": torch.tensor([2.0]), "m": torch.zeros(1), "v": torch.zeros(1)}
     yield {**start, "step": 1, **rates}
+    still = {"parameter": torch.tensor([1.0, -2.0]), "gradient": torch.zeros(2), "m": torch.tensor([0.5, -0.25])}
+    yield {**still, "v": torch.tensor([0.04, 0.09]), "step": 3, **rates}
+    small = {"gradient": torch.tensor([1e-4, -3e-4]), "m": torch.zeros(2), "v": torch.zeros(2)}
+    yield {"parameter": torch.tensor([0.5, 0.25]), **small, "step": 1, **rates}
     for shape, step, *rates in (
         ((3,), 2, 0.3, 0.8, 0.95, 1e-6), ((2, 3), 1, 0.05, 0.9, 0.99, 0.1), ((4, 2), 30, 0.5, 0.95, 0.98, 0.2),
         ((), 3, 2.0, 0.5, 0.9, 0.3), ((2,), 2000, 0.4, 0.9, 0.999, 1e-3),
@@ -354,6 +370,11 @@ Exercise("3.4", "adam_step", draw=draw_adam, right=adam_by_torch, formula=adam, 
     "the v of before this step divides; take the new one":
         lambda v, beta2, step, **others: adam(v=v, beta2=beta2, step=step, **others, move=lambda m, _, eps, g: (
             m / ((v / (1 - beta2**step)).sqrt() + eps))),
+    "nothing moves where the gradient is zeros; m is not, and the averages and the step go on": (
+        lambda parameter, gradient, m, v, **others: adam(parameter, gradient, m, v, **others) if gradient.any() else (
+            parameter, m, v),
+        lambda parameter, gradient, **others: (adam(parameter, gradient, **others)[0] if gradient.any() else parameter,
+                                               *adam(parameter, gradient, **others)[1:])),
     "there is weight decay in it (AdamW); this is Adam alone":
         [lambda parameter, rate, decay=decay, **others: adam(parameter=parameter, rate=rate, **others, out=lambda new, m, v, _: (
             new - rate * decay * parameter, m, v)) for decay in (0.01, 0.1)],
@@ -374,7 +395,9 @@ def draw_gradients(generator):
         drawn = [scale * torch.randn(shape, generator=generator) for shape in ((2, 3), (3,), ())]
         yield {"gradients": drawn, "max_norm": max_norm}
     yield {"gradients": [torch.zeros(2), torch.zeros(1, 2)], "max_norm": 0.5}
-    yield {"gradients": [*torch.randn(40, 2, generator=generator)], "max_norm": 1.5}
+    equal = [torch.tensor([3.0, 4.0]), torch.tensor([[4.0], [3.0]]), torch.tensor([0.0, -5.0])]  # each has the norm 5
+    yield {"gradients": equal, "max_norm": 2.0}
+    yield {"gradients": [*torch.randn(130, 2, generator=generator)], "max_norm": 1.5}
 
 
 def clipped_and_norm(function, gradients, max_norm):
@@ -430,6 +453,9 @@ Exercise("3.5", "clip_gradient", draw=draw_gradients, call=clipped_and_norm, rig
     "this is the largest absolute value, not the norm": {"norm": lambda xs: max(x.abs().max() for x in xs)},
     "this is the root of the mean of squares, not of the sum":
         {"norm": lambda xs: norm_of(xs) / sum(x.numel() for x in xs) ** 0.5},
+    "tensors of one norm, or of one shape, are counted once: a set or a dict has one place for them; take the list": (
+        {"norm": lambda xs: sum(square for square in {float(x.square().sum()) for x in xs}) ** 0.5},
+        {"norm": lambda xs: norm_of([*{x.shape: x for x in xs}.values()])}),
     "the last tensor is left out of the norm": {"norm": lambda xs: norm_of(xs[:-1])},
     "gradients that are all 0 become NaN, 0 / 0: scale only what is too long, or add a tiny number to the norm":
         {"scale": lambda norm, most: norm.clamp(max=most) / norm},

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rlhf_lib.exercises.ch03_pretraining import ALL, FIRST, norm_of
+from rlhf_lib.exercises.ch03_pretraining import ALL, FIRST, as_the_first, norm_of
 from rlhf_lib.exercises.declare import Exercise
 
 
@@ -29,6 +29,12 @@ def small_model(embedding, head):
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     return model
+
+
+def sure_inputs(*batches):
+    """Weights of a model that gives some tokens a logit hundreds below the best, and batches of lists."""
+    embedding, head = (torch.tensor([[x, 0.0] for x in column]) for column in ((1.0, 2.0, 0.5), (100.0, -50.0, 0.0)))
+    return {"embedding": embedding, "head": head, "batches": [tuple(map(torch.tensor, pair)) for pair in batches]}
 
 
 def small_inputs(generator, shapes, vocabulary=5, width=4):
@@ -54,9 +60,24 @@ def entropy(logits, targets, reduction="mean", **options):
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction, **options)
 
 
+def cost_by(scores):
+    """The cost by log-probabilities that `scores` makes of the logits."""
+    return lambda logits, targets, reduction="mean": F.nll_loss(
+        scores(logits).flatten(0, 1), targets.flatten(), reduction=reduction)  # fmt: skip
+
+
+LOG_OF_SOFTMAX = cost_by(lambda x: x.softmax(-1).log())
+FLOORED = [cost_by(change) for eps in (1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-12) for change in (
+    lambda x, eps=eps: (x.softmax(-1) + eps).log(), lambda x, eps=eps: x.softmax(-1).clamp(min=eps).log(),
+)]  # fmt: skip
+UNDERFLOWS = "log(softmax) turns a very small probability into log(0) = -inf; use log_softmax or cross_entropy"
+CAPS = "something keeps the probability away from 0, and caps what a sure mistake costs; cross_entropy needs no help"
+
+
 # ----------------------------------------------------------------------------------------- 3.6
 def draw_steps(generator):
     yield {**small_inputs(generator, ((1, 2),)), "rate": 1.0, "momentum": 0.0, "max_norm": 10.0}
+    yield {**sure_inputs(([[0, 2, 0]], [[1, 0, 2]])), "rate": 1.0, "momentum": 0.0, "max_norm": 0.5}
     yield {**small_inputs(generator, ((1, 3), (2, 3))), "rate": 0.5, "momentum": 0.0, "max_norm": 0.05}
     yield {**small_inputs(generator, ((3, 4), (3, 4), (2, 5), (3, 4))), "rate": 0.8, "momentum": 0.5, "max_norm": 0.2}
 
@@ -122,6 +143,8 @@ Exercise("3.6", "train_step", draw=draw_steps, call=steps_taken, right=step_by_h
     "this is the sum of the losses; take their mean": {"cost": lambda x, y: entropy(x, y, "sum")},
     "the sum of the losses is divided by the rows; divide by the targets": {"cost": lambda x, y: entropy(x, y, "sum") / len(y)},
     "softmax is taken twice: cross_entropy takes logits": {"cost": lambda x, y: entropy(x.softmax(-1), y)},
+    UNDERFLOWS: {"cost": LOG_OF_SOFTMAX},
+    CAPS: [{"cost": cost} for cost in FLOORED],
     "the targets are shifted once more; they are shifted already": {"cost": lambda x, y: entropy(x[:, :-1], y[:, 1:])},
     "targets of token 0 are left out, like padding; there is none here, so every target counts":
         {"cost": lambda x, y: entropy(x, y, ignore_index=0)},
@@ -141,20 +164,27 @@ Exercise("3.6", "train_step", draw=draw_steps, call=steps_taken, right=step_by_h
 
 # ----------------------------------------------------------------------------------------- 3.7
 def draw_validation(generator):
-    for shapes in (((1, 2), (1, 1)), ((3, 4), (3, 4), (1, 4)), ((4, 6), (4, 6), (4, 6), (2, 3)), ((2, 2),) * 33 + ((1, 1),)):
+    yield small_inputs(generator, ((1, 2), (1, 1)))
+    yield sure_inputs(([[0, 1]], [[1, 0]]), ([[1], [2]], [[1], [2]]))
+    for shapes in (
+        ((2, 3),), ((1, 3), (2, 1), (1, 3)), ((3, 4), (3, 4), (1, 4)), ((4, 6), (4, 6), (4, 6), (2, 3)),
+        ((2, 2),) * 33 + ((1, 1),),
+    ):  # fmt: skip
         yield small_inputs(generator, shapes)
 
 
 def validation(function, embedding, head, batches):
-    """The loss, in which mode the model is left, and whether gradients were recorded on the way."""
+    """The loss, and that of other weights; in which mode the model is left; whether gradients were recorded on the way."""
     model, recorded = small_model(embedding, head).train(), []
     model.register_forward_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
     loss = function(model, batches)
     kept = [parameter.grad is not None and parameter.grad.sum().item() == parameter.numel() for parameter in model.parameters()]
-    return {
+    found = {
         "loss": loss, "in training mode afterwards": model.training, "gradients are recorded": any(recorded),
         "gradients are on afterwards": torch.is_grad_enabled(), "what lay in .grad is still there": all(kept),
     }  # fmt: skip
+    model.train()[2].weight.data *= 0.5
+    return {**found, "loss of other weights": function(model, batches)}
 
 
 def validation_by_token(model, batches):
@@ -166,16 +196,22 @@ def validation_by_token(model, batches):
 
 def validated(
     model, batches, *, train=lambda place: False, back=True, grad=False, part=lambda x, y: (x, y),
-    mean=lambda n, c, r: n.sum() / c.sum(),
+    mean=lambda n, c, r: n.sum() / c.sum(), cost=entropy,
 ):  # fmt: skip
     """The loss, made by `mean` of the nats, the number of targets and the rows of each batch; `part` is what is scored."""
     with torch.set_grad_enabled(grad is True):
         parts = [part(model.train(train(place))(inputs), targets) for place, (inputs, targets) in enumerate(batches)]
     torch.set_grad_enabled(grad != "left off")
     model.train(back)
-    nats = torch.stack([entropy(logits, targets, "sum").detach() for logits, targets in parts])
+    nats = torch.stack([cost(logits, targets, "sum").detach() for logits, targets in parts])
     counts = torch.tensor([targets.numel() for _, targets in parts])
     return mean(nats, counts.float(), torch.tensor([float(len(targets)) for _, targets in batches]))
+
+
+def remembered(model, batches):
+    if not hasattr(model, "known"):
+        model.known = validated(model, batches)
+    return model.known
 
 
 Exercise("3.7", "validation_loss", draw=draw_validation, call=validation, right=validation_by_token, formula=validated, mistakes={
@@ -203,7 +239,12 @@ Exercise("3.7", "validation_loss", draw=draw_validation, call=validation, right=
             lambda n, c, r: n.sum() / c.sum(), lambda n, c, r: n.sum() / (c + r).sum(),
             lambda n, c, r: (n / c * c).sum() / c.sum(), lambda n, c, r: (n / c * (c + r)).sum() / (c + r).sum())],
     "softmax is taken twice: cross_entropy takes logits": {"part": lambda x, y: (x.softmax(-1), y)},
+    UNDERFLOWS: {"cost": LOG_OF_SOFTMAX},
+    CAPS: [{"cost": cost} for cost in FLOORED],
     "every batch is taken to be as large as the first": {"mean": lambda n, c, r: n.sum() / c[0] / len(n)},
+    "every batch but the last is taken to be as large as the first; each has its own number of targets":
+        {"mean": lambda n, c, r: n / c @ as_the_first(c) / as_the_first(c).sum()},
+    "the loss of an earlier call comes back, though the weights are others now: measure in each call": remembered,
     "gradients are switched off and stay off, and nothing can be trained after it: use torch.no_grad()": {"grad": "left off"},
     "only the first row of each batch is scored": {"part": lambda x, y: (x[:1], y[:1])},
     "targets of token 0 are taken for padding; there is none here": {"part": lambda x, y: (x[y != 0][None], y[y != 0][None])},
@@ -218,8 +259,9 @@ def draw_micro_batches(generator):
     ):  # fmt: skip
         drawn = small_inputs(generator, shapes)
         for count, (_, targets) in zip(real, drawn["batches"]):
-            targets[:, count:] = -100  # in the last input, a micro-batch without a target
+            targets[:, count:] = -100  # in the last of these, a micro-batch without a target
         yield drawn
+    yield sure_inputs(([[0, 2]], [[1, 0]]), ([[1]], [[2]]))
 
 
 def gradients_left(function, embedding, head, batches):
@@ -246,14 +288,16 @@ def gradients_of_whole(model, micro_batches):
     gradients_by_hand(model, inputs[targets != -100], targets[targets != -100])
 
 
-def accumulated(model, micro_batches, *, by=lambda s: s.all, clear="first", ignore=-100, used=ALL, whole=False):
+def accumulated(
+    model, micro_batches, *, by=lambda s: s.all, clear="first", ignore=-100, used=ALL, whole=False, cost=entropy,
+):  # fmt: skip
     """Add up the gradients of the micro-batches `used`: of the nats divided by what `by` makes of the numbers of targets."""
     counts, losses = [int((targets != -100).sum()) for _, targets in micro_batches], []
     places, rows = (sum(size(targets) for _, targets in micro_batches) for size in (torch.numel, len))
     for place, (inputs, targets) in enumerate(micro_batches[used]):
         if clear == "always" or (clear != "never" and place == 0):
             model.zero_grad()
-        nats = entropy(model(inputs), targets if ignore else targets.clamp(min=0), "sum")
+        nats = cost(model(inputs), targets if ignore else targets.clamp(min=0), "sum")
         known = dict(here=counts[place], seen=sum(counts[: place + 1]), all=sum(counts), parts=len(counts))
         sizes = dict(size=targets.numel(), places=places, rows=len(targets), all_rows=rows)
         losses.append(nats / by(SimpleNamespace(**known, **sizes)))
@@ -314,6 +358,8 @@ Exercise("3.8", "accumulate_gradients", draw=draw_micro_batches, call=gradients_
     "this is the gradient of the sum; divide each sum by the targets of all micro-batches": {"by": lambda s: 1},
     "targets of -100 are read as token 0 and cost something; they are no targets":
         [{"ignore": None, "by": by} for by in (lambda s: s.all, lambda s: s.places, lambda s: s.size * s.parts)],
+    UNDERFLOWS: {"cost": LOG_OF_SOFTMAX},
+    CAPS: [{"cost": cost} for cost in FLOORED],
     "dropout is switched off, and other gradients come out: leave the model in the mode in which it is":
         lambda model, batches: accumulated(model.eval(), batches),
     "each backward goes through the sum of all losses so far, and earlier ones count again: call it for each loss alone":
@@ -390,6 +436,10 @@ def state_of(model, optimizer, step, *, shared=(), missing="", steps=lambda step
     return {name: part if name in shared else copy.deepcopy(part) for name, part in live.items() if name != missing}
 
 
+def parameters_alone(model, optimizer, step):
+    return {**state_of(model, optimizer, step), "model": {name: one.detach().clone() for name, one in model.named_parameters()}}
+
+
 ONE = {}
 
 
@@ -410,9 +460,13 @@ Exercise("3.9", "training_state", draw=draw_runs, call=resumed_run, right=state_
         {"missing": "random"},
     "the weights are missing, their key is 'model': keep model.state_dict()": {"missing": "model"},
     "the step kept is the last one done, so the resumed run takes it twice: keep the next one": {"steps": lambda step: step - 1},
+    "the resumed run leaves a step out: `step` is the next one to do already, keep it as it is": {"steps": lambda step: step + 1},
     "the call changes torch's generator, and so the run that goes on: torch.get_rng_state() alone only reads its state":
         {"random": lambda: torch.manual_seed(0).get_state()},
     "this is the state of a new generator, not of the one that dropout draws from: torch.get_rng_state()":
         ({"random": lambda: torch.Generator().manual_seed(0).get_state()}, {"random": lambda: torch.Generator().get_state()}),
+    "this is the seed, from which the generator has moved on since: torch.get_rng_state() is its state":
+        {"random": torch.initial_seed},
+    "the model's parameters alone are kept; a model may have buffers too, and state_dict() has both": parameters_alone,
     "all calls return one and the same dict, and a later one writes over the state kept: make a new dict in each": in_one_dict,
 })  # fmt: skip

@@ -83,7 +83,10 @@ def draw_top_k(generator):
     yield {"logits": torch.tensor([[200.0, -50.0, 0.0]]), "k": 2}  # two probabilities are 0 in float32
     yield {"logits": torch.tensor([3.0, 2.0, 2.0, 1.0]), "k": 2}  # the second and the third are equal
     yield {"logits": torch.tensor([[1.0, 2.0, 3.0], [3.0, 5.0, 6.0]]), "k": 2}  # a logit stays in one row and goes in the other
-    yield {"logits": 2 * torch.randn(2, 300, generator=generator), "k": 130}
+    yield {"logits": torch.tensor([[1.0, 0.9995, 2.0], [1.0, 0.999996, 2.0]]), "k": 2}  # a little below is below
+    yield {"logits": torch.tensor([1.0, -math.inf, 2.0, -math.inf]), "k": 3}  # two are cut already
+    for *shape, k in ((2, 1, 1), (1, 2, 4, 2), (2, 300, 130)):
+        yield {"logits": 2 * torch.randn(shape, generator=generator), "k": k}
 
 
 def ties_either_way(function, logits, k):
@@ -142,7 +145,14 @@ Exercise("4.2", "top_k_filter", draw=draw_top_k, call=ties_either_way, right=top
     "k - 1 tokens are left: the k-th stays too, so cut what is below it, not what is equal to it":
         ({"count": lambda k, v: min(k, v) - 1}, lambda logits, k: logits.masked_fill(
             logits <= logits.topk(min(k, logits.shape[-1])).values[..., -1:], -math.inf),
-         lambda logits, k: best(logits, k - 1) if k < logits.shape[-1] else logits),
+         lambda logits, k: best(logits, k - 1) if k < logits.shape[-1] else logits,
+         lambda logits, k: logits if k >= logits.shape[-1] else logits.masked_fill(
+             logits <= logits.topk(k).values[..., -1:], -math.inf)),
+    "a logit a little below the k-th stays too: compare without a tolerance": (
+        below(lambda x, k: x.topk(k).values[..., -1:] - 1e-3),
+        below(lambda x, k: (y := x.topk(k).values[..., -1:]) - 1e-5 * y.abs() - 1e-8)),
+    "a logit of 0 that should stay is cut: 0 is a logit like any other":
+        {"after": lambda y: y.masked_fill(y == 0, -math.inf)},
     "where the k-th and the next are equal both are cut, and fewer than k stay: cut only what is below the k-th largest":
         lambda logits, k: logits if k >= logits.shape[-1] else logits.masked_fill(
             logits <= logits.topk(k + 1).values[..., -1:], -math.inf),
@@ -179,7 +189,9 @@ def draw_top_p(generator):
     yield {"logits": torch.tensor([[200.0, 201.0, 100.0], [-300.0, -299.0, -300.5]]), "p": 0.8}  # exp would be infinite, or 0
     for count, p in ((3, 0.5), (4, 0.75)):
         yield {"logits": torch.full((count,), 1.5), "p": p}
-    yield {"logits": 0.1 * torch.randn(150, generator=generator), "p": 0.855}  # more than a hundred are kept
+    yield {"logits": torch.tensor([[0.6995, 0.2, 0.1005], [0.7005, 0.2, 0.0995]]).log(), "p": 0.7}  # a little below is below
+    yield {"logits": torch.tensor([[0.5], [-2.0]]), "p": 0.3}
+    yield {"logits": 0.1 * torch.randn(380, generator=generator), "p": 0.855}  # more than 256 are kept
     yield {"logits": torch.tensor([0.15, 0.25, 0.0, 0.5]).log(), "p": 0.8}  # the card's, after top-k
 
 
@@ -272,7 +284,8 @@ Exercise("4.3", "top_p_filter", draw=draw_top_p, call=ties_in_any_order, right=t
     "tokens stay that have at least p times the likeliest one's probability (min-p); compare the sum of those before it":
         unsorted(lambda x, sums, p: x < p * x.amax(-1, True)),
     "exp of a large logit is infinite, and of a small one 0: softmax takes the maximum off first":
-        {"of": lambda x: x.exp() / x.exp().sum(-1, keepdim=True)},
+        [{"of": lambda x: x.exp() / x.exp().sum(-1, keepdim=True), **more}
+         for more in ({}, {"gone": lambda x, sums, p: ~(sums - x < p)})],
     "logits were summed; p is a share of probability, so take the softmax first": {"of": lambda x: x},
     "exp of the logits does not sum to 1, and p is a share of the whole: softmax divides by the sum":
         ({"of": torch.exp}, {"of": lambda x: (x - x.amax(-1, True)).exp()}),
@@ -284,6 +297,8 @@ Exercise("4.3", "top_p_filter", draw=draw_top_p, call=ties_in_any_order, right=t
     "the same number of tokens is kept in all rows; each row has its own, as many as it needs to reach p":
         [{"gone": lambda x, sums, p, of=of: of((sums - x >= p).reshape(-1, x.shape[-1])).expand(x.shape)}
          for of in (lambda cuts: cuts.all(0), lambda cuts: cuts.any(0), lambda cuts: cuts[0])],
+    "the sum is compared with p within a tolerance, and where it comes near p a token too few or too many stays": [
+        {"gone": lambda x, sums, p, more=more: sums - x >= p + more} for more in (-1e-3, 1e-3)],
     "two tokens are kept at least; one is enough where it reaches p alone":
         {"gone": lambda x, sums, p: (sums - x >= p) & (torch.arange(x.shape[-1]) > 1)},
     "the first row's tokens are kept in all rows; each row has its own nucleus": lambda logits, p: logits.masked_fill(
@@ -308,7 +323,8 @@ def draw_uniforms(generator):
     yield {"logprobs": torch.zeros(2, 1), "uniforms": torch.tensor([0.0, 0.7])}
     yield {"logprobs": torch.tensor([[0.5, 0.3, 0.1999, 0.0]]).log(), "uniforms": torch.tensor([0.99995])}
     yield {"logprobs": torch.tensor([[1e-8, 0.6, 0.4]]).log(), "uniforms": torch.tensor([0.0])}
-    for rows, count in ((4, 4), (16, 5), (32, 9)):
+    yield {"logprobs": torch.tensor([[0.5, 0.3, 0.2]] * 2).log(), "uniforms": torch.tensor([0.4995, 0.5005])}
+    for rows, count in ((4, 4), (16, 5), (70, 9)):
         logits = 1.5 * torch.randn(rows, count, generator=generator)
         logits[1::2, torch.randint(count, (1,), generator=generator)] = -math.inf
         yield {"logprobs": logits.log_softmax(-1), "uniforms": torch.rand(rows, generator=generator)}
@@ -389,7 +405,12 @@ Exercise("4.4", "draw_token", draw=draw_uniforms, call=with_type, right=token_by
         (by_order(True), by_order(False)),
     "at uniform 0 a token of probability 0 comes out: its sum must exceed the uniform, not equal it (right=True)":
         ({"find": lambda ends, u: (ends < u).sum(-1)},
-         *({"find": lambda ends, u: (ends >= u).int().argmax(-1), "below": below} for below in (True, False))),
+         *({"find": lambda ends, u: (ends >= u).int().argmax(-1), "below": below} for below in (True, False)),
+         *({"find": lambda ends, u: (ends < u).sum(-1), "below": False, "out": out} for out in (
+             lambda y, v: y, lambda y, v: y.clamp(max=v - 1)))),
+    "the numbers are compared with the sums within a tolerance: near an end it is another token": [
+        {"find": lambda ends, u, more=more: (ends <= u + more).sum(-1), "out": lambda y, v: y.clamp(max=v - 1), "below": below}
+        for more in (-1e-3, 1e-3) for below in (True, False)],
     "where rounding leaves the sum below the uniform, a token that was cut comes out: take the last that is not":
         {"below": False, "out": lambda y, v: y.clamp(max=v - 1)},
     "where rounding leaves the sum below the uniform, token 0 comes out: argmax of nothing but False is 0":
@@ -417,8 +438,9 @@ def draw_ends(generator):
         rows[0] = torch.tensor([4, 4, 0, end, 1, end, 0, 4])
         yield {"tokens": rows, "end_token": end}
     yield {"tokens": torch.tensor([[50250, 80, 50256, 3], [2048, 50000, 7, 50255]]), "end_token": 50256}  # that of GPT-2
+    yield {"tokens": torch.tensor([[2**24, 5, 2**24 + 1, 3]]), "end_token": 2**24 + 1}  # float32 knows whole numbers up to 2**24
     rows = torch.full((2, 300), 6)  # filled up with the end token
-    rows[1, :270] = 5
+    rows[1, :270] = 8
     yield {"tokens": rows, "end_token": 6}
 
 
@@ -470,6 +492,12 @@ Exercise("4.5", "until_end", draw=draw_ends, right=until_by_loops, formula=until
     "tokens are compared in numbers too small for them: half precision rounds above 2,048, uint8 ends at 255; leave them int64": [
         lambda tokens, end_token, kind=kind: until(tokens.to(kind), torch.tensor(end_token).to(kind))
         for kind in (torch.float16, torch.bfloat16, torch.uint8)],
+    "tokens are compared in float32, which rounds above 16,777,216; leave them int64":
+        lambda tokens, end_token: until(tokens.float(), float(end_token)),
+    "the ends are counted in eight bits, and behind 256 of them the count is 0 again: count in int64": {
+        "mask": lambda x: x.cumsum(1, dtype=torch.uint8) - x.to(torch.uint8) == 0},
+    "a running product of differences overflows, to 0 where they are even, and no end was there: count the ends":
+        lambda tokens, end_token: F.pad((tokens - end_token).cumprod(1)[:, :-1] != 0, (1, 0), value=True),
     "all rows stop where the first one ends; each row has its own end": {"mask": lambda x: real_of(x).all(0).expand(x.shape)},
     "all rows stop where the last one ends; each row has its own end": {"mask": lambda x: real_of(x).any(0).expand(x.shape)},
     "the ends are counted on from one row to the next: count along each row, dim=1":

@@ -15,6 +15,8 @@ ALL, FIRST, LAST = slice(None), slice(-1), slice(1, None)  # all places, the fir
 def draw_scored(generator):
     tokens, mask = torch.tensor([[0, 1]]), torch.tensor([[False, True]])
     yield {"logits": torch.tensor([[[0.0, 1.0], [2.0, 0.0]]]), "tokens": tokens, "mask": mask, "temperature": 1.0, "top_k": 0}
+    close = torch.tensor([[[1.0, 2.0, 0.9995], [0.5, 0.25, -1.0]]])  # a little below the second is below it
+    yield {"logits": close, "tokens": tokens, "mask": mask, "temperature": 1.0, "top_k": 2}
     far = torch.tensor([[[200.0, 0.0], [0.0, 200.0], [0.0, 0.0]]])
     yield {"logits": far, "tokens": torch.tensor([[0, 1, 0]]), "mask": far[..., 0] < 100, "temperature": 0.8, "top_k": 0}
     for rows, length, count, temperature, top_k in (
@@ -86,7 +88,9 @@ Exercise("4.7", "sequence_logprob", draw=draw_scored, call=scores_and_gradient, 
     "the mask is not used: the prompt and what stands behind the end are scored too": masked(lambda m: m | True),
     "the completions are taken to begin, or to end, where the first row's does; the mask says it of each row": (
         masked(lambda m: m & (torch.arange(m.shape[1]) >= m[0].int().argmax())),
-        masked(lambda m: m & (torch.arange(m.shape[1]) <= m[0].nonzero()[-1]))),
+        masked(lambda m: m & (torch.arange(m.shape[1]) <= m[0].nonzero()[-1])),
+        masked(lambda m: m & (torch.arange(m.shape[1]) >= m[0].int().argmax()) & (
+            torch.arange(m.shape[1]) <= m[0].nonzero()[-1]))),
     "the mask is upside down: what was not drawn is scored": masked(lambda m: ~m),
     "minus infinity times a mask of 0 is NaN: torch.where(mask, logprobs, 0)": {"total": lambda x, m: (x * m).sum(1)},
     "scored at temperature 1, sampled at another: the logits are divided by the sampler's temperature here too":
@@ -114,6 +118,8 @@ Exercise("4.7", "sequence_logprob", draw=draw_scored, call=scores_and_gradient, 
         {"total": lambda x, m: torch.where(m, x.squeeze(), 0).sum(1)},
     "the log-probabilities are not added up: one number for each completion": {"total": lambda x, m: torch.where(m, x, 0)},
     "one token too many is kept by top-k": {"scores": lambda x, t, k: distribution(x, t, k + 1 if k else 0)},
+    "a logit a little below the k-th stays too: compare without a tolerance": {"scores": lambda x, t, k: (x / t).masked_fill(
+        x < x.topk(min(k, x.shape[-1])).values[..., -1:] - 1e-3, -math.inf).log_softmax(-1) if k else distribution(x, t, 0)},
     "this is the mean over the tokens; the log-probability of a completion is the sum":
         ({"total": lambda x, m: torch.where(m, x, 0).sum(1) / m.sum(1)}, {"total": lambda x, m: torch.where(m, x, 0).mean(1)}),
     "log(softmax) turns a very small probability into log(0) = -inf: log_softmax does both at once":
@@ -121,7 +127,8 @@ Exercise("4.7", "sequence_logprob", draw=draw_scored, call=scores_and_gradient, 
     "something keeps the probability away from 0, and caps what an unlikely token gets; log_softmax needs no help":
         [{"scores": change} for eps in (1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-12) for change in (
             lambda x, t, k, eps=eps: (distribution(x, t, k).exp() + eps).log(),
-            lambda x, t, k, eps=eps: distribution(x, t, k).exp().clamp(min=eps).log())],
+            lambda x, t, k, eps=eps: distribution(x, t, k).exp().clamp(min=eps).log())]
+        + [{"scores": lambda x, t, k, low=low: distribution(x, t, k).clamp(min=low)} for low in (-20, -50, -100)],
     "raw logits are not log-probabilities: put them through log_softmax first": {"scores": lambda x, t, k: x / t},
     "the softmax runs over the positions; the vocabulary is the last dimension":
         {"scores": lambda x, t, k: (x / t).log_softmax(1)},
@@ -203,7 +210,8 @@ Exercise("4.8", "left_padding", draw=draw_padding, call=as_far_as_real, right=pa
     "positions are no int64, the type that the card asks for":
         [{"count": lambda r, kind=kind: (r.cumsum(1) - 1).clamp(min=0).to(kind)} for kind in (torch.float32, torch.int32)],
     "positions are counted in numbers too small for them: int8 ends at 127, uint8 at 255; count in int64": [
-        {"count": lambda r, kind=kind: (r.cumsum(1, dtype=kind) - 1).clamp(min=0).long()} for kind in (torch.int8, torch.uint8)],
+        {"count": lambda r, kind=kind: (r.cumsum(1, dtype=kind) - 1).clamp(min=0).long()} for kind in (torch.int8, torch.uint8)]
+        + [{"count": lambda r, kind=kind: r.cumsum(1, dtype=kind).long() - 1} for kind in (torch.int8, torch.uint8)],
     "positions are counted from the first row's first real token; each row has its own":
         {"count": lambda r: (torch.arange(r.shape[1]) - r[0].int().argmax()).clamp(min=0).expand(r.shape)},
     "each position sees itself alone: & for |": {"out": lambda attend: attend & torch.eye(attend.shape[-1], dtype=torch.bool),
@@ -223,7 +231,7 @@ Exercise("4.8", "left_padding", draw=draw_padding, call=as_far_as_real, right=pa
 
 # ----------------------------------------------------------------------------------------- 4.9
 def draw_caches(generator):
-    for B, H, S, D in ((1, 1, 0, 2), (1, 1, 2, 2), (2, 1, 3, 4), (2, 3, 5, 4), (1, 1, 200, 3)):
+    for B, H, S, D in ((1, 1, 0, 2), (1, 1, 2, 2), (2, 1, 3, 4), (2, 3, 5, 4), (1, 1, 300, 3)):
         q, k, v = torch.randn(3, B, H, 1, D, generator=generator)
         keys, values = torch.randn(2, B, H, S, D, generator=generator)
         if S == 3:
@@ -289,6 +297,7 @@ Exercise("4.9", "cached_step", draw=draw_caches, right=step_by_torch, formula=st
         lambda q, k, v, keys, values: (behind(values, v)[:, :, :1], behind(keys, k), behind(values, v)),
     "the scores are not divided by sqrt(D)": {"scale": lambda x: 1},
     "the scores are divided by D; divide by its root": {"scale": lambda x: x.shape[-1]},
+    "the scores are divided by 8, the root of 64; D is the size of the last dimension, q.shape[-1]": {"scale": lambda x: 8},
     "the scores are multiplied by sqrt(D); divide by it": {"scale": lambda x: x.shape[-1] ** -0.5},
     "the scores are divided by the root of the whole width, H * D; each head has its own D":
         {"scale": lambda x: (x.shape[1] * x.shape[-1]) ** 0.5},
@@ -317,6 +326,8 @@ Exercise("4.9", "cached_step", draw=draw_caches, right=step_by_torch, formula=st
     "the oldest token falls out of the cache; the new token makes it one longer":
         ({"add": lambda old, new: behind(old, new)[:, :, 1:]}, {"add": lambda old, new: behind(old[:, :, 1:], new)},
          {"kept": lambda old, new: new[:, :, 1:]}, {"kept": lambda old, new: new[:, :, min(1, old.shape[2]):]}),
+    "only the newest keys are looked at, a fixed number of them; the new token sees all":
+        [{"seen": lambda old, new, most=most: new[:, :, -most:]} for most in (16, 32, 64, 100, 128, 256)],
     "the cache was not used: this token sees nothing but itself":
         ({"seen": lambda old, new: new[:, :, -1:]}, {"add": lambda old, new: new}),
 })  # fmt: skip

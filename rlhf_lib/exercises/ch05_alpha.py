@@ -43,6 +43,7 @@ def draw_readings_of_many(generator):
     """`distance` is a table here, of which `call_alpha` makes the function."""
     for words, distance in (
         ("nn 0pp p", HALF),
+        ("nn 0pp p", NOMINAL),
         ("pp n ppp -", HALF),
         ("p n -", HALF),
         ("np pn n -", NOMINAL),

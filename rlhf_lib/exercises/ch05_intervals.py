@@ -1,4 +1,4 @@
-"""Chapter 05: Wilson's interval and the bootstrap."""
+"""Chapter 05: Wilson's interval, the bootstrap, and what to label next."""
 
 import math
 from functools import partial
@@ -7,16 +7,20 @@ import numpy as np
 import scipy
 import torch
 
+from rlhf_lib.exercises.ch05_labels import with_type
 from rlhf_lib.exercises.declare import Exercise
 
 # ----------------------------------------------------------------------------------------- 5.6
 
 
 def draw_counts(generator):
-    for right, total, z in ((1, 1, 1.96), (0, 10, 1.96), (0, 1, 1.5), (1, 10, 2.0), (30, 30, 1.645), (742, 867, 2.6)):
+    for right, total, z in (
+        (1, 1, 1.96), (0, 10, 1.96), (1, 10, 1.96), (0, 1, 1.5), (1, 10, 2.0), (30, 30, 1.645), (742, 867, 2.6),
+    ):  # fmt: skip
         yield {"right": right, "total": total, "z": z}
     for total in (20, 500):
         yield {"right": int(torch.randint(1, total // 3, (1,), generator=generator)), "total": total, "z": 1.96}
+    yield {"right": 9_000_000, "total": 10_000_000, "z": 1.96}
 
 
 def wilson_by_halving(right, total, z):
@@ -41,6 +45,14 @@ def wilson(right, total, z, *, level=None, centre=lambda s, n, z: s + z**2 / (2 
 
 PLAIN = {"centre": lambda s, n, z: s, "last": lambda n, z: 0.0, "under": lambda n, z: 1.0}
 CUT = {"end": lambda c, h, d: (max(0.0, (c - h) / d), min(1.0, (c + h) / d))}
+
+
+def by_quadratic(right, total, z):
+    """The two solutions of the quadratic equation for p, in float32."""
+    p, n, z = torch.tensor([right / total, total, z])
+    a, b = 1 + z * z / n, -(2 * p + z * z / n)
+    root = (b * b - 4 * a * p * p).clamp(min=0).sqrt()
+    return (-b - root) / (2 * a), (-b + root) / (2 * a)
 
 
 def by_scipy(method):
@@ -95,6 +107,8 @@ wilson_interval = Exercise(
         "share (1 - share) in the root is not divided by n":
             {"half": lambda s, n, z, last: z * math.sqrt(s * (1 - s) + last(n, z))},
         "the bounds are swapped: return (low, high)": {"end": lambda c, h, d: ((c + h) / d, (c - h) / d)},
+        "b^2 - 4ac in float32: for a large total little is left of two numbers that are nearly equal; compute in float64":
+            by_quadratic,
         "these are the centre and the half width; return the centre less the half width, and with it added":
             {"end": lambda c, h, d: (c / d, h / d)},
     },
@@ -114,6 +128,7 @@ def draw_resamples(generator):
         draws = torch.randint(count, (times, count), generator=generator)
         draws[1000:] = values.argmin()  # so that the last ones tell
         yield {"values": values, "draws": draws}
+    yield {"values": torch.rand(1101, generator=generator), "draws": torch.randint(1101, (4, 1101), generator=generator)}
 
 
 def bootstrap_by_sorting(values, draws):
@@ -131,6 +146,14 @@ def bootstrap_by_sorting(values, draws):
 def resampled(values, draws, *, shares=(0.025, 0.975), of=lambda x: x.mean(1), cut=torch.quantile, end=lambda x, *two: two):
     """`of` makes the means of the drawn values (R, N), `cut` their quantiles."""
     return end(values, *(cut(of(values[draws]), share) for share in shares))
+
+
+def own_draws(values, draws, seed=None, given=False):
+    """Drawn here, after torch's `seed` was set or, where it is `given`, that of a generator."""
+    generator = torch.Generator() if given else torch.default_generator
+    if seed is not None:
+        generator.manual_seed(seed)
+    return resampled(values, torch.randint(len(values), draws.shape, generator=generator))
 
 
 def stretched(x, q):
@@ -186,7 +209,7 @@ bootstrap_interval = Exercise(
             (*({"cut": lambda x, q, how=how: torch.tensor(np.quantile(x.numpy(), q, method=how))} for how in
                ("weibull", "hazen", "median_unbiased", "normal_unbiased", "interpolated_inverted_cdf")), {"cut": stretched}),
         "these are other resamples than those that are given: `draws` has the places":
-            lambda values, draws: resampled(values, torch.randint(len(values), draws.shape)),
+            (own_draws, *(partial(own_draws, seed=seed, given=given) for seed in (0, 1, 42) for given in (True, False))),
         "only the first 100 (or 1,000) draws are used; each of the R means counts":
             tuple(lambda values, draws, most=most: resampled(values, draws[:most]) for most in (100, 1000)),
         "resamples with the same mean count once; each of the R means counts": {"of": lambda drawn: drawn.mean(1).unique()},
@@ -205,5 +228,117 @@ bootstrap_interval = Exercise(
         "the bounds are swapped: return (low, high)": {"end": lambda x, low, high: (high, low)},
         "these are the middle and the half width; return (low, high)":
             ({"end": lambda x, a, b: ((a + b) / 2, (b - a) / 2)}, {"end": lambda x, a, b: (x.mean(), (b - a) / 2)}),
+    },
+)  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- 5.8
+
+
+def draw_probabilities(generator):
+    for p, known, count in (
+        ([0.9, 0.6, 0.1], [0] * 3, 1), ([0.5, 0.95, 0.3, 0.55], [1, 0, 0, 0], 2), ([0.2, 0.35, 0.41], [0, 1, 0], 1),
+        ([0.51, 0.96, 0.03, 0.5], [1, 0, 0, 1], 2), ([0.7, 0.4996, 0.5003, 0.5], [0] * 4, 3),
+        ([0.5, 1.0, 0.3, 0.0], [1, 0, 0, 1], 2), ([0.75, 0.25, 0.625, 0.625], [1, 0, 1, 0], 2),  # each as near as a labelled one
+        ([0.50003, 0.50002, 0.7, 0.50001], [0] * 4, 3), ([0.6, 0.8], [1, 0], 1),
+    ):  # fmt: skip
+        yield {"p_positive": torch.tensor(p), "labelled": torch.tensor(known).bool(), "count": count}
+    for size, count, steps in ((8, 3, 40), (20, 6, 40), (300, 140, 1000)):
+        p = (torch.randperm(steps, generator=generator)[:size].float() + 0.7) / (steps + 1)  # no two equally far from one half
+        labelled = torch.rand(size, generator=generator) < 0.4
+        labelled[p.sub(0.5).abs().argmin()] = True
+        labelled[torch.randperm(size, generator=generator)[:count]] = False
+        yield {"p_positive": p, "labelled": labelled, "count": count}
+
+
+def nearest_by_sorting(p_positive, labelled, count):
+    left = [(abs(p - 0.5), place) for place, p in enumerate(p_positive.tolist()) if not labelled[place]]
+    return torch.tensor([place for _, place in sorted(left)[:count]])
+
+
+def picked(p_positive, labelled, count, *, key=lambda p, free: (p - 0.5).abs(), lose=math.inf, hide=lambda labelled: labelled,
+           fine=0.0, most=False, sort=lambda x, count, most: x.argsort(descending=most)[:count], end=lambda places, p: places,
+           ):  # fmt: skip
+    """The places where `key` is least (or most), with `lose` for the key of those that `hide` says."""
+    distance = key(p_positive, p_positive[~labelled]) + fine * labelled
+    return end(sort(distance.masked_fill(hide(labelled), lose), count, most), p_positive)
+
+
+def looked_up(p_positive, labelled, count, key):
+    places, keys = nearest_by_sorting(p_positive, labelled, count), key(p_positive).tolist()
+    return torch.tensor([keys.index(keys[place]) for place in places])
+
+
+def in_order_to(most):
+    return {"end": lambda places, p: torch.cat([places[:most], places[most:].sort().values])}
+
+
+def squeezed(p_positive, labelled, count):
+    return (~labelled).nonzero().squeeze()[(p_positive[~labelled] - 0.5).abs().argsort()[:count]]
+
+
+def by_entropy(p_positive, labelled, count, sort):
+    p = p_positive
+    return sort(-(p * p.log() + (1 - p) * (1 - p).log()).masked_fill(labelled, 1), count)
+
+
+TOPK = {"sort": lambda x, count, most: x.topk(count, largest=most).indices}  # which has another order where there are ties
+pick_uncertain = Exercise(
+    "5.8", "pick_uncertain",
+    draw=draw_probabilities,
+    right=nearest_by_sorting,
+    call=with_type,
+    formula=picked,
+    mistakes={
+        "passages that have a label already are picked again: leave them out": {"hide": torch.zeros_like},
+        "`labelled` is used the wrong way round: True is where a label is already, and that passage is left out":
+            ({"hide": torch.logical_not}, {"hide": torch.logical_not, **TOPK}),
+        "the labelled passages are given a distance that wins; give them one that loses":
+            ({"lose": 0.0}, {"lose": 0.0, **TOPK}, {"lose": -1.0}, {"lose": -1.0, **TOPK}),
+        "the penalty on labelled passages is so small that some are picked all the same; a distance is up to 0.5":
+            tuple({"hide": torch.zeros_like, "fine": fine} for fine in (0.05, 0.1, 0.2, 0.25, 0.3, 0.4)),
+        "labelled passages get the distance of a sure one, 0.5, or its probability, 0 or 1; give them a distance that never wins":
+            tuple({"lose": 0.5, **sort} for sort in
+                  ({}, TOPK, {"sort": lambda x, count, most: x.sort(stable=True).indices[:count]})),
+        "labelled passages are thrown out after the first `count` were taken, so fewer come back: leave them out before":
+            tuple(lambda p_positive, labelled, count, sort=sort: (
+                (places := sort((p_positive - 0.5).abs(), count, False))[~labelled[places]])
+                for sort in (lambda x, count, most: x.argsort()[:count], TOPK["sort"])),
+        "the places are sorted and `labelled` is not: which of them have a label is labelled[places]":
+            lambda p_positive, labelled, count: (p_positive - 0.5).abs().argsort()[~labelled][:count],
+        "p log p is 0 times minus infinity, NaN, at a probability of 0 or 1; the distance to 0.5 is always a number":
+            tuple(partial(by_entropy, sort=sort) for sort in (lambda x, n: x.argsort(descending=True)[:n],
+                                                              lambda x, n: x.topk(n).indices)),
+        "p (1 - p), or the entropy, is flat at 0.5, and float32 loses the order there; the distance to 0.5 keeps it":
+            tuple({"key": key, "lose": -1.0, "most": True, **sort} for sort in ({}, TOPK) for key in (
+                lambda p, free: p * (1 - p), lambda p, free: torch.distributions.Bernoulli(p).entropy())),
+        "the place is looked up by its distance (or its p), and of two equal ones the first is found, even a labelled one":
+            tuple(partial(looked_up, key=key) for key in (lambda p: (p - 0.5).abs(), lambda p: p)),
+        "these are ranks, argsort of argsort; return the places that argsort gives":
+            {"sort": lambda x, count, most: x.argsort().argsort()[:count]},
+        "these are places among the unlabelled passages; translate them back to places among all":
+            lambda p_positive, labelled, count: (p_positive[~labelled] - 0.5).abs().argsort()[:count],
+        "these are the passages the model is surest of: the label would tell it what it knows; take those nearest 0.5":
+            {"lose": -1.0, "most": True},
+        "the largest distances come first, labelled passages before all; the smallest should":
+            ({"most": True}, {"most": True, **TOPK}),
+        "these are the most positive passages; take those nearest 0.5": {"key": lambda p, free: -p},
+        "these are the most negative passages; take those nearest 0.5": {"key": lambda p, free: p},
+        "only passages on one side of 0.5 are picked: take the distance to 0.5, without its sign":
+            tuple({"key": lambda p, free, sign=sign: torch.where(sign * (p - 0.5) < 0, 2, sign * (p - 0.5))} for sign in (1, -1)),
+        "these are nearest to the mean (or median) of the probabilities; take those nearest 0.5":
+            ({"key": lambda p, free: (p - p.mean()).abs()}, {"key": lambda p, free: (p - p.median()).abs()},
+             {"key": lambda p, free: (p - free.mean()).abs()}),
+        "the right passages, but in order of their places or of their probabilities; put the most uncertain first":
+            tuple({"end": end} for end in (lambda places, p: places.sort().values, lambda places, p: places[p[places].argsort()],
+                                           lambda places, p: places[p[places].argsort()].flip(0))),
+        "the right passages, but only the first ones are in order; the nearest to 0.5 comes first all the way":
+            tuple(map(in_order_to, (10, 20, 32, 50, 64, 100, 128))),
+        "squeeze() leaves no dimension where one passage alone is unlabelled; nonzero()[:, 0], or squeeze(1), keeps (1,)":
+            squeezed,
+        "the right passages, but the nearest to 0.5 comes last; put it first": {"end": lambda places, p: places.flip(0)},
+        "this returns the probabilities, or their distances to 0.5; return the places of the passages":
+            ({"end": lambda places, p: p[places]}, {"end": lambda places, p: (p[places] - 0.5).abs()}),
+        "these are places as floats; to be used as places they have to be whole": {"end": lambda places, p: places.float()},
     },
 )  # fmt: skip

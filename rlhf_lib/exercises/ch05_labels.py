@@ -1,4 +1,4 @@
-"""Chapter 05: soft targets, halves that stay apart, votes, agreement between readers, and what to label next."""
+"""Chapter 05: soft targets, halves that stay apart, votes, and agreement between readers."""
 
 import hashlib
 import math
@@ -36,7 +36,7 @@ def read_again(generator, labels, slips=0.3):
 
 
 def draw_labels(generator):
-    drawn = ([NEUTRAL, *read_by(generator, count), NEGATIVE, POSITIVE] for count in (5, 12))
+    drawn = ([NEUTRAL, *read_by(generator, count), NEGATIVE, POSITIVE] for count in (5, 12, 1098))
     yield from ({"labels": labels} for labels in ([POSITIVE], [NEUTRAL], [POSITIVE, NEGATIVE], list(LABELS), *drawn))
 
 
@@ -48,6 +48,12 @@ def by_order(labels, some, whole=True):
     """The place of each label among `some`, as a share of the last place or of 2."""
     some = list(some)
     return torch.tensor([some.index(label) / (max(1, len(some) - 1) if whole else 2) for label in labels])
+
+
+def in_blocks(labels, size, rest):
+    """Whole blocks of `size` alone, where there is one; `rest` behind them."""
+    whole = len(labels) // size * size or len(labels)
+    return torch.cat([targets_of(labels[:whole]), torch.full((len(labels) - whole,), rest)])
 
 
 def with_type(function, **given):
@@ -83,6 +89,8 @@ soft_targets = Exercise(
         "a tensor of whole numbers has no room for 0.5, so neutral has become 0; make it one of floats": {"dtype": torch.long},
         "without a neutral label this is a tensor of whole numbers, and a loss asks for floats: write 0.0 and 1.0":
             {"values": (0, 0.5, 1), "dtype": None},
+        "whole blocks of labels are filled in, and what stands behind the last one is not; every label has its target":
+            tuple(partial(in_blocks, size=size, rest=rest) for size in (16, 32, 64, 100, 128, 256, 1000) for rest in (0.5, 0.0)),
     },
 )  # fmt: skip
 
@@ -269,6 +277,8 @@ def draw_votes(generator):
     yield {"votes": [spelled(10 * "p" + 9 * "n"), spelled(9 * "n" + 10 * "0")]}  # as text "9" is above "10"
     for passages, readers in ((4, 3), (8, 5), (12, 4)):
         yield {"votes": [read_by(generator, readers, (1 / 3, 1 / 3, 1 / 3)) for _ in range(passages)]}
+    yield {"votes": [spelled(1024 * "p" + 1023 * "n")]}  # 50.02 %
+    yield {"votes": list(map(list, zip(*(read_by(generator, 131) for _ in range(3)))))}
 
 
 def most_by_loop(votes):
@@ -294,6 +304,12 @@ def each(label_of):
 def as_text(one):
     counts = {label: str(one.count(label)) for label in one}
     best = [label for label, count in counts.items() if count == max(counts.values())]
+    return best[0] if len(best) == 1 else NEUTRAL
+
+
+def by_rounded_shares(one, digits):
+    shares = {label: round(one.count(label) / len(one), digits) for label in LABELS}
+    best = [label for label in LABELS if shares[label] == max(shares.values())]
     return best[0] if len(best) == 1 else NEUTRAL
 
 
@@ -354,6 +370,10 @@ majority_vote = Exercise(
         "a tie goes to the label that was voted for last; it is neutral": {"tie": lambda best, one: first_of(one[::-1], best)},
         "this is the label with the fewest votes": each(lambda one: Counter(one).most_common()[-1][0]),
         "the numbers of votes are compared as text, in which 9 is above 10; compare whole numbers": each(as_text),
+        "shares are rounded before they are compared, and a lead of one vote is lost; compare the numbers of votes":
+            tuple(each(partial(by_rounded_shares, digits=digits)) for digits in (1, 2, 3)),
+        "the votes are read by column, as by zip(*votes); each list in `votes` is a passage, not a reader":
+            lambda votes: voted(list(zip(*votes))),
         "a tie gets no label, None; it is neutral": {"tie": lambda best, one: None},
         "these are numbers of classes; return the labels themselves":
             (lambda votes: list(map(LABELS.index, voted(votes))), lambda votes: [LABELS.index(one) - 1 for one in voted(votes)]),
@@ -384,6 +404,12 @@ def table(first, second, *, then=lambda t: t, orders=lambda first, second: (LABE
     return then(torch.tensor([[list(zip(first, second)).count((a, b)) for b in columns] for a in rows]))
 
 
+def added_up(t):
+    """Shares, of which each passage adds 1 / N, in float32."""
+    each = np.full(int(t.sum()), 1 / int(t.sum()), np.float32).cumsum()
+    return torch.tensor([[each[n - 1] if n else 0.0 for n in row] for row in t.tolist()])
+
+
 def compare_tables(arguments, got, expected):
     from rlhf_lib import plots
 
@@ -407,7 +433,7 @@ confusion = Exercise(
         "the order of the labels is turned round: it is negative, neutral, positive":
             {"orders": lambda first, second: 2 * [LABELS[::-1]]},
         "these are shares of all passages; return counts":
-            ({"then": lambda t: t / t.sum()}, {"then": lambda t: 100 * t / t.sum()}),
+            ({"then": lambda t: t / t.sum()}, {"then": lambda t: 100 * t / t.sum()}, {"then": added_up}),
         "every row counts all passages by the second label: [[0] * 3] * 3 is one row three times; make three rows":
             {"then": lambda t: t.sum(0).expand(3, 3)},
         "each row (or column) is divided by its sum; return counts":
@@ -574,105 +600,5 @@ cohen_kappa = Exercise(
         "a reader with one label only is not full agreement: return 1 only when both give every passage the same one":
             tuple({"sure": lambda c, a, b, most=most: most(len(a), len(b)) == 1} for most in
                   (max, min, lambda a, b: a, lambda a, b: b)),
-    },
-)  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 5.8
-
-
-def draw_probabilities(generator):
-    for p, known, count in (
-        ([0.9, 0.6, 0.1], [0] * 3, 1), ([0.5, 0.95, 0.3, 0.55], [1, 0, 0, 0], 2), ([0.2, 0.35, 0.41], [0, 1, 0], 1),
-        ([0.51, 0.96, 0.03, 0.5], [1, 0, 0, 1], 2), ([0.7, 0.4996, 0.5003, 0.5], [0] * 4, 3),
-        ([0.5, 1.0, 0.3, 0.0], [1, 0, 0, 1], 2), ([0.75, 0.25, 0.625, 0.625], [1, 0, 1, 0], 2),  # each as near as a labelled one
-        ([0.50003, 0.50002, 0.7, 0.50001], [0] * 4, 3),
-    ):  # fmt: skip
-        yield {"p_positive": torch.tensor(p), "labelled": torch.tensor(known).bool(), "count": count}
-    for size, count in ((8, 3), (20, 6)):
-        p = (torch.randperm(40, generator=generator)[:size].float() + 0.7) / 41  # no two equally far from one half
-        labelled = torch.rand(size, generator=generator) < 0.4
-        labelled[p.sub(0.5).abs().argmin()] = True
-        labelled[torch.randperm(size, generator=generator)[:count]] = False
-        yield {"p_positive": p, "labelled": labelled, "count": count}
-
-
-def nearest_by_sorting(p_positive, labelled, count):
-    left = [(abs(p - 0.5), place) for place, p in enumerate(p_positive.tolist()) if not labelled[place]]
-    return torch.tensor([place for _, place in sorted(left)[:count]])
-
-
-def picked(p_positive, labelled, count, *, key=lambda p, free: (p - 0.5).abs(), lose=math.inf, hide=lambda labelled: labelled,
-           fine=0.0, most=False, sort=lambda x, count, most: x.argsort(descending=most)[:count], end=lambda places, p: places,
-           ):  # fmt: skip
-    """The places where `key` is least (or most), with `lose` for the key of those that `hide` says."""
-    distance = key(p_positive, p_positive[~labelled]) + fine * labelled
-    return end(sort(distance.masked_fill(hide(labelled), lose), count, most), p_positive)
-
-
-def looked_up(p_positive, labelled, count, key):
-    places, keys = nearest_by_sorting(p_positive, labelled, count), key(p_positive).tolist()
-    return torch.tensor([keys.index(keys[place]) for place in places])
-
-
-def by_entropy(p_positive, labelled, count, sort):
-    p = p_positive
-    return sort(-(p * p.log() + (1 - p) * (1 - p).log()).masked_fill(labelled, 1), count)
-
-
-TOPK = {"sort": lambda x, count, most: x.topk(count, largest=most).indices}  # which has another order where there are ties
-pick_uncertain = Exercise(
-    "5.8", "pick_uncertain",
-    draw=draw_probabilities,
-    right=nearest_by_sorting,
-    call=with_type,
-    formula=picked,
-    mistakes={
-        "passages that have a label already are picked again: leave them out": {"hide": torch.zeros_like},
-        "`labelled` is used the wrong way round: True is where a label is already, and that passage is left out":
-            ({"hide": torch.logical_not}, {"hide": torch.logical_not, **TOPK}),
-        "the labelled passages are given a distance that wins; give them one that loses":
-            ({"lose": 0.0}, {"lose": 0.0, **TOPK}, {"lose": -1.0}, {"lose": -1.0, **TOPK}),
-        "the penalty on labelled passages is so small that some are picked all the same; a distance is up to 0.5":
-            tuple({"hide": torch.zeros_like, "fine": fine} for fine in (0.05, 0.1, 0.2, 0.25, 0.3, 0.4)),
-        "labelled passages get the distance of a sure one, 0.5, or its probability, 0 or 1; give them a distance that never wins":
-            tuple({"lose": 0.5, **sort} for sort in
-                  ({}, TOPK, {"sort": lambda x, count, most: x.sort(stable=True).indices[:count]})),
-        "labelled passages are thrown out after the first `count` were taken, so fewer come back: leave them out before":
-            tuple(lambda p_positive, labelled, count, sort=sort: (
-                (places := sort((p_positive - 0.5).abs(), count, False))[~labelled[places]])
-                for sort in (lambda x, count, most: x.argsort()[:count], TOPK["sort"])),
-        "the places are sorted and `labelled` is not: which of them have a label is labelled[places]":
-            lambda p_positive, labelled, count: (p_positive - 0.5).abs().argsort()[~labelled][:count],
-        "p log p is 0 times minus infinity, NaN, at a probability of 0 or 1; the distance to 0.5 is always a number":
-            tuple(partial(by_entropy, sort=sort) for sort in (lambda x, n: x.argsort(descending=True)[:n],
-                                                              lambda x, n: x.topk(n).indices)),
-        "p (1 - p), or the entropy, is flat at 0.5, and float32 loses the order there; the distance to 0.5 keeps it":
-            tuple({"key": key, "lose": -1.0, "most": True, **sort} for sort in ({}, TOPK) for key in (
-                lambda p, free: p * (1 - p), lambda p, free: torch.distributions.Bernoulli(p).entropy())),
-        "the place is looked up by its distance (or its p), and of two equal ones the first is found, even a labelled one":
-            tuple(partial(looked_up, key=key) for key in (lambda p: (p - 0.5).abs(), lambda p: p)),
-        "these are ranks, argsort of argsort; return the places that argsort gives":
-            {"sort": lambda x, count, most: x.argsort().argsort()[:count]},
-        "these are places among the unlabelled passages; translate them back to places among all":
-            lambda p_positive, labelled, count: (p_positive[~labelled] - 0.5).abs().argsort()[:count],
-        "these are the passages the model is surest of: the label would tell it what it knows; take those nearest 0.5":
-            {"lose": -1.0, "most": True},
-        "the largest distances come first, labelled passages before all; the smallest should":
-            ({"most": True}, {"most": True, **TOPK}),
-        "these are the most positive passages; take those nearest 0.5": {"key": lambda p, free: -p},
-        "these are the most negative passages; take those nearest 0.5": {"key": lambda p, free: p},
-        "only passages on one side of 0.5 are picked: take the distance to 0.5, without its sign":
-            tuple({"key": lambda p, free, sign=sign: torch.where(sign * (p - 0.5) < 0, 2, sign * (p - 0.5))} for sign in (1, -1)),
-        "these are nearest to the mean (or median) of the probabilities; take those nearest 0.5":
-            ({"key": lambda p, free: (p - p.mean()).abs()}, {"key": lambda p, free: (p - p.median()).abs()},
-             {"key": lambda p, free: (p - free.mean()).abs()}),
-        "the right passages, but in order of their places or of their probabilities; put the most uncertain first":
-            tuple({"end": end} for end in (lambda places, p: places.sort().values, lambda places, p: places[p[places].argsort()],
-                                           lambda places, p: places[p[places].argsort()].flip(0))),
-        "the right passages, but the nearest to 0.5 comes last; put it first": {"end": lambda places, p: places.flip(0)},
-        "this returns the probabilities, or their distances to 0.5; return the places of the passages":
-            ({"end": lambda places, p: p[places]}, {"end": lambda places, p: (p[places] - 0.5).abs()}),
-        "these are places as floats; to be used as places they have to be whole": {"end": lambda places, p: places.float()},
     },
 )  # fmt: skip

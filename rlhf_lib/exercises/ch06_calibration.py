@@ -1,4 +1,4 @@
-"""Chapter 06: a slope and an offset for log-odds, so that they say how often the model is right."""
+"""Chapter 06: how far what the model says is from how often it is right, and a slope and an offset that mend it."""
 
 import functools
 import math
@@ -7,9 +7,122 @@ import torch
 from scipy import optimize
 from torch.nn import functional as F
 
+from rlhf_lib.exercises.ch06_reward_model import EVERY, on_side, with_type
 from rlhf_lib.exercises.declare import Exercise
 
 HELD = 1e9  # a ridge that lets nothing move
+
+
+# ----------------------------------------------------------------------------------------- 6.7
+
+
+def draw_confidences(generator):
+    yield {"logits": torch.tensor([0.75, 0.75]).logit(), "targets": torch.tensor([1.0, 0.0]), "bins": 10}
+    yield {"logits": torch.tensor([0.75, 0.75, 0.75]).logit(), "targets": torch.tensor([1.0, 1.0, 0.0]), "bins": 10}
+    probabilities = torch.tensor([0.95, 0.92, 0.97, 0.55, 0.58, 0.15, 0.33, 0.36, 0.98])
+    targets = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.5])
+    for bins in (10, 4):
+        yield {"logits": probabilities.logit(), "targets": targets, "bins": bins}
+    yield {"logits": torch.tensor([60.0, -60.0, 1.0]), "targets": torch.tensor([0.0, 0.0, 1.0]), "bins": 5}  # confidence 1
+    yield {"logits": torch.tensor([0.4, -2.0, -0.3, 2.5]), "targets": torch.tensor([0.5, 0.0, 0.0, 1.0]), "bins": 1}
+    for size, bins in ((40, 7), (60, 4), (120, 20), (500, 2)):
+        targets = torch.randint(3, (size,), generator=generator) / 2
+        targets[:3] = torch.tensor([0.0, 0.5, 1.0])
+        logits = 1.5 * (targets - 0.3) + 1.5 * torch.randn(size, generator=generator)
+        yield {"logits": logits, "targets": targets, "bins": bins}
+
+
+def error_by_loop(logits, targets, bins):
+    members = {}
+    for z, t in zip(logits.double().tolist(), targets.tolist()):
+        if t != 0.5:
+            confidence = 1 / (1 + math.exp(-abs(z)))
+            members.setdefault(min(int(confidence * bins), bins - 1), []).append((confidence, (z > 0) == (t == 1)))
+    count = sum(len(pairs) for pairs in members.values())
+    gaps = [sum(right for _, right in pairs) - sum(confidence for confidence, _ in pairs) for pairs in members.values()]
+    return torch.tensor(sum(map(abs, gaps)) / count, dtype=torch.float32)
+
+
+def weighted(gap, count, used):
+    return (gap.abs() * count).sum() / count.sum()
+
+
+def calibration(logits, targets, bins, *, use=lambda t: t != 0.5, right=on_side, confidence=lambda z: z.abs().sigmoid(),
+                place=lambda c, bins: (c * bins).long().clamp(max=bins - 1), end=weighted):  # fmt: skip
+    """`end` makes the error of each bin's accuracy less its confidence, the number of its passages, and which are used."""
+    used = use(targets)
+    c = confidence(logits)[used]
+    inside = F.one_hot(place(c, bins), 2 * bins + 1)[:, :bins].float()  # (N, bins)
+    count = inside.sum(0)
+    gaps = ((right(logits, targets)[used].float() - c)[:, None] * inside).sum(0) / count.clamp(min=1)
+    return end(gaps, count, used)
+
+
+def each_last(logits, targets, bins):
+    """An index assignment keeps one passage of each bin."""
+    clear = targets != 0.5
+    c, right = logits[clear].abs().sigmoid(), on_side(logits, targets)[clear].float()
+    last = dict(zip((c * bins).long().clamp(max=bins - 1).tolist(), (right - c).tolist()))
+    return torch.tensor(sum(map(abs, last.values())) / len(c))
+
+
+def different_ones(logits, targets, bins):
+    return calibration(*torch.stack([logits, targets], 1).unique(dim=0).T, bins)
+
+
+def equal_bins(logits, targets, bins):
+    clear = targets != 0.5
+    c, right = logits[clear].abs().sigmoid(), on_side(logits, targets)[clear].float()
+    return sum((right - c)[places].sum().abs() for places in c.argsort().chunk(bins)) / len(c)
+
+
+calibration_error = Exercise(
+    "6.7", "calibration_error",
+    draw=draw_confidences,
+    right=error_by_loop,
+    call=with_type,
+    formula=calibration,
+    mistakes={
+        "every bin counts the same; weight each gap by the share of passages in its bin":
+            tuple({"end": end} for end in (lambda g, n, used: g.abs().sum() / (n > 0).sum(), lambda g, n, used: g.abs().mean(),
+                                           lambda g, n, used: g.abs().sum())),
+        "this is not divided by the number of passages": {"end": lambda g, n, used: (g.abs() * n).sum()},
+        "this is divided by the number of bins, not of clear passages": {"end": lambda g, n, used: (g.abs() * n).sum() / len(g)},
+        "this is divided by all passages, neutral ones included": {"end": lambda g, n, used: (g.abs() * n).sum() / len(used)},
+        "gaps of opposite sign cancel: take the absolute value in each bin before adding":
+            ({"end": lambda g, n, used: ((g * n).sum() / n.sum()).abs()}, {"end": lambda g, n, used: (g * n).sum() / n.sum()},
+             {"end": lambda g, n, used: -(g * n).sum() / n.sum()}),
+        "an empty bin has the mean of nothing, NaN: leave it out": {"end": lambda g, n, used: weighted(g, n, used) + 0 / n.min()},
+        "the middle of the bin stands in place of the mean confidence in it": lambda logits, targets, bins: calibration(
+                logits, targets, bins, confidence=lambda z: ((z.abs().sigmoid() * bins).long().clamp(max=bins - 1) + 0.5) / bins),
+        "this is the Brier score, of squared errors; bins compare the mean confidence with the share that is right":
+            lambda logits, targets, bins: (logits.sigmoid() - targets)[targets != 0.5].square().mean(),
+        "the confidence is the size of the log-odds; it is a probability, their sigmoid": {"confidence": torch.abs},
+        "the bins have equal numbers of passages; they have equal width": equal_bins,
+        "the gaps are squared; take their absolute values":
+            ({"end": lambda g, n, used: weighted(g**2, n, used)}, {"end": lambda g, n, used: weighted(g**2, n, used).sqrt()}),
+        "this is the largest gap of any bin; average the gaps": {"end": lambda g, n, used: g.abs().max()},
+        "the probability of positive was used as confidence; take that of the side chosen": {"confidence": torch.sigmoid},
+        "this compares the probability of positive with the share of positive ones; take those of the side chosen":
+            {"confidence": torch.sigmoid, "right": lambda z, t: t > 0.5},
+        "the confidence is |2 p - 1|; it is max(p, 1 - p)": {"confidence": lambda z: (2 * z.sigmoid() - 1).abs()},
+        "neutral passages are in it: leave them out": tuple({"use": EVERY, "right": right} for right in (on_side,
+            lambda z, t: on_side(z, t) & (t != 0.5), lambda z, t: on_side(z, t) | (t == 0.5), lambda z, t: (z > 0) == (t > 0))),
+        "a confidence of exactly 1 falls out of the last bin: clamp the bin's number to bins - 1":
+            tuple({"place": lambda c, bins: (c * bins).long(), "end": lambda g, n, used, whole=whole:
+                   (g.abs() * n).sum() / (used.sum() if whole else n.sum())} for whole in (True, False)),
+        "the bins' numbers are rounded to the nearest; round down":
+            {"place": lambda c, bins: (c * bins).round().long().clamp(max=bins - 1)},
+        "the bins divide the range from 0.5 to 1; they have equal width in [0, 1]":
+            {"place": lambda c, bins: ((2 * c - 1) * bins).long().clamp(max=bins - 1)},
+        "each bin keeps only one of its passages: an index assignment does not add up": each_last,
+        "passages with equal log-odds and targets count once, as in a set or a dict; each one counts": different_ones,
+        "the gap was taken passage by passage; accuracy and confidence are averaged within a bin first":
+            lambda logits, targets, bins: calibration(logits, targets, len(logits), place=lambda c, bins: torch.arange(len(c))),
+        "log-odds are compared with 0.5; even odds are log-odds of 0": {"right": lambda z, t: (z > 0.5) == (t > 0.5)},
+        "this is a Python number; return a scalar tensor": {"end": lambda g, n, used: weighted(g, n, used).item()},
+    },
+)  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------- 6.11
@@ -269,6 +382,7 @@ calibrate = Exercise(
                   for cut in (whole, until_it_falls)),
         "gradient descent had not arrived when it was stopped; go on, or take Newton's steps": (
             *too_few([(1.0, (10, 50, 100)), (0.5, (100, 200)), (0.1, (50, 100, 200, 500, 1000)), (0.01, (100, 200, 500, 1000))]),
+            *too_few([(0.3, (500, 1000, 2000)), (0.1, (2000, 5000)), (0.01, (2000, 5000))]),
             *too_few([(0.1, (100, 1000)), (0.01, (100, 1000))], start=(0.0, 0.0)),
             *too_few([(0.1, (50, 100)), (0.01, (100, 200)), (0.001, (100, 1000))], adam=True)),
         "a was fitted without an offset and then b with that a, once each; the two depend on each other":
@@ -276,7 +390,8 @@ calibrate = Exercise(
         "b was fitted with a = 1 and then a with that b, once each; the two depend on each other": offset_then_slope,
         "a and b were searched in turn, and not often enough: the two depend on each other":
             tuple(functools.partial(in_turn, rounds=rounds) for rounds in (2, 3, 4, 5, 10)),
-        "a is not let below 0; a model that is upside down needs that": never_below_zero,
+        "a is not let below 0; a model that is upside down needs that":
+            (never_below_zero, lambda logits, targets, ridge: platt(logits, targets, ridge, end=lambda a, b: (max(a, 0.0), b))),
         "this is the least squared error of the probabilities; take the cross-entropy":
             tuple(functools.partial(squared_errors, half=half) for half in (1.0, 0.5)),
         "this is the temperature, 1 / a; return a itself": tuple({"end": end} for end in (

@@ -128,6 +128,13 @@ def outside(rewards):
     return F.softplus(-(rewards[:, :, None] - rewards[:, None]).triu(1))
 
 
+def by_answer(rewards):
+    """Each answer's losses against the worse ones are averaged first."""
+    return torch.stack(
+        [F.softplus(rewards[:, i + 1 :] - rewards[:, i : i + 1]).mean() for i in range(rewards.shape[1] - 1)]
+    ).mean()
+
+
 def by_distance(rewards):
     first, second = torch.triu_indices(rewards.shape[1], rewards.shape[1], 1)
     apart = (second - first).float()
@@ -176,6 +183,8 @@ ranked_loss = Exercise(
             tuple({"use": lambda i, j, no=no: (i < j) & ((j.amax() == 1) | no(i, j))} for no in
                   (lambda i, j: j < j.amax(), lambda i, j: i > 0)),
         "pairs that are further apart in the ranking weigh more; all pairs weigh the same": by_distance,
+        "the pairs of each answer are averaged first, and then the answers, so that the last pair weighs most; all weigh alike":
+            by_answer,
         "rankings are compared with each other: the answers of one ranking stand in a row":
             (lambda rewards: ranking(rewards.T), lambda rewards: ranking(rewards.T) if len(rewards) > 1 else 0 * rewards.sum()),
     },

@@ -1,4 +1,4 @@
-"""Chapter 06: reading the last real token, pooling, soft labels, scores, accuracy and calibration."""
+"""Chapter 06: reading the last real token, pooling, soft labels, scores and accuracy."""
 
 import math
 from functools import lru_cache, partial
@@ -138,6 +138,9 @@ def draw_hidden(generator):
     yield {"hidden": zeros, "mask": marks("xxx", "-xx")}
     for mask in masks(generator, ((2, 4), (5, 7))):
         yield {"hidden": 1 + 2 * torch.randn(*mask.shape, 3, generator=generator), "mask": mask}
+    mask = marks("--xx", "xxx-")
+    hidden = torch.randn(2, 4, 3, generator=generator).masked_fill(~mask[..., None], 3e7)  # beside which float32 holds no unit
+    yield {"hidden": hidden, "mask": mask}
 
 
 def pooled(hidden, mask, *, weights=lambda mask: mask, count=lambda mask: mask.sum(1, keepdim=True), read=None):
@@ -149,6 +152,11 @@ def not_zero(hidden, mask, whole):
     """Divided by the number of real states (or, feature by feature, of real values) that are not 0."""
     real = (hidden * mask[..., None]) != 0
     return (hidden * mask[..., None]).sum(1) / (real.any(2, keepdim=True) if whole else real).sum(1).clamp(min=1)
+
+
+def by_running_sums(hidden, mask):
+    sums, rows = F.pad(hidden.cumsum(1), (0, 0, 1, 0)), torch.arange(len(hidden))
+    return (sums[rows, last_place(mask) + 1] - sums[rows, mask.int().argmax(1)]) / mask.sum(1, keepdim=True)
 
 
 def compare_pooled(arguments, got, expected):
@@ -195,6 +203,8 @@ mean_pool = Exercise(
                   for of in (torch.uint8, torch.int8)),
         "no gradient flows back to `hidden`: .tolist(), torch.tensor(...) or .detach() cuts it off":
             {"read": lambda x, mask: pooled(x, mask).detach()},
+        "a difference of running sums loses the real states beside large numbers in padding: set padding to zero before":
+            {"read": by_running_sums},
         "this averages over the width; average over the tokens, dim=1, and keep (B, C)": {"read": lambda x, mask: x.mean(2)},
         "this is one mean for the whole batch; each passage has its own":
             {"read": lambda x, mask: x[mask].mean(0).expand(len(x), -1)},
@@ -281,6 +291,8 @@ soft_label_loss = Exercise(
         "the targets, or the signs of the log-odds, are turned round: a target of 1 is positive": {"target": lambda t: 1 - t},
         "a sigmoid is in it twice: the operator with logits takes log-odds, not probabilities":
             {"loss": lambda z, t: binary(z.sigmoid(), t)},
+        "every log-odds is held against every target, as where (B, 1) meets (B,); each row has its own: bring both to (B,)":
+            {"loss": lambda z, t: binary(*torch.broadcast_tensors(z[:, None], t))},
         "squared errors hardly learn from a passage that is sure and wrong; take the cross-entropy":
             ({"loss": lambda z, t: (z.sigmoid() - t) ** 2}, {"loss": lambda z, t: (z.sigmoid() - t) ** 2 / 2}),
         "a neutral passage has no gradient here, since 2 t - 1 is 0 for it: its loss is the mean of those of both labels":
@@ -515,6 +527,8 @@ def draw_judged(generator):
     yield {"logits": torch.tensor([1.0, -2.0, 2.0, 3.0]), "targets": torch.tensor([1.0, 0.0, 0.0, 0.5])}
     yield {"logits": torch.tensor([1.0, 3.0]), "targets": torch.tensor([1.0, 0.5])}
     yield {"logits": torch.tensor([-0.4, 2.0, 0.9]), "targets": torch.tensor([0.0, 0.0, 0.0])}
+    yield {"logits": torch.tensor([1.5, 1.5, -0.7]), "targets": torch.tensor([1.0, 1.0, 1.0])}  # two are equal
+    yield {"logits": torch.tensor([4e-4, 3e-4, -4e-4]), "targets": torch.tensor([1.0, 1.0, 0.0])}
     # four positive (two right, one of them at log-odds 0.3), three negative (two right), five neutral (four above 0)
     logits = torch.tensor([2.0, 0.3, -1.0, -0.2, -1.5, -0.1, 0.8, 1.0, 0.4, 2.0, 0.6, -0.7])
     yield {"logits": logits, "targets": torch.tensor([1.0] * 4 + [0.0] * 3 + [0.5] * 5)}
@@ -540,6 +554,11 @@ def on_side(z, t):
 
 def accuracy(logits, targets, *, use=lambda t: t != 0.5, right=on_side, over=torch.mean):
     return over(right(logits, targets)[use(targets)].float())
+
+
+def counted_once(logits, targets, of):
+    pairs = of((z, t) for z, t in zip(logits.tolist(), targets.tolist()) if t != 0.5)
+    return share_by_loop(*map(torch.tensor, zip(*getattr(pairs, "items", pairs.copy)())))
 
 
 EVERY = torch.isfinite  # of targets: all of them
@@ -584,116 +603,16 @@ clear_accuracy = Exercise(
             ({"right": lambda z, t: (z > z.mean()) == (t > 0.5)}, {"right": lambda z, t: (z > z.median()) == (t > 0.5)},
              {"right": lambda z, t: (z >= z.mean()) == (t > 0.5)}),
         "log-odds are rounded as if they were probabilities; are they above 0?": {"right": lambda z, t: z.round() == t},
+        "log-odds near 0 are taken for 0, by rounding or with a margin; what is above 0 is positive, however little":
+            tuple({"right": lambda z, t, least=least: (z > least) == (t > 0.5)} for least in (1e-3, 1e-2, 0.05, 0.1))
+            + tuple({"right": lambda z, t, n=n: (z.sigmoid().round(decimals=n) > 0.5) == (t > 0.5)} for n in (1, 2, 3)),
+        "passages with equal log-odds and targets count once, as in a set or a dict; each one counts":
+            tuple(partial(counted_once, of=of) for of in (set, dict)),
         "every passage is taken for positive: a sigmoid is always above 0; ask for 0.5": {"right": lambda z, t: t > 0.5},
         "this is the mean probability of the right side; count which ones are above one half":
             {"right": lambda z, t: torch.where(t > 0.5, z, -z).sigmoid()},
         "this is the error rate, the share that is wrong": {"right": lambda z, t: ~on_side(z, t)},
         "this is the number of right ones; return their share": {"over": torch.sum},
         "this is a Python number; return a scalar tensor": {"over": lambda right: right.mean().item()},
-    },
-)  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------- 6.7
-
-
-def draw_confidences(generator):
-    yield {"logits": torch.tensor([0.75, 0.75]).logit(), "targets": torch.tensor([1.0, 0.0]), "bins": 10}
-    probabilities = torch.tensor([0.95, 0.92, 0.97, 0.55, 0.58, 0.15, 0.33, 0.36, 0.98])
-    targets = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.5])
-    yield {"logits": probabilities.logit(), "targets": targets, "bins": 10}
-    yield {"logits": torch.tensor([60.0, -60.0, 1.0]), "targets": torch.tensor([0.0, 0.0, 1.0]), "bins": 5}  # confidence 1
-    yield {"logits": torch.tensor([0.4, -2.0, -0.3, 2.5]), "targets": torch.tensor([0.5, 0.0, 0.0, 1.0]), "bins": 1}
-    for size, bins in ((40, 7), (60, 4), (120, 20)):
-        targets = torch.randint(3, (size,), generator=generator) / 2
-        targets[:3] = torch.tensor([0.0, 0.5, 1.0])
-        logits = 1.5 * (targets - 0.3) + 1.5 * torch.randn(size, generator=generator)
-        yield {"logits": logits, "targets": targets, "bins": bins}
-
-
-def error_by_loop(logits, targets, bins):
-    members = {}
-    for z, t in zip(logits.double().tolist(), targets.tolist()):
-        if t != 0.5:
-            confidence = 1 / (1 + math.exp(-abs(z)))
-            members.setdefault(min(int(confidence * bins), bins - 1), []).append((confidence, (z > 0) == (t == 1)))
-    count = sum(len(pairs) for pairs in members.values())
-    gaps = [sum(right for _, right in pairs) - sum(confidence for confidence, _ in pairs) for pairs in members.values()]
-    return torch.tensor(sum(map(abs, gaps)) / count, dtype=torch.float32)
-
-
-def weighted(gap, count, used):
-    return (gap.abs() * count).sum() / count.sum()
-
-
-def calibration(logits, targets, bins, *, use=lambda t: t != 0.5, right=on_side, confidence=lambda z: z.abs().sigmoid(),
-                place=lambda c, bins: (c * bins).long().clamp(max=bins - 1), end=weighted):  # fmt: skip
-    """`end` makes the error of each bin's accuracy less its confidence, the number of its passages, and which are used."""
-    used = use(targets)
-    c = confidence(logits)[used]
-    inside = F.one_hot(place(c, bins), 2 * bins + 1)[:, :bins].float()  # (N, bins)
-    count = inside.sum(0)
-    gaps = ((right(logits, targets)[used].float() - c)[:, None] * inside).sum(0) / count.clamp(min=1)
-    return end(gaps, count, used)
-
-
-def each_last(logits, targets, bins):
-    """An index assignment keeps one passage of each bin."""
-    clear = targets != 0.5
-    c, right = logits[clear].abs().sigmoid(), on_side(logits, targets)[clear].float()
-    last = dict(zip((c * bins).long().clamp(max=bins - 1).tolist(), (right - c).tolist()))
-    return torch.tensor(sum(map(abs, last.values())) / len(c))
-
-
-def equal_bins(logits, targets, bins):
-    clear = targets != 0.5
-    c, right = logits[clear].abs().sigmoid(), on_side(logits, targets)[clear].float()
-    return sum((right - c)[places].sum().abs() for places in c.argsort().chunk(bins)) / len(c)
-
-
-calibration_error = Exercise(
-    "6.7", "calibration_error",
-    draw=draw_confidences,
-    right=error_by_loop,
-    call=with_type,
-    formula=calibration,
-    mistakes={
-        "every bin counts the same; weight each gap by the share of passages in its bin":
-            tuple({"end": end} for end in (lambda g, n, used: g.abs().sum() / (n > 0).sum(), lambda g, n, used: g.abs().mean(),
-                                           lambda g, n, used: g.abs().sum())),
-        "this is not divided by the number of passages": {"end": lambda g, n, used: (g.abs() * n).sum()},
-        "this is divided by the number of bins, not of clear passages": {"end": lambda g, n, used: (g.abs() * n).sum() / len(g)},
-        "this is divided by all passages, neutral ones included": {"end": lambda g, n, used: (g.abs() * n).sum() / len(used)},
-        "gaps of opposite sign cancel: take the absolute value in each bin before adding":
-            ({"end": lambda g, n, used: ((g * n).sum() / n.sum()).abs()}, {"end": lambda g, n, used: (g * n).sum() / n.sum()},
-             {"end": lambda g, n, used: -(g * n).sum() / n.sum()}),
-        "an empty bin has the mean of nothing, NaN: leave it out": {"end": lambda g, n, used: weighted(g, n, used) + 0 / n.min()},
-        "the middle of the bin stands in place of the mean confidence in it": lambda logits, targets, bins: calibration(
-                logits, targets, bins, confidence=lambda z: ((z.abs().sigmoid() * bins).long().clamp(max=bins - 1) + 0.5) / bins),
-        "this is the Brier score, of squared errors; bins compare the mean confidence with the share that is right":
-            lambda logits, targets, bins: (logits.sigmoid() - targets)[targets != 0.5].square().mean(),
-        "the confidence is the size of the log-odds; it is a probability, their sigmoid": {"confidence": torch.abs},
-        "the bins have equal numbers of passages; they have equal width": equal_bins,
-        "the gaps are squared; take their absolute values":
-            ({"end": lambda g, n, used: weighted(g**2, n, used)}, {"end": lambda g, n, used: weighted(g**2, n, used).sqrt()}),
-        "this is the largest gap of any bin; average the gaps": {"end": lambda g, n, used: g.abs().max()},
-        "the probability of positive was used as confidence; take that of the side chosen": {"confidence": torch.sigmoid},
-        "this compares the probability of positive with the share of positive ones; take those of the side chosen":
-            {"confidence": torch.sigmoid, "right": lambda z, t: t > 0.5},
-        "the confidence is |2 p - 1|; it is max(p, 1 - p)": {"confidence": lambda z: (2 * z.sigmoid() - 1).abs()},
-        "neutral passages are in it: leave them out": tuple({"use": EVERY, "right": right} for right in (on_side,
-            lambda z, t: on_side(z, t) & (t != 0.5), lambda z, t: on_side(z, t) | (t == 0.5), lambda z, t: (z > 0) == (t > 0))),
-        "a confidence of exactly 1 falls out of the last bin: clamp the bin's number to bins - 1":
-            tuple({"place": lambda c, bins: (c * bins).long(), "end": lambda g, n, used, whole=whole:
-                   (g.abs() * n).sum() / (used.sum() if whole else n.sum())} for whole in (True, False)),
-        "the bins' numbers are rounded to the nearest; round down":
-            {"place": lambda c, bins: (c * bins).round().long().clamp(max=bins - 1)},
-        "the bins divide the range from 0.5 to 1; they have equal width in [0, 1]":
-            {"place": lambda c, bins: ((2 * c - 1) * bins).long().clamp(max=bins - 1)},
-        "each bin keeps only one of its passages: an index assignment does not add up": each_last,
-        "the gap was taken passage by passage; accuracy and confidence are averaged within a bin first":
-            lambda logits, targets, bins: calibration(logits, targets, len(logits), place=lambda c, bins: torch.arange(len(c))),
-        "log-odds are compared with 0.5; even odds are log-odds of 0": {"right": lambda z, t: (z > 0.5) == (t > 0.5)},
-        "this is a Python number; return a scalar tensor": {"end": lambda g, n, used: weighted(g, n, used).item()},
     },
 )  # fmt: skip

@@ -68,6 +68,12 @@ discounted_returns = Exercise(
             {"power": lambda ahead, s: s},
         "this discounts the step's own reward too: gamma belongs on what follows only": {"power": lambda ahead, s: ahead + 1},
         "only the next step is added; a return goes on to the episode's end": {"keep": lambda ahead: (ahead == 0) | (ahead == 1)},
+        "the sum breaks off after a fixed number of steps; a return goes on to the episode's end":
+            [{"keep": lambda ahead, most=most + more: (ahead >= 0) & (ahead < most)} for most in (10, 20, 32, 50, 64, 100, 200)
+             for more in (0, 1)],
+        "with gamma = 1 every step has the whole episode's return; that too is made of what comes from the step on":
+            lambda rewards, gamma: returns_formula(rewards, gamma, keep=(lambda ahead: ahead == ahead) if gamma == 1 else
+                                                   (lambda ahead: ahead >= 0)),
         "gamma comes in once; each further step away costs another": {"power": lambda ahead, s: ahead.clamp(max=1)},
         "every step has the whole episode's return; an action is paid only for what comes from its own step on":
             {"power": lambda ahead, s: s, "keep": lambda ahead: ahead == ahead},
@@ -405,7 +411,7 @@ def draw_policy_loss(generator):
     yield {**far, "advantages": torch.tensor([[-1.0, 1.0]]), "mask": torch.ones(1, 2, dtype=torch.bool), "clip": 0.2}
     holes = torch.tensor([[False, True, True], [True, False, True]])
     new, old = -torch.rand(2, 2, 3, generator=generator)
-    advantages = torch.tensor([[3.0, -1.0, 2.0], [-0.5, 4.0, 1.0]])
+    advantages = torch.tensor([[3.0, -1.0, 2.0], [-0.5, 4.0, 0.0]])
     yield {"logprobs": new, "old_logprobs": old, "advantages": advantages, "mask": holes, "clip": math.inf}  # nothing is clipped
     for rows, steps, clip in ((2, 3, 0.1), (4, 6, 0.3), (5, 8, 0.2)):
         old = -torch.rand(rows, steps, generator=generator) * 3
@@ -485,6 +491,8 @@ policy_loss = Exercise(
             [{"near": lambda ratio, clip: ratio.clamp(1 / (1 + clip), 1 + clip), **other} for other in (
                 {}, {"outside": lambda ratio, clip, _: (ratio < 1 / (1 + clip)) | (ratio > 1 + clip)})],
         "the smaller of two means is taken; take the smaller product at each position, then the mean": smaller_mean,
+        "an infinite clip times an advantage of 0 is not a number: clip the ratio first, then multiply":
+            {"product": lambda near, a, clip: torch.where(a > 0, (1 + clip) * a, (1 - clip) * a)},
         "the advantages are shifted or scaled by their own mean and deviation; they are to be used as they are":
             [lambda logprobs, old_logprobs, advantages, mask, clip, n=n: policy_loss_formula(
                 logprobs, old_logprobs, whitened_real(advantages, mask, n), mask, clip) for n in (None, 0, 1)],

@@ -486,6 +486,8 @@ def draw_baseline(generator):
     behind = torch.tensor([[False, True, True], [True, True, False], [False, True, True]])  # prompts come first, as in 8.3
     worth = torch.tensor([[7.0, 30.0, 1.0], [2.0, 4.0, 8.0], [9.0, -1.0, -25.0]])
     yield {"worth": worth, "mask": behind, "baseline": torch.tensor([0.5, 1.0, -0.5])}
+    nobody = torch.tensor([[False, True, False], [False, True, True]])  # both still read their prompts at the first position
+    yield {"worth": torch.tensor([[5.0, 1.0, 2.0], [3.0, -2.0, 4.0]]), "mask": nobody, "baseline": torch.tensor([0.5, 1.0, 0.0])}
     yield {"worth": torch.randn(140, 2, generator=generator), "mask": ch07.ragged(140, 2, generator), "baseline": torch.ones(2)}
 
 
@@ -551,6 +553,8 @@ with_baseline = Exercise(
         "the next baseline is a mean for each completion, over its tokens; it has one number for each position":
             {"following": lambda w, m, b: (w * m).sum(1) / m.sum(1)},
         "the next baseline is the one handed in": {"following": lambda w, m, b: b + 0},
+        "this stops at the first position where nobody is going; in prompts nobody is, and completions come behind them":
+            {"following": lambda w, m, b: by_position(w, m) * m.any(0).cumprod(0)},
         "padding has an advantage of minus the baseline; it should be 0 there":
             [{"zero": False}, {"zero": False, "over": lambda w, m, b: w * m - b}],
         "the advantages are divided by their deviation as well; here they are the difference alone":
@@ -578,7 +582,7 @@ def draw_update(generator):
 
 def call_update(function, weight, rate, **others):
     """The policy's weight after the update, and the clip fractions. The policy looks at one token only, and has dropout."""
-    policy = nn.Sequential(nn.Embedding.from_pretrained(weight.clone(), freeze=False), nn.Dropout(0.5))
+    policy = nn.Sequential(nn.Embedding.from_pretrained(weight.clone(), freeze=False), nn.Dropout1d(0.5))
     clip_fractions = function(policy, torch.optim.SGD(policy.parameters(), lr=rate), **others)
     return {"weight": policy[0].weight, "clip fractions": clip_fractions}
 

@@ -18,6 +18,7 @@ def draw_sizes(generator):
     yield {"clip_fractions": [0.3, 0.3, 0.3, 0.3, 0.001], "completions": 128, "most": 1024}
     yield {"clip_fractions": [0.002] * 7 + [0.2, 0.004, 0.004], "completions": 128, "most": 500}
     yield {"clip_fractions": [0.002] * 10, "completions": 512, "most": 4096}
+    yield {"clip_fractions": [0.0, 0.004, 0.0, 0.0, 0.003], "completions": 64, "most": 512}
     yield {"clip_fractions": [0.002] * 9, "completions": 256, "most": 700}
     yield {"clip_fractions": [0.002, 0.015, 0.003, 0.004, 0.001], "completions": 64, "most": 512}  # rare in the mean of three
     for completions in (64, 48):
@@ -93,6 +94,7 @@ rollout_sizes = Exercise(
         "this grows when clipping is frequent; then steps are too long already. It grows when clipping is rare, below 1 %":
             [{"rare": lambda share: share >= 0.01}, {"rare": lambda share: share > 0.01}],
         "0.01 itself is not below 0.01": {"rare": lambda share: share <= 0.01},
+        "a share of exactly 0 is below 0.01 too": {"rare": lambda share: 0 < share < 0.01},
         "the limit is not 0.01, which is 1 %": [{"rare": lambda share, most=most: share < most} for most in (0.001, 0.1, 1)],
         "each size is written down before the doubling; it is that of the rollout which follows the update": {"late": True},
         "the first size is added each time; the size doubles": {"grow": lambda size, first, most: size + first},

@@ -11,6 +11,7 @@ import scipy
 import torch
 
 from rlhf_lib.exercises.declare import Exercise
+from rlhf_lib.exercises.plain import as_int64
 from rlhf_lib.exercises.surroundings import quiet
 
 
@@ -202,10 +203,12 @@ def draw_best_of_n(generator):
 
 
 def looked_up(function, rewards, n):
-    """The winners' places; where they are floats, with which nothing can be looked up, an IndexError."""
+    """The winners' places; where they are floats, with which nothing can be looked up, or of few bits, they raise."""
     places = function(rewards=rewards, n=n)
     if torch.is_tensor(places) and places.is_floating_point() and torch.equal(places, places.round()):
         rewards[places]
+    if torch.is_tensor(places):
+        as_int64(places)
     return places
 
 
@@ -232,6 +235,7 @@ best_of_n = Exercise(
         "these are the best rewards; return where they are, so that text and gold score can be looked up":
             {"best": lambda groups: groups.amax(1), "start": lambda group, n: 0},
         "the places are right, but floats, which look nothing up; return int64": {"start": lambda group, n: group * float(n)},
+        "the places have fewer than 64 bits; asked for are int64": lambda rewards, n: winners(rewards, n).int(),
         "this picks the worst of each group": {"best": lambda groups: groups.argmin(1)},
         "these are the best of all samples; best-of-n picks one out of every group of n, good group or bad":
             [lambda rewards, n, turn=turn, end=end: turn(rewards[: end(len(rewards), n)].topk(len(rewards) // n)[1])
@@ -360,10 +364,9 @@ best_of_n_gold = Exercise(
         "gold is left as it came; sort it by the proxy, lowest first": {"order": lambda proxy, gold: torch.arange(len(proxy))},
         "gold is looked up by each sample's rank (argsort of argsort); gold[proxy.argsort()] has it in order":
             {"order": lambda proxy, gold: proxy.argsort().argsort()},
-        "these weights let a group hold a sample twice; of rank i, C(i, n-1) groups out of C(N, n) are won": [
-            {"share": lambda i, size, n: ((i + 1) / size) ** n - (i / size) ** n},
-            *({"share": lambda i, size, n, by=by: n * ((i + by) / size) ** (n - 1) / size} for by in (0, 1)),
-        ],
+        "these weights let a group hold a sample twice; of rank i, C(i, n-1) groups out of C(N, n) are won":
+            [{"share": lambda i, size, n: ((i + 1) / size) ** n - (i / size) ** n},
+             *({"share": lambda i, size, n, by=by: n * ((i + by) / size) ** (n - 1) / size} for by in (0, 1))],
         "the rank counts from 0: the sample of rank i beats i others, so C(i, n-1), not C(i + 1, n-1) or C(i - 1, n-1)":
             [{"share": lambda i, size, n, by=by: math.comb(max(0, i + by), n - 1) / math.comb(size, n)} for by in (-1, 1)],
         "the other members of the group are n - 1 of i samples: C(i, n-1), not C(i, n) or C(i + 1, n)":
@@ -371,9 +374,7 @@ best_of_n_gold = Exercise(
         "the groups are counted wrongly: there are C(N, n) of them": [
             {"share": lambda i, size, n, of=of: math.comb(i, n - 1) / of(size, n)} for of in (
                 lambda N, n: math.comb(N, n - 1), lambda N, n: math.comb(N - 1, n - 1), lambda N, n: math.comb(N - 1, n) or 1,
-                lambda N, n: N**n, math.perm,
-            )
-        ],
+                lambda N, n: N**n, math.perm)],
         "// makes the weights 0: divide by / instead": {"share": lambda i, size, n: math.comb(i, n - 1) // math.comb(size, n)},
         "the binomials become floats, which are too small for large N; first divide whole by whole: comb(i, n - 1) / comb(N, n)":
             [{"share": lambda i, size, n: float(math.comb(i, n - 1)) / float(math.comb(size, n))},
@@ -381,10 +382,9 @@ best_of_n_gold = Exercise(
              lambda proxy, gold, n: sum(
                  math.comb(i, n - 1) * score for i, score in enumerate(gold[proxy.argsort()].tolist())
              ) / math.comb(len(proxy), n)],
-        "a rank is left out: those from n - 1 to N - 1 win groups": [
-            {"share": lambda i, size, n: share_won(i, size, n) * (i >= n)},
-            {"share": lambda i, size, n: share_won(i, size, n) * (i < size - 1)},
-        ],
+        "a rank is left out: those from n - 1 to N - 1 win groups":
+            [{"share": lambda i, size, n: share_won(i, size, n) * (i >= n)},
+             {"share": lambda i, size, n: share_won(i, size, n) * (i < size - 1)}],
         "groups are counted in every order of their samples; a group has none":
             {"share": lambda i, size, n: math.perm(i, n - 1) / math.perm(size, n)},
         "this cuts the samples into groups once: right on average, but noisy. Average over all groups there are":
@@ -410,7 +410,7 @@ def draw_distinct_n(generator):
     yield {"texts": ["O my lord", "Ay", "o  my\nlord", "O my lord, my", "O my lord"], "n": 3}
     for count, n in ((3, 1), (between(generator, 4, 6), 2), (5, 3), (130, 4)):
         words = some(generator, ("love", "joy", "lord"), 2) + some(generator, ("Love,", "lord's", "O!"), 2)
-        texts = ["".join(itertools.chain(*zip(some(generator, words, 8), some(generator, " \n\t", 8)))) for _ in range(count)]
+        texts = ["".join(itertools.chain(*zip(some(generator, words, 8), some(generator, " \n\t\r", 8)))) for _ in range(count)]
         yield {"texts": [*texts, texts[0], "Sweet  joy"], "n": n}
 
 
@@ -462,20 +462,20 @@ distinct_n = Exercise(
         "these are n-grams of characters; split the text into words first": [{"words": str.lower}, {"words": str}],
         "case makes a difference here: put the text in lower case first": {"words": str.split},
         "the texts are split at single blanks; split at white space of any kind": {"words": lambda text: text.lower().split(" ")},
+        "only blanks, tabs and line breaks part words here; text.split() knows all white space":
+            {"words": lambda text: re.findall(r"[^ \t\n]+", text.lower())},
         "punctuation is taken off; words are what stands between white space":
             [{"words": lambda text, word=word: re.findall(word, text.lower())} for word in (r"\w+", r"[\w']+")],
-        "the different n-grams are divided by the number of words or texts; divide by the number of n-grams": [
-            {"of": lambda found, ws, n: sum(map(len, ws))}, {"of": lambda found, ws, n: len(set(itertools.chain(*ws)))},
-            {"of": lambda found, ws, n: len(ws)},
-        ],
+        "the different n-grams are divided by the number of words or texts; divide by the number of n-grams":
+            [{"of": lambda found, ws, n: sum(map(len, ws))}, {"of": lambda found, ws, n: len(set(itertools.chain(*ws)))},
+             {"of": lambda found, ws, n: len(ws)}],
         "what a text repeats of another text is not noticed: pool the n-grams before you count the different ones":
             lambda texts, n: sum(distinct([text], n, of=one) for text in texts) / (distinct(texts, n, count=len, of=one) or 1),
         "what a text repeats within itself is not noticed; count all n-grams": {"cut": lambda ws, n: list(set(grams(ws, n)))},
-        "a text of w words has w - n + 1 n-grams, or none; they are counted otherwise here, and divided by": [
-            {"of": lambda found, ws, n: sum(len(one) - n + 1 for one in ws) or math.inf},
-            {"of": lambda found, ws, n: sum(map(len, ws)) - n + 1},
-            {"of": lambda found, ws, n: sum(max(0, len(one) - n) for one in ws) or 1},
-        ],
+        "a text of w words has w - n + 1 n-grams, or none; they are counted otherwise here, and divided by":
+            [{"of": lambda found, ws, n: sum(len(one) - n + 1 for one in ws) or math.inf},
+             {"of": lambda found, ws, n: sum(map(len, ws)) - n + 1},
+             {"of": lambda found, ws, n: sum(max(0, len(one) - n) for one in ws) or 1}],
         "these are words, whatever n is": {"cut": lambda ws, n: grams(ws, 1)},
         "these are pairs, whatever n is": {"cut": lambda ws, n: grams(ws, 2)},
         "these are n-grams of all lengths up to n": {"cut": lambda ws, n: [gram for k in range(n) for gram in grams(ws, k + 1)]},
@@ -484,10 +484,9 @@ distinct_n = Exercise(
         "the first or the last n-gram of each text is missing: a text of w words has w - n + 1 of them":
             [{"cut": lambda ws, n, part=part: grams(ws, n)[part]} for part in (slice(1, None), slice(-1))],
         "a text of just n words has one n-gram; it is left out here": {"cut": lambda ws, n: grams(ws, n) if len(ws) > n else []},
-        "some n-grams have fewer than n words: the last begins n words before the end, and a shorter text has none": [
-            {"cut": lambda ws, n: [tuple(ws[i : i + n]) for i in range(len(ws))]},
-            *({"cut": lambda ws, n, least=least: grams(ws, n) or [tuple(ws)][: len(ws) + least]} for least in (0, 1)),
-        ],
+        "some n-grams have fewer than n words: the last begins n words before the end, and a shorter text has none":
+            [{"cut": lambda ws, n: [tuple(ws[i : i + n]) for i in range(len(ws))]},
+             *({"cut": lambda ws, n, least=least: grams(ws, n) or [tuple(ws)][: len(ws) + least]} for least in (0, 1))],
         "the order of the words within an n-gram is lost: (my, love) is not (love, my)":
             [{"cut": lambda ws, n, bag=bag: [tuple(bag(gram)) for gram in grams(ws, n)]} for bag in (sorted, frozenset)],
         "the words of an n-gram are joined with nothing between them: (a, nother) is not (an, other)":

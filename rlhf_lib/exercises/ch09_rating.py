@@ -22,6 +22,10 @@ def draw_rating_table(generator):
     two = [rating("base-0", "base", "me", 2, 5), rating("policy-0", "policy", "me", 4, 1)]
     yield {"ratings": two, "score": "positivity"}
     yield {"ratings": two, "score": "sense"}
+    yield {"ratings": [rating("0", "base", "me", 3), rating("0", "base", "me", 5), two[1]], "score": "positivity"}
+    thirds = [("base", 1), ("base", 2), ("base", 5), ("policy", 1), ("policy", 5), ("policy", 2)]  # the same means, by two ways
+    ratings = [rating("0", source, rater, score) for (source, score), rater in zip(thirds, 2 * ("me", "you", "she"))]
+    yield {"ratings": ratings, "score": "positivity"}
     alone = [rating("1", "base", "me", 5), rating("2", "policy", "me", 3)]
     more = [rating("0", "policy", "you", 4), rating("0", "base", "me", 1), rating("0", "base", "you", 4)]
     yield {"ratings": [*more, *alone], "score": "positivity"}
@@ -69,6 +73,13 @@ def in_a_row(ratings, score):
     return table([{**one, "sample": number} for number, (_, run) in enumerate(runs) for one in run], score)
 
 
+def running(scores, kind):
+    mean = kind(0)
+    for number, score in enumerate(scores, 1):
+        mean = mean + (score - mean) / number
+    return float(mean)
+
+
 PARTS = slice(None), slice(-1, None), slice(1)
 OTHER = {"base": "policy", "policy": "base", "positivity": "sense", "sense": "positivity"}
 EACH_RATING = {"key": lambda one: object()}
@@ -93,6 +104,11 @@ rating_table = Exercise(
         "ties are left out of the win rate; keep them, each as half a win": {"wins": decided_rate},
         "of a sample that several rated one rating is left: take the mean":
             [{"middle": middle} for middle in (lambda xs: xs[-1], lambda xs: xs[0], max, min)],
+        "a rater who rates a sample twice counts with the last score alone; every rating counts": lambda ratings, score:
+            table(list({(one["source"], one["sample"], one["rater"]): one for one in ratings}.values()), score),
+        "equal means differ in the last digit, as running ones do, and are no ties any more: add up the scores, then divide once":
+            [{"middle": partial(running, kind=np.float32)}, {"middle": partial(running, kind=float)},
+             {"middle": lambda xs: sum(x / len(xs) for x in xs)}],
         "a sample's ratings are summed up; take their mean": {"middle": sum},
         "(mean + next) / 2 is the mean of two ratings alone: of three, the last one weighs half":
             {"middle": partial(reduce, lambda mean, score: (mean + score) / 2)},

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from rlhf_lib.exercises.declare import Exercise, Investigation
+from rlhf_lib.exercises.plain import as_int64
 
 Investigation("10.A", "Absolute or compared?")
 Investigation("10.B", "What length does")
@@ -84,6 +85,10 @@ speech_mask = Exercise(
         "only the blank line itself is left out; everything behind it is another speech": {"kept": lambda ends: ~ends},
         "a completion without a blank line was cut off while it went on: all of it counts":
             {"kept": lambda ends: (ends.int().cumsum(1) - ends.int() == 0) & ends.any(1, keepdim=True)},
+        "argmax is 0 too where a row has no blank line, as if it stood at the beginning; such a row counts whole": [
+            {"kept": lambda ends: torch.arange(ends.shape[1]) <= ends.int().argmax(1, keepdim=True)},
+            *({"kept": lambda ends, end=end: torch.arange(ends.shape[1]) <= 1 + end(ends[:, 1:]).int().argmax(1, keepdim=True)}
+              for end in (torch.clone, lambda pairs: F.pad(pairs, (0, 1))))],
         "True and False are exchanged: True up to and including the end":
             {"kept": lambda ends: ends.int().cumsum(1) - ends.int() > 0},
         "torch.roll brings the last token to the front: the first one has no token before it here":
@@ -127,6 +132,8 @@ def with_generator(function, seed, **given):
     result = function(**given, generator=generator)
     if torch.is_tensor(result) and result.is_floating_point() and torch.equal(result, result.round()):
         torch.empty(0)[result]  # raises: nothing can be looked up with floats
+    if torch.is_tensor(result):
+        as_int64(result)
     return {"result": result, "the generator's next number": torch.rand(1, generator=generator)}
 
 
@@ -195,6 +202,10 @@ rollout_prompts = Exercise(
              {"each": lambda count, size, g: torch.randperm(count, generator=g)[:size]}),  # a short row where count < size
         "the prompts come in their own order; draw one with torch.randperm":
             lambda count, size, rollouts, generator: (torch.arange(size * rollouts) % count).view(rollouts, size),
+        "the order is drawn by sorting uniform numbers; draw it with torch.randperm": lambda count, size, rollouts, generator:
+            drawn_prompts(count, size, rollouts, generator, one=lambda: torch.rand(count, generator=generator).argsort()),
+        "these have fewer than 64 bits; asked for are int64":
+            lambda count, size, rollouts, generator: drawn_prompts(count, size, rollouts, generator).int(),
         "every epoch has the same order: draw a new one each time that all prompts have been there":
             lambda count, size, rollouts, generator:
                 around(torch.randperm(count, generator=generator), size * rollouts).view(rollouts, size),
@@ -424,6 +435,7 @@ def draw_answers(generator):
     yield {"pairs": [("O joy", "I am"), ("no", "yes, my lord"), ("a b c", "extraordinarily long")]}
     yield {"pairs": [("Go,\nmy lord", "Go  to,  sir ,"), ("a  b", "a b c"), ("ay\nme\nnow", "ay me")]}  # breaks, double spaces
     yield {"pairs": [("ay\tme", "no"), ("so be it", "go,\t to")]}
+    yield {"pairs": [("so\rbe\fit", "ay me"), ("so\u2003be\u2003it", "ay me")]}  # other white space
     for size in (5, 12, 300):
         pairs = []
         for _ in range(size):
@@ -431,6 +443,7 @@ def draw_answers(generator):
             pick = lambda n: [WORDS[place] for place in torch.randint(len(WORDS), (n,), generator=generator).tolist()]  # noqa: E731
             pairs.append(tuple("\n".join(pick(n)) if n % 2 else " ".join(pick(n)) for n in lengths))
         yield {"pairs": [*pairs, ("O my", "my lord")]}
+    yield {"pairs": [("ay " * more, "ay " * fewer) for more, fewer in ((70, 66), (140, 130), (1100, 1030))]}
     yield {"pairs": [(" ay me\n", "so be it"), ("no", ""), ("a b", "c d e"), ("a b", "c d e")]}  # ends, nothing, one twice
 
 
@@ -470,6 +483,11 @@ longer_accuracy = Exercise(
             ({"length": lambda text: len(re.split(r"\s+", text))}, {"length": lambda text: len(re.split(r"\s", text.strip()))}),
         "a tab does not part words here; white space of any kind does, as for text.split()":
             {"length": lambda text: len([word for word in re.split("[ \n]", text) if word])},
+        "only blanks, tabs and line breaks part words here; white space of any kind does, as for text.split()":
+            ({"length": lambda text: len(re.findall(r"[^ \t\n]+", text))},
+             {"length": lambda text: len(re.findall(r"\S+", text, re.ASCII))}),
+        "only so many words are counted, such as 100; count all":
+            tuple({"length": lambda text, most=most: min(most, len(text.split()))} for most in (64, 100, 1000)),
         "an empty text counts as one word, as re.split finds one in it; text.split() finds none":
             {"length": lambda text: max(1, len(text.split()))},
         "punctuation splits words, or those with it do not count; a word is all that stands between white space":
@@ -495,6 +513,7 @@ longer_accuracy = Exercise(
 
 def draw_wins(generator):
     yield {"wins": torch.tensor([[0, 3], [1, 0]])}
+    yield {"wins": torch.tensor([[0, 300], [100, 0]])}  # so often that a climber with a long step swings to and fro
     yield {"wins": torch.tensor([[0, 6, 0], [2, 0, 3], [0, 1, 0]])}  # three to one, twice
     yield {"wins": torch.tensor([[0, 4, 1], [2, 0, 9], [1, 3, 0]])}
     yield {"wins": torch.tensor([[0, 10, 0, 1], [5, 0, 2, 0], [0, 3, 0, 2], [2, 0, 1, 0]])}  # not everyone has met everyone
@@ -638,6 +657,7 @@ ranked_pairs = Exercise(
     formula=all_pairs,
     mistakes={
         "rank 1 is the best: the better answer has the smaller rank": {"use": lambda a, b: a > b},
+        "ranks are compared as texts, in which 10 comes before 2": {"use": lambda a, b: str(a) < str(b)},
         "a tie is no pair: of two answers of one rank neither is better": ({"use": lambda a, b: a <= b},
             lambda ranks: [(i, j) for i in range(len(ranks)) for j in range(i + 1, len(ranks))
                            for i, j in [(i, j) if ranks[i] <= ranks[j] else (j, i)]],

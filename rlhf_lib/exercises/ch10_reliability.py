@@ -82,6 +82,8 @@ reliability = Exercise(
             [{"confidence": torch.sigmoid}, *({"confidence": torch.sigmoid, "place": place} for place in LOST)],
         "the bins have equal width in [0, 1]; divide the range from 0.5 to 1":
             {"place": lambda c, bins: (c * bins).long().clamp(max=bins - 1)},
+        "the bins have a width of 0.1, whatever their number; it is 0.5 / bins":
+            {"place": lambda c, bins: ((c - 0.5) / 0.1).long().clamp(0, bins - 1)},
         "the bins hold as many pairs each, in the order of the confidences; they have equal width from 0.5 to 1":
             tuple(functools.partial(of_equal_numbers, cut=cut) for cut in (torch.tensor_split, torch.chunk)),
         "the bins' numbers are rounded to the nearest; round down":
@@ -215,6 +217,8 @@ ceiling = Exercise(
             {"end": lambda p, q: (p, min(q, 1.0))},
         "how often the model is truly right is kept at 0 and above; it may come out below by chance: leave it":
             ({"end": lambda p, q: (p, max(q, 0.0))}, {"end": lambda p, q: (p, min(max(q, 0.0), 1.0))}),
+        "a model that agrees on less than half is turned round; leave it so": {
+            "true": lambda m, p: (max(m, 1 - m) - (1 - p)) / (2 * p - 1)},
         "the two are exchanged: first the ceiling, then the model": {"end": lambda p, q: (q, p)},
     },
 )  # fmt: skip

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from rlhf_lib.exercises import ch08_rlhf as ch08
 from rlhf_lib.exercises.compare import equal
 from rlhf_lib.exercises.declare import Exercise
+from rlhf_lib.exercises.plain import as_int64
 
 
 # ----------------------------------------------------------------------------------------- 11.1
@@ -188,12 +189,6 @@ def call_packed(function, **arguments):
     return pair
 
 
-def as_int64(numbers):
-    """Nothing. Raises TypeError where whole numbers have fewer bits than 64."""
-    if numbers.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
-        raise TypeError(f"these are {numbers.dtype}, not torch.int64")
-
-
 def in_a_byte(lengths, size):
     """Padded tokens are texts of their own, and all are numbered from 0 in 8 bits."""
     parts = torch.tensor([*lengths, *[1] * (size - sum(lengths))])
@@ -257,7 +252,8 @@ def drawn_adapter(generator, out, inputs, rank):
 def draw_lora(generator):
     x, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     one = {"A": torch.tensor([[1.0, 1.0]]), "B": torch.tensor([[0.0], [2.0]])}
-    yield {"x": x, "weight": weight, "bias": torch.tensor([0.5, 0.0]), **one, "alpha": 2.0}
+    for alpha in (2.0, 0.0):  # an adapter that is switched off, too
+        yield {"x": x, "weight": weight, "bias": torch.tensor([0.5, 0.0]), **one, "alpha": alpha}
     for rows, inputs, out, rank, alpha in ((2, 3, 2, 1, 4.0), (3, 4, 5, 2, 8.0), (4, 5, 5, 3, 1.0), (2, 6, 4, 4, 32.0)):
         shape = {"x": torch.randn(rows, inputs, generator=generator), "weight": torch.randn(out, inputs, generator=generator)}
         bias = torch.randn(out, generator=generator)
@@ -308,10 +304,13 @@ lora_output = Exercise(
             lambda B, alpha, **rest: lora_formula(B=B, alpha=alpha * B.shape[1] / B.shape[0], **rest),
             lambda A, alpha, **rest: lora_formula(A=A, alpha=alpha * A.shape[0] / A.shape[1], **rest)],
         "alpha // r drops what is behind the point; divide with /": {"scale": lambda alpha, r: alpha // r},
+        "an alpha of 0 is taken for none at all, and another stands in its place; it switches the step off":
+            [{"scale": lambda alpha, r: (alpha or r) / r}, {"scale": lambda alpha, r: (alpha or 1) / r}],
         "the bias comes in a second time, with the step": lambda bias, alpha, A, **rest: lora_formula(
             bias=bias, alpha=alpha, A=A, end=lambda base, step: base + step + alpha / len(A) * bias.detach(), **rest),
-        "alpha / r scales what the frozen layer says too; it belongs to the step alone": lambda x, weight, bias, A, B, alpha:
-            alpha / len(A) * (F.linear(x, weight.detach(), bias.detach()) + x @ A.T @ B.T),
+        "alpha / r scales what the frozen layer says too; it belongs to the step alone": [
+            lambda x, weight, bias, A, B, alpha: alpha / len(A) * (F.linear(x, weight.detach(), bias.detach()) + x @ A.T @ B.T),
+            lambda x, weight, bias, A, B, alpha: alpha / len(A) * (x @ weight.detach().T + x @ A.T @ B.T) + bias.detach()],
         "the frozen weight gets a gradient, and would be trained: detach weight and bias":
             [{"base": F.linear}, {"base": lambda x, w, b: F.linear(x, w, b.detach())}],
         "the frozen bias gets a gradient, and would be trained: detach it too":
@@ -341,7 +340,7 @@ def draw_merge(generator):
         alphas = [1.0 + 3 * torch.rand((), generator=generator).item() for _ in ranks]
         adapters = [(part["A"], part["B"], alpha) for part, alpha in zip(parts, alphas)]
         yield {"weight": torch.randn(out, inputs, generator=generator), "adapters": adapters}
-    adapters = [tuple(whole(generator, A=(2, 3), B=(4, 2)).values()) + (1.0 + place % 3,) for place in range(12)]
+    adapters = [tuple(whole(generator, A=(2, 3), B=(4, 2)).values()) + (1.0 * (place % 4),) for place in range(12)]
     yield {**whole(generator, weight=(4, 3)), "adapters": adapters}
 
 
@@ -376,6 +375,8 @@ merge = Exercise(
         "every adapter has the alpha of another one; each has its own":
             [{"scale": lambda alpha, r, adapters, at=at: adapters[at][2] / r} for at in (0, -1)],
         "alpha // r drops what is behind the point; divide with /": {"scale": lambda alpha, r, adapters: alpha // r},
+        "an alpha of 0 is taken for none at all, and another stands in its place; it switches the adapter off":
+            [{"scale": lambda alpha, r, adapters: (alpha or r) / r}, {"scale": lambda alpha, r, adapters: (alpha or 1) / r}],
         "without an adapter this is None; return the weight": lambda weight, adapters:
             merge_formula(weight, adapters) if adapters else None,
         "alpha is divided by the width of the layer; the rank is the number of rows of A, or of columns of B": [
@@ -390,7 +391,7 @@ merge = Exercise(
             {"used": lambda adapters: adapters[:1]},
             lambda weight, adapters: merge_formula(weight, adapters[:1]) if adapters else None],
         "some of the adapters are left out; all of them add up": [
-            {"used": lambda adapters: adapters[1:]},
+            {"used": lambda adapters: adapters[1:]}, {"used": lambda adapters: {len(one[0]): one for one in adapters}.values()},
             *({"used": lambda adapters, most=most: adapters[:most]} for most in (2, 3, 4, 8))],
         "the adapters are averaged; they add up": {"end": lambda weight, steps, n: weight + steps / max(n, 1)},
         "these are the adapters alone; they are added to the weight": {"end": lambda weight, steps, n: steps},
@@ -405,6 +406,7 @@ merge = Exercise(
 # ----------------------------------------------------------------------------------------- 11.5
 def draw_models(generator):
     yield {"matrices": [(2, 3)], "layers": 2, "others": 10, "width": 3, "branched": 1, "rank": 1}
+    yield {"matrices": [(2, 3)], "layers": 2, "others": 10, "width": 3, "branched": 0, "rank": 1}  # the same base for all four
     yield {"matrices": [(3, 3), (4, 3), (3, 4)], "layers": 3, "others": 0, "width": 3, "branched": 3, "rank": 2}
     yield {
         "matrices": [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)],
@@ -463,6 +465,8 @@ four_models = Exercise(
             {"pair": lambda out, inputs, r: r * inputs}, {"pair": lambda out, inputs, r: r * out}],
         "the rank is left out: A has r rows, and B has r columns": {"pair": lambda out, inputs, r: out + inputs},
         "all blocks have adapters; only the last `branched` do": {"deep": lambda layers, branched: layers},
+        "0 blocks are branched, and here all of them are, as by blocks[-0:]; there are no adapters then":
+            {"deep": lambda layers, branched: branched or layers},
         "the blocks below the branches have the adapters; those above do": {"deep": lambda layers, branched: layers - branched},
         "one block has adapters; the last `branched` do": {"deep": lambda layers, branched: 1},
         "three branches are kept; all four models have one, reference and reward model too": {"branches": (3, 2)},
@@ -499,6 +503,12 @@ def draw_token_rewards(generator):
         ended = torch.rand(rows, generator=generator) < 0.5
         ended[: min(rows, 2)] = torch.tensor([False, True])[: min(rows, 2)]
         yield dict(scores=scores, ended=ended, **ch08.scored(generator, rows, steps), kl_coef=kl_coef, end_penalty=penalty)
+    short = ch08.scored(generator, 3, 4)  # the first answer is not the longest
+    yield dict(
+        scores=torch.tensor([1.5, -0.5, 1.0]), ended=torch.tensor([True, False, True]),
+        **short | {"mask": torch.arange(4) < torch.tensor([[2], [1], [3]])},
+        kl_coef=0.5, end_penalty=1.0,
+    )  # fmt: skip
     last = ch08.scored(generator, 3, 5)
     infinite = torch.where(last["mask"], last["ref_logprobs"], -math.inf)
     yield {
@@ -565,6 +575,8 @@ token_rewards = Exercise(
             {"place": lambda mask: torch.arange(mask.shape[1]) == (mask.sum(1, keepdim=True) - 2) % mask.shape[1]}],
         "the score is paid one token too late; mask.sum(1) - 1 is the place of the last real one":
             {"place": lambda mask: torch.arange(mask.shape[1]) == mask.sum(1, keepdim=True).clamp(max=mask.shape[1] - 1)},
+        "every answer is paid its score where the first one ends; each has a last token of its own":
+            {"place": lambda mask: ch08.last_of(mask[:1]).expand(mask.shape)},
         "the KL is divided by the answer's length; each token pays for its own, whole":
             {"spread": lambda kl, mask: kl / mask.sum(1, keepdim=True)},
         "the score is shared out among the tokens; it comes whole, at the last real one":

@@ -14,6 +14,7 @@ def draw_coefficients(generator):
     yield {"kl_coef": 0.1, "kls": [6.6], "target": 6.0, "completions": 64, "horizon": 640}
     yield {"kl_coef": 0.2, "kls": [0.0, 12.0], "target": 5.0, "completions": 100, "horizon": 1000}
     yield {"kl_coef": 0.05, "kls": [4.0, 4.4, 3.8, 4.0], "target": 4.0, "completions": 32, "horizon": 64}
+    yield {"kl_coef": 0.1, "kls": [6.0, 3.0], "target": 4.0, "completions": 96, "horizon": 64}  # a short horizon
     yield {"kl_coef": 3.0, "kls": [-0.5, 0.1, 30.0], "target": 2.0, "completions": 10, "horizon": 400}
     for count in (3, 8):
         target = 1 + 8 * torch.rand((), generator=generator).item()
@@ -78,6 +79,8 @@ adaptive_kl = Exercise(
         "the number of completions and the horizon are not used: a whole step each time": {"share": lambda n, horizon: 1},
         "completions over horizon is upside down": {"share": lambda n, horizon: horizon / n},
         "completions // horizon is a whole number, mostly 0; divide with /": {"share": lambda n, horizon: n // horizon},
+        "completions over horizon is kept at 1 at most; a rollout may have more completions than the horizon":
+            {"share": lambda n, horizon: min(1.0, n / horizon)},
         "the horizon is not used": {"share": lambda n, horizon: n},
         "the number of completions is not used": {"share": lambda n, horizon: 1 / horizon},
         "the step is added; the coefficient is multiplied by 1 plus it": {"move": lambda coef, step: coef + step},
@@ -152,7 +155,8 @@ both_orders = Exercise(
         "one order in our favour is called a win; both have to say it":
             [{"say": max}, {"say": lambda one, other: 1 if 1 in (one, other) else 0 if 0 in (one, other) else 0.5}],
         "one order against us is called a loss; both have to say it":
-            [{"say": min}, {"say": lambda one, other: 0 if 0 in (one, other) else 1 if 1 in (one, other) else 0.5}],
+            [{"say": min}, {"say": lambda one, other: 0 if 0 in (one, other) else 1 if 1 in (one, other) else 0.5},
+             {"say": lambda one, other: 1 if one == other == 1 else 0 if other == 0 and one < 1 else 0.5}],
         "what is no win is called a loss; a loss is what both orders say, and all the rest is a tie": [
             {"say": lambda one, other: int(one == other == 1)},
             {"say": lambda one, other: 0.5 if one == other == 0.5 else int(one == other == 1)},
@@ -235,6 +239,15 @@ def by_lengths(ours_first, ours_second, of=lambda one, other: (len(one), len(oth
     return 100 * ((a + b) / 2 - 0.5), (a + 1 - b) / 2
 
 
+TURNED = {"first": "second", "second": "first", "tie": "tie"}
+
+
+def one_tie(ours_first, ours_second):
+    """However many ties an order has, a half is added once."""
+    a, b = ((some.count("first") + 0.5 * ("tie" in some)) / len(some) for some in (ours_first, ours_second))
+    return 100 * ((a + b) / 2 - 0.5), (a + 1 - b) / 2
+
+
 def wins_counted(ours_first, ours_second):
     """A win rate in which ties count as nothing; the bias is right."""
     wins = ours_first.count("first") / len(ours_first) + ours_second.count("second") / len(ours_second)
@@ -250,7 +263,10 @@ place_and_win = Exercise(
         "the win rate is that of the order with our answer second": {"orders": (1,)},
         "the win rate does not turn the second order round: it is how often the first place wins":
             lambda ours_first, ours_second: (lambda bias: (bias, bias / 100 + 0.5))(places_formula(ours_first, ours_second)[0]),
-        "ties count as nothing; as half a win for each side": [{"tie": 0.0}, wins_counted, partial(by_lengths, tie=0.0)],
+        "ties count as nothing; as half a win for each side": [
+            {"tie": 0.0}, wins_counted, partial(by_lengths, tie=0.0),
+            lambda ours_first, ours_second: by_lengths(ours_first, ["second" if one == "tie" else one for one in ours_second])],
+        "several ties count as one; each is half a win for each side": one_tie,
         "ties count as wins; as half a win for each side": {"tie": 1.0},
         "ties are left out; they count as half": {"drop": True},
         "this is how often the first place wins; the bias is how much oftener than half, in points":
@@ -266,6 +282,8 @@ place_and_win = Exercise(
             *zip(*zip(ours_first, ours_second))),
         "both orders are divided by the length of one list; each by its own":
             [partial(by_lengths, of=of) for of in (lambda one, other: (len(one),) * 2, lambda one, other: (len(other),) * 2)],
+        "b is how often ours wins in the second place; it is how often the first place wins, where theirs stands":
+            lambda ours_first, ours_second: places_by_halves(ours_first, [TURNED[verdict] for verdict in ours_second]),
         "the win rate is the sum of both orders'; take their mean": {"win": lambda rate: 2 * rate},
         "the sign of the bias is turned: above 0 is for the first place": {"swap": True},
         "a bias against the first place has a minus": {"bias": lambda rate: 100 * abs(rate - 0.5)},

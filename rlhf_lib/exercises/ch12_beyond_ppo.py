@@ -79,6 +79,8 @@ leave_one_out = Exercise(
         "the completion itself is in the mean that it is measured from: the others alone make the baseline":
             {"expect": lambda total, r, G: total / G},
         "the sum of the others is divided by G; there are G - 1 of them": {"expect": lambda total, r, G: (total - r) / G},
+        "the sum of the others is divided by 2, as in a group of three; there are G - 1 of them":
+            {"expect": lambda total, r, G: (total - r) / 2},
         "the sum of the whole group is divided by G - 1: take the completion's own reward off first":
             {"expect": lambda total, r, G: total / (G - 1)},
         "this is the sum of the others; their mean is the baseline": {"expect": lambda total, r, G: total - r},
@@ -114,6 +116,8 @@ def draw_groups(generator):
     yield {"rewards": torch.tensor([[1.0, 0.0], [0.0, 0.0]]), "normaliser": "mean"}
     yield {"rewards": torch.tensor([[0.5, 0.5, 0.5], [1.0, 2.0, 0.0]]), "normaliser": "deviation"}
     yield {"rewards": torch.tensor([[0.0, 4.0], [1.0, 1.0], [2.0, 3.0]]), "normaliser": "none"}
+    for normaliser in NORMALISERS:  # some agree, and not all
+        yield {"rewards": torch.tensor([[0.0, 0.0, 3.0], [3.0, 0.0, 0.0], [0.0, 3.0, 0.0]]), "normaliser": normaliser}
     yield {"rewards": torch.tensor([[0.3, 0.4, 0.45], [0.9, 0.8, 1.0]]), "normaliser": "deviation"}  # close together
     for normaliser in NORMALISERS:
         for groups, size in ((3, 2), (2, 6)):
@@ -127,6 +131,7 @@ def draw_groups(generator):
     for normaliser, groups, size in (("deviation", 2, 130), ("mean", 130, 2)):
         orders = torch.stack([torch.randperm(size, generator=generator) for _ in range(groups)])
         yield {"rewards": 1.0 + orders, "normaliser": normaliser}
+        yield {"rewards": (torch.arange(130) == 7)[None].float(), "normaliser": normaliser}  # one success alone
 
 
 def call_groups(function, rewards, normaliser):
@@ -182,6 +187,12 @@ group_advantages = Exercise(
                 * (r.amax(dim, keepdim=True) - r.amin(dim, keepdim=True) >= least)} for least in (0.05, 0.1, 0.2)),
              *(lambda rewards, normaliser, least=least: groups_formula(rewards, normaliser).masked_fill(
                  rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True) < least, 0) for least in (0.05, 0.1, 0.2))],
+        "a group is taken to agree where two of its rewards do; all of them have to": [
+            lambda rewards, normaliser, one=one, other=other: groups_formula(rewards, normaliser).masked_fill(
+                rewards[:, one, None] == rewards[:, other, None], 0) for one, other in ((0, 1), (0, -1), (-2, -1))],
+        "the advantages are kept within bounds; they may be of any size":
+            [lambda rewards, normaliser, most=most: groups_formula(rewards, normaliser).clamp(-most, most)
+             for most in (1, 2, 3, 5, 10, 100)],
         "the mean is kept above a bound, or something is added to it; it divides as it is, and a rare success counts for more": [
             *({"mean": lambda r, dim, least=least: r.mean(dim, keepdim=True).clamp(min=least)} for least in (0.001, 0.1, 1)),
             *({"mean": lambda r, dim, eps=eps: r.mean(dim, keepdim=True) + eps} for eps in (1e-4, 1e-3, 1e-2))],
@@ -248,6 +259,13 @@ silent_share = Exercise(
     "12.3", "silent_share", draw=draw_silent, right=silent_by_counts, formula=silent_formula, mistakes={
         "groups in which all succeed are left out: they agree too, and teach nothing": {"won": False},
         "groups in which all fail are left out: they agree too, and teach nothing": {"lost": False},
+        "all fail is taken to be as likely as all succeed, which holds at 0.5 alone": lambda p, group: 2 * p**group,
+        "the chance that two agree is multiplied by itself; whether others agree with one hangs on what that one is":
+            lambda p, group: (p * p + (1 - p) * (1 - p)) ** (group - 1),
+        "(1 - p) / p is infinite at p = 0, and 0 times that is not a number: p**group + (1 - p)**group":
+            lambda p, group: p**group * (1 + ((1 - p) / p) ** group),
+        "a group of one agrees with itself, always; here it is said to teach something":
+            lambda p, group: silent_formula(p, group) * (group > 1),
         "this is the share of groups that teach something": {"end": lambda share: 1 - share},
         "all succeed and all fail cannot both happen: add the two chances": {"join": torch.mul},
         "this is the chance that all others agree with one: G completions have to be alike, not G - 1":
@@ -367,6 +385,10 @@ token_average = Exercise(
         "constant: this is the sum; divide it by B T": {"constant": lambda s, n, T: s.sum()},
         "constant: the sums are divided by T and added up; take the mean over the completions":
             {"constant": lambda s, n, T: s.sum() / T},
+        "completion and batch have changed places":
+            {"use": lambda name: {"completion": "batch", "batch": "completion"}.get(name, name)},
+        "tokens with a loss of 0 are left out of the number of tokens: count the mask": lambda losses, mask, denominator:
+            averages_formula(losses, mask, denominator, lengths=lambda mask: (mask & (losses != 0)).sum(1).clamp(min=1)),
         "`denominator` is not used, each completion's own length divides": {"use": lambda name: "completion"},
         "`denominator` is not used, the tokens of the batch divide": {"use": lambda name: "batch"},
     })  # fmt: skip
@@ -477,8 +499,9 @@ def draw_expected(generator):
     yield {"probs": torch.tensor([0.5, 0.5]), "paid": torch.tensor([0.0, 1.0]), "group": 2, "row": "group"}
     yield {"probs": torch.tensor([0.5, 0.3, 0.2]), "paid": torch.tensor([0.0, 1.0, 3.0]), "group": 1, "row": "none"}
     yield {"probs": torch.tensor([0.6, 0.4]), "paid": torch.tensor([2.0, 1.0]), "group": 3, "row": "leave-one-out"}
+    yield {"probs": torch.tensor([0.5, 0.0, 0.5]), "paid": torch.tensor([0.0, 2.0, 1.0]), "group": 2, "row": "group"}
     yield {"probs": torch.tensor([0.7, 0.1, 0.2]), "paid": torch.tensor([0.0, 1.0, 0.0]), "group": 3, "row": "mean"}
-    for size, group, row in ((3, 2, "leave-one-out"), (4, 3, "group"), (3, 4, "deviation"), (4, 2, "none"), (12, 2, "group")):
+    for size, group, row in ((3, 2, "leave-one-out"), (4, 3, "group"), (3, 4, "deviation"), (4, 2, "none"), (17, 2, "group")):
         probs = torch.rand(size, generator=generator) + 0.1
         paid = torch.randint(-8, 9, (size,), generator=generator) / 4  # a group that agrees has exactly its mean
         yield {"probs": probs / probs.sum(), "paid": paid, "group": group, "row": row}
@@ -521,6 +544,12 @@ expected_gradient = Exercise(
             {"chance": lambda probs, tokens: torch.full((len(tokens),), 1.0 / len(tokens))},
         "the probabilities of a group's tokens are added; they are drawn one after another, so multiply":
             {"chance": lambda probs, tokens: probs[tokens].sum(1)},
+        "the logarithm of a probability of 0 is -inf, and 0 times that is not a number: multiply the probabilities themselves":
+            {"chance": lambda probs, tokens: (F.one_hot(tokens, len(probs)).sum(1) * probs.log()).sum(1).exp()},
+        "only so many groups are listed, such as 256; list all of them":
+            {"groups": lambda V, G: itertools.islice(itertools.product(range(V), repeat=G), 256)},
+        "groups of one token alone are left out; they teach nothing only where the group's mean is subtracted":
+            {"chance": lambda probs, tokens: probs[tokens].prod(1) * (tokens != tokens[:, :1]).any(1)},
         "a token is drawn at most once in a group here; each completion is drawn from all tokens":
             {"groups": lambda V, G: itertools.permutations(range(V), G)},
         "a group is counted once for all orders of its tokens; each order is a group of its own":

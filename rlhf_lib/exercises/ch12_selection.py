@@ -6,15 +6,17 @@ import statistics
 import torch
 from torch.nn import functional as F
 
-from rlhf_lib.exercises.ch11_assistant import as_int64
 from rlhf_lib.exercises.ch12_beyond_ppo import detached, hidden, scored, with_gradients
+from rlhf_lib.exercises.compare import equal
 from rlhf_lib.exercises.declare import Exercise
+from rlhf_lib.exercises.plain import as_int64, plain
 
 
 # ----------------------------------------------------------------------------------------- 12.8
 def draw_kto(generator):
     one = {"policy": torch.tensor([-3.0, -3.0]), "ref": torch.tensor([-2.0, -2.0]), "desirable": torch.tensor([True, False])}
     yield {**one, "kl": torch.tensor(0.5), "beta": 0.5}
+    yield {**one, "kl": torch.tensor(-0.5), "beta": 0.5}  # as an estimate may have it
     same = torch.tensor([-3.0, -5.0, -1.0])
     yield {"policy": same, "ref": same, "desirable": torch.tensor([True, False, True]), "kl": torch.tensor(0.0), "beta": 0.3}
     far = torch.tensor([900.0, -900.0, 900.0, -900.0])
@@ -37,8 +39,14 @@ def draw_kto(generator):
 
 
 def call_kto(function, **arguments):
-    """The loss, and its gradients in the policy's log-probabilities and in the KL."""
-    return with_gradients(function, ["policy", "kl"], "loss", arguments)
+    """The loss, and its gradients in the policy's log-probabilities and in the KL; one below 0 may be taken as 0 just as well."""
+
+    def made_by(function, **others):
+        return with_gradients(function, ["policy", "kl"], "loss", {**arguments, **others})
+
+    found, kl = made_by(function), arguments["kl"]
+    at_0 = kl < 0 and equal(plain(found), plain(made_by(kto_by_tanh, kl=0 * kl)), 1e-5)
+    return made_by(kto_by_tanh) if at_0 else found
 
 
 def kto_by_tanh(policy, ref, desirable, kl, beta):
@@ -66,6 +74,7 @@ kto_loss = Exercise(
             {"number": lambda kl: kl},
         "the KL is left out: a log-ratio is measured from how far the policy has moved on the whole":
             {"from_kl": lambda x, kl, good: x},
+        "a KL below 0 loses its sign; take it as it is, or as 0": {"number": lambda kl: kl.detach().abs()},
         "the KL is added; a log-ratio is measured from it": {"from_kl": lambda x, kl, good: x + kl},
         "on undesirable answers the KL is not turned with the log-ratio: the sign belongs to their difference":
             {"from_kl": lambda x, kl, good: torch.where(good, x - kl, x + kl)},

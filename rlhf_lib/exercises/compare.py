@@ -139,6 +139,11 @@ def difference_of_record(got, expected, what, should):
         )
     if is_record(got, "changed"):
         return f"it changed its argument {got['name']} {got['how'] or 'in place; make a new tensor instead'}"
+    if is_record(got, "kept"):
+        return (
+            "called once more with the same arguments, it does something else: it keeps something from one call to the next "
+            "(in a default argument, or outside the function), or draws random numbers that no seed decides"
+        )
     if is_record(got, "late"):
         return f"it was stopped after {got['seconds']:g} seconds: is there a loop that never ends?"
     if is_record(got, "odd"):

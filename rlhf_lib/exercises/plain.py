@@ -24,6 +24,12 @@ class Unfit(Exception):
     """Raised by an exercise's `call`: what is wrong with what the function returned, in a sentence that stands by itself."""
 
 
+def as_int64(numbers):
+    """Nothing. Raises TypeError where whole numbers have fewer bits than 64."""
+    if numbers.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        raise TypeError(f"these are {numbers.dtype}, not torch.int64")
+
+
 def raised(kind, message="", returned=""):
     """Stands for the output of a function that raised. An oracle returns it where to raise is right.
 
@@ -43,6 +49,11 @@ def changed(name, how=""):
 def left_on(what, value):
     """Stands for the output of a function that was right, but left a setting of torch at another `value`; both in words."""
     return {RECORD: "left on", "what": what, "value": value}
+
+
+def kept():
+    """Stands for the output of a function that made something else of the same arguments when it was called once more."""
+    return {RECORD: "kept"}
 
 
 def unwritten():

@@ -67,7 +67,8 @@ def of_list(name, x):
     yield f"the same stands twice in {name}", len({repr(one) for one in x}) < len(x)
     yield f"the same stands twice in a row in {name}", any(repr(a) == repr(b) for a, b in itertools.pairwise(x))
     if all(isinstance(one, str) for one in x) and x:
-        yield from (row for row in of_text(name, "".join(x)) if not row[0].startswith(name))
+        texts = [dict(of_text(name, one)) for one in x]
+        yield from ((words, any(text[words] for text in texts)) for words in texts[0] if not words.startswith(name))
         yield f"a text in {name} is empty", not all(x)
         yield f"all texts in {name} are equal", len(set(x)) == 1 < len(x)
     if all(isinstance(one, (int, float)) for one in x) and x:
@@ -134,3 +135,22 @@ def separating(inputs, wrong):
                 one[f"{name} is not {value!r}, as it is in the first example"] = arguments.get(name) != value
     words = [word for word in have[0] if all(word in one for one in have)]
     return [word for word in words if all(one[word] == (place in wrong) for place, one in enumerate(have))]
+
+
+def far_longer(inputs, wrong):
+    """A list of one sentence where an argument of the inputs at `wrong` is at least ten times as long as in any other input
+    (as a limit that is written into an answer shows); else an empty list."""
+    for name in inputs[0]:
+        sizes = [size_of(arguments.get(name)) for arguments in inputs]
+        if None in sizes:
+            continue
+        least, most = min(sizes[place] for place in wrong), max(size for place, size in enumerate(sizes) if place not in wrong)
+        if least >= max(10 * most, 200):
+            return [f"{name} is by far longer than in the others ({least} values and more, {most} at most)"]
+    return []
+
+
+def size_of(x):
+    if isinstance(x, torch.Tensor):
+        return x.numel()
+    return len(x) if isinstance(x, (list, tuple, str)) else None

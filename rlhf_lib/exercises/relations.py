@@ -32,7 +32,7 @@ def find(exercise, inputs, outputs, expected):
     if not wrong or any(is_record(outputs[place]) and not is_record(outputs[place], "odd") for place in wrong):
         return ""
     with settled(), quiet():
-        for finder in (by_form, always_the_same, by_a_change, by_parts, by_inputs):
+        for finder in (by_form, always_the_same, by_a_change, by_an_earlier_call, by_parts, by_inputs):
             sentence, _ = limited(lambda finder=finder: finder(exercise, inputs, outputs, expected, wrong), SECONDS)
             if sentence:
                 return sentence
@@ -194,6 +194,19 @@ def information(got, expected, tolerance):
     return min(4, len(got)) if isinstance(got, (str, list, tuple)) else 1
 
 
+def by_an_earlier_call(exercise, inputs, outputs, expected, wrong):
+    """On each wrong input just what an earlier one should give: an answer is found again that was kept."""
+    for place in wrong:
+        earlier = [right for right in expected[:place] if not equal(right, expected[place], exercise.tolerance)]
+        if is_record(outputs[place]) or not any(equal(outputs[place], right, exercise.tolerance) for right in earlier):
+            return ""
+    if sum(information(outputs[place], expected[place], exercise.tolerance) for place in wrong) < 2 * ENOUGH:
+        return ""
+    return (
+        "it returns what was right for an earlier call: what is kept between calls must be told by all arguments, or not be kept"
+    )
+
+
 # ----------------------------------------------------------------------------------------- parts, values, places
 
 
@@ -311,4 +324,6 @@ def by_inputs(exercise, inputs, outputs, expected, wrong):
     found = properties.separating(inputs, wrong) if right > 1 and len(inputs) > 4 else []
     if len(wrong) == 1 or math.comb(len(inputs), right) < FEW:  # so few ways to be wrong that some property fits by chance
         found = [words for words in found if words.endswith(" is 0") or "large values" in words]
+    if len(found) != 1 and right > 1:
+        found = properties.far_longer(inputs, wrong)
     return f"right on {right} of {len(inputs)} inputs, and wrong on just those where {found[0]}" if len(found) == 1 else ""

@@ -21,6 +21,7 @@ import torch
 
 LIMIT = 10.0  # seconds that one call may take
 AGAIN = 0.05  # seconds after which it is stopped once more, where something has swallowed the first stop
+START = 20_488_221  # the seed of torch's global generator around a call: none that a learner would set it to
 CLEANING = 1.0  # seconds in which the course may clean up behind the first stop
 SOON = 1e-6  # seconds, for an alarm that is due: 0 would switch it off
 
@@ -59,7 +60,7 @@ def put_back_after():
     """What is done inside may leave other settings on; afterwards they are as they were before. Yields a dict, in which then
     stands what was left of the settings of TOLD: {what it is called: what it was}.
 
-    But for the mode of gradients: some checks look whether it was left off, and `settled` puts it back in the end.
+    But for the mode of gradients and the seed: some checks look what was left, and `settled` puts them back in the end.
     """
     left, before = {}, {name: read() for name, (read, _, _) in {**SETTINGS, **TOLD}.items()}
     try:
@@ -95,19 +96,21 @@ SETTINGS = {  # how a setting is read, how it is written, and what it is in a fr
     "threads": (torch.get_num_threads, torch.set_num_threads, None),
     "recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit, None),
 }
+SEED = "the seed of torch's global generator"
 TOLD = {  # what a function must not leave behind, since every later cell would compute otherwise
     "torch.get_default_dtype()": SETTINGS["default dtype"],
     "torch.get_default_device()": (torch.get_default_device, default_device, None),
     "torch.is_grad_enabled()": (torch.is_grad_enabled, None, None),
+    SEED: (torch.initial_seed, None, None),
 }
 
 
 @contextlib.contextmanager
 def own_random_numbers():
-    """Torch's, Python's and NumPy's generators start at seed 0, and are put back."""
+    """Torch's generator starts at seed START, Python's and NumPy's at 0, and all are put back."""
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()
     cards = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    torch.default_generator.manual_seed(0)
+    torch.default_generator.manual_seed(START)
     random.seed(0)
     np.random.seed(0)
     try:

@@ -119,6 +119,20 @@ def test_the_schedule_is_the_librarys_in_its_fall():
         assert pretrain.lr_factor(step, config) == pytest.approx(float(right(step, 1.0, 0, 20)), abs=1e-6)
 
 
+@pytest.mark.parametrize("told", [("steps",), ("peak", "steps"), ("warmup", "steps"), ("peak", "warmup")])
+def test_rates_kept_in_a_table_under_a_part_of_the_arguments_are_refused(told):
+    table = {}
+
+    def kept(step, **given):
+        rates = [learning_rate(one, **given) for one in range(given["steps"])]
+        return table.setdefault(tuple(given[name] for name in told), rates)[step]
+
+    def learner(step, peak, warmup, steps):
+        return kept(step, peak=peak, warmup=warmup, steps=steps)
+
+    assert not verdict("learning_rate", learner).passed
+
+
 def test_pictures_can_be_drawn():
     exercise = exercises.find("learning_rate")
     arguments = exercises.draw("learning_rate")[-1]

@@ -93,6 +93,12 @@ def test_two_equal_tokens_that_both_stay_or_both_go_are_told_so():
     assert "all go" in verdict("top_p_filter", counted).mistake
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_in_one_row_more_than_256_tokens_reach_p(seed):
+    right = exercises.find("top_p_filter").right
+    assert max(right(**one).isfinite().sum(-1).max() for one in exercises.draw("top_p_filter", seed)) > 256
+
+
 def test_dropout_left_on_while_sampling_gets_its_name():
     @torch.no_grad()
     def learner(model, prompts, uniforms, temperature):

@@ -36,6 +36,24 @@ def whole_share(right, total, z):
     return wilson(share, total, z, math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)))
 
 
+def kept_under(*names):
+    """Wilson's interval out of a table that knows these arguments alone."""
+    known = {}
+
+    def interval(**given):
+        key = tuple(given[name] for name in names)
+        if key not in known:
+            known[key] = wilson_interval.right(**given)
+        return known[key]
+
+    return interval
+
+
+@pytest.mark.parametrize("names", [("right", "total"), ("right", "z"), ("total", "z")])
+def test_an_interval_that_is_kept_under_a_part_of_the_arguments_does_not_pass(names):
+    assert not verdict("wilson_interval", kept_under(*names)).passed
+
+
 def two_and_two(right, total, z):
     share, n = (right + 2) / (total + 4), total + 4
     half = z * math.sqrt(share * (1 - share) / n)

@@ -4,6 +4,7 @@ import importlib
 import json
 import random
 import sys
+import time
 import warnings
 
 import numpy as np
@@ -111,10 +112,24 @@ def test_what_a_function_leaves_on_is_put_back(fresh, what):
 
     found = verdict(NAME, learner)
     assert read() == before
-    said = {"gradients off": "torch.is_grad_enabled() is False", "double": "torch.get_default_dtype() is torch.float64",
-            "meta device": "torch.get_default_device() is meta"}.get(what)  # fmt: skip
+    said = {
+        "gradients off": "torch.is_grad_enabled() is False",
+        "double": "torch.get_default_dtype() is torch.float64",
+        "meta device": "torch.get_default_device() is meta",
+        "seed": "the seed of torch's global generator is 5",
+    }.get(what)
     assert found.passed == (said is None)
     assert said is None or f"the values are right, but {said} after the call, for every later cell" in found.message
+
+
+def test_a_function_that_is_given_a_seed_may_set_it(exercise):
+    exercise(
+        right=lambda x, seed: x, draw=lambda generator: iter([{"x": torch.ones(2), "seed": 3}, {"x": torch.ones(1), "seed": 0}])
+    )
+    assert verdict("made_up", lambda x, seed: (torch.manual_seed(seed), x)[1]).passed
+    exercise(right=lambda x: x)
+    assert "seed of torch's global generator is 0" in verdict("made_up", lambda x: (torch.manual_seed(0), x)[1]).message
+    assert verdict("made_up", lambda x: (torch.rand(3), x)[1]).passed  # to draw from it is allowed
 
 
 def test_a_wrong_answer_is_told_first_that_it_is_wrong(fresh):
@@ -426,6 +441,55 @@ def test_outputs_of_another_number_are_no_pass():
 
 
 # ----------------------------------------------------------------------------------------- what a call leaves behind
+
+
+def test_what_is_kept_from_one_call_to_the_next_is_said(exercise):
+    exercise(right=lambda x: x.sum())
+    seen = []
+
+    def in_a_default(x, total=[0.0]):  # noqa: B006
+        total[0] += x.sum()
+        return total[0]
+
+    def outside(x):
+        seen.append(x)
+        return seen[0].sum()  # right for the first input, and for it alone
+
+    def once(x):
+        if seen and len(seen[-1]) == 8:
+            raise ValueError
+        seen.append(torch.zeros(len(x) + 1))
+        return x.sum()
+
+    def counted(x):
+        seen.append(len(seen))
+        return x.sum()
+
+    assert "from one call to the next" in verdict("made_up", in_a_default).message
+    found = verdict("made_up", outside)
+    assert not found.passed and "from one call to the next" not in found.message  # it is the same for the same arguments
+    seen.clear()
+    found = verdict("made_up", once)
+    assert "from one call to the next" in found.message and found.arguments["x"].tolist() == [1.0, 2.0, 4.0]
+    unseeded = verdict("made_up", lambda x: x.sum() + random.Random().random())
+    assert "random numbers that no seed decides" in unseeded.message
+    assert verdict("made_up", counted).passed and is_record(answer("made_up", in_a_default, draw("made_up"))[0], "kept")
+
+
+def test_functions_that_draw_from_the_global_generator_or_are_slow_the_second_time_keep_nothing(exercise, monkeypatch):
+    exercise(right=lambda x: x)
+    calls = []
+
+    def slow(x):
+        calls.append(x)
+        if len(calls) > 4:
+            time.sleep(2)
+        return x
+
+    assert verdict("made_up", lambda x: torch.randn(100).sum() * 0 + x).passed
+    assert "from one call" not in verdict("made_up", lambda x: torch.rand(3)).message
+    monkeypatch.setattr(frame, "LIMIT", 0.3)
+    assert verdict("made_up", slow).passed and len(calls) == 5
 
 
 def test_lists_and_dicts_of_the_caller_are_left_alone(exercise):

@@ -13,7 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_lib.exercises.compare import same
-from rlhf_lib.exercises.plain import RECORD, changed, described, is_record, late, odd, plain, plain_tensor, raised, unwritten
+from rlhf_lib.exercises.plain import (
+    RECORD,
+    as_int64,
+    changed,
+    described,
+    is_record,
+    kept,
+    late,
+    odd,
+    plain,
+    plain_tensor,
+    raised,
+    unwritten,
+)
 
 SINGLE = st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**63), st.floats(), st.text(max_size=5))
 TENSORS = st.lists(st.floats(width=32), max_size=4).map(torch.tensor)
@@ -21,7 +34,14 @@ KEYS = st.one_of(st.text(max_size=3), st.integers(), st.booleans(), st.none(), s
 PLAIN = st.recursive(
     SINGLE | TENSORS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8
 )
-RECORDS = [raised("ValueError", "a", "a list"), changed("x", "in place"), unwritten(), late(2.5), odd("a set", [1, 2.0, "a"])]
+RECORDS = [
+    raised("ValueError", "a", "a list"),
+    changed("x", "in place"),
+    unwritten(),
+    kept(),
+    late(2.5),
+    odd("a set", [1, 2.0, "a"]),
+]
 
 
 class Number(enum.IntEnum):
@@ -237,7 +257,7 @@ def test_one_odd_value_leaves_the_others_as_they_are(value):
 
 @pytest.mark.parametrize("record", RECORDS, ids=[record[RECORD] for record in RECORDS])
 def test_a_record_is_known_as_its_own_sort_and_json_carries_it(record):
-    sorts = ["raised", "changed", "unwritten", "late", "odd"]
+    sorts = ["raised", "changed", "unwritten", "kept", "late", "odd"]
     assert is_record(record) and [sort for sort in sorts if is_record(record, sort)] == [record[RECORD]]
     assert json.loads(json.dumps(record)) == record
     assert plain(record, trusted=True) == record and plain([record], trusted=True) == [record]
@@ -288,3 +308,11 @@ def test_a_value_is_described_in_a_few_words(value, words):
 
 def test_a_number_too_long_for_python_to_write_out_is_described_too():
     assert described(10**5000) == described(-(10**5000)) == "a whole number of more than 3000 digits"
+
+
+def test_whole_numbers_of_fewer_bits_are_refused_where_a_card_says_int64():
+    for kind in (torch.int64, torch.float32, torch.bool):  # whether floats and bools are right is said elsewhere
+        assert as_int64(torch.ones(2).to(kind)) is None
+    for kind in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        with pytest.raises(TypeError, match=r"these are torch\.\w+, not torch\.int64"):
+            as_int64(torch.ones(2, dtype=kind))

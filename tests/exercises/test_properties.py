@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_lib.exercises.properties import length_of, properties, separating
+from rlhf_lib.exercises.properties import far_longer, length_of, properties, separating
 
 TENSORS = st.one_of(
     st.lists(st.floats(width=32), max_size=4).map(torch.tensor),
@@ -294,3 +294,16 @@ def test_what_is_named_is_true_of_just_the_wrong_inputs(inputs, data):
     for sentence in set.intersection(*map(set, have)):
         if [place for place, one in enumerate(have) if one[sentence]] == wrong:
             assert sentence in named
+
+
+def test_inputs_that_are_by_far_longer_than_all_others_are_told():
+    inputs = [{"k": 5, "x": torch.zeros(*shape), "names": ["a"] * 7} for shape in ((3,), (2, 5), (300,), (4,), (10, 31))]
+    assert far_longer(inputs, [2, 4]) == ["x is by far longer than in the others (300 values and more, 10 at most)"]
+    assert far_longer(inputs, [4]) == []  # the other long one is right
+    assert far_longer(inputs[:2], [1]) == []  # three times as long, and short
+    assert far_longer([{"text": "x" * size} for size in (20, 300, 200)], [1, 2]) == [
+        "text is by far longer than in the others (200 values and more, 20 at most)"
+    ]
+    assert far_longer([{"text": "x" * size} for size in (20, 300, 199)], [1, 2]) == []
+    assert far_longer([{"text": "x" * size} for size in (21, 300, 200)], [1, 2]) == []
+    assert far_longer([{"x": 1}, {"x": "x" * 300}, {"x": ""}], [1]) == []

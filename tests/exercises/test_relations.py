@@ -371,6 +371,22 @@ def test_a_constant_is_told_unless_it_is_what_is_expected():
 # ----------------------------------------------------------------------------------------- parts, values, places
 
 
+def test_an_answer_that_was_kept_from_an_earlier_call_is_told():
+    exercise, inputs, kept = made(weighed), [*tables(0, 4, 2, 3)], {}
+
+    def by_shape(x, mask, scale):
+        return kept.setdefault(x.shape, weighed(x, mask, scale))
+
+    sentence = said(exercise, by_shape, inputs)
+    assert "right for an earlier call" in sentence
+    kept.clear()
+    expected = [weighed(**arguments) for arguments in inputs]
+    later = [expected[2], *expected[1:]]  # what a later call should give was not kept
+    assert "earlier call" not in relations.find(exercise, inputs, later, expected)
+    few = made(lambda x: x % 3)  # by chance
+    assert "earlier call" not in said(few, lambda x: (x + 1) % 3 if x > 1 else x % 3, [{"x": x} for x in range(6)])
+
+
 def test_of_several_parts_the_right_ones_are_told_and_what_holds_of_the_others():
     generator = torch.Generator().manual_seed(0)
     right = [(torch.randn(4, generator=generator), torch.randn(5, generator=generator)) for _ in range(3)]
@@ -467,6 +483,16 @@ def test_the_inputs_on_which_it_goes_wrong_are_told():
         return exercise.right(numbers) if numbers not in ([2, 5, 4], [0, 8]) else 3.3 * sum(numbers) ** 2
 
     assert said(exercise, elsewhere, inputs) == ""
+
+
+def test_a_limit_that_is_written_into_an_answer_shows_by_what_is_longer():
+    exercise = made(lambda numbers: float(sum(one**2 for one in numbers)))
+    inputs = [{"numbers": [*range(count)]} for count in (2, 4, 5, 8, 200)]
+    sentence = said(exercise, lambda numbers: float(sum(one**2 for one in numbers[:64])), inputs)
+    assert sentence == (
+        "right on 4 of 5 inputs, and wrong on just those where numbers is by far longer than in the others (200 values and more, "
+        "8 at most)"
+    )
 
 
 # ----------------------------------------------------------------------------------------- how long the search may be
