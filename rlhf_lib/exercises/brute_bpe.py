@@ -47,6 +47,11 @@ def learned(text, most, weighted=True):
     return steps
 
 
+def ties(text, most):
+    """How many of the first merges had a rival that stands as often."""
+    return sum(list(pairs.values()).count(pairs[pair]) > 1 for pair, pairs in learned(text, most))
+
+
 def encoded(text, merges, words=cut):
     """The tokens of `text`, when all merges are made in their order."""
     tokens = []

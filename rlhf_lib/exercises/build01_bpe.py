@@ -7,7 +7,7 @@ from collections import Counter
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from rlhf_lib import corpus
-from rlhf_lib.exercises.brute_bpe import BYTES, as_bytes, cut, encoded, learned, longest_first, pairs_of, shown, written
+from rlhf_lib.exercises.brute_bpe import BYTES, as_bytes, cut, encoded, learned, longest_first, pairs_of, shown, ties, written
 from rlhf_lib.exercises.build import Build, Probe, tick
 from rlhf_lib.exercises.ch01_text import pick
 from rlhf_lib.exercises.declare import Investigation
@@ -94,11 +94,6 @@ def texts_where(holds, generator, count, *size, **more):
     return list(itertools.islice(filter(holds, drawn), count))
 
 
-def ties(text, most):
-    """How many of the first merges had a rival that stands as often."""
-    return sum(list(pairs.values()).count(pairs[pair]) > 1 for pair, pairs in learned(text, most))
-
-
 def draw_first(generator):
     clear = texts_where(lambda text: not ties(text, 3), generator, 5, 6, 40)
     known = ["so so so", "low low low lower lower new", "banana banana nanana ba", "ooo ooo oooo", "Be be Be Be no"]
@@ -111,10 +106,10 @@ def draw_ties(generator):
 
 def draw_inside(generator):
     more = [some_text(generator, 3, 20, longest=2) for _ in range(4)]
-    return {"texts": ["a b a b a b", "I, I, I, O, O", *more], "size": BYTES + 6}
+    return {"texts": ["a b a b a b", "I, I, I, O, O", "é né né né", "да, да, да, мы", *more], "size": BYTES + 6}
 
 
-# ----------------------------------------------------------------------------------------- bytes, and every text
+# ----------------------------------------------------------------------------------------- bytes, every text, encoding
 
 
 def draw_bytes(generator):
@@ -173,9 +168,6 @@ def judge_back(output, text, unseen):
     if len(output["tokens"][0]) > 0.7 * len(text.encode()):
         return "its own text takes nearly as many tokens as bytes: are the merges made when encoding?"
     return ""
-
-
-# ----------------------------------------------------------------------------------------- encoding
 
 
 def draw_order(generator):
@@ -239,15 +231,22 @@ def run_own(train_bpe, one, other):
         return {**facts(tokeniser), "tokens": encode(tokeniser, one + other)}
 
     first, second = train_bpe(one, BYTES + 20), train_bpe(other, BYTES + 20)
-    return [of(first), of(second), of(first), of(train_bpe(one, BYTES + 20))]
+    found, texts = [of(first), of(second), of(first), of(train_bpe(one, BYTES + 20))], [cut(one)[0], one]
+    before = [encode(first, text) for text in texts]
+    for row in map(first.encode, texts):
+        if isinstance(row, list):
+            row.append(0)  # as a caller may, who ends a text with it
+    return [*found, before == [encode(first, text) for text in texts]]
 
 
 def judge_own(output, one, other):
-    first, second, later, again = output
+    first, second, later, again, own = output
     if first != later or second["tokens"] != encoded(one + other, second["merges"]):
         return "of two tokenisers learned from two texts, one changes the other: they share a list or a dict"
     if first != again:
         return "the same text gives another tokeniser the second time: something is kept between two calls, or drawn"
+    if not own:
+        return "who appends to a list that encode returned finds it in the next call: it is the one remembered. Return a copy"
     return judge_merges([first, second], [one, other], BYTES + 20)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlhf_lib.exercises.build import Build, Probe, tick
-from rlhf_lib.exercises.build04_misread import HEATS, UNLIKE, around_the_end, read_otherwise
+from rlhf_lib.exercises.build04_misread import HEATS, UNLIKE, around_the_end, misdrawn, read_otherwise
 from rlhf_lib.exercises.declare import Investigation
 from rlhf_lib.exercises.reading import FAULTS, Named, drawn, made, read_alone, read_with_cache, scores, without_cache
 
@@ -142,17 +142,6 @@ def close(logprobs, expected, real):
     return bool(((logprobs - expected).abs() <= 1e-4)[real].all())
 
 
-def misdrawn(tokens, untempered, wrong, uniforms, temperature, real):
-    if temperature != 1 and bool((tokens == untempered)[real].all()):
-        return f"the tokens are drawn at temperature 1 and scored at {temperature:g}: one distribution does both"
-    row, n = wrong.nonzero()[0].tolist()
-    return (
-        f"the network is read right, for the log-probabilities fit the tokens, but token {n} of row {row} is not the one on "
-        f"which uniforms[{row}, {n}] = {uniforms[row, n]:.4f} falls: draw as in exercise 4.4, each row and step with "
-        "its own number"
-    )
-
-
 # ----------------------------------------------------------------------------------------- probes of their own
 
 
@@ -231,7 +220,16 @@ def run_left(generate, calls):
             "grads": torch.is_grad_enabled(), "output": output,
         })  # fmt: skip
         torch.set_grad_enabled(True)
+        left[-1]["moved"] = [generate(some, **given, temperature=one["temperature"], end_token=one["end_token"])
+                             for some in (moved(model), moved(Named(made(one["seed"], SMALL))))]  # fmt: skip
     return left
+
+
+@torch.no_grad()
+def moved(model):
+    """The model with other weights, as after a training: each token has another's embedding."""
+    model.embedding.weight.copy_(model.embedding.weight.roll(1, 0))
+    return model
 
 
 def judge_left(left, calls):
@@ -249,7 +247,10 @@ def judge_left(left, calls):
             return "the log-probabilities carry a graph of every step, which holds all that was computed: sampling needs none"
         if one["inference"]:
             return "inference_mode's tensors came out, and a loss cannot be made of them (chapter 08 does): use no_grad()"
-    return judge_calls([one["output"] for one in left], calls)
+    fault = judge_calls([one["output"] for one in left], calls)
+    if not fault and any((again[1] - fresh[1]).abs().max() > 1e-4 for again, fresh in (one["moved"] for one in left)):
+        fault = "something of the call before is remembered: the weights have moved since, so read the prompt anew in each call"
+    return fault
 
 
 def draw_context(generator):

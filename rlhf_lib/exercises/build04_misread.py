@@ -127,6 +127,18 @@ UNLIKE = {  # what a learner is told, and the options of `read_otherwise` that r
 }  # fmt: skip
 
 
+def misdrawn(tokens, untempered, wrong, uniforms, temperature, real):
+    """Which token was drawn otherwise than its uniform says, where the network is read right."""
+    if temperature != 1 and bool((tokens == untempered)[real].all()):
+        return f"the tokens are drawn at temperature 1 and scored at {temperature:g}: one distribution does both"
+    row, n = wrong.nonzero()[0].tolist()
+    return (
+        f"the network is read right, for the log-probabilities fit the tokens, but token {n} of row {row} is not the one on "
+        f"which uniforms[{row}, {n}] = {uniforms[row, n]:.4f} falls: draw as in exercise 4.4, each row and step with "
+        "its own number"
+    )
+
+
 def around_the_end(output, right, end_token):
     """What is wrong with the mask, and with what stands behind the end. `right`: what must be drawn behind the tokens before."""
     tokens, logprobs, mask = output

@@ -81,6 +81,27 @@ def by_counting(votes, p, more=1e-9):
     return counts / counts.sum(2, keepdim=True)
 
 
+def uncounted(tables, votes, p):
+    """How many votes an entry of the tables is away from what p counts: the most."""
+    counts = counted(votes, p)
+    return (tables * counts.sum(2, keepdim=True) - counts).abs().max().item()
+
+
+def whole_rows_alone(tables, votes, p):
+    """Whether the tables are counted from those passages alone that every reader has read."""
+    whole = (votes >= 0).all(1)
+    return far(by_counting(votes[whole], p[whole]), tables) < 0.005 < far(by_counting(votes, p), tables)
+
+
+def minus_one_counts(p, tables, votes):
+    """Whether the tables, or p, are those of votes in which one of the labels stands for -1."""
+    filled = [votes.where(votes >= 0, label) for label in range(3)]
+    if any(far(by_counting(some, p), tables) < 0.01 for some in filled):
+        return True
+    shares = p.mean(0)
+    return far(by_bayes(votes, tables, shares), p) > 0.01 > min(far(by_bayes(some, tables, shares), p) for some in filled)
+
+
 def share_right(p, truth):
     return (p.argmax(1) == truth).double().mean().item()
 

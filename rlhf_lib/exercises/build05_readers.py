@@ -1,5 +1,7 @@
 """Build it 5.10, `weigh_readers`: who reads well is found out from the votes alone, by EM (Dawid and Skene 1979)."""
 
+import random
+
 import numpy as np
 import torch
 
@@ -14,9 +16,12 @@ from rlhf_lib.exercises.build05_crowds import (
     crowd,
     far,
     majority,
+    minus_one_counts,
     read,
     reader,
     share_right,
+    uncounted,
+    whole_rows_alone,
     with_form,
 )  # fmt: skip
 from rlhf_lib.exercises.declare import Investigation
@@ -74,6 +79,8 @@ def draw_unread(generator):
 
 
 def judge_unread(p, tables, votes, truth):
+    if whole_rows_alone(tables, votes, p):
+        return "only passages that every reader has read teach the tables: count each vote that there is, whoever left others out"
     for who, right in enumerate(UNREAD):
         if far(tables[who], reader(right)) > 0.06:
             why = (
@@ -91,27 +98,19 @@ def judge_unread(p, tables, votes, truth):
     return ""
 
 
-def minus_one_counts(p, tables, votes):
-    """Whether the tables, or p, are those of votes in which one of the labels stands for -1."""
-    filled = [votes.where(votes >= 0, label) for label in range(3)]
-    if any(far(by_counting(some, p), tables) < 0.01 for some in filled):
-        return True
-    shares = p.mean(0)
-    return far(by_bayes(votes, tables, shares), p) > 0.01 > min(far(by_bayes(some, tables, shares), p) for some in filled)
-
-
 def draw_order(generator):
     given = crowd(generator, 120, [reader(right) for right in (0.9, 0.5, 0.6, 0.8)], unread=0.2)
     return {**given, "readers": torch.tensor([2, 0, 3, 1]), "passages": torch.randperm(120, generator=generator)}
 
 
 def run_order(built, votes, readers, passages):
-    return [built(votes.clone()), built(votes[passages][:, readers].contiguous())]
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    found = [built(votes.clone()), built(votes[passages][:, readers].contiguous())]
+    same = torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
+    return [*found, bool(same and random.getstate() == before[2])]
 
 
 def judge_order(output, votes, readers, passages, truth):
-    if not isinstance(output, (list, tuple)) or len(output) != 2:
-        return "return a pair of tensors, (p, tables)"
     p, tables, fault = read(output[0], votes)
     if fault:
         return fault
@@ -124,7 +123,8 @@ def judge_order(output, votes, readers, passages, truth):
         )
     if (other_tables - tables[readers]).abs().max() > 0.01:
         return "a reader's table changes when the readers are listed in another order"
-    return ""
+    drawn = "something is drawn at random, and chance may lead elsewhere: begin with each passage's own shares of the votes"
+    return "" if output[2] else drawn
 
 
 def draw_many(generator):
@@ -283,10 +283,26 @@ def judge_rare(p, tables, votes, truth):
 
 
 def draw_slow(generator):
-    return crowd(generator, 500, [reader(right) for right in (0.75, 0.6, 0.55, 0.5)], shares=(0.2, 0.5, 0.3))
+    """And votes of careful readers, beside one who has read six of the passages."""
+    given = crowd(generator, 500, [reader(right) for right in (0.75, 0.6, 0.55, 0.5)], shares=(0.2, 0.5, 0.3))
+    more = crowd(generator, 200, [reader(0.9)] * 4)
+    return {**given, "few": torch.cat([more["votes"], more["truth"].where(torch.arange(200) < 6, -1)[:, None]], dim=1)}
 
 
-def judge_slow(p, tables, votes, truth):
+def run_slow(built, votes, few):
+    return [built(votes), built(few)]
+
+
+def judge_slow(output, votes, few, truth):
+    fault = with_form(judge_rest)(output[0], votes, truth=truth)
+    p, tables, form = read(output[1], few)
+    if fault or form:
+        return fault or form
+    little = "one reader has read six passages, and his table is not what he said of them: a row of few votes is counted too"
+    return little if uncounted(tables, few, p) > 0.3 else ""
+
+
+def judge_rest(p, tables, votes, truth):
     counts, said = counted(votes, p), majority(votes)
 
     def moved(*some):  # the most that a probability changes in one more step, with some shares and little added to the counts
@@ -320,7 +336,7 @@ weigh_readers = Build(
         Probe("as sure as it is right", draw_unsure, run, with_form(judge_unsure), **TRUTH),
         Probe("readers lean", draw_leaning, run, with_form(judge_leaning), **TRUTH),
         Probe("mixed up buttons", draw_swapped, run, with_form(judge_swapped), **TRUTH),
-        Probe("nothing changes any more", draw_slow, run, with_form(judge_slow), **TRUTH),
+        Probe("nothing changes any more", draw_slow, run_slow, judge_slow, **TRUTH),
         Probe("rare labels", draw_rare, run, with_form(judge_rare), **TRUTH),
     ],
 )

@@ -15,9 +15,17 @@ TOKENS = 40  # the vocabulary of the small bodies
 # ----------------------------------------------------------------------------------------- bodies to build upon, and scores
 
 
-def small_gpt(seed, width=16, dropout=0.0):
+class Read(GPT):
+    """A GPT that tells of every batch that it reads: `seen` is called with it and the mask."""
+
+    def hidden(self, tokens, mask=None, *more, **named):
+        self.seen(self, mask)
+        return super().hidden(tokens, mask, *more, **named)
+
+
+def small_gpt(seed, width=16, dropout=0.0, kind=GPT):
     """A GPT with weights drawn from `seed`, so large that what stands before a token matters."""
-    model = GPT(GPTConfig(vocab_size=TOKENS, context=32, layers=2, heads=2, width=width, dropout=dropout))
+    model = kind(GPTConfig(vocab_size=TOKENS, context=32, layers=2, heads=2, width=width, dropout=dropout))
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.dim() == 2:

@@ -5,11 +5,13 @@ import random
 
 import numpy as np
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rlhf_lib.exercises.build import Build, Probe, tick
 from rlhf_lib.exercises.build06_probes import (
     NEAR,
     TOKENS,
+    Read,
     Words,
     alone,
     draw_last,
@@ -53,7 +55,18 @@ def train_and_watch(built, rows, targets, weights):
             modes.append(body.training)
 
     built(Words(8, weights, seen).eval(), rows, targets, epochs=3, batch=5, lr=1e-3, seed=3)
-    return {"batches": batches, "modes": modes, "stale": any(stale)}
+    return {"batches": batches, "modes": modes, "stale": any(stale), "height": height(built, rows[:6], targets[:6], weights)}
+
+
+def height(built, rows, targets, weights, lr=1e-3):
+    """The highest rate of a run of six steps, as a share of `lr`; 1 where no optimiser was seen."""
+    rates = []
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.extend(one["lr"] for one in optimizer.param_groups))
+    try:
+        built(Words(8, weights), rows, targets, epochs=1, batch=1, lr=lr, seed=3)
+    finally:
+        hook.remove()
+    return float(max(rates, default=lr)) / lr
 
 
 def watch_gradients(weight, stale):
@@ -94,7 +107,10 @@ def judge_epochs(output, rows, **_):
         return "every epoch reads the rows in the same order: draw a new one for each"
     if not all(output["modes"]):
         return "the model is in evaluation mode while it learns, where dropout does nothing: call train() on the copy first"
-    return "gradients of earlier steps are still there in the next one: zero them after each step" if output["stale"] else ""
+    if output["stale"]:
+        return "gradients of earlier steps are still there in the next one: zero them after each step"
+    low = f"in a run of six steps the rate gets to {output['height']:.0%} of `lr`: let the warm-up be a share of all steps"
+    return low if output["height"] < 0.4 else ""
 
 
 # ----------------------------------------------------------------------------------------- the seed alone
@@ -146,15 +162,17 @@ def draw_neutral(generator):
 
 
 def train_on_neutral(built, some, targets, weights):
-    rows = [row for row in some for _ in range(4)]
-    return scores(built(Words(8, weights), rows, targets, epochs=120, batch=12, lr=2e-2, seed=3), some)
+    rows, clear = [row for row in some for _ in range(4)], [[one] for one in range(4)]
+    found = scores(built(Words(8, weights), rows, targets, epochs=120, batch=12, lr=2e-2, seed=3), some)
+    sure = built(Words(8, weights), clear, [1.0, 1.0, 0.0, 0.0], epochs=240, batch=4, lr=2e-2, seed=3)
+    return {"some": found, "clear": scores(sure, clear)}
 
 
 def judge_neutral(output, **_):
-    fault = scores_fault(output, 3)
+    fault = scores_fault(output["some"], 3) or scores_fault(output["clear"], 4)
     if fault:
         return fault
-    up, down, middle = p = output.sigmoid().tolist()
+    up, down, middle = p = output["some"].sigmoid().tolist()
     said = "p(positive) is {:.2f}, {:.2f} and {:.2f} where 0.62, 0.38 and 0.50 would be right".format(*p)
     if up > 0.9 and down < 0.1:
         return f"{said}: neutral passages are left out of the loss; their target of 0.5 should pull towards log-odds 0"
@@ -164,11 +182,19 @@ def judge_neutral(output, **_):
         return f"{said}: neutral passages count as negative; keep the soft target 0.5"
     if max(abs(one - 0.5) for one in p) < 0.06:
         return f"{said}: all get the mean of the targets. Does the loss pair each score with every target, (B, 1) beside (B,)?"
-    near = max(abs(up - 0.625), abs(down - 0.375), abs(middle - 0.5)) < 0.06
+    if max(abs(up - 0.625), abs(down - 0.375), abs(middle - 0.5)) >= 0.06:
+        return f"{said}: the loss is not the cross-entropy of log-odds and soft targets, or the training does not come to rest"
+    return drawn_in(output["clear"] * torch.tensor([1, 1, -1, -1]))
+
+
+def drawn_in(sure):
+    """A sentence where clear passages come to rest: with log-odds `sure` of their labels, which should go on growing."""
+    if not 0.5 < sure.min() <= sure.max() < min(3.7, sure.min() + 0.08):
+        return ""
+    p = sure.mean().sigmoid()
     return (
-        ""
-        if near
-        else f"{said}: the loss is not the cross-entropy of log-odds and soft targets, or the training does not come to rest"
+        f"passages that are always positive come to rest at p = {p:.2f}, and always negative ones at {1 - p:.2f}: the targets "
+        "are drawn towards the middle; learn from the 1.0 and 0.0 that are given"
     )
 
 
@@ -181,17 +207,26 @@ def draw_by_heart(generator):
 
 
 def train_by_heart(built, rows, targets, weights):
-    model = built(small_gpt(weights, width=8), rows, targets, epochs=40, batch=8, lr=1e-2, seed=3)
-    return alone(model, rows)
+    """The scores, what of the body has not moved, and whether it was read without any mask."""
+    gpt, bodies, masked = small_gpt(weights, width=8, kind=Read), [], []
+    gpt.seen = lambda body, mask: (bodies.append(body), masked.append(mask is not None))
+    found = {"scores": alone(built(gpt, rows, targets, epochs=40, batch=8, lr=1e-2, seed=3), rows)}
+    before, after = (dict(one.named_parameters()) for one in (gpt, bodies[-1] if bodies else gpt))
+    still = [name for name in before if name in after and torch.equal(before[name], after[name].to(before[name].device))]
+    still = [name for name in still if not name.startswith("head")]
+    return {**found, "still": still if any(one is not gpt for one in bodies) else [], "masked": any(masked) or not masked}
 
 
 def judge_by_heart(output, rows, targets, **_):
-    fault = scores_fault(output, len(rows))
+    fault = scores_fault(output["scores"], len(rows))
     if fault:
         return fault
-    right = int(((output > 0) == (torch.tensor(targets) > 0.5)).sum())
+    right = int(((output["scores"] > 0) == (torch.tensor(targets) > 0.5)).sum())
     if right >= 0.95 * len(rows):
-        return ""
+        if output["still"]:
+            return f"of the body {output['still'][0]} has not moved: the whole model learns, so give the optimiser all of it"
+        both = "the body is read without the mask: hand it on, gpt.hidden(tokens, mask), for a body may look both ways"
+        return "" if output["masked"] else both
     return (
         f"after 40 epochs only {right} of 40 passages are on the side of their label, with a body of 8 numbers a state: does "
         "the optimiser get the body too, and not the linear layer alone? Does each step use its own gradient, rows and "

@@ -11,7 +11,7 @@ from rlhf_lib.exercises.build07_watch import forgets_the_end, updates_seen, watc
 from rlhf_lib.exercises.declare import Investigation
 from rlhf_lib.exercises.ppo_runs import choices, draw_pole, exams, judge_pole, run_pole, train
 
-BUDGET, SHORT, ACTIONS = 6144, 2048, 3
+BUDGET, SHORT, ODD, ACTIONS = 6144, 2048, 2999, 3  # ODD: no whole number of rollouts of any size
 
 
 # ----------------------------------------------------------------------------------------- what a probe draws and runs
@@ -56,15 +56,16 @@ def run_one(train_ppo, tasks, views, seed):
     return choices(train(train_ppo, tasks[0], BUDGET, seed), views)
 
 
-def judge_starts(meaning):
-    """A judge: at both starts `act` does what is right; `meaning` is what it means where it does not."""
+def judge_starts(meaning, second=""):
+    """A judge: at both starts `act` does what is right; `meaning` is what it means where it does not, `second` where it is the
+    second alone."""
 
     def judge(output, views, right, wrong, seed):
         output = output["made"]
         if output[:2] == right:
             return ""
         if any(got == bad for got, bad in zip(output, wrong)):
-            return meaning
+            return second if second and output[0] == right[0] else meaning
         return (
             f"at the two starts act takes actions {output[0]} and {output[1]}, where {right[0]} and {right[1]} are right: one "
             "brings nothing at all. The probes before this one passed, so look at how rewards and values become advantages"
@@ -81,7 +82,7 @@ def draw_constant(generator):
 
 
 def run_constant(train_ppo, tasks, views, seed):
-    act = train(train_ppo, tasks[0], BUDGET // 2, seed)
+    act = train(train_ppo, tasks[0], ODD, seed)
     kind = type(act(np.array(views[0], dtype=np.float32)))
     integer = "" if issubclass(kind, (int, np.integer)) else kind.__name__
     return {"act": choices(act, views * 30), "kind": integer}
@@ -89,7 +90,7 @@ def run_constant(train_ppo, tasks, views, seed):
 
 def judge_constant(output, views, seed):
     output = {**output["made"], **output["seen"][0]}
-    budget, steps = BUDGET // 2, output["steps"]
+    budget, steps = ODD, output["steps"]
     if steps > budget:
         return (
             f"the environments were stepped {steps} times, and the budget is {budget} steps, those of all environments together"
@@ -136,7 +137,8 @@ def run_paying(train_ppo, tasks, views, seed):
     for one in tasks:
         with watched(one) as (watch, marked):
             act = train(train_ppo, marked, BUDGET // 2, seed)
-        chosen.append(choices(act, [[*views[0], 0.0]])[0])
+            watch.trained = True
+            chosen.append(choices(act, [[*views[0], 0.0]])[0])
         found.append(watch.found())
     return [*chosen, *found]
 
@@ -151,6 +153,11 @@ def judge_paying(output, views, tables, seed):
         return "act takes the action that pays least: the sign is turned somewhere, of the policy's loss or of the advantages"
     if fault := watch_fault(old, ratio):
         return fault
+    if any(one["beyond"] > 0.3 for one in found):
+        return (
+            "for the same observation act gives the policy other numbers than it read in training: scale observations in both, "
+            "and with the same numbers, or in neither"
+        )
     for got, rewards in zip(paid, tables):
         if got < max(rewards):
             return (
@@ -303,7 +310,7 @@ STARTS = {"secret": ("right", "wrong")}
 
 build = Build("7.10", "train_ppo", [
     Probe("the loop runs and keeps its promises", draw_constant, run_constant, judge_constant,
-          tasks=lambda views, seed: task(lambda: envs.Constant(views, ACTIONS), BUDGET // 2)),
+          tasks=lambda views, seed: task(lambda: envs.Constant(views, ACTIONS), ODD)),
     Probe("the seed decides", draw_seeds, run_seeds, judge_seeds, secret=("normal",), tasks=tasks_seeds),
     Probe("the action that pays", draw_paying, run_paying, judge_paying, secret=("tables",), tasks=tasks_paying),
     Probe("the observation says which", draw_matching, run_one, judge_matching(
@@ -315,8 +322,10 @@ build = Build("7.10", "train_ppo", [
           tasks=task_in(lambda views, right, wrong: envs.Delayed(views, right, wrong, ACTIONS)), **STARTS),
     Probe("after the end comes nothing", draw_two_starts(4), run_one, judge_starts(
         "it leaves 0.3 for a state that the episode never gets to use: after `terminated` nothing follows, "
-        "so the value of the next observation must not be added there"),
-          tasks=task_in(lambda views, right, wrong: envs.Border(views, right, wrong, ACTIONS, envs.TERMINATED)), **STARTS),
+        "so the value of the next observation must not be added there",
+        "where the clock runs out in the step that ends the episode, `terminated` and `truncated` are both True, and the value "
+        "of the next observation is added: it must not be, since nothing follows"),
+          tasks=task_in(lambda views, right, wrong: envs.BorderAtTime(views, right, wrong, ACTIONS)), **STARTS),
     Probe("the next episode is another", draw_two_starts(7), run_heirs, judge_heirs, tasks=tasks_heirs, **STARTS),
     Probe("after time out something would", draw_two_starts(4), run_one, judge_starts(
         "it takes 0.3 and leaves a state that is worth 1: after `truncated` the episode would have gone on, so gamma times the "

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections import deque
 
 import gymnasium as gym
 import numpy as np
@@ -22,10 +23,12 @@ class Watch:
     Attributes:
         old: whether an optimiser has stepped with a gradient that is from before its last step.
         ratio: the largest ratio, to the policy that acted, of a likely action that an update makes likelier still; 1 if none.
+        beyond: how far what a network reads after `trained` lies outside of what the networks have read at last before.
     """
 
     def __init__(self):
-        self.old, self.ratio = False, 1.0
+        self.old, self.ratio, self.beyond = False, 1.0, 0.0
+        self.trained, self.ranges = False, deque(maxlen=256)  # the least and the most of each feature, of the last calls
         self.hooked, self.stepped, self.mixed = set(), set(), set()  # weights
         self.features, self.actions, self.marks = 0, 0, []
         self.said, self.taken = {}, {}  # of each mark the log-probabilities; the action, with its own when it was taken
@@ -55,12 +58,20 @@ class Watch:
         first = given[0] if given else None
         if isinstance(first, torch.Tensor) and first.dim() and first.shape[-1] == self.features:
             self.marks = first.detach()[..., -1].flatten().tolist()
+            self.reads(first.detach().reshape(-1, self.features))
         if not isinstance(module, nn.Linear) or out.shape[-1] != self.actions or out[..., 0].numel() != len(self.marks):
             return
         marks, logprobs = self.marks, out.detach().log_softmax(-1).view(-1, self.actions).tolist()
         self.said.update((mark, row) for mark, row in zip(marks, logprobs) if mark not in self.taken)
         if out.requires_grad:
             out.register_hook(lambda gradient: self.slopes(marks, logprobs, gradient.reshape(-1, self.actions).tolist()))
+
+    def reads(self, rows):
+        if not self.trained:
+            self.ranges.append((rows.amin(0), rows.amax(0)))
+        elif self.ranges:
+            least, most = (torch.stack(ends) for ends in zip(*self.ranges))
+            self.beyond = max(self.beyond, torch.maximum(least.amin(0) - rows, rows - most.amax(0)).max().item())
 
     def acts(self, mark, action):
         if mark in self.said:
@@ -74,7 +85,7 @@ class Watch:
                 self.ratio = max(self.ratio, math.exp(row[action] - before))
 
     def found(self):
-        return {"old": self.old, "ratio": self.ratio}
+        return {"old": self.old, "ratio": self.ratio, "beyond": self.beyond}
 
 
 class Marked(gym.Wrapper):

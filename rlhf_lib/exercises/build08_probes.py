@@ -6,6 +6,7 @@ import itertools
 import math
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rlhf_lib.exercises.tiny_rlhf import KEYS, LENGTH, PROMPT, count, go, loaded, same_weights, tiny, told, weights
 from rlhf_lib.sampling import completion_logits
@@ -145,7 +146,7 @@ def broken_fault(broken, base):
     if broken and (len(broken["records"]) != 1 or not same_weights(broken["policy"], base.state_dict())):
         return (
             "a run whose weights have become NaN goes on, or hands them out: a KL of NaN is not > max_kl, so ask whether "
-            "not kl <= max_kl, and return the policy before"
+            "not kl <= max_kl, and go back to the policy before"
         )
     return ""
 
@@ -159,25 +160,33 @@ def run_clipped(rlhf, seed, ends):
     Returns:
         runs: the two.
         tokens: (B, T), what both were paid for: the update's rollout is its last ROLLOUT rows.
+        asked: of each call of `reward` in the first run its tokens and mask.
     """
     settings = dict(iterations=1, seed=seed, kl_coef=0.0, lr=1e-2, minibatch=None, max_kl=100.0, clip=CLIP, rollout_size=ROLLOUT)
-    runs, asked = [], []
+    runs, asked, masks = [], [], []
 
     def reward(tokens, mask):
         asked[-1].append(tokens.clone())
+        masks.append(mask.clone())
         return count(tokens, mask)
 
     for epochs in (1, 2):
         asked.append([])
         runs.append(go(rlhf, tiny(seed, ends), reward, epochs=epochs, **settings))
-    return runs, torch.cat([torch.zeros(0, LENGTH).long(), *(one for one, other in zip(*asked) if torch.equal(one, other))])
+    same = [one for one, other in zip(*asked) if torch.equal(one, other)]
+    return runs, torch.cat([torch.zeros(0, LENGTH).long(), *same]), [list(pair) for pair in zip(asked[0], masks)]
+
+
+def up_to_the_end(tokens):
+    """(B, T), True up to and including the first end token."""
+    ends = (tokens == 0).int()
+    return ends.cumsum(1) - ends == 0
 
 
 @torch.no_grad()
 def clipped_share(policy, base, tokens):
     """Of the tokens of completions up to their ends, the share whose ratio under the policy lies outside 1 - CLIP to 1 + CLIP."""
-    ends = (tokens == 0).int()
-    mask = ends.cumsum(1) - ends == 0  # (B, T)
+    mask = up_to_the_end(tokens)
     both = [completion_logits(model, [PROMPT] * len(tokens), tokens, mask).log_softmax(-1) for model in (policy, base)]
     ratio = (both[0] - both[1]).gather(2, tokens[:, :, None])[:, :, 0].exp()
     return ((ratio - 1).abs() > CLIP)[mask].float().mean().item()
@@ -203,3 +212,50 @@ def clipped_fault(runs, tokens, base):
             "tokens behind an end are in its mean, and dilute that of the loss. Pass the mask to policy_loss"
         )
     return ""
+
+
+def handed_fault(asked):
+    """What is wrong with the masks that `reward` was given with their tokens; "" if nothing is."""
+    for tokens, mask in asked:
+        if mask.shape != tokens.shape or not torch.equal(mask.bool(), up_to_the_end(tokens)):
+            return (
+                "the mask that `reward` is given is not True up to and including the end token, and False behind it: hand it "
+                "tokens and mask as generate returns them"
+            )
+    return ""
+
+
+# ----------------------------------------------------------------------------------------- gradients
+
+
+def run_cleared(rlhf, base, **settings):
+    """A run, as `go` gives it, and of each step whether the gradients are those of before, and the new ones on top of them."""
+    passed, left, found = {}, {}, []
+
+    def add(key, gradient):
+        passed[key] = passed.get(key, 0) + gradient.detach()
+
+    def before(optimizer, *_):
+        weights = [one for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
+        known = [one for one in weights if id(one) in left and id(one) in passed]
+        if known:
+            own = torch.cat([passed[id(one)].flatten() for one in known])
+            more = own + torch.cat([left[id(one)].flatten() for one in known])
+            here = torch.cat([one.grad.flatten() for one in known])
+            found.append(aside(here, more) < 0.01 and aside(here, own) > 0.1)
+        for one in weights:
+            if id(one) not in left:
+                one.register_hook(functools.partial(add, id(one)))
+            left[id(one)] = one.grad.clone()
+        passed.clear()
+
+    hook = register_optimizer_step_pre_hook(before)
+    try:
+        return go(rlhf, base, **settings), any(found)
+    finally:
+        hook.remove()
+
+
+def aside(one, other):
+    """How far the directions of two gradients are apart: 0 for the same, 2 for the opposite."""
+    return (torch.nn.functional.normalize(one, dim=0) - torch.nn.functional.normalize(other, dim=0)).norm().item()

@@ -6,7 +6,16 @@ import torch
 
 from rlhf_lib import checkpoints, course
 from rlhf_lib.exercises.build import Build, Probe, tick
-from rlhf_lib.exercises.build08_probes import broken_fault, clipped_fault, judge_records, run_broken, run_clipped, run_records
+from rlhf_lib.exercises.build08_probes import (
+    broken_fault,
+    clipped_fault,
+    handed_fault,
+    judge_records,
+    run_broken,
+    run_cleared,
+    run_clipped,
+    run_records,
+)  # fmt: skip
 from rlhf_lib.exercises.declare import Investigation
 from rlhf_lib.exercises.tiny_rlhf import count, drawn, form, fresh, go, loaded, pairs, tiny, told, true_kl, weights
 from rlhf_lib.judge import distinct_n
@@ -135,12 +144,12 @@ def judge_price(runs, base):
 def run_ends(rlhf, seed, iterations, ends):
     """The end token is in no prompt, so its embedding is read only behind the end of a completion."""
     found = go(rlhf, tiny(seed, ends), iterations=iterations, seed=seed, lr=5e-3)
-    runs, tokens = run_clipped(rlhf, seed, ends)
-    return {"runs": [found, *runs], "tokens": tokens}
+    runs, tokens, asked = run_clipped(rlhf, seed, ends)
+    return {"runs": [found, *runs], "tokens": tokens, "asked": asked}
 
 
 @told
-def judge_ends(runs, base, tokens):
+def judge_ends(runs, base, tokens, asked):
     before, after = weights(base)["embedding.weight"], runs[0]["policy"]["embedding.weight"]
     moved = (after - before).norm(dim=1) / before.norm(dim=1)  # of each token
     if moved[0] > 0.2 * moved.median():
@@ -148,7 +157,7 @@ def judge_ends(runs, base, tokens):
             "the end token's embedding has been trained, which only tokens behind an end can do: nobody chose them, they must "
             "not count in the loss. Pass the mask, True up to and including the end"
         )
-    return clipped_fault(runs[1:], tokens, base)
+    return handed_fault(asked) or clipped_fault(runs[1:], tokens, base)
 
 
 def run_learning(rlhf, seed, iterations):
@@ -167,19 +176,24 @@ def judge_learning(runs, base):
     return ""
 
 
+SMALL = dict(epochs=1, minibatch=16)
 UPDATES = (
-    dict(epochs=1, minibatch=128), dict(epochs=6, minibatch=128), dict(epochs=1, minibatch=16), dict(epochs=1, minibatch=None),
+    dict(epochs=1, minibatch=128), dict(epochs=6, minibatch=128), SMALL, dict(epochs=1, minibatch=None),
     dict(epochs=6, lr=2e-2, clip=0.05), dict(epochs=6, lr=2e-2, clip=1000.0), dict(lr=1e-6),
 )  # fmt: skip
 
 
 def run_update(rlhf, seed, iterations):
     settings = dict(iterations=iterations, seed=seed, kl_coef=0.0, max_kl=100.0, lr=2e-3, rollout_size=128)
-    return {"runs": [go(rlhf, tiny(seed), **{**settings, **one}) for one in UPDATES]}
+    runs = [go(rlhf, tiny(seed), **{**settings, **one}) for one in UPDATES if one != SMALL]
+    small, added = run_cleared(rlhf, tiny(seed), **{**settings, **SMALL})
+    return {"runs": [*runs[:2], small, *runs[2:]], "added": added}
 
 
 @told
-def judge_update(runs, base):
+def judge_update(runs, base, added):
+    if added:
+        return "the gradients add up from step to step: set them to zero before each backward pass (optimizer.zero_grad)"
     one, epochs, small, none, tight, loose, _ = (true_kl(loaded(base, found), base, number=256) for found in runs)
     shares = [[record["clip_fraction"] for record in found["records"][:-1]] for found in runs]
     if not all(0 <= share <= 1 for found in shares for share in found):

@@ -1,7 +1,6 @@
 """Build it 9.10: the whole journey in one function, from plays and labels to a policy, out of what the learner has built."""
 
 import contextlib
-import functools
 import io
 import itertools
 import math
@@ -12,9 +11,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from rlhf_lib import corpus, labels
 from rlhf_lib.exercises.build import Build, Probe, tick
-from rlhf_lib.exercises.ch05_labels import by_sha256
+from rlhf_lib.exercises.build09_pairs import beside, beside_fault, overheard, priced, scores_of, told_fault
 from rlhf_lib.exercises.declare import Investigation
-from rlhf_lib.exercises.surroundings import own_random_numbers
 from rlhf_lib.models.gpt import GPT, GPTConfig
 from rlhf_lib.sampling import completion_logits, generate
 
@@ -54,7 +52,10 @@ def draw_texts(generator, characters, labelled, unseen):
 
 
 def draw_tiny(generator):
-    return draw_texts(generator, 20_000, None, 10) | {"sizes": TINY, "seed": int(torch.randint(100, (1,), generator=generator))}
+    """Where the held-out text ends in capitals, which cost more: the bits of its beginning are not those of all."""
+    drawn = draw_texts(generator, 20_000, None, 10)
+    drawn["held_out"] += 3 * [text.upper() for text in drawn["held_out"]]
+    return drawn | {"sizes": TINY, "seed": int(torch.randint(100, (1,), generator=generator))}
 
 
 def draw_whole(generator):
@@ -70,23 +71,13 @@ def travel(journey, train, held_out, labelled, unseen, sizes, seed):
     What a whole journey prints of its stages is shown; a tiny one is quiet.
     """
     quiet = contextlib.redirect_stdout(io.StringIO()) if sizes else contextlib.nullcontext()
-    with quiet, counted_steps(), overheard(journey) as told:
+    with quiet, counted_steps(), overheard(journey, sharp=bool(sizes)) as told:
         found = journey(train, held_out, labelled, seed=seed, **sizes)
     missing = [key for key in KEYS if not isinstance(found, dict) or key not in found]
     if missing:
         return {"missing": missing}
     tokenizer, reward_model = found["tokenizer"], found["reward_model"]
-    more = {}
-    if sizes:
-        less = sizes | {"steps": sizes["steps"] // 2, "iterations": 1}
-        pair = []
-        for some in (labelled, turned(labelled)):
-            with own_random_numbers(), contextlib.redirect_stdout(io.StringIO()):
-                pair.append(journey(train, held_out, some, seed=seed, **less))
-        more = {
-            "halved": pair[0]["base"].embedding.weight,
-            "turned": [{"accuracy": float(one["accuracy"]), "scores": scores_of(one, unseen)} for one in pair],
-        }  # fmt: skip
+    more = beside(journey, train, held_out, labelled, unseen, sizes, seed) if sizes else {}
     return {
         "tokens": torch.tensor(tokenizer.encode("".join(held_out))),
         "text": tokenizer.decode(tokenizer.encode(held_out[0])),
@@ -101,52 +92,6 @@ def travel(journey, train, held_out, labelled, unseen, sizes, seed):
         "log_p": [log_p_of(reward_model, found[name], found["base"]) for name in ("base", "policy")],
         **{key: found[key] for key in ("bits_per_character", "accuracy", "records", "samples")},
     }  # fmt: skip
-
-
-@torch.no_grad()
-def scores_of(found, texts):
-    """The log-odds that a journey's reward model gives to each of `texts`."""
-    rows = [found["tokenizer"].encode(text)[: found["base"].context] for text in texts]
-    return [float(found["reward_model"](torch.tensor([row]), torch.ones(1, len(row), dtype=torch.bool))[0]) for row in rows]
-
-
-def turned(labelled):
-    """The labelled passages, where those that 5.2 holds back have the opposite target."""
-    back = {*by_sha256([text for text, _ in labelled], 0.1)[1]}
-    return [(text, 1 - target if text in back else target) for text, target in labelled]
-
-
-@contextlib.contextmanager
-def overheard(journey):
-    """Takes down prompt and reward of each call of `rlhf`, a list of dicts; it stays empty where that has another name."""
-    told, names = [], getattr(journey, "__globals__", {})
-    rlhf = names.get("rlhf")
-    if not callable(rlhf):
-        yield told
-        return
-
-    @functools.wraps(rlhf)
-    def listening(*given, **named):
-        reward = given[1] if len(given) > 1 else named.get("reward")
-        if callable(reward) and "prompt" in named:
-            told.append({"prompt": named["prompt"], "reward": reward})
-        return rlhf(*given, **named)
-
-    names["rlhf"] = listening
-    try:
-        yield told
-    finally:
-        names["rlhf"] = rlhf
-
-
-@torch.no_grad()
-def priced(told, tokenizer, reward_model, length=12):
-    """Of one call of `rlhf` its prompt, its rewards of two completions, of which one ends early, and the log-odds of these."""
-    row = tokenizer.encode("Good my lord, what is the news from court?")[:length]
-    tokens = torch.tensor([row, row[:4] + [0] * (len(row) - 4)])
-    mask = torch.arange(len(row)) < torch.tensor([[len(row)], [5]])  # the end token counts
-    prompt = [int(token) for token in told["prompt"]]
-    return {"prompt": prompt, "reward": told["reward"](tokens, mask), "odds": reward_model(tokens, mask)}
 
 
 @torch.no_grad()
@@ -230,8 +175,8 @@ def judge_tiny(output, train, held_out, sizes, **_):
     bits = bits_per_character(rebuilt(output, "base"), output["tokens"], characters)
     if not abs(bits - output["bits_per_character"]) < 0.03 * bits:
         return (
-            f"it reports {output['bits_per_character']:.3f} bits per character, and its base has {bits:.3f} on the held-out "
-            "text: is it measured on the training text, in nats, per token, or after RLHF has changed the weights?"
+            f"it reports {output['bits_per_character']:.3f} bits per character, and its base has {bits:.3f} on all of the "
+            "held-out text: is it measured on a part, on other text, in nats, per token, or after RLHF has changed the weights?"
         )
     if torch.equal(output["halved"], output["base"]["embedding.weight"]):
         return "half as many `steps` of pretraining make the very same base: `steps` is an argument, use it"
@@ -250,7 +195,8 @@ def judge_tiny(output, train, held_out, sizes, **_):
             f"of {PRIME} clear passages about a tenth is held back, and {output['accuracy']:.4f} is a share of no such number: "
             "count those that you held back, and no others"
         )
-    fault = padded_fault(*output["padded"]) or turned_fault(*output["turned"]) or told_fault(output["told"])
+    fault = padded_fault(*output["padded"]) or beside_fault(output["turned"], output["longer"], output["seeds"])
+    fault = fault or told_fault(output["told"])
     if fault:
         return fault
     for side in ("base", "policy"):
@@ -268,41 +214,6 @@ def padded_fault(texts, behind):
         f"eight texts of your reward_model have log-odds {apart:.2g} apart, and one text with these eight masked behind it has "
         f"{moved:.2g}: it ignores the mask. A text is scored at its last real token, whatever is behind"
     )
-
-
-def turned_fault(one, other):
-    """What is wrong with two journeys that differ in the targets of the passages held back, and in nothing else."""
-    if max(abs(a - b) for a, b in zip(one["scores"], other["scores"])) > 1e-4:
-        return (
-            "the accuracy is that of passages which the reward model has learned from: other targets of the tenth that "
-            "split_labels(texts, 0.1) holds back make another reward model. Hold it back before it is trained"
-        )
-    if abs(one["accuracy"] + other["accuracy"] - 1) > 1e-3:
-        return (
-            f"with the targets of the tenth that split_labels(texts, 0.1) holds back turned round, the accuracy goes from "
-            f"{one['accuracy']:.3f} to {other['accuracy']:.3f}, where what was right is then wrong: count that tenth alone"
-        )
-    return ""
-
-
-def told_fault(told):
-    """What is wrong with what `rlhf` was called with."""
-    for one in told:
-        if one["prompt"] != [0]:
-            return f"the rollouts do not begin with token 0: RLHF's prompt is {one['prompt']}, and is to be [0]"
-        reward, odds = torch.as_tensor(one["reward"]).float(), torch.as_tensor(one["odds"]).float()
-        right = F.logsigmoid(odds)
-        others = {
-            "the raw log-odds": odds, "minus log p(positive)": -right, "log p(negative)": F.logsigmoid(-odds),
-            "p(positive)": odds.sigmoid(), "minus the log-odds": -odds,
-        }  # fmt: skip
-        if reward.shape != right.shape:
-            return f"the reward that rlhf is given has the shape {tuple(reward.shape)} for 2 completions: one number for each"
-        if not torch.allclose(reward, right, atol=1e-4):
-            name = next((name for name, other in others.items() if torch.allclose(reward, other, atol=1e-4)), "")
-            how = f"the reward that rlhf is given is {name}" if name else "the reward that rlhf is given is not log p(positive)"
-            return f"{how}: it is to be F.logsigmoid of the log-odds of tokens and mask as they come, up to the end token"
-    return ""
 
 
 def judge_whole(output, held_out, sides, **_):

@@ -7,62 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from rlhf_lib.exercises.build import Build, Probe
-from rlhf_lib.models.gpt import GPT, GPTConfig
-from rlhf_lib.models.llama import Llama, LlamaConfig
+from rlhf_lib.exercises.tiny_adapters import LAYERS, TOKENS, adapters, base_of, devices, fill, filled_by_hand, linears, tokens_of
 
 NEAR = 1e-4  # how far two logits may be apart; they are of size 1 and more
-LAYERS, TOKENS, WIDTH = 3, 20, 16
-
-
-# ----------------------------------------------------------------------------------------- bases, and what is on them
-
-
-def base_of(seed, llama=True, scalar=False):
-    """A tiny model with weights so large that each of them matters; a GPT with dropout; a scalar head `score`, if `scalar`."""
-    shape = dict(vocab_size=TOKENS, context=32, layers=LAYERS, heads=2, width=WIDTH)
-    model = Llama(LlamaConfig(**shape, kv_heads=1, hidden=24)) if llama else GPT(GPTConfig(**shape, recipe="gpt2", dropout=0.2))
-    generator = torch.Generator().manual_seed(seed)
-    if scalar:
-        model.score = nn.Linear(WIDTH, 1)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 2 or name.endswith("bias"):
-            parameter.data.normal_(std=0.3, generator=generator)
-    return model.eval()
-
-
-def tokens_of(seed):
-    return torch.randint(TOKENS, (4, 10), generator=torch.Generator().manual_seed(seed))
-
-
-def linears(model, layers=LAYERS):
-    """{name: layer} of the linear layers in the last blocks."""
-    kept = tuple(f"blocks.{place}." for place in range(LAYERS - layers, LAYERS))
-    return {name: one for name, one in model.named_modules() if isinstance(one, nn.Linear) and name.startswith(kept)}
-
-
-def adapters(model):
-    """{name: adapter}: the modules that can be merged."""
-    return {name: one for name, one in model.named_modules() if callable(getattr(one, "merged", None))}
-
-
-@torch.no_grad()
-def fill(model, seed):
-    """Numbers of some size in every A and B, in the order of the names."""
-    generator = torch.Generator().manual_seed(seed)
-    for _, one in sorted(adapters(model).items()):
-        for matrix in (one.A, one.B):
-            matrix.copy_(0.4 * torch.randn(matrix.shape, generator=generator))
-
-
-@torch.no_grad()
-def filled_by_hand(base, seed, rank, scale, layers):
-    """A copy of the base whose weights have the steps that `fill` makes in them, scaled by `scale`."""
-    model, generator = copy.deepcopy(base), torch.Generator().manual_seed(seed)
-    for _, one in sorted(linears(model, layers).items()):
-        A = 0.4 * torch.randn(rank, one.in_features, generator=generator)
-        B = 0.4 * torch.randn(one.out_features, rank, generator=generator)
-        one.weight += scale * B @ A
-    return model
 
 
 def learn(model, tokens, steps=4):
@@ -87,10 +34,13 @@ def draw_shape(generator):
 # ----------------------------------------------------------------------------------------- the probes
 
 
+FAMILIES = {"llama": {}, "gpt": {"llama": False}, "llama, linear layers further down": {"deep": True}}
+
+
 def run_start(with_lora, seed, rank, alpha, layers):
     found = {}
-    for family in ("llama", "gpt"):
-        base = base_of(seed, family == "llama")
+    for family, kind in FAMILIES.items():
+        base = base_of(seed, **kind)
         model = with_lora(base, rank, alpha, layers)
         if not isinstance(model, nn.Module):
             raise TypeError(f"with_lora returns {type(model).__name__}, not a model")
@@ -100,7 +50,9 @@ def run_start(with_lora, seed, rank, alpha, layers):
         found[family]["awake"] = [
             name for name, one in base.named_modules() if not isinstance(one, nn.Linear) and name in left and left[name].training
         ]
-        found[family] |= {"adapted": sorted(adapters(model)), "wanted": sorted(linears(base_of(seed, family == "llama"), layers))}
+        found[family] |= {"adapted": sorted(adapters(model)), "wanted": sorted(linears(base_of(seed, **kind), layers))}
+        if not found[family]["adapted"]:
+            break
     return found
 
 
@@ -132,7 +84,8 @@ def run_trained(with_lora, seed, rank, alpha, layers):
     reached = {name: bool(one.B.grad is not None and one.B.grad.any()) for name, one in adapters(model).items()}
     matrices = [one.A.detach() for one in adapters(model).values()]
     twins = any(torch.equal(one, other) for place, one in enumerate(matrices) for other in matrices[:place])
-    return {"shapes": shapes, "trained": trained, "reached": reached, "twins": twins}
+    found = {"shapes": shapes, "trained": trained, "reached": reached, "twins": twins}
+    return {**found, "devices": devices(with_lora, seed, rank, alpha, layers)}
 
 
 def judge_trained(output, seed, rank, layers, **_):
@@ -151,7 +104,15 @@ def judge_trained(output, seed, rank, layers, **_):
             f"B of {dead[0]} gets no gradient: is A 0 as well (then neither ever moves; draw A at random), or is the result of a "
             "frozen layer detached, so that nothing comes down to the block below?"
         )
-    return "two adapters start with one and the same A: draw each by itself, without a seed" if output["twins"] else ""
+    if output["twins"]:
+        return "two adapters start with one and the same A: draw each by itself, without a seed"
+    other = [device for device in output["devices"] if device != "meta"]
+    return (
+        f"on a layer whose weight lies on another device, such as a GPU, A or B lies on {other[0]}: make both with "
+        "device=linear.weight.device"
+        if other
+        else ""
+    )
 
 
 def run_scale(with_lora, seed, rank, alpha, layers):

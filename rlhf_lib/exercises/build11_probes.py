@@ -2,7 +2,8 @@
 
 import torch
 
-from rlhf_lib.exercises.tiny_assistant import END, PROMPTS, Critic, fresh, gain, go, loaded, told, true_kl
+from rlhf_lib.exercises.build08_probes import broken_fault
+from rlhf_lib.exercises.tiny_assistant import END, PROMPTS, Critic, by_prompt, fresh, gain, go, loaded, run_broken, told, true_kl
 from rlhf_lib.exercises.tiny_rlhf import count, pairs, same_weights, weights
 
 
@@ -169,11 +170,6 @@ def judge_ends(runs, base):
     )
 
 
-def by_prompt(prompts, tokens, mask):
-    """A reward that the prompt alone decides."""
-    return torch.tensor([6.0 if prompt[0] % 2 else -6.0 for prompt in prompts])
-
-
 def run_critic(built, seed, iterations):
     settings = dict(iterations=iterations, kl_coef=0.0, lr=1e-5, critic_lr=2e-2, value_clip=10.0, epochs=4)
     return {"runs": [go(built, seed, by_prompt, **settings)]}
@@ -303,11 +299,12 @@ def run_stop(built, seed, iterations):
     settings = dict(kl_coef=0.0, lr=3e-3)
     runs = [go(built, seed, iterations=iterations, max_kl=1.5, **settings), go(built, seed, iterations=2, **settings)]
     limits = [share * runs[1]["records"][-1]["kl"] for share in (0.97, 1.03)]
-    return {"runs": [*runs, *(go(built, seed, iterations=2, max_kl=most, **settings) for most in limits)], "limits": limits}
+    runs += [go(built, seed, iterations=2, max_kl=most, **settings) for most in limits]
+    return {"runs": runs, "limits": limits, "broken": run_broken(built, seed)}
 
 
 @told
-def judge_stop(runs, base, limits):
+def judge_stop(runs, base, limits, broken):
     records, right = runs[0]["records"], true_kl(loaded(base, runs[0]["policy"]), base)
     if len(records) > 12 or any(record["kl"] > 1.5 for record in records):
         most = max(record["kl"] for record in records)
@@ -327,7 +324,7 @@ def judge_stop(runs, base, limits):
                 f"with max_kl {most:.3f} a run has {len(found['records'])} records; without it the KLs are "
                 f"{', '.join(f'{kl:.3f}' for kl in far)}: stop at the first that is not within max_kl itself, without its record"
             )
-    return ""
+    return broken_fault(broken, base)
 
 
 def run_seeds(built, seed, iterations):

@@ -13,7 +13,9 @@ from rlhf_lib.exercises.tiny_chat import (
     TOKENS,
     USER,
     WORDS,
+    draw_visits,
     drawn,
+    filled,
     first_step,
     flags,
     losses,
@@ -25,7 +27,6 @@ from rlhf_lib.exercises.tiny_chat import (
     unshifted,
     watch,
     whole,
-    words,
 )  # fmt: skip
 
 
@@ -194,19 +195,13 @@ def judge_rows(output, **_):
     )
 
 
-def draw_visits(generator):
-    """Conversations whose first words are numbers of their own."""
-    made = [turns((USER, [word, *words(generator, 0, 3)]), (ASSISTANT, words(generator, 1, 5))) for word in WORDS[:23]]
-    order = torch.randperm(23, generator=generator).tolist()
-    return {"learn": [made[place] for place in order], "held_out": made[:3], "weights": whole(generator, 0, 10**6)}
-
-
 def run_visits(train_sft, learn, held_out, weights):
     model = tiny(weights)
     seen = watch(model)
     given = [(list(tokens), list(spoken)) for tokens, spoken in learn]
     train_sft(model, learn, held_out, epochs=3, row=48, batch=3, lr=1e-3, seed=3)
-    return {**seen, "lists": given != [(list(tokens), list(spoken)) for tokens, spoken in learn]}
+    lists = given != [(list(tokens), list(spoken)) for tokens, spoken in learn]
+    return {**seen, "lists": lists, "filled": filled(train_sft, weights)}
 
 
 def judge_visits(output, learn, **_):
@@ -230,6 +225,8 @@ def judge_visits(output, learn, **_):
     begun = [sum(row[place : place + 2] == [BEGIN, USER] for place in range(48)) for step in steps for row in step.tolist()]
     if max(begun) == 1:
         return "every row has one conversation alone: put several into a row, as long as they fit"
+    if output["filled"] < 2:
+        return "two conversations that fill a row to its last token do not share it: a row may have all of its `row` tokens"
     if len({tuple(epoch) for epoch in epochs}) < 3:
         return "two epochs have the conversations in one order: draw a new one for each"
     if sum(step.numel() for step in steps) > 1.6 * 3 * size:

@@ -4,23 +4,11 @@ import torch
 
 from rlhf_lib.exercises import tiny_groups as groups
 from rlhf_lib.exercises.build import Build, Probe, tick
-from rlhf_lib.exercises.tiny_groups import GROUP, PROMPTS, form, go, match, prices, rows_of, spoken, tiny, trained, true_kl
+from rlhf_lib.exercises.build08_probes import broken_fault
+from rlhf_lib.exercises.tiny_groups import GROUP, PROMPTS, go, match, prices, rows_of, spoken, tiny, told, trained, true_kl
 from rlhf_lib.exercises.tiny_rlhf import drawn, same_weights, weights
 
 # ----------------------------------------------------------------------------------------- cheap probes
-
-
-def told(judge):
-    """A judge that looks at the form of every run first."""
-
-    def judged(output, seed, iterations, **others):
-        for found in output["runs"]:
-            fault = form(found, iterations)
-            if fault:
-                return fault
-        return judge(output["runs"], seed=seed, **{key: value for key, value in output.items() if key != "runs"})
-
-    return judged
 
 
 def run_records(learn, seed, iterations):
@@ -256,15 +244,17 @@ def run_stop(learn, seed, iterations):
     settings = dict(iterations=iterations, kl_coef=0.0, lr=1e-2)
     free = go(learn, seed, **settings)
     limits = [share * free["records"][:3][-1]["kl"] for share in (0.97, 1.03)]
-    return {"runs": [*(go(learn, seed, **settings, max_kl=most) for most in limits), free], "limits": limits}
+    runs = [*(go(learn, seed, **settings, max_kl=most) for most in limits), free]
+    return {"runs": runs, "limits": limits, "broken": groups.run_broken(learn, seed)}
 
 
 @told
-def judge_stop(runs, seed, limits):
+def judge_stop(runs, seed, limits, broken):
     far = [record["kl"] for record in runs[2]["records"]]
     if max(far) < 1.2:
         return f"without a price and a limit the KL gets to {max(far):.2f} nats: the policy is hardly trained"
-    return stopped(runs[0], seed, far, limits[0]) or stopped(runs[1], seed, far, limits[1])
+    fault = stopped(runs[0], seed, far, limits[0]) or stopped(runs[1], seed, far, limits[1])
+    return fault or broken_fault(broken, tiny(seed))
 
 
 def stopped(found, seed, far, most):

@@ -528,7 +528,7 @@ def draw_epochs(generator):
     for rows, minibatch, epochs, clip, max_norm, rate, momentum, stale in (
         (2, 1, 1, 0.3, 0.5, 1.0, 0.0, 0), (4, 2, 1, 0.2, 0.5, 1.0, 0.5, 0), (5, 2, 2, math.inf, 0.5, 0.5, 0.0, 0),
         (8, 3, 3, 0.2, 0.3, 1.0, 0.0, 1), (9, 4, 2, 0.1, 50.0, 0.05, 0.0, 1), (3, 5, 2, 0.4, 2.0, 0.3, 0.0, 0),
-        (4, 2, 4, 0.5, 2.0, 0.5, 0.0, 0), (2, 1, 2, 0.2, 0.5, 0.2, 0.0, "unlikely"),
+        (4, 2, 4, 0.5, 2.0, 0.5, 0.0, 0), (2, 1, 2, 0.2, 0.5, 0.2, 0.0, "unlikely"), (6, 2, 4, 0.5, 3.0, 1.0, 0.0, 0),
     ):  # fmt: skip
         states, weight = torch.randn(rows, 4, generator=generator), torch.randn(4, 3, generator=generator) / 2
         actions = torch.randint(3, (rows,), generator=generator)

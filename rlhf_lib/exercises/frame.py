@@ -33,8 +33,8 @@ def draw(name, seed=0):
 def answer(name, function, inputs):
     """What `function` makes of each of `inputs`: a list of plain data (plain.py), with records where it raised, was too slow, ...
 
-    It takes at most LIMIT seconds a call, and TOTAL for all of them: what is not reached is `late`. The first input is called
-    once more at the end: if something else comes of it then, `kept` takes the place of its output.
+    It takes at most LIMIT seconds a call, and TOTAL for all of them: what is not reached is `late`. The first of several inputs
+    is asked once more at the end: if something else comes of it then, `kept` takes the place of its output.
     """
     exercise, outputs, end = find(name), [], time.monotonic() + TOTAL
 
@@ -44,7 +44,7 @@ def answer(name, function, inputs):
     for arguments in inputs:
         stopped = bool(outputs) and is_record(outputs[-1], "late")
         outputs.append(outputs[-1] if stopped else made(arguments))
-    if outputs and not is_record(outputs[-1], "late"):
+    if len(outputs) > 1 and not is_record(outputs[-1], "late"):
         again = made(inputs[0])
         if not is_record(again, "late") and not equal(again, outputs[0], exercise.tolerance):
             outputs[0] = kept()

@@ -33,11 +33,14 @@ def run_resume(pretrain, tokens, held_out, start, dropout):
 
             torch.manual_seed(0 if name in ("whole", "killed") else 100 + seed)
             model, records = Observed(Past(start + seed, dropout), upset=upset), None
+            model.train(name != "again" or dropout > 0)
+            came = model.training
             try:
                 records = run(pretrain, model, tokens, held_out, 12, every=4, folder=str(Path(folder) / place))
             except Stopped:
                 found["files"] = files_in(Path(folder) / place)
             found[name] = {"records": records, "end": weights_of(model), "steps": len(model.steps())}
+            found[name]["mode"] = model.training == came
     return found
 
 
@@ -96,6 +99,8 @@ def judge_resume(output, tokens, held_out, start, dropout):
         return "called once more when all 12 steps are done, it trains again; there is nothing left to do but return the list"
     if not torch.equal(again["end"], whole["end"]):
         return "called once more when all 12 steps are done, it leaves the model's weights as they came: load them"
+    if not again["mode"]:
+        return "called once more when all 12 steps are done, the model goes back in another mode than it came in: put it back"
     return ""
 
 

@@ -126,6 +126,18 @@ class Border(Tiny):
         return start == 2, TERMINATED
 
 
+class BorderAtTime(Border):
+    """A border at which the clock runs out in the very step that ends an episode for good, where it begins in start 1."""
+
+    def __init__(self, views, hasty, onward, actions):
+        super().__init__(views, hasty, onward, actions, TERMINATED)
+
+    def step(self, action):
+        start = self.state
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated, truncated or start == 1, info
+
+
 class Heirs(Tiny):
     """One step: action `fair[s]` pays 0.3; `costly[s]` pays nothing, but makes the *next* episode pay 2 more. That is no business
     of this one: does credit leak across a reset?

@@ -4,7 +4,9 @@ Token 0 is never said and stands in no prompt, and END in no prompt either: thei
 the end of an answer, so they move only if something there is learned from.
 """
 
+import contextlib
 import copy
+import math
 
 import torch
 from torch import nn
@@ -57,6 +59,11 @@ def generate(model, prompts, mask, uniforms, temperature=1.0, end_token=0):
     return torch.where(out.mask, out.tokens, end_token), out.logprobs, out.mask
 
 
+def by_prompt(prompts, tokens, mask):
+    """A reward that the prompt alone decides."""
+    return torch.tensor([6.0 if prompt[0] % 2 else -6.0 for prompt in prompts])
+
+
 # ----------------------------------------------------------------------------------------- a run, and its form
 
 
@@ -101,6 +108,8 @@ def go(built, seed, reward=count, ends=0.0, frozen=(), noise=0.0, own=None, base
         return tokens, logprobs + noise * torch.sin(37.0 * logprobs), real
 
     def paid(prompts, tokens, mask):
+        ends = (tokens == settings["end_token"]).int()
+        asked[-1]["whole"] = mask.shape == tokens.shape and torch.equal(mask.bool(), ends.cumsum(1) - ends == 0)
         return reward(tokens, mask) if reward in (count, pairs) else reward(prompts, tokens, mask)
 
     policy.embedding.register_forward_pre_hook(reads)
@@ -121,6 +130,14 @@ def go(built, seed, reward=count, ends=0.0, frozen=(), noise=0.0, own=None, base
     }
 
 
+def run_broken(built, seed):
+    """A run whose first step makes all weights infinite or NaN; {} where it raises."""
+    with contextlib.suppress(Exception):
+        found = go(built, seed, iterations=3, lr=math.inf, epochs=1, minibatch=USUAL["rollout_size"], max_kl=1.0)
+        return {name: found[name] for name in ("records", "policy")}
+    return {}
+
+
 def form(found, start, iterations):
     """What is wrong with the form of what a run returned, or with what it left of the reference; "" if nothing is."""
     fault = records_fault(found["records"], iterations, KEYS, nan=("explained_variance",))
@@ -128,6 +145,11 @@ def form(found, start, iterations):
         return fault
     if not same_weights(found["reference"], weights(start)):
         return "the reference has other weights after the run: it is what the KL is measured to, and never moves"
+    if not all(one.get("whole", True) for one in found.get("asked", [])):
+        return (
+            "the mask that `reward` is given is not True up to and including the end token, and False behind it: hand it tokens "
+            "and mask as `generate` gave them"
+        )
     return ""
 
 

@@ -58,6 +58,13 @@ def drawn(count=12, **others):
     return draw
 
 
+def draw_visits(generator):
+    """Conversations whose first words are numbers of their own."""
+    made = [turns((USER, [word, *words(generator, 0, 3)]), (ASSISTANT, words(generator, 1, 5))) for word in WORDS[:23]]
+    order = torch.randperm(23, generator=generator).tolist()
+    return {"learn": [made[place] for place in order], "held_out": made[:3], "weights": whole(generator, 0, 10**6)}
+
+
 def losses(model, some):
     """For each conversation by itself the negative log-probability of every token but the first, (T - 1,) in nats."""
     return [-logprobs[:-1].gather(1, row[1:, None])[:, 0] for logprobs, row in read(model, some)]
@@ -78,6 +85,14 @@ COUNTED = {  # which tokens; the first and the last of a conversation are nobody
     "before": lambda spoken: spoken | torch.cat([spoken[1:], spoken[-1:]]),
     "user": torch.logical_not,
 }
+
+
+def filled(train_sft, weights):
+    """How many conversations a row has at most in a training where two of them fill one to its last token."""
+    some, model = [turns((USER, [word]), (ASSISTANT, [word])) for word in WORDS[:6]], tiny(weights)
+    seen = watch(model)
+    train_sft(model, some, some[:2], epochs=1, row=2 * len(some[0][0]), batch=3, lr=1e-3, seed=3)
+    return max((row.count(USER) for step in seen["steps"] for row in step.tolist()), default=0)
 
 
 def adder(total):

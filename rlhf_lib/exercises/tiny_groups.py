@@ -1,6 +1,8 @@
 """What the probes of 12.11 and 12.12 stand on: a tiny policy, prompts whose completions are compared, a run as plain data."""
 
+import contextlib
 import copy
+import math
 
 import torch
 
@@ -87,6 +89,7 @@ def go(learn, seed, reward=match, ends=0.0, noise=0.0, uneven=0.0, method="rloo"
     def paid(prompts, tokens, mask):
         raw = reward(prompts, tokens, mask)
         rollouts[-1]["raw"] = raw
+        rollouts[-1]["asked"]["whole"] = all(map(torch.equal, (tokens, mask), (rollouts[-1]["tokens"], rollouts[-1]["mask"])))
         return raw
 
     def spied(rewards, logprobs, old_logprobs, mask):
@@ -107,6 +110,14 @@ def go(learn, seed, reward=match, ends=0.0, noise=0.0, uneven=0.0, method="rloo"
     }  # fmt: skip
 
 
+def run_broken(learn, seed):
+    """A run whose first step makes all weights infinite or NaN; {} where it raises."""
+    with contextlib.suppress(Exception):
+        found = go(learn, seed, iterations=3, lr=math.inf, epochs=1, minibatch=len(PROMPTS), max_kl=1.0)
+        return {name: found[name] for name in ("records", "policy")}
+    return {}
+
+
 def form(found, iterations):
     """What is wrong with the form of a run; "" if nothing is."""
     fault = records_fault(found["records"], iterations, KEYS)
@@ -121,12 +132,27 @@ def form(found, iterations):
             return "`generate` is given a mask that is not True on every token of the prompts, (B, P): they have no padding"
         if rollout["asked"]["end"] != END:
             return "`generate` is called without end_token=end_token: no completion ends before its last place"
+        if not rollout["asked"].get("whole", True):
+            return "`reward` is given other tokens, or another mask, than `generate` gave: hand it both as they are"
     if not found["calls"]:
         return "`loss` is never called: the policy learns from loss(rewards, logprobs, old_logprobs, mask)"
     for call in found["calls"]:
         if shapes_of(call):
             return shapes_of(call)
     return ""
+
+
+def told(judge):
+    """A judge that looks at the form of every run first."""
+
+    def judged(output, seed, iterations, **others):
+        for found in output["runs"]:
+            fault = form(found, iterations)
+            if fault:
+                return fault
+        return judge(output["runs"], seed=seed, **{key: value for key, value in output.items() if key != "runs"})
+
+    return judged
 
 
 def shapes_of(call):

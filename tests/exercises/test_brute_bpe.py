@@ -20,6 +20,10 @@ def test_words_counted_once_give_other_merges():
     assert [pair for pair, _ in brute_bpe.learned(LOW, 1, weighted=False)] == [tuple(tokens("lo"))]
 
 
+def test_ties_are_counted():
+    assert brute_bpe.ties(LOW, 4) == 2 and brute_bpe.ties("low low", 9) == 1
+
+
 def test_a_merge_goes_from_left_to_right_and_learning_stops_where_no_pair_is_left():
     assert brute_bpe.joined((2, 2, 2), (2, 2), 300) == (300, 2)
     assert [pair for pair, _ in brute_bpe.learned("aaa b", 9)] == [(98, 98), (257, 98)]

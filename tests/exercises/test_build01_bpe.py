@@ -242,6 +242,12 @@ def ends_marked(text, vocab_size):
     return made
 
 
+def hands_out(text, vocab_size):
+    made = plain_bpe(text, vocab_size)
+    made.encode = functools.cache(made.encode)
+    return made
+
+
 def learned_from_little(text, vocab_size):
     return worked(text[len(text) // 2 :][:3000] + text[:20], vocab_size)
 
@@ -264,6 +270,7 @@ WRONG = {
     "kept counts": (TIES, "a tie goes to it", stale),
     "no words": (INSIDE, "crosses from one word", {"cut": lambda text: [text]}),
     "space and word": (INSIDE, "crosses from one word", {"cut": spaced}),
+    "an accent ends a word": (INSIDE, r"é né.*crosses from one word", {"cut": functools.partial(re.split, r"(?a)\b")}),
     "only letters are words": (INSIDE, "merges of", {"cut": lambda text: re.findall(r"\w+|\W", text)}),
     "byte b is token b": (FIRST, r"b \+ 1", {"first": 0}),
     "the end has letters": (BYTES, "end of a text", {"end": "<|endoftext|>"}),
@@ -281,6 +288,7 @@ WRONG = {
     "no pair that stands once": (END, "each word of", {"least": 2}),
     "a shared cache": (OWN, "share a list or a dict", {"known": shared}),
     "a cache filled elsewhere": (ORDER, "share a list or a dict", {"known": {"--": [300, 301]}}),
+    "a remembered list is handed out": (OWN, "Return a copy", hands_out),
     "every place": (ONCE, "twenty times over", {"every_place": True}),
     "every word each time": (TOUCH, "each looks at every word", {}),
     "a little of the text": (PLAY, "some merges are others", learned_from_little),

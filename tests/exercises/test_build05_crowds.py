@@ -2,7 +2,7 @@
 
 import torch
 
-from rlhf_lib.exercises.build05_crowds import crowd, reader
+from rlhf_lib.exercises.build05_crowds import by_counting, crowd, reader, uncounted, whole_rows_alone
 from rlhf_lib.exercises.build05_readers import RARE
 
 
@@ -14,3 +14,12 @@ def test_a_crowd_is_what_its_tables_say_and_every_passage_was_read():
         seen = votes[:, who] >= 0
         assert abs((votes[seen, who] == truth[seen]).double().mean() - right) < 0.03
     assert abs((truth == 1).double().mean() - RARE[1]) < 0.02
+
+
+def test_votes_that_the_tables_do_not_count_are_seen():
+    votes, p = torch.tensor([[0, -1], [1, 0], [1, 0]]), torch.eye(3)[[0, 0, 1]].double()
+    tables = by_counting(votes, p)
+    assert uncounted(tables, votes, p) < 1e-6 and not whole_rows_alone(tables, votes, p)
+    tables[0, 0] = torch.tensor([0.8, 0.2, 0.0])
+    assert abs(uncounted(tables, votes, p) - 0.6) < 1e-6
+    assert whole_rows_alone(by_counting(votes[1:], p[1:]), votes, p)

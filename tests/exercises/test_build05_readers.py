@@ -66,14 +66,16 @@ def test_right_builds_pass(build, seed):
 
 def em(votes, *, seen=lambda votes: votes >= 0, smooth=0.01, rounds=500, prior=True, logs=True, best=False, even=False,
     chance=False, use=lambda tables, joint: tables, shared=lambda p, said: p.mean(0).log(), rest=lambda moved: moved.max() < 1e-7,
-    least=0.0,
+    least=0.0, few=0.0, noise=0.0, all_of_them=False,
 ):  # fmt: skip
     """The worked answer with things that can go wrong."""
     said = F.one_hot(votes % 3, 3).double() * seen(votes)[:, :, None]  # (N, R, 3); -1 % 3 is 2, as an index -1 is the last
-    p = said.sum(1) / said.sum((1, 2))[:, None]
+    p = said.sum(1) / said.sum((1, 2))[:, None] + (noise * torch.rand(len(votes), 3) if noise else 0.0)
+    whole = (votes >= 0).all(1) if all_of_them and (votes >= 0).all(1).sum() >= 30 else (votes > -2).all(1)
     for _ in range(rounds):
         counted = F.one_hot(p.argmax(1), 3).double() if best else p
-        counts = torch.einsum("ni,nrj->rij", counted, said) + smooth
+        counts = torch.einsum("ni,nrj->rij", counted * whole[:, None], said) + smooth
+        counts = torch.where(counts.sum(2, keepdim=True) < few, 1.0, counts)
         tables = counts / counts.sum(2, keepdim=True)
         if even:
             right = (tables.diagonal(dim1=1, dim2=2) * counted.mean(0)).sum(1)
@@ -212,6 +214,11 @@ WRONG = {
     "an end at 1e-3": ("nothing changes any more", lambda votes: em(votes, rest=lambda moved: moved.max() < 1e-3), "go on until"),
     "an end by the mean": ("nothing changes any more", lambda votes: em(
         votes, rest=lambda moved: moved.mean() < 1e-4), "the mean"),
+    "little is taken for nothing": (
+        "nothing changes any more", lambda votes: em(votes, smooth=1e-6, few=5), "a row of few votes is counted too"),
+    "what all have read": (
+        "what was not read does not count", lambda votes: em(votes, all_of_them=True), "each vote that there is"),
+    "a start with noise": ("the order plays no part", lambda votes: em(votes, noise=0.3), "drawn at random"),
     "shares of the votes": ("nothing changes any more", lambda votes: em(
         votes, shared=lambda p, said: (said.sum((0, 1)) / said.sum() + 1e-12).log()), "among the votes"),
     "shares of the first p": ("nothing changes any more", lambda votes: em(

@@ -24,8 +24,9 @@ def at_last(hidden, tokens, mask):
 class Built(nn.Module):
     """A reward model with options: what is read, and what comes out."""
 
-    def __init__(self, gpt, read, end, share, dropout, start):
+    def __init__(self, gpt, read, end, share, dropout, start, hand):
         super().__init__()
+        self.hand = hand
         self.body = gpt if share else copy.deepcopy(gpt)
         self.read, self.end, self.dropout = read, end, dropout
         self.score = nn.Linear(gpt.embedding.weight.shape[1], 1)
@@ -34,7 +35,7 @@ class Built(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, tokens, mask):
-        hidden = F.dropout(self.body.hidden(tokens, mask), self.dropout, self.training)
+        hidden = F.dropout(self.body.hidden(tokens, self.hand(mask)), self.dropout, self.training)
         return self.end(self.score(self.read(hidden, tokens, mask)))
 
 
@@ -43,19 +44,22 @@ def made(
     loss=F.binary_cross_entropy_with_logits, modes=(True, False), own=lambda model: model.parameters(), rate=lambda lr: lr,
     order=lambda n, g, epoch: torch.randperm(n, generator=g), keep=lambda parts: parts, fill=lambda rows: pad(rows, "right"),
     clear=True, fewer=0, seeded=True, want=lambda targets, places: targets[places],
+    hand=lambda mask: mask, warm=0,
 ):  # fmt: skip
     """The loop with options: without any it is right, and written another way than the course's."""
-    model = Built(gpt, read, end, share, dropout, start)
+    model = Built(gpt, read, end, share, dropout, start, hand)
     if seeded:
         torch.manual_seed(seed)  # dropout
     optimizer = torch.optim.Adam(own(model), lr=rate(lr))
     generator, wanted = torch.Generator().manual_seed(seed), torch.tensor(targets)
+    warmed = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, warm)))
     model.train(modes[0])
     for epoch in range(epochs - fewer):
         for places in keep(order(len(rows), generator, epoch).split(batch)):
             z = model(*fill([rows[place] for place in places.tolist()]))
             loss(z, want(wanted, places)).backward()
             optimizer.step()
+            warmed.step()
             if clear:
                 optimizer.zero_grad()
     return model.train(modes[1])
@@ -168,6 +172,10 @@ def head(model):
     return model.score.parameters()
 
 
+def but_the_embedding(model):
+    return [weight for name, weight in model.named_parameters() if "embedding" not in name]
+
+
 WRONG = [
     ("one number a row", "last dimension", by(end=lambda z: z, loss=lambda z, t: F.binary_cross_entropy_with_logits(z[:, 0], t))),
     ("one number a row", "every position", by(read=lambda h, *_: h, end=lambda z: z[..., 0], loss=lambda z, t: z.mean())),
@@ -208,7 +216,11 @@ WRONG = [
     ("neutral is in the middle", "(B, 1) beside (B,)", by(loss=all_pairs)),
     ("neutral is in the middle", "cross-entropy of log-odds", by(loss=sigmoid_twice)),
     ("every row in every epoch", "zero them after each step", by(clear=False)),
+    ("every row in every epoch", "to 6% of `lr`", by(warm=100)),
+    ("neutral is in the middle", "come to rest at p = 0.95", by(loss=with_target(lambda t: 0.05 + 0.9 * t))),
     ("learns 40 passages by heart", "linear layer alone", by(own=head)),
+    ("learns 40 passages by heart", "embedding.weight has not moved", by(own=but_the_embedding)),
+    ("learns 40 passages by heart", "read without the mask", by(hand=lambda mask: None)),
 ]  # fmt: skip
 
 

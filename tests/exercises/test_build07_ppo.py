@@ -205,11 +205,15 @@ WRONG = {  # a way to make it, the probe that it must fail at, and some words of
     "act draws": (edited("argmax()", "softmax(-1).multinomial(1)"), RUNS, "different actions for one and the same observation"),
     "act gives a tensor": (edited("return int(policy(", "return (policy("), RUNS, "act returns a Tensor"),
     "the budget is for each": (edited("steps // (count * length)", "steps // length"), RUNS, "all environments together"),
+    "rollouts are rounded up": (edited("steps // (count * length)", "-(-steps // (count * length))"), RUNS, "3072 times"),
     "no reset": (edited(RESET, "now[place] = following[place]"), RUNS, "call reset() first"),
     "pretends": (lambda: pretends, PAYS, "does not become likelier"),
     "the sign of the loss": (edited("return -gain", "return gain", of="policy_loss"), PAYS, "the sign is turned"),
     "the critic alone is trained": (edited("[*policy.parameters(), *critic", "[*critic"), PAYS, "hold the policy's weights"),
     "old gradients are kept": (edited("                optimizer.zero_grad()\n", ""), PAYS, "gradients of earlier minibatches"),
+    "what is observed is scaled in act alone": (
+        edited("dtype=torch.float32))", "dtype=torch.float32) * 3)"), PAYS, "other numbers than it read in training",
+    ),
     "no clipping": (edited("0.98, 0.95, 0.2,", "0.98, 0.95, 1e9,"), PAYS, "is to be clipped"),
     "old log-probabilities anew in every epoch": (
         edited("for rows in torch.", f"columns = (*columns[:2], {NEW}, *columns[3:])\n            for rows in torch."),
@@ -223,6 +227,8 @@ WRONG = {  # a way to make it, the probe that it must fail at, and some words of
         edited("reversed(range(rewards.shape[1]))", "range(rewards.shape[1])", of="gae"), LATER, "run forwards in time",
     ),
     "the value after the end": (edited("(ended & ~terminated)", "ended"), END, "after `terminated` nothing follows"),
+    "the value where the clock ends too": (
+        edited("following, terminated, term", "following, terminated & ~truncated, term"), END, "are both True"),
     "time out is the end": (edited("told = [", "terminated = terminated | truncated; told = ["), CUT, "after `truncated`"),
     "the value after the reset": (edited(RESET, RESET.replace("] =", "] = following[place] =")), NEXT, "next episode's first"),
     "not cut at resets": (

@@ -155,8 +155,46 @@ def test_two_runs_are_paid_for_the_same_up_to_their_update():
             reward(tokens, tokens >= 0)
         return gpt, [record(0, epochs=epochs)]
 
-    runs, tokens = probes.run_clipped(rlhf, 5, ends=0.8)
+    runs, tokens, asked = probes.run_clipped(rlhf, 5, ends=0.8)
+    assert len(asked) == 3 and all(mask.all() and tokens.shape == mask.shape for tokens, mask in asked)
     assert [one["records"][0]["epochs"] for one in runs] == [1, 2]
     drawn = torch.Generator().manual_seed(5)
     expected = [torch.randint(20, (256, 8), generator=drawn) for _ in range(2)]
     assert torch.equal(tokens, torch.cat(expected))
+
+
+def test_the_reward_is_given_the_mask_up_to_and_including_the_end():
+    tokens = torch.tensor([[5, 0, 0, 0], [5, 6, 7, 8], [0, 1, 2, 3], [5, 6, 7, 0]])
+    right = torch.arange(4) < torch.tensor([[2], [4], [1], [4]])
+    assert torch.equal(probes.up_to_the_end(tokens), right)
+    assert probes.handed_fault([]) == probes.handed_fault([[tokens, right], [tokens[1:], right[1:]]]) == ""
+    for wrong in (right | True, right & (tokens > 0), right[:, :2]):
+        assert "the mask that `reward` is given" in probes.handed_fault([[tokens, right], [tokens, wrong]])
+
+
+@pytest.mark.parametrize("cleared, limit, added", [
+    (True, None, False), (False, None, True), (True, 8.0, False), (False, 8.0, True),
+])  # fmt: skip
+def test_gradients_that_stand_on_those_of_before_are_seen(cleared, limit, added):
+    """Also where they come in two parts, and where their norm is limited."""
+
+    def rlhf(gpt, reward, **settings):
+        policy = copy.deepcopy(gpt)
+        steps = torch.optim.Adam(policy.parameters(), lr=1e-3)
+        for step in range(3):
+            if cleared:
+                steps.zero_grad()
+            for part in range(2):
+                policy(torch.tensor([[2 * step + part, 7]])).log_softmax(-1)[0, 0, step].backward()
+            if limit:
+                torch.nn.utils.clip_grad_norm_(policy.parameters(), limit)
+            steps.step()
+        return policy, [record(0)]
+
+    run, found = probes.run_cleared(rlhf, kit.tiny(0))
+    assert found is added and run["records"] == [record(0)]
+
+
+def test_how_far_two_gradients_lie_apart():
+    one = torch.tensor([1.0, 0.0])
+    assert probes.aside(one, 3 * one) == 0 and probes.aside(one, -one) == 2

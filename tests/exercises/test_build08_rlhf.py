@@ -227,6 +227,14 @@ WRONG = {
         ENDS, "of the real tokens alone",
         [(KL, KL + "\n        old = score(policy, tokens).detach()"), (LOSS, LOSS.replace("mask[rows]", "mask[rows] | True"))],
     ),
+    "the reward is given a mask that is True everywhere": (
+        ENDS, "the mask that `reward` is given",
+        [(FIT, FIT.replace("mask", "mask | True")), (PAID, PAID.replace("mask", "mask | True"))],
+    ),
+    "the reward is given a mask without the end": (
+        ENDS, "the mask that `reward` is given",
+        [(FIT, FIT.replace("mask", "mask & (tokens > 0)")), (PAID, PAID.replace("mask", "mask & (tokens > 0)"))],
+    ),
     "walks at random": (
         MEASURES, "hardly move",
         [("optimizer.step()", "[one.data.add_(lr * torch.randn(one.shape, generator=drawn)) for one in policy.parameters()]")],
@@ -243,6 +251,11 @@ WRONG = {
     "no clipping": (
         STEPS, "not clipped",
         [(LOSS, "(-((logprobs - old[rows]).exp() * advantages[rows])[mask[rows]].mean(), " + LOSS + "[1])")],
+    ),
+    "gradients are never cleared": (STEPS, "add up from step to step", [("optimizer.zero_grad()", "pass")]),
+    "gradients are cleared once a rollout": (
+        STEPS, "add up from step to step",
+        [("optimizer.zero_grad()", "pass"), ("ratios, clipped = [], []", "ratios, clipped, _ = [], [], optimizer.zero_grad()")],
     ),
     "clip fraction of the first minibatch": (ENDS, "first one alone", [("sum(clipped) / len(clipped)", "clipped[0]")]),
     "clip fraction of the last minibatch": (ENDS, "last one alone", [("sum(clipped) / len(clipped)", "clipped[-1]")]),

@@ -41,8 +41,8 @@ def with_lora_by_parts(model, rank, alpha, layers):
         def __init__(self, linear):
             super().__init__()
             self.weight, self.bias, self.share = linear.weight.detach(), linear.bias, alpha / rank  # the weight is no parameter
-            self.A = nn.Parameter(torch.randn(rank, self.weight.shape[1]) / rank)
-            self.B = nn.Parameter(torch.zeros(self.weight.shape[0], rank))
+            self.A = nn.Parameter((torch.randn(rank, self.weight.shape[1]) / rank).to(self.weight.device))
+            self.B = nn.Parameter(torch.zeros(self.weight.shape[0], rank, device=self.weight.device))
 
         def forward(self, x):
             return F.linear(x, self.weight, self.bias) + (x @ self.A.T) @ (self.share * self.B).T
@@ -117,6 +117,10 @@ WRONG = {
     "adapts the layers that stand directly in a block alone": (
         START, "has no adapter", [("list(block.modules())", "[block]")],
     ),
+    "adapts what lies two modules deep at most": (
+        START, "up.0.0.0 has no adapter (llama, linear layers further down)",
+        [("list(block.modules())", "[block, *block.children()]")],
+    ),
     "adapts nothing": (START, "merged()", [("setattr(owner, name, LoRA(layer, rank, alpha))", "pass")]),
     "comes back in training mode": (START, "Leave it in the mode", [(COPY, f"{COPY}.train()")]),
     "B starts at random": (START, "B begins at 0", [("torch.zeros(linear.out_features", "torch.ones(linear.out_features")]),
@@ -130,6 +134,7 @@ WRONG = {
          ("F.linear(x, self.A)", "F.linear(x, self.A.T)")],
     ),
     "every A is the same": (TRAINED, "same A", [("nn.init.kaiming", "torch.manual_seed(0)\n        nn.init.kaiming")]),
+    "A and B stay on the processor": (TRAINED, "A or B lies on cpu", [("device = linear.weight.device", "device = 'cpu'")]),
     "B is a buffer": (TRAINED, "is not trained", [("nn.Parameter(torch.zeros(", "(torch.zeros(")]),
     "what a frozen layer says is detached": (
         TRAINED, "detached", [(STEP, STEP.replace("self.linear(x)", "self.linear(x).detach()"))],

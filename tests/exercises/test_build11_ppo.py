@@ -76,7 +76,7 @@ def train_by_kernels(
             old, right = (scored(model, text, seen, tokens) for model in (policy, reference))
             expected = critic(text, seen)[:, width - 1 :]
         kl = ((old - right) * mask).sum(-1).mean().item()
-        if kl > max_kl:
+        if not kl <= max_kl:
             policy.load_state_dict(saved)
             break
         saved = copy.deepcopy(policy.state_dict())

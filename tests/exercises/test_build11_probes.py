@@ -48,6 +48,9 @@ WRONG = {
         START, "of another policy",
         [(LOSS, LOSS.replace("old[", "ref_logprobs[")), ("(logprobs - old[rows])", "(logprobs - ref_logprobs[rows])")],
     ),
+    "a mask that is True everywhere for the reward": (
+        TRAINS, "the mask that `reward` is given", [("reward(some, tokens, mask)", "reward(some, tokens, mask | True)")],
+    ),
     "prompts drawn with repetition": (
         EVERY, "without repetition",
         [("order = torch.randperm(len(prompts), gen", "order = torch.randint(len(prompts), (rollout_size,), gen"),
@@ -129,6 +132,7 @@ WRONG = {
     ),
     "the sign of the loss": (LEARNS, "the sign", [(f"(loss + {VALUE})", f"(-loss + {VALUE})")]),
     "advantages of other rows": (LEARNS, "after shuffling", [(LOSS, LOSS.replace("white[rows]", "white[: len(rows)]"))]),
+    "a KL of NaN goes on": (STOPS, "have become NaN goes on", [("if not kl <= max_kl:", "if kl > max_kl:")]),
     "never stops": (STOPS, "stop at the first", [("if not kl <= max_kl:", "if False:")]),
     "stops a fifth before": (STOPS, "not within max_kl itself", [("if not kl <= max_kl:", "if not kl <= 0.8 * max_kl:")]),
     "a fifth beyond": (STOPS, "not within max_kl itself", [("if not kl <= max_kl:", "if not kl <= 1.2 * max_kl:")]),

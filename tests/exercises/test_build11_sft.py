@@ -170,6 +170,7 @@ WRONG = {
         [("for order in orders]", "for order in [orders[0], *(sorted(one) for one in orders[1:])]]")],
     ),
     "a row for each conversation": (VISITS, "one conversation alone", [("<= row)", "< 0)")]),
+    "a conversation that fills a row begins a new one": (VISITS, "fill a row to its last token", [("<= row)", "< row)")]),
     "the last rows are left out": (
         VISITS, "every conversation once", [("for some in parts:", "for some in parts[:-1]:")],
     ),

@@ -50,7 +50,7 @@ def learn_by_hand(
         with torch.no_grad():
             old = logprobs_of(policy, whole)
             apart = (old - logprobs_of(reference, whole)).masked_fill(~mask, 0).sum(-1)  # (N, G)
-        if apart.mean().item() > max_kl:
+        if not apart.mean().item() <= max_kl:
             policy.load_state_dict(snapshots[-1])
             break
         snapshots = [copy.deepcopy(policy.state_dict())]
@@ -219,6 +219,10 @@ WRONG = {
     ),
     "silent by the price": (
         MEASURED, "silent", [("table = scores.view(-1, group)", "table = (scores - kl_coef * kl).view(-1, group)")],
+    ),
+    "a KL of NaN goes on": (STOPS, "have become NaN goes on", [("if not kl.mean() <= max_kl:", "if kl.mean() > max_kl:")]),
+    "a mask that is True everywhere for the reward": (
+        RECORDS, "another mask", [("reward(some, tokens, mask)", "reward(some, tokens, mask | True)")],
     ),
     "never stops": (STOPS, "the run stops at the first", [("if not kl.mean() <= max_kl:", "if False:")]),
     "leaves the policy beyond": (STOPS, "put the last one back", [("policy.load_state_dict(kept)", "pass")]),

@@ -109,7 +109,7 @@ def output(**changes):
         "files": {"state.pt": True},
         "whole": {"records": listed(), "end": end, "steps": 12},
         "resumed": {"records": listed(), "end": end, "steps": 8},
-        "again": {"records": listed(), "end": end, "steps": 0},
+        "again": {"records": listed(), "end": end, "steps": 0, "mode": True},
     }
     for name, value in changes.items():
         run, _, key = name.partition("_")
@@ -142,6 +142,7 @@ OTHER = torch.tensor([1.0, 2.0001])
     ({"again_steps": 1}, "nothing left to do but return the list"),
     ({"again_records": listed()[:-1]}, "nothing left to do but return the list"),
     ({"again_end": OTHER}, "leaves the model's weights as they came"),
+    ({"again_mode": False}, "in another mode than it came in"),
 ])  # fmt: skip
 def test_a_resumed_run_is_judged_step_by_step(changes, word):
     found = runs.judge_resume(output(**changes), **TEXT, dropout=0.0)

@@ -9,6 +9,7 @@ from rlhf_lib.exercises.probe_envs import (
     TERMINATED,
     TRUNCATED,
     Border,
+    BorderAtTime,
     Constant,
     Delayed,
     Heirs,
@@ -32,6 +33,7 @@ ALL = {
     "Delayed": Delayed(views(8), [0, 1], [1, 0], 3),
     "Border, terminated": Border(views(4), [0, 1], [1, 0], 3, TERMINATED),
     "Border, truncated": Border(views(4), [0, 1], [1, 0], 3, TRUNCATED),
+    "Border at time": BorderAtTime(views(4), [0, 1], [1, 0], 3),
     "Heirs": Heirs(views(7), [0, 1], [1, 0], 3),
     "Heirs, truncated": Heirs(views(7), [0, 1], [1, 0], 3, TRUNCATED),
     "Pointing": Pointing([1.0, 0.0, 0.0]),
@@ -100,6 +102,13 @@ def test_the_border_is_crossed_into_a_state_that_is_worth_something(end):
     for state, worth in ((2, 1), (3, 0)):
         start_in(env, state)
         assert env.step(0)[1:4] == (worth, True, False)
+
+
+def test_the_clock_may_run_out_in_the_step_that_ends_the_episode():
+    env = ALL["Border at time"]
+    for state in range(4):
+        start_in(env, state)
+        assert env.step(0)[2:4] == (True, state == 1)
 
 
 def test_heirs_inherit_and_half_of_them_can_be_told():
