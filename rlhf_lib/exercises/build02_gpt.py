@@ -162,6 +162,8 @@ def run_padded(built, shape, state, tokens, lengths):
         for side in ("right", "left"):
             mask = padded(tokens, lengths, side)
             out[side], out[f"{side} other"] = model(tokens, mask), model(torch.where(mask, tokens, other), mask)
+        for side in ("right", "left"):  # behind both: nothing of one mask may be left in the next call
+            mask = padded(tokens, lengths, side)
             out[f"{side} alone"] = [model(row[real][None])[0] for row, real in zip(tokens, mask)]
             model.zero_grad()
             out[side][mask].square().mean().backward()

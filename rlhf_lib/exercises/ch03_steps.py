@@ -370,7 +370,7 @@ Exercise("3.8", "accumulate_gradients", draw=draw_micro_batches, call=gradients_
     "a micro-batch without a target has no mean: 0 / 0 is NaN, and NaN times 0 too; divide the sums by the targets of all":
         by_shares,
     "only the first micro-batch is used, and the targets of all are counted": {"used": slice(1)},
-    "backward is called once for all, so all graphs are in memory together: call it for each micro-batch": {"whole": True},
+    "all graphs are in memory together: call backward for each micro-batch, before the next one is read": {"whole": True},
     "the micro-batches are put together to one large batch, which is what does not fit into memory": [
         lambda model, batches, join=join: accumulated(model, [tuple(map(join, zip(*batches)))])
         for join in (torch.cat, lambda parts: torch.cat([part.flatten() for part in parts])[None])],

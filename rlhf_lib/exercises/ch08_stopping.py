@@ -89,7 +89,7 @@ rollout_sizes = Exercise(
         "after a doubling the count has to start at 0 again, or the next rare update doubles at once": {"reset": False},
         "the rollout grows past `most`": [{"fits": lambda size, most: True}, {"fits": lambda size, most: size < 2 * most}],
         "the rollout may be as large as `most`; only a doubling past it is left out": {"fits": lambda size, most: size < most},
-        "a doubling that would pass `most` is not cut down to it, but left out":
+        "a doubling that would pass `most` is cut down to it; leave it out":
             {"grow": lambda size, first, most: min(2 * size, most)},
         "this grows when clipping is frequent; then steps are too long already. It grows when clipping is rare, below 1 %":
             [{"rare": lambda share: share >= 0.01}, {"rare": lambda share: share > 0.01}],

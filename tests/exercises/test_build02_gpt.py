@@ -510,7 +510,17 @@ class Repeats(Right):
         return super().positions(tokens, mask) % 10
 
 
+class KeepsTheMask(Right):
+    """Who looks at whom is kept for the next tokens of the same shape, whatever their mask."""
+
+    def looks(self, tokens, mask):
+        if getattr(self, "shape", None) != tokens.shape:
+            self.shape, self.kept = tokens.shape, super().looks(tokens, mask)
+        return self.kept
+
+
 WRONG = [
+    (KeepsTheMask, "padding moves nothing", "real tokens look at padding"),
     (NoMask, "the future is hidden", "mask leaks"),
     (LooksTooFar, "the future is hidden", "mask leaks"),
     (Torn, "the future is hidden", "heads are cut"),
