@@ -61,7 +61,7 @@ def test_a_run_is_taken_down_as_plain_data():
         "policy head.weight",
         "critic head.weight",
     ]
-    assert found["asked"] == [{"prompts": kit.PROMPTS, "left": True}]
+    assert found["asked"] == [{"prompts": kit.PROMPTS, "left": True, "whole": True}]
     assert kit.form(found, kit.tiny(2), 0) == ""
     assert kit.same_weights(found["policy"], kit.weights(kit.tiny(2)))
 
