@@ -202,9 +202,7 @@ def by_an_earlier_call(exercise, inputs, outputs, expected, wrong):
             return ""
     if sum(information(outputs[place], expected[place], exercise.tolerance) for place in wrong) < 2 * ENOUGH:
         return ""
-    return (
-        "it returns what was right for an earlier call: what is kept between calls must be told by all arguments, or not be kept"
-    )
+    return "it returns what was right for an earlier call: something is kept, and found again by too few of the arguments"
 
 
 # ----------------------------------------------------------------------------------------- parts, values, places
