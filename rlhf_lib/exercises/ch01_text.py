@@ -44,6 +44,7 @@ def draw_split_words(generator):
     for length in (4, 12):
         parts = [(pick(generator, WORDS), pick(generator, (" ", ", ", ".\n\n", "'", "!", "--"))) for _ in range(length)]
         yield {"text": "".join(word + mark for word, mark in parts)}
+    yield {"text": "to be, " * 900}  # more pieces than Python has calls within one another
 
 
 def found(text, pattern=r"\w+|\W+", flags=0, before=str, after=list):

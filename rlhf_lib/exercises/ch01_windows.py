@@ -267,6 +267,7 @@ def draw_bits_per_character(generator):
         text = "".join(pick(generator, WORDS) + pick(generator, (" ", "\n", ", ")) for _ in range(count)) + "cafe\u0301\t\r\n"
         yield {"losses": 0.01 + 4 * torch.rand(count, generator=generator), "text": text}
     yield {"losses": torch.tensor([0.5, 120.0]), "text": "Alas"}  # exp(120) is infinite in float32
+    yield {"losses": 4.0 + torch.arange(250) % 3, "text": "Words, " * 160}  # exp(-1249) is 0, in float64 too
 
 
 def by_code_length(losses, text):

@@ -2,14 +2,19 @@
 
 import functools
 import math
+import re
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from rlhf_lib.exercises.compare import equal
 from rlhf_lib.exercises.declare import Exercise
 from rlhf_lib.exercises.gradients import call_with_gradients, with_gradients
 from rlhf_lib.exercises.plain import Unfit
+
+MANY = 64  # positions, so many that a loop over them is seen
 
 
 def same(value):
@@ -298,6 +303,7 @@ def draw_rotary(generator):
     yield {"x": torch.randn((1, 1, 2, 4), generator=generator), "positions": torch.tensor([300, 3])}
     x = torch.randn((1, 1, 2, 2), generator=generator)
     yield {"x": x, "positions": torch.tensor([10_000, 1024])}  # beyond most tables; with one pair no rounded frequency matters
+    yield {"x": torch.randn((1, 1, MANY, 4), generator=generator), "positions": torch.arange(MANY)}
 
 
 def rotary_by_complex(x, positions):
@@ -309,13 +315,47 @@ def rotary_by_complex(x, positions):
     return torch.cat([(pairs * turns).real, (pairs * turns).imag], dim=-1).float()
 
 
+class Operations(TorchDispatchMode):
+    """Counts what PyTorch is asked to do."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += 1
+        return operation(*args, **kwargs or {})
+
+
+def stays_behind(function, **arguments):
+    """Whether something in it lies on the processor where the arguments lie on "meta", a device of shapes without numbers."""
+    try:
+        function(**{name: one.to("meta") for name, one in arguments.items()})
+    except Exception as error:  # any other one is the lack of numbers
+        return bool(re.search("expected device|same device", str(error)))
+    return False
+
+
+def call_rotary(function, x, positions):
+    """The turned numbers; Unfit where they are right, and one position after the other was turned."""
+    y = call_with_gradients(function, x=x, positions=positions)
+    if len(positions) == MANY and torch.is_tensor(y) and equal(y, rotary_by_complex(x, positions), 1e-4):
+        with Operations() as asked:
+            function(x=x, positions=positions)
+        if stays_behind(function, x=x, positions=positions):
+            raise Unfit("a new tensor does not lie where x does: give torch.arange and its like device=x.device")
+        if asked.count >= MANY:
+            raise Unfit(
+                "it goes through the positions in a loop; turn all of them at once, by the table of position times frequency"
+            )
+    return y
+
+
 def turned(
     x, positions, exponent=lambda i, n: -i / n, base=10000.0, at=same, minus=1, plus=1, pairs="", again=False, unit=1.0,
     waves=(torch.cos, torch.sin), last=same,
 ):  # fmt: skip
     """Rotary positions, with places to go wrong."""
     half = x.shape[-1] // 2
-    angles = unit * at(positions)[:, None] * base ** exponent(torch.arange(half), half)  # (T, D/2)
+    angles = unit * at(positions)[:, None] * base ** exponent(torch.arange(half, device=x.device), half)  # (T, D/2)
     cos, sin = (wave(angles) for wave in waves)
     a, b = (x[..., 0::2], x[..., 1::2]) if "neighbours" in pairs else x.chunk(2, dim=-1)
     b = b.flip(-1) if pairs == "mirrored" else b
@@ -344,7 +384,7 @@ def twice_in_a_row(x, positions):
 
 
 rotary = Exercise(
-    "2.4", "rotary", draw=draw_rotary, right=rotary_by_complex, formula=turned, call=call_with_gradients, tolerance=2e-5,
+    "2.4", "rotary", draw=draw_rotary, right=rotary_by_complex, formula=turned, call=call_rotary, tolerance=2e-5,
     mistakes={
         "the pairs are neighbours, (x[2i], x[2i + 1]), as in GPT-J; here a pair is (x[i], x[i + D/2])": {"pairs": "neighbours"},
         "the pairs are read as neighbours and written as halves: a pair is (x[i], x[i + D/2]), before and after":

@@ -47,6 +47,7 @@ def draw_rounds(generator):
     yield given([1], [[0.5, 0.5, 0.0, 0.0, 0.0]], [[0.3, 0.5, 0.2, 0.0, 0.0], [0.2, 0.4, 0.3999, 0.0, 0.0]], [0.9, 0.99995])
     yield given([2, 0], [[0.3, 0.3, 0.4], [0.5, 0.25, 0.25]],
                 [[0.2, 0.2, 0.6], [0.5 - 2**-22, 0.25, 0.25], [0.6, 0.2, 0.2]], [0.5, BELOW_1, 0.6])  # nothing left  # fmt: skip
+    yield given([0], [[0.3, 0.3, 0.2, 0.2]], [[0.2995, 0.3, 0.2005, 0.2], [0.25] * 4], [0.9999, 0.1])  # little is left of p
     for K, V, accepted in PLANS:
         one = planned(generator, K, V, accepted)
         yield {key: x.double() if x.is_floating_point() and V == 8 else x for key, x in one.items()}

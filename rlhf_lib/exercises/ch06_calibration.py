@@ -24,6 +24,7 @@ def draw_confidences(generator):
     for bins in (10, 4):
         yield {"logits": probabilities.logit(), "targets": targets, "bins": bins}
     yield {"logits": torch.tensor([60.0, -60.0, 1.0]), "targets": torch.tensor([0.0, 0.0, 1.0]), "bins": 5}  # confidence 1
+    yield {"logits": torch.tensor([60.0, 3.0, -2.5, 1.0]), "targets": torch.tensor([0.0, 1.0, 0.0, 1.0]), "bins": 5}  # and others
     yield {"logits": torch.tensor([0.4, -2.0, -0.3, 2.5]), "targets": torch.tensor([0.5, 0.0, 0.0, 1.0]), "bins": 1}
     for size, bins in ((40, 7), (60, 4), (120, 20), (500, 2)):
         targets = torch.randint(3, (size,), generator=generator) / 2
@@ -111,6 +112,8 @@ calibration_error = Exercise(
         "a confidence of exactly 1 falls out of the last bin: clamp the bin's number to bins - 1":
             tuple({"place": lambda c, bins: (c * bins).long(), "end": lambda g, n, used, whole=whole:
                    (g.abs() * n).sum() / (used.sum() if whole else n.sum())} for whole in (True, False)),
+        "a confidence of exactly 1 has a bin of its own; it belongs to the last one, with others that are nearly sure":
+            lambda logits, targets, bins: calibration(logits, targets, bins + 1, place=lambda c, more: (c * bins).long()),
         "the bins' numbers are rounded to the nearest; round down":
             {"place": lambda c, bins: (c * bins).round().long().clamp(max=bins - 1)},
         "the bins divide the range from 0.5 to 1; they have equal width in [0, 1]":

@@ -20,6 +20,7 @@ def draw_sizes(generator):
     yield {"clip_fractions": [0.002] * 10, "completions": 512, "most": 4096}
     yield {"clip_fractions": [0.0, 0.004, 0.0, 0.0, 0.003], "completions": 64, "most": 512}
     yield {"clip_fractions": [0.002] * 9, "completions": 256, "most": 700}
+    yield {"clip_fractions": [0.002] * 4 + [0.25, 0.15, 0.5, 0.9, 0.05], "completions": 64, "most": 512}  # much, after a doubling
     yield {"clip_fractions": [0.002, 0.015, 0.003, 0.004, 0.001], "completions": 64, "most": 512}  # rare in the mean of three
     for completions in (64, 48):
         drawn = 0.009 * torch.rand(14, generator=generator) + 0.02 * (torch.rand(14, generator=generator) < 0.15)
@@ -40,12 +41,12 @@ def sizes_by_looking_back(clip_fractions, completions, most, rare=lambda last: m
 
 def sizes_formula(
     clip_fractions, completions, most, *, wait=3, back=lambda count: 0, reset=True, rare=lambda share: share < 0.01, late=False,
-    fits=lambda size, most: size <= most, grow=lambda size, first, most: 2 * size, often=lambda size, first: size,
+    fits=lambda size, most: size <= most, grow=lambda size, first, most: 2 * size, often=lambda size, first, share: size,
 ):  # fmt: skip
     sizes, count, size = [], 0, completions
     for share in clip_fractions:
         before, count = size, count + 1 if rare(share) else back(count)
-        size = size if rare(share) else often(size, completions)
+        size = size if rare(share) else often(size, completions, share)
         if count >= wait and fits(grow(size, completions, most), most):
             size, count = grow(size, completions, most), 0 if reset else count
         sizes.append(before if late else size)
@@ -101,8 +102,9 @@ rollout_sizes = Exercise(
         "the size doubles once only, or from the first one each time; three rare updates more double it again":
             {"grow": lambda size, first, most: 2 * first},
         "an update with enough clipping makes the rollout smaller again; it only sets the count back":
-            [{"often": lambda size, first: first}, {"often": lambda size, first: max(first, size // 2)},
-             {"often": lambda size, first: size // 2}],
+            [{"often": lambda size, first, share: first}, {"often": lambda size, first, share: size // 2},
+             *({"often": lambda size, first, share, most=most: max(first, size // 2) if share > most else size}
+               for most in (0, 0.1, 0.2, 0.3))],
     })  # fmt: skip
 
 

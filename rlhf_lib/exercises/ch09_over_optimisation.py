@@ -124,6 +124,7 @@ def draw_mean_interval(generator):
     yield {"values": torch.tensor([1.0, 4.0])}
     yield {"values": torch.tensor([-1.0, 0.0, 6.0, 2.0])}
     yield {"values": torch.tensor([2.0, 2.0, 2.0])}
+    yield {"values": torch.tensor([1.0, 1.0, 4.0, 1.0])}
     for size in (between(generator, 5, 9), 20, between(generator, 32, 60), 1100):
         skewed = torch.rand(size, generator=generator).log().neg()
         yield {"values": between(generator, -4, 4) + between(generator, 2, 4) * skewed}

@@ -23,6 +23,8 @@ def draw_rating_table(generator):
     yield {"ratings": two, "score": "positivity"}
     yield {"ratings": two, "score": "sense"}
     yield {"ratings": [rating("0", "base", "me", 3), rating("0", "base", "me", 5), two[1]], "score": "positivity"}
+    again = [rating("0", "base", rater, score) for rater, score in (("me", 1), ("me", 1), ("you", 5))]
+    yield {"ratings": [*again, two[1]], "score": "positivity"}
     thirds = [("base", 1), ("base", 2), ("base", 5), ("policy", 1), ("policy", 5), ("policy", 2)]  # the same means, by two ways
     ratings = [rating("0", source, rater, score) for (source, score), rater in zip(thirds, 2 * ("me", "you", "she"))]
     yield {"ratings": ratings, "score": "positivity"}
@@ -68,6 +70,16 @@ def by_id_alone(ratings, score, part):
     return table([{**one, "source": side} for one in ratings for side in dict.fromkeys(sides[one["sample"]][part])], score)
 
 
+def by_raters_first(ratings, score):
+    """A rater who rates a sample twice counts once, with the mean of both."""
+    apart = {}
+    for one in ratings:
+        apart.setdefault((one["source"], one["sample"], one["rater"]), []).append(one[score])
+    return table(
+        [rating(sample, source, rater, *2 * (statistics.fmean(xs),)) for (source, sample, rater), xs in apart.items()], score
+    )
+
+
 def in_a_row(ratings, score):
     runs = itertools.groupby(ratings, key=lambda one: (one["source"], one["sample"]))
     return table([{**one, "sample": number} for number, (_, run) in enumerate(runs) for one in run], score)
@@ -106,6 +118,8 @@ rating_table = Exercise(
             [{"middle": middle} for middle in (lambda xs: xs[-1], lambda xs: xs[0], max, min)],
         "a rater who rates a sample twice counts with the last score alone; every rating counts": lambda ratings, score:
             table(list({(one["source"], one["sample"], one["rater"]): one for one in ratings}.values()), score),
+        "this is the mean of the raters' means; take that of all scores, so that each rating counts as much as any other":
+            by_raters_first,
         "equal means differ in the last digit, as running ones do, and are no ties any more: add up the scores, then divide once":
             [{"middle": partial(running, kind=np.float32)}, {"middle": partial(running, kind=float)},
              {"middle": lambda xs: sum(x / len(xs) for x in xs)}],

@@ -15,7 +15,7 @@ def draw_coefficients(generator):
     yield {"kl_coef": 0.2, "kls": [0.0, 12.0], "target": 5.0, "completions": 100, "horizon": 1000}
     yield {"kl_coef": 0.05, "kls": [4.0, 4.4, 3.8, 4.0], "target": 4.0, "completions": 32, "horizon": 64}
     yield {"kl_coef": 0.1, "kls": [6.0, 3.0], "target": 4.0, "completions": 96, "horizon": 64}  # a short horizon
-    yield {"kl_coef": 3.0, "kls": [-0.5, 0.1, 30.0], "target": 2.0, "completions": 10, "horizon": 400}
+    yield {"kl_coef": 3.0, "kls": [-0.5, -1.9, 0.1, 30.0], "target": 2.0, "completions": 10, "horizon": 400}
     for count in (3, 8):
         target = 1 + 8 * torch.rand((), generator=generator).item()
         kls = (target * (0.6 + torch.rand(count, generator=generator))).tolist()
@@ -66,6 +66,8 @@ adaptive_kl = Exercise(
         "the difference is divided by the KL; divide by the target":
             [{"error": lambda kl, target: (kl - target) / kl}, {"error": lambda kl, target: (kl - target) / kl if kl else 0.0},
              {"error": lambda kl, target: (kl - target) / kl if kl else -1.0}],
+        "the KL loses its sign: an estimate below 0 is below the target too, and lowers the price":
+            {"error": lambda kl, target: abs(kl) / target - 1},
         "the error is a difference in nats; divide by the target": {"error": lambda kl, target: kl - target},
         "target and KL have changed places in the error": {"error": lambda kl, target: target / kl - 1 if kl else 1e9},
         "1 is not subtracted: at the target the error is 0": [

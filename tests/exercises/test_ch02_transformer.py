@@ -162,6 +162,23 @@ def test_rotary_is_what_the_library_does():
     torch.testing.assert_close(ours, rotate(x, rotary_table(config, positions[None])), atol=1e-5, rtol=0)
 
 
+def position_by_position(x, positions):
+    turned = [rotary(x[:, :, [place]], positions[[place]]) for place in range(len(positions))]
+    return torch.cat(turned, dim=2)
+
+
+def on_the_processor(x, positions):
+    half = x.shape[-1] // 2
+    angles = positions[:, None] * 10000.0 ** (-torch.arange(half) / half)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], dim=-1)
+
+
+def test_a_loop_over_positions_and_a_tensor_on_another_device_are_told_where_the_numbers_are_right():
+    assert "goes through the positions in a loop" in said("rotary", position_by_position)
+    assert "does not lie where x does" in said("rotary", on_the_processor)
+
+
 def test_the_worked_example_of_rotary():
     x = torch.tensor([1.0, 1.0, 0.0, 0.0]).view(1, 1, 1, 4)
     turned = EXERCISES["rotary"].right(x, torch.tensor([1]))[0, 0, 0]
