@@ -68,7 +68,7 @@ def record(measured):
 
 # ----------------------------------------------------------------------------------------- pytest's hooks, for conftest.py
 
-TAKEN = Counter()  # seconds of every family in this run
+TAKEN, RAN, CASES = Counter(), Counter(), Counter()  # of every family: its seconds in this run, the cases that ran, all of them
 
 
 def pytest_addoption(parser):
@@ -81,6 +81,9 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(config, items):
+    cases = Counter(family(item.nodeid) for item in items)
+    for item in items:
+        item.user_properties.append(("cases", cases[family(item.nodeid)]))  # a report brings it from the worker
     if config.getoption("drawn"):
         kept = chosen([item.nodeid for item in items], read(), os.environ["RLHF_DRAW"])
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in kept])
@@ -89,9 +92,11 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_runtest_logreport(report):
     if report.when == "call":
-        TAKEN[family(report.nodeid)] += report.duration
+        name = family(report.nodeid)
+        TAKEN[name], RAN[name] = TAKEN[name] + report.duration, RAN[name] + 1
+        CASES[name] = dict(report.user_properties)["cases"]
 
 
 def pytest_sessionfinish(session):
     if session.config.getoption("record") and not hasattr(session.config, "workerinput"):
-        record(TAKEN)
+        record({name: taken / RAN[name] * CASES[name] for name, taken in TAKEN.items()})

@@ -77,6 +77,10 @@ def test_one_commit_runs_one_share_and_only_where_it_is_asked_for(tmp_path):
     assert run("--record", "-n", "2") == 31
     measured = json.loads((tmp_path / "seconds.json").read_text())
     assert measured.keys() == {"test_it.py::test_case"} and 1.4 < measured["test_it.py::test_case"] < 9
+    (tmp_path / "seconds.json").write_text('{"test_it.py::test_case": 10.0}')
+    assert run("--record", "--drawn", "-n", "2") == expected + 1
+    measured = json.loads((tmp_path / "seconds.json").read_text())  # of thirty cases, by the one or two that ran
+    assert measured.keys() == {"test_it.py::test_case"} and 1.4 < measured["test_it.py::test_case"] < 9
 
 
 def test_without_git_every_run_draws_the_same(monkeypatch):
