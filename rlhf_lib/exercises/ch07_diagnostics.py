@@ -207,7 +207,8 @@ explained_variance = Exercise(
         "a sum of squares stands above, a variance below":
             [{"above": lambda e: (e**2).sum()}, {"above": lambda e: variance(e) * len(e)}],
         "this is the correlation, squared or not, which does not see values of the wrong scale; use Var(returns - values)":
-            [lambda values, returns, n=n: torch.corrcoef(torch.stack([values, returns]))[0, 1] ** n for n in (1, 2)],
+            [*(lambda values, returns, n=n: torch.corrcoef(torch.stack([values, returns]))[0, 1] ** n for n in (1, 2)),
+             lambda values, returns: covariance(values, returns) ** 2 / (variance(values) * variance(returns)).clamp(min=1e-12)],
         "this is the slope of a regression; use Var(returns - values)":
             [lambda values, returns, x=x: covariance(values, returns) / variance((values, returns)[x]) for x in (0, 1)],
         "this is the values' variance over the returns'": lambda values, returns: variance(values) / variance(returns),

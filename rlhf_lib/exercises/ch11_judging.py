@@ -153,6 +153,11 @@ both_orders = Exercise(
             {"say": lambda one, other: one},
         "only the order with our answer second is used: a judge that likes that place makes us win":
             {"say": lambda one, other: other},
+        "one order decides, and the other is asked only where it says tie; both have to say it":
+            [{"say": lambda one, other: other if one == 0.5 else one},
+             {"say": lambda one, other: one if other == 0.5 else other}],
+        "a loss in one order and a tie in the other is called a loss; only what both orders say counts":
+            {"say": lambda one, other: 1 if one == other == 1 else 0 if one + other < 1 else 0.5},
         "a win in one order and a tie in the other is called a win; only what both orders say counts": {"say": sided},
         "one order in our favour is called a win; both have to say it":
             [{"say": max}, {"say": lambda one, other: 1 if 1 in (one, other) else 0 if 0 in (one, other) else 0.5}],

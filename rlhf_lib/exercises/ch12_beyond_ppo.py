@@ -84,6 +84,8 @@ leave_one_out = Exercise(
         "the sum of the whole group is divided by G - 1: take the completion's own reward off first":
             {"expect": lambda total, r, G: total / (G - 1)},
         "this is the sum of the others; their mean is the baseline": {"expect": lambda total, r, G: total - r},
+        "this is the median of the others; their mean is the baseline": lambda rewards: rewards - torch.stack(
+            [torch.cat([rewards[:, :i], rewards[:, i + 1 :]], 1).median(1).values for i in range(rewards.shape[1])], 1),
         "the columns are taken for groups; each row is one prompt's":
             [{"dim": 0}, {"dim": 0, "expect": lambda total, r, G: (total - r) / (r.shape[1] - 1)}],
         "the sum of the others is divided by N - 1, the number of other prompts; there are G - 1 others in a group":
