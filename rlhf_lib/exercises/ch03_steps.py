@@ -157,7 +157,7 @@ Exercise("3.6", "train_step", draw=draw_steps, call=steps_taken, right=step_by_h
         {"clip": lambda xs, most: nn.utils.clip_grad_norm_(next(iter(xs)), most)},
     "the loss returned is that of evaluation mode; return the one that backward is called on":
         {"before": True},
-    "each tensor's gradient is clipped by its own norm, which turns the whole: clip all parameters together":
+    "each tensor's gradient, or each group's, is clipped by its own norm, which turns the whole: clip all parameters together":
         {"clip": lambda xs, most: [nn.utils.clip_grad_norm_(x, most) for x in xs]},
 })  # fmt: skip
 

@@ -96,6 +96,7 @@ def draw_rankings(generator):
     yield {"rewards": torch.tensor([[1.0, 0.0]])}
     yield {"rewards": torch.tensor([[2.0, 1.0, 0.0]])}
     yield {"rewards": torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, -2.0]])}  # all alike, as at the start
+    yield {"rewards": torch.tensor([[0.0, 1.0, 2.0], [3.0, 1.0, 2.0]])}  # in the wrong order, and none below 0
     for rows, count in ((3, 2), (2, 3), (1, 4), (4, 5)):
         yield {"rewards": 2 * torch.randn(rows, count, generator=generator)}
     yield {"rewards": torch.tensor([[-30.0, 10.0, -8.0], [3.0, -40.0, 40.0]])}
@@ -128,6 +129,12 @@ def outside(rewards):
     return F.softplus(-(rewards[:, :, None] - rewards[:, None]).triu(1))
 
 
+def right_ones_alone(rewards):
+    first, second = torch.triu_indices(rewards.shape[1], rewards.shape[1], 1)
+    margins = rewards[:, first] - rewards[:, second]
+    return F.softplus(-margins[margins > 0]).sum() / (margins > 0).sum().clamp(min=1)
+
+
 def by_answer(rewards):
     """Each answer's losses against the worse ones are averaged first."""
     return torch.stack(
@@ -149,6 +156,7 @@ ranked_loss = Exercise(
     formula=ranking,
     mistakes={
         **options("loss", LOSSES),
+        "pairs in the wrong order are left out, and they are what there is to learn from: every pair counts": right_ones_alone,
         "divided by the number of pairs twice: a mean over the pairs is divided already":
             {"over": lambda losses, k: losses.mean() / losses.shape[1]},
         "the losses of a ranking's pairs are added up: average over its K (K - 1) / 2 pairs, or long rankings weigh more":

@@ -216,7 +216,9 @@ ceiling = Exercise(
         "how often the model is truly right is kept at most at 1; it may come out above 1 by chance: leave it":
             {"end": lambda p, q: (p, min(q, 1.0))},
         "how often the model is truly right is kept at 0 and above; it may come out below by chance: leave it":
-            ({"end": lambda p, q: (p, max(q, 0.0))}, {"end": lambda p, q: (p, min(max(q, 0.0), 1.0))}),
+            {"end": lambda p, q: (p, max(q, 0.0))},
+        "how often the model is truly right is kept between 0 and 1; it may come out on either side by chance: leave it":
+            {"end": lambda p, q: (p, min(max(q, 0.0), 1.0))},
         "a model that agrees on less than half is turned round; leave it so": {
             "true": lambda m, p: (max(m, 1 - m) - (1 - p)) / (2 * p - 1)},
         "the two are exchanged: first the ceiling, then the model": {"end": lambda p, q: (q, p)},

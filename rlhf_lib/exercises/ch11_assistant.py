@@ -131,6 +131,7 @@ def draw_packed(generator):
     yield {"lengths": [3], "size": 3}
     yield {"lengths": [1, 3, 2], "size": 8}
     yield {"lengths": [2, 2, 2], "size": 6}
+    yield {"lengths": [2, 2, 3], "size": 7}
     yield {"lengths": [4, 1], "size": 10}
     for count in (3, 5):
         lengths = torch.randint(1, 5, (count,), generator=generator).tolist()
@@ -189,6 +190,16 @@ def call_packed(function, **arguments):
     return pair
 
 
+def by_index(lengths, size):
+    """Each text begins where `lengths.index` says, which finds the first of its length."""
+    allowed, positions = torch.eye(size, dtype=torch.bool), torch.zeros(size, dtype=torch.long)
+    for length in lengths:
+        start = sum(lengths[: lengths.index(length)])
+        allowed[start : start + length, start : start + length] |= torch.ones(length, length).tril().bool()
+        positions[start : start + length] = torch.arange(length)
+    return allowed, positions
+
+
 def in_a_byte(lengths, size):
     """Padded tokens are texts of their own, and all are numbered from 0 in 8 bits."""
     parts = torch.tensor([*lengths, *[1] * (size - sum(lengths))])
@@ -199,6 +210,7 @@ def in_a_byte(lengths, size):
 packed_mask = Exercise(
     "11.2", "packed_mask", draw=draw_packed, call=call_packed, right=packed_by_loops, formula=packed_formula,
     picture=packed_picture, mistakes={
+        "a text of a length that came before is laid over the first of that length, as by lengths.index": by_index,
         "a text sees the texts before it in the row: it leaks. It may look only at its own":
             [{"same": lambda texts: (texts[:, None] > 0) & (texts > 0)},
              {"same": lambda texts: texts[:, None] >= texts, "padding": "all before it"},

@@ -416,7 +416,7 @@ equal_length_win_rate = Exercise(
         "only those pairs count in which ours is the shorter": {"only": 1},
         "where one side has no pair, this takes the other one; then nobody can tell, and the rate is None":
             [{"empty": other_side}, {"empty": lambda sides: other_side(sides, 0.0)}],
-        "where one side has no pair this is a number; nobody can tell, and the rate is None":
+        "where one side has no pair this is a number, or NaN; nobody can tell, and the rate is None":
             [{"empty": 0.5}, {"empty": 0.0}, {"empty": math.nan}, {"empty": filled_with(0.5)}, {"empty": filled_with(0.0)}],
         "where one side has no pair its mean is a division by 0; nobody can tell then, and the rate is None":
             {"empty": lambda sides: sum(sum(side) / len(side) for side in sides)},

@@ -632,7 +632,8 @@ dpo_loss = Exercise(
                 (policy_chosen.exp() / ref_chosen.exp()).log() - (policy_rejected.exp() / ref_rejected.exp()).log())).mean()],
         "softplus is a straight line above its threshold; leave that at 20, where nobody can tell":
             [{"loss": lambda z, beta, end=end: F.softplus(-z, threshold=end)} for end in (1.0, 2.0, 3.0, 5.0)],
-        "margin or sigmoid is kept within bounds, and beyond the clamp no gradient is left: F.logsigmoid is finite without one":
+        "margin or sigmoid is kept within bounds, or a little is added inside the logarithm, and far out no gradient is left: "
+        "F.logsigmoid is finite without either":
             CUTS,
         "no gradient reaches the policy's log-probabilities: only the reference's are fixed": detached(dpo_by_two_classes),
         "the reference is left out: what it finds likely anyway is then paid for": {"reference": lambda one, other: 0},
