@@ -1499,7 +1499,7 @@ def completion_kl(logprobs, ref_logprobs, mask):
     return torch.where(mask, logprobs - ref_logprobs, 0).sum(1)
 
 
-# ---- 8.5 token_advantages [5859dc55]
+# ---- 8.5 token_advantages [67f842c1]
 
 def token_advantages(rewards, logprobs, ref_logprobs, mask, kl_coef):
     """What each token is worth: its completion's reward, less the price of the KL still to come.
@@ -1513,9 +1513,9 @@ def token_advantages(rewards, logprobs, ref_logprobs, mask, kl_coef):
     Returns:
         (B, T), 0 where masked, without a gradient.
     """
-    kl = torch.where(mask, logprobs - ref_logprobs, 0).detach()
+    kl = torch.where(mask, logprobs - ref_logprobs, 0)
     to_come = kl.flip(1).cumsum(1).flip(1)
-    return torch.where(mask, rewards[:, None] - kl_coef * to_come, 0)
+    return torch.where(mask, rewards[:, None] - kl_coef * to_come, 0).detach()
 
 
 # ---- 8.6 with_baseline [293b64ee]
@@ -2245,7 +2245,7 @@ def four_models(matrices, layers, others, width, branched, rank):
     }
 
 
-# ---- 11.6 token_rewards [9796c9a2]
+# ---- 11.6 token_rewards [2392bdad]
 
 def token_rewards(scores, ended, logprobs, ref_logprobs, mask, kl_coef, end_penalty):
     """What every token of an answer is paid.
@@ -2261,10 +2261,10 @@ def token_rewards(scores, ended, logprobs, ref_logprobs, mask, kl_coef, end_pena
     Returns:
         (B, T), 0 where masked, without a gradient.
     """
-    rewards = -kl_coef * torch.where(mask, logprobs - ref_logprobs, 0).detach()
+    rewards = -kl_coef * torch.where(mask, logprobs - ref_logprobs, 0)
     last = mask.sum(1, keepdim=True) - 1  # (B, 1)
     paid = scores - end_penalty * (~ended).float()
-    return rewards.scatter_add(1, last, paid[:, None])
+    return rewards.scatter_add(1, last, paid[:, None]).detach()
 
 
 # ---- 11.7 adaptive_kl [a905c1cb]
