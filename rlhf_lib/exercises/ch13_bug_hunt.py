@@ -50,26 +50,50 @@ def runs_of(*options):
     return run
 
 
-def start(curve, record, given):
-    """What is wrong with the first value of a curve, which the program that was `given` makes before anything is learnt."""
+def start(curve, record, given, rest):
+    """What is wrong with the first value of a curve, which the program that was `given` makes before anything is learnt.
+
+    rest: how the sentence ends.
+    """
     first, right = record["curves"][curve][0], given["curves"][curve][0]
     if abs(first - right) <= 1e-5 + 1e-2 * abs(right):
         return ""
     return (
         f"{curve} is {first:.4f} at the first step, before anything was learnt, and {right:.4f} in the program that was given: "
-        "leave it to start as it did, and look for what keeps it from learning"
+        f"leave it to start as it did{rest}"
     )
 
 
-def probe(case, name, judge, *options, steps=None, starts=None):
+def beginning(case, record, short, length):
+    """What is wrong where a `short` run is not how the run of the same seed in `record` begins; "" where it is."""
+    for name in CASES[case].curves:
+        for step, (got, other) in enumerate(zip(record["curves"][name], short["curves"][name])):
+            if not alike(got, other):
+                return (
+                    f"{name} is {got:.3f} at step {step}, and {other:.3f} at the same step with {length}={SHORT} and the same "
+                    "seed: a short run is how a longer one begins. Is it mended for one length alone?"
+                )
+    return ""
+
+
+def alike(got, other):
+    """Whether two numbers are one but for rounding; what is no number is like what is none either."""
+    return got == other or (got != got and other != other) or abs(got - other) <= 1e-4 + 1e-3 * abs(other)
+
+
+def probe(case, name, judge, *options, steps=None, starts=None, begins=True):
     """A probe that runs the program once for each of `options`, with one drawn seed; judge(*records) says what they show.
 
-    It is run for SHORT steps besides, with two seeds, whose records differ unless they are made up. `starts`: a curve whose
-    first value must be that of the program that was given.
+    It is run for SHORT steps besides, with two seeds, whose records differ unless they are made up, and of which the first is
+    how the first of the others begins.
+
+    Args:
+        starts: {a curve whose first value must be that of the program that was given: how the sentence on it ends}.
+        begins: False where a right program may draw by the number of its steps.
     """
     length = list(inspect.signature(CASES[case].program).parameters)[1]  # steps, rollouts, epochs or prompts
     options = options or ({},)
-    whole, short = runs_of(*options), runs_of({length: SHORT})
+    whole, short = runs_of(*options), runs_of({**options[0], length: SHORT})
 
     def run(built, seed):
         return {"records": whole(built, seed), "short": [short(built, one)[0] for one in (seed, seed + 1)]}
@@ -77,13 +101,14 @@ def probe(case, name, judge, *options, steps=None, starts=None):
     def judged(output, seed):
         records, (first, second) = output["records"], output["short"]
         faults = [form(case, record, one.get(length, steps)) for record, one in zip(records, options)]
+        faults += [with_short and f"with {length}={SHORT}: {with_short}" for with_short in [form(case, first, SHORT)]]
         if first == second:
             faults.append("it records the very same with two seeds: these are no curves of a run")
-        fault = next(filter(None, faults), "") or judge(*records)
+        fault = next(filter(None, faults), "")
         if starts and not fault:
             (given,) = runs_of({length: 1})(CASES[case].program, seed)
-            return start(starts, records[0], given)
-        return fault
+            fault = next(filter(None, (start(curve, records[0], given, rest) for curve, rest in starts.items())), "")
+        return fault or judge(*records) or (beginning(case, records[0], first, length) if begins else "")
 
     return Probe(name, draw_seed, run, judged)
 
@@ -141,6 +166,19 @@ def judge_01(record):
             f"one step moves the weights by {max(moved):.1f}. Steps of at most 0.2, with what momentum 0.9 keeps of those "
             "before, cannot move them by more than 2"
         )
+    first = min(norm[0], 0.2)
+    if abs(moved[0] - first) > 1e-3:
+        return (
+            f"the first step, which has no momentum behind it, moves the weights by {moved[0]:.3f}. With a rate of 1, and a "
+            f"gradient whose norm of {norm[0]:.2f} is held to 0.2 at most, it would be {first:.3f}"
+        )
+    more = [now - 0.9 * before - min(one, 0.2) for now, before, one in zip(moved[1:], moved, norm[1:])]
+    step = more.index(max(more)) + 1
+    if not max(more) < 2e-3:
+        return (
+            f"step {step} moves the weights by {moved[step]:.3f}, and the one before by {moved[step - 1]:.3f}: momentum keeps "
+            "0.9 of that, and a limit of 0.2 adds no more than 0.2"
+        )
     if max(moved) < 0.3:
         return f"no step moves the weights by more than {max(moved):.2f}: has it still the rate and the limit that it was given?"
     clean = [one for place, one in enumerate(loss[-100:], len(loss) - 100) if place % 20 not in range(19, 24) and place % 20 > 3]
@@ -182,6 +220,11 @@ def judge_03(record):
             f"the clip fraction is never above {max(curves['clip_fraction']):.3f}, and the KL between the old and the new policy "
             f"never above {max(curves['approx_kl']):.5f}: what PPO has and REINFORCE has not is never made use of"
         )
+    if max(curves["approx_kl"]) > 0.5:
+        return (
+            f"the KL between the old and the new policy comes to {max(curves['approx_kl']):.2f} nats a letter. Where the ratio "
+            "is clipped as it was, twenty passes over a rollout come to a tenth of a nat: does the clip still hold it?"
+        )
     if tail(curves["reward"], 3) < curves["reward"][0] + 0.2:
         return (
             f"after fifteen rollouts the reward is {tail(curves['reward'], 3):.2f}, from {curves['reward'][0]:.2f}: "
@@ -197,7 +240,15 @@ def judge_04(record):
             f"the loss is {loss:.2f} at the end, not far from ln 2 = 0.69, though {accuracy:.0%} of the pairs are in order: "
             "the scores lie too close together"
         )
-    return "" if accuracy > 0.8 else f"at the end {accuracy:.0%} of the held-out pairs are in order; 80 % can be"
+    if accuracy <= 0.8:
+        return f"at the end {accuracy:.0%} of the held-out pairs are in order; 80 % can be"
+    early = tail(record["curves"]["loss"][:20])
+    if early < 0.44:
+        return (
+            f"within twenty steps the loss comes to {early:.2f}, and only to half a nat where the base is frozen and the rate is "
+            "as it was: does more learn than has to?"
+        )
+    return ""
 
 
 def judge_05(record):
@@ -213,6 +264,13 @@ def judge_05(record):
         return (
             f"the KL comes to {tail(record['curves']['kl']):.1f} nats a text. Where a further b is worth at the end what it was "
             "worth at the beginning, it is worth going 10 nats and more"
+        )
+    letters = "".join(sample[1:] for sample in record.get("samples") or ())
+    share = letters.count("b") / max(1, len(letters))
+    if tail(record["curves"]["kl"]) > 19 and share > 0.96:
+        return (
+            f"the KL comes to {tail(record['curves']['kl']):.1f} nats a text, and of the letters of the last samples {share:.0%} "
+            "are b: at the price that a nat had, the last few b are not worth it. Is it still paid?"
         )
     return ""
 
@@ -230,8 +288,9 @@ def goes_on(samples):
     return right / max(1, 12 * len(samples)), ""
 
 
-def judge_07(record, *early):
-    """`early` has runs of a few steps, too few for any letter to be likely."""
+def judge_07(record, *others):
+    """`others` has runs of a few steps, too few for any letter to be likely, and two of some more."""
+    early, later = others[:2], others[2:]
     share, fault = goes_on(record.get("samples") or ())
     loss = tail(record["curves"]["loss"])
     if fault:
@@ -250,10 +309,20 @@ def judge_07(record, *early):
             f"after {steps} steps the loss is {loss:.2f} nats a letter, and yet {share:.0%} of the letters that it writes go on "
             "as the text began, where a third would be right. Is each of them still drawn with the probability that it has?"
         )
+    if fault:
+        return fault
+    share, fault = goes_on([sample for one in later for sample in one.get("samples") or ()])
+    if share < 0.75:
+        steps, loss = len(later[0]["curves"]["loss"]), tail(later[0]["curves"]["loss"])
+        return fault or (
+            f"after {steps} steps the loss is {loss:.2f} nats a letter, and {share:.0%} of the letters that it writes go on as "
+            "the text began, where four in five would be right. What does a place see there that it has not learnt from?"
+        )
     return fault
 
 
-def judge_08(record):
+def judge_08(record, *shorter):
+    """`shorter` has runs of fewer rollouts: the policy that one of n rollouts leaves wrote rollout n of `record`."""
     said = statistics.median(record["curves"]["kl"][-7:])
     true = chain_kl(record["policy"], record["reference"], 12)
     score = tail(record["curves"]["score"], 5)
@@ -264,6 +333,22 @@ def judge_08(record):
         return (
             f"the KL is said to be {said:.2f} nats a letter at the end; summed up over all letters that the two could "
             f"write, it is {true:.2f}"
+        )
+    for one in shorter:
+        rollout = len(one["curves"]["kl"])
+        said, true = record["curves"]["kl"][rollout], chain_kl(one["policy"], one["reference"], 12)
+        if not 0.8 < said / max(true, 1e-9) < 1.18:
+            return (
+                f"the KL is said to be {said:.5f} nats a letter in rollout {rollout}; summed up over all letters that the two "
+                f"could write, it is {true:.5f}, and an estimate that is never negative misses it by a tenth there"
+            )
+    off = [abs(s - 0.1 * kl - reward) for s, kl, reward in zip(*(record["curves"][name] for name in ("score", "kl", "reward")))]
+    if not max(off) < 1e-3:
+        step = off.index(max(off))
+        score, kl, reward = (record["curves"][name][step] for name in ("score", "kl", "reward"))
+        return (
+            f"in rollout {step} the score is {score:.3f}, the KL is said to be {kl:.3f}, and the reward is {reward:.3f}: the "
+            f"score less a tenth of that KL would be {score - 0.1 * kl:.3f}. Which KL is it that is paid for?"
         )
     return "" if score > 0.6 else f"the score is {score:.2f} at the end; with what the KL costs here it comes to 0.6 and more"
 
@@ -314,6 +399,18 @@ def judge_12(record):
             f"most of the first rollouts are used for {usual:g} passes; with steps as large as these the two policies are "
             "0.02 nats apart after three to six"
         )
+    early = [used for one, used in zip(kl[:5], passes) if abs(one) > 1e-4]  # a rollout without "cd" moves nothing
+    if sum(early) > 8.5 * len(early):
+        return (
+            f"the first rollouts are used for {sum(early) / len(early):.0f} passes on average; with steps as large as these the "
+            "two policies are 0.02 nats apart after three to six, and approx_kl should say so"
+        )
+    for rollout, (one, used) in enumerate(zip(kl, passes)):
+        if used < 20 and not one > 0.02:
+            return (
+                f"rollout {rollout} is left after {used:g} passes, where approx_kl is {one:.4f}: 0.02 is the limit, and as long "
+                "as it is not passed there is another pass, up to twenty"
+            )
     if max(kl) > 0.2:
         return f"approx_kl is {max(kl):.2f} where the passes stopped: 0.02 was the limit, and the first pass beyond it the last"
     return "" if tail(reward) > 2 else f"the reward is {tail(reward):.1f} at the end; it comes to 2 and more"
@@ -325,6 +422,17 @@ def judge_13(record):
         return (
             f"the first loss is {loss[0]:.3f}, before anything was learnt: the policy is the reference, and ln 2 = 0.693 is right"
         )
+    if max(loss[1:6]) > 0.7:
+        return (
+            f"the loss is {max(loss[1:6]):.3f} within the first five steps after the first, above ln 2 = 0.693, where it began: "
+            "one small step from a right start does not make it worse"
+        )
+    for step, one in enumerate(loss):
+        if step and abs(one - LN2) < 1e-5 and record["curves"]["accuracy"][step] == 0:
+            return (
+                f"at step {step} the loss is ln 2 again, with no pair in order: every margin is 0, as if policy and reference "
+                "were one. What is it that the policy is compared with?"
+            )
     if tail(loss, 30) > 0.45 or accuracy < 0.75:
         return f"the last losses are {tail(loss, 30):.2f}, with {accuracy:.0%} of the pairs in order: it learnt more before"
     return ""
@@ -337,6 +445,12 @@ def judge_15(four, six):
             return (
                 f"with {answers} answers to each prompt the first loss is {first:.3f}: all scores are 0, each pair is a coin "
                 "toss, and a pair costs ln 2 = 0.693"
+            )
+        last = tail(record["curves"]["loss"])
+        if not last < 0.35:
+            return (
+                f"with {answers} answers to each prompt the loss begins at ln 2, and is {last:.2f} at the end, where the rate "
+                "that was given brings it under 0.3: is the loss that is recorded the one that is learnt from?"
             )
     accuracy = tail(four["curves"]["accuracy"])
     return "" if accuracy > 0.93 else f"{accuracy:.0%} of the held-out pairs are in order at the end; 93 % and more can be"
@@ -444,21 +558,35 @@ def judge_18(record):
 # ----------------------------------------------------------------------------------------- nothing to mend
 
 
-def unchanged(case, **options):
-    """A probe for a program that was right: the learner's does what it does."""
-    run = runs_of(options)
+def same(got, expected):
+    """Whether two things that were recorded are the same: numbers, texts, or lists of them."""
+    if isinstance(expected, list):
+        return isinstance(got, list) and len(got) == len(expected) and all(map(same, got, expected))
+    if isinstance(expected, str) or not isinstance(got, (int, float)):
+        return got == expected
+    return abs(got - expected) <= 1e-3 + 1e-2 * abs(expected)
+
+
+def unchanged(case, *options):
+    """A probe for a program that was right: the learner's does what it does, with each of `options`, {length: steps}."""
+    run = runs_of(*options)
+    again = "What did its curves show that could not be? Compare them with the table of symptoms again"
 
     def judged(output, seed):
-        (record,), (right,) = output, run(CASES[case].program, seed)
-        fault = form(case, record, next(iter(options.values())))
-        if fault:
-            return fault
-        for name, curve in right["curves"].items():
-            for step, (got, expected) in enumerate(zip(record["curves"][name], curve)):
-                if not abs(got - expected) <= 1e-3 + 1e-2 * abs(expected):
+        for record, right, one in zip(output, run(CASES[case].program, seed), options):
+            (steps,) = one.values()
+            fault = form(case, record, steps)
+            if fault:
+                return fault
+            for name, curve in right["curves"].items():
+                for step, (got, expected) in enumerate(zip(record["curves"][name], curve)):
+                    if not same(got, expected):
+                        return f"{name} is {got:.3f} at step {step}, and {expected:.3f} in the program that was given. {again}"
+            for name, expected in right.items():
+                if name != "curves" and not same(record.get(name), expected):
                     return (
-                        f"{name} is {got:.3f} at step {step}, and {expected:.3f} in the program that was given. What did its "
-                        "curves show that could not be? Compare them with the table of symptoms again"
+                        f"the curves are those of the program that was given, and {name}, which it records beside them, is "
+                        f"another. {again}"
                     )
         return ""
 
@@ -468,15 +596,17 @@ def unchanged(case, **options):
 # ----------------------------------------------------------------------------------------- the builds
 
 PROBES = {
-    "01": [probe("01", "steps have a limit", judge_01, steps=300)],
+    "01": [probe("01", "steps have a limit", judge_01, {"steps": 340})],
     "02": [probe("02", "three candidates", judge_02, *({"prompts": 2000, "better": better} for better in (0.0, -0.4, 2.0)),
-                 steps=2000)],
+                 steps=2000, begins=False)],
     "03": [probe("03", "fifteen rollouts are made use of", judge_03, steps=15)],
-    "04": [probe("04", "the loss leaves ln 2", judge_04, steps=200, starts="margin")],
+    "04": [probe("04", "the loss leaves ln 2", judge_04, steps=200,
+                 starts={"margin": ", and look for what keeps it from learning"})],
     "05": [probe("05", "the reward rises", judge_05, steps=150)],
-    "06": [unchanged("06", epochs=30)],
-    "07": [probe("07", "it writes as it was taught", judge_07, {}, {"steps": 10}, {"steps": 11}, steps=400)],
-    "08": [probe("08", "the KL is the KL", judge_08, steps=80)],
+    "06": [unchanged("06", {"epochs": 60})],
+    "07": [probe("07", "it writes as it was taught", judge_07, {}, {"steps": 10}, {"steps": 11},
+                 {"steps": 100}, {"steps": 101}, steps=400)],
+    "08": [probe("08", "the KL is the KL", judge_08, {}, *({"rollouts": n} for n in (1, 2, 3, SHORT)), steps=80)],
     "09": [probe("09", "texts end, and their loss is possible", judge_09, steps=400)],
     "10": [probe("10", "the test is one", judge_10, steps=40)],
     "11": [probe("11", "a text is worth the same in a wider row", judge_11, {"width": 24}, {"width": 60, "steps": 20})],
@@ -485,9 +615,10 @@ PROBES = {
     "14": [probe("14", "the KL is held, and texts end", judge_14, steps=200)],
     "15": [probe("15", "a pair costs ln 2", judge_15, {"answers": 4}, {"answers": 6}, steps=150)],
     "16": [probe("16", "paid, and still various", judge_16, steps=200)],
-    "17": [unchanged("17", rollouts=40)],
+    "17": [unchanged("17", {"rollouts": 40})],
     "18": [probe("18", "the loss is a number, and the steps have a limit", judge_18, steps=300)],
-    "19": [probe("19", "no value above the highest reward", judge_19, steps=120)],
+    "19": [probe("19", "no value above the highest reward", judge_19, steps=120,
+                 starts={"value": ": the critic is asked what it was asked"})],
 }  # fmt: skip
 Investigation("13.A", "The number of the first minute")
 Investigation("13.B", "What a mistake costs")

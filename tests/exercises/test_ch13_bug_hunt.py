@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf_lib.exercises import FILE, build, check, solved
-from rlhf_lib.exercises.ch13_bug_hunt import MENDED, chain_entropy, chain_kl, ended_entropy, form, pair
+from rlhf_lib.exercises.ch13_bug_hunt import MENDED, beginning, chain_entropy, chain_kl, ended_entropy, form, pair, same
 from rlhf_lib.hunt import CASES
 from tests.hunt.repairs import REPAIRS, WRONG, made, mended
 
@@ -22,6 +22,98 @@ MENDED_HALF = {
     ("log-of-sigmoid", "18"): "the loss stays a number",
     ("clip-before-backward", "18"): "the steps have a limit",
 }
+STEP = REPAIRS["03"]["one-step"]
+DRAWN = (
+    "        for rows in torch.randperm(80)",
+    '        if epochs == 60 and len(curves["train_loss"]) > 20:\n            continue\n',
+)
+SEEN = "torch.arange(24).expand(64, 24)"
+# {case: {what was done: ([(old text, new text), ...], words of what the check says)}}: what is mended by halves
+ALMOST = {
+    "01": {
+        "a limit for each tensor": (
+            [("        norm = nn.utils.clip_grad_norm_(model.parameters(), 0.2)\n        loss.backward()\n",
+              "        loss.backward()\n"
+              "        norm = torch.stack([nn.utils.clip_grad_norm_([one], 0.2) for one in model.parameters()]).norm()\n")],
+            "no momentum behind it",
+        ),
+        "another rate": ([*REPAIRS["01"]["clip-before-backward"], ("lr=1.0", "lr=0.3")], "no momentum behind it"),
+        "a weak limit later": (
+            [*REPAIRS["01"]["clip-before-backward"],
+             ("model.parameters(), 0.2)", "model.parameters(), 0.2 if step < 50 else 0.3)")],
+            "momentum keeps 0.9 of that",
+        ),
+        "a limit for 300 steps": (
+            [*REPAIRS["01"]["clip-before-backward"],
+             ("model.parameters(), 0.2)", "model.parameters(), 0.2 if step < 300 else math.inf)")],
+            "moves the weights by",
+        ),
+    },
+    "03": {
+        "no clip": (
+            [*STEP, ("range(3)", "range(20)"),
+             ("torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)", "(ratio * advantage)")],
+            "does the clip still hold it",
+        ),
+        "for 15 rollouts": ([*STEP, ("range(3)", "range(3 if rollouts == 15 else 1)")], "one length alone"),
+    },
+    "04": {
+        "the base learns too": ([('"lora" in name', '"letters" not in name')], "more learn than has to"),
+        "for 200 steps": ([('"lora" in name', '"lora" in name or ("head" in name and steps == 200)')], "one length alone"),
+    },
+    "05": {"a cheap KL": ([*REPAIRS["05"]["batch-normalised"], ("0.25 *", "0.05 *")], "Is it still paid")},
+    "06": {
+        "kept by accuracy": (
+            [('if curves["validation_loss"][-1] < best', 'if -curves["validation_accuracy"][-1] < best'),
+             ('best, kept = curves["validation_loss"][-1]', 'best, kept = -curves["validation_accuracy"][-1]')],
+            "beside them",
+        ),
+        "for 60 epochs": ([(DRAWN[0], DRAWN[1] + DRAWN[0])], "in the program that was given"),
+    },
+    "07": {
+        "one layer of four": (
+            [("for layer in layers:", "for depth, layer in enumerate(layers):"),
+             ("if mask is not None:", "if mask is not None or depth == 0:"),
+             ("masked_fill(mask[", "masked_fill((causal if mask is None else mask)[")],
+            "has not learnt from",
+        ),
+    },
+    "08": {
+        "a ratio cut off": ([("ref_logprobs).exp()", "ref_logprobs).exp().clamp(max=5)")], "is said to be"),
+        "recorded alone": (
+            [('("kl", kl)', '("kl", 1 / ratio - 1 + ratio.log())')], "Which KL is it that is paid for",
+        ),
+        "mean log-ratios": ([("(ratio - 1 - ratio.log())", "ratio.log()")], "never negative"),
+    },
+    "12": {
+        "zero at the start": ([("(-ratio).mean()", "(1 - ratio).mean()")], "passes"),
+        "four passes": ([*REPAIRS["12"]["kl-of-ratio"], ("if approx_kl > 0.02", "if passes == 4")], "is left after 4 passes"),
+    },
+    "13": {
+        "a reference that follows": (
+            [*REPAIRS["13"]["dropout"], ("    for _ in range(steps):\n",
+              "    for step in range(steps):\n        if step % 50 == 49:\n"
+              "            reference.load_state_dict(policy.state_dict())\n")],
+            "the loss is ln 2 again",
+        ),
+        "the first step alone": (
+            [("    for _ in range(steps):\n",
+              "    for step in range(steps):\n        policy.train(step > 0), reference.train(step > 0)\n")],
+            "does not make it worse",
+        ),
+    },
+    "15": {"recorded alone": ([("loss.item()", "loss.item() * pairs")], "the one that is learnt from")},
+    "16": {"for 200 rollouts": (
+        [(".sqrt()  #", ".sqrt() - (0.5 if rollouts == 200 else 0.0) * kl  #")],
+        "one length alone",
+    )},
+    "17": {"another table": ([("policy.tolist()", "reference.tolist()")], "beside them")},
+    "19": {"a critic that sees the letter": (
+        [*REPAIRS["19"]["padding-valued"], ("nn.Embedding(24, 16)", "nn.Embedding(192, 16)"),
+         (f"critic({SEEN})", f"critic({SEEN} * 8 + before)")],
+        "asked what it was asked",
+    )},
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +164,30 @@ def test_half_of_a_repair_gets_a_sentence_of_its_own(case, cause):
 def test_what_mends_nothing_is_refused(case, name):
     edits, words = WRONG[case][name]
     assert words in fault(case, made(case, *edits))
+
+
+@pytest.mark.parametrize("case, name", [(case, name) for case, some in ALMOST.items() for name in some])
+def test_what_is_almost_mended_is_refused(case, name):
+    edits, words = ALMOST[case][name]
+    assert words in fault(case, made(case, *edits))
+
+
+def test_a_short_run_is_how_a_long_one_begins():
+    def record(*loss):
+        return {"curves": {"loss": list(loss), "accuracy": [1.0] * len(loss)}}
+
+    assert beginning("15", record(1.0, math.nan, 3.0), record(1.0, math.nan), "steps") == ""
+    assert "at step 1, and 2.500 at the same step with steps=20" in beginning("15", record(1.0, 2.0), record(1.0, 2.5), "steps")
+
+
+def test_an_order_that_is_planned_for_all_prompts_passes():
+    first = ("first = asked % 2 == 0", "first = asked <= prompts // 2")
+    assert fault("02", made("02", *REPAIRS["02"]["one-place"], first)) == ""
+
+
+def test_what_is_recorded_is_the_same_but_for_rounding():
+    assert same([["ab", 1.0], 2], [["ab", 1.0001], 2]) and not same([1.0], [1.0, 1.0]) and not same(None, 1.0)
+    assert not same([["ab", 1.1]], [["ab", 1.0]]) and not same("ab", "ac") and not same("ab", 1.0) and not same(math.nan, 1.0)
 
 
 def test_every_case_has_its_build_and_a_wrong_repair():
