@@ -1,6 +1,6 @@
 # make run    the whole pipeline, laptop preset, into runs/laptop
 # make test   what CI runs: all tests that are quick, a share of the rest that the commit draws (tests/drawn.py), the worked notebooks
-# make test-all  the same with every case of every test (three times as long)
+# make test-all  the same with every case of every test (about an hour)
 # make lab    JupyterLab on your own copy of the notebooks, in my_course/; nothing in it is ever overwritten
 # make bench  the benchmarks, into benchmarks/results; ROWS="decode ppo" for some of them, CORPUS=FILE for a text of your own
 # make student-release  what a class gets, without solutions: release/ and release.zip; HINTS=no leaves the hints out

@@ -188,6 +188,12 @@ def test_a_repaired_program_with_other_draws_passes(case):
     assert fault(case, made(case, *repairs, (seeded, seeded + more))) == ""
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_half_the_square_of_a_log_ratio_is_far_off_where_the_policy_is_far(seed):
+    k2 = ("(ratio - 1 - ratio.log())", "(ratio.log() ** 2 / 2)")
+    assert "nats a letter at the end; summed up over all letters" in fault("08", made("08", k2), seed)
+
+
 def test_a_head_of_zeros_starts_as_no_other_does():
     found = fault("04", made("04", ("std=0.02", "std=0.0"), *REPAIRS["04"]["frozen-head"]))
     assert "margin is about 0.0000 in size at the first step" in found
