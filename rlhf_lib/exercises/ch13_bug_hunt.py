@@ -403,7 +403,7 @@ def judge_12(record):
     if sum(early) > 8.5 * len(early):
         return (
             f"the first rollouts are used for {sum(early) / len(early):.0f} passes on average; with steps as large as these the "
-            "two policies are 0.02 nats apart after three to six, and approx_kl should say so"
+            "two policies are 0.02 nats a letter apart after three to six, and approx_kl should say so"
         )
     for rollout, (one, used) in enumerate(zip(kl, passes)):
         if used < 20 and not one > 0.02:

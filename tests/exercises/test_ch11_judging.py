@@ -200,7 +200,7 @@ WRONG = [
     ("equal_length_win_rate", near(lambda mine, other: max(mine, other) <= 1.2 * min(mine, other)), "another than a quarter"),
     ("equal_length_win_rate", near(lambda mine, other: max(mine, other) / min(mine, other) <= 1.25), "divides by 0 there"),
     ("equal_length_win_rate", near(guard=False), "its mean is a division by 0"),
-    ("equal_length_win_rate", near(rate=half_for_none, guard=False), "this is a number; nobody can tell"),
+    ("equal_length_win_rate", near(rate=half_for_none, guard=False), "this is a number, or NaN; nobody can tell"),
     ("equal_length_win_rate", nothing_to_say, "still a number: return both"),
     (
         "equal_length_win_rate",

@@ -207,10 +207,10 @@ def test_a_constant_or_an_argument_cannot_pass(name):
         ("sequence_ratio", lambda logprobs, old_logprobs, mask: sequence_ratio(logprobs.detach(), old_logprobs, mask),
          "no gradient reaches the log-probabilities"),
         ("dpo_loss", lambda policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta: -torch.log(1e-8 + torch.sigmoid(
-            beta * (policy_chosen - policy_rejected - ref_chosen + ref_rejected))).mean(), "beyond the clamp no gradient"),
+            beta * (policy_chosen - policy_rejected - ref_chosen + ref_rejected))).mean(), "far out no gradient"),
         ("dpo_loss", lambda policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta: -F.logsigmoid(
             beta * (policy_chosen - policy_rejected - ref_chosen + ref_rejected).clamp(-50, 50)).mean(),
-         "beyond the clamp no gradient is left"),
+         "far out no gradient is left"),
         ("dpo_loss", lambda **given: dpo_loss(**given).item(), "no gradient reaches the policy"),
         ("kto_loss", lambda policy, ref, desirable, kl, beta: torch.sigmoid(torch.where(
             desirable, -1, 1) * (beta * (policy - ref) - kl.detach())).mean(), "beta scales both"),
