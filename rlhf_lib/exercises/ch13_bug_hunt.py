@@ -100,7 +100,8 @@ def probe(case, name, judge, *options, steps=None, starts=None, begins=True):
     def judged(output, seed):
         records, (first, second) = output["records"], output["short"]
         faults = [form(case, record, one.get(length, steps)) for record, one in zip(records, options)]
-        faults += [with_short and f"with {length}={SHORT}: {with_short}" for with_short in [form(case, first, SHORT)]]
+        if fault := form(case, first, SHORT):
+            faults.append(f"with {length}={SHORT}: {fault}")
         if first == second:
             faults.append("it records the very same with two seeds: these are no curves of a run")
         fault = next(filter(None, faults), "")
@@ -223,7 +224,7 @@ def judge_03(record):
     if max(curves["approx_kl"]) > 0.5:
         return (
             f"the KL between the old and the new policy comes to {max(curves['approx_kl']):.2f} nats a letter. Where the ratio "
-            "is clipped as it was, twenty passes over a rollout come to a tenth of a nat: does the clip still hold it?"
+            "is clipped as it was, twenty passes over a rollout come to a fifth of a nat: does the clip still hold it?"
         )
     if tail(curves["reward"], 3) < curves["reward"][0] + 0.2:
         return (
@@ -567,30 +568,29 @@ def same(got, expected):
     return abs(got - expected) <= 1e-3 + 1e-2 * abs(expected)
 
 
-def unchanged(case, *options):
-    """A probe for a program that was right: the learner's does what it does, with each of `options`, {length: steps}."""
-    run = runs_of(*options)
+def unchanged(case, **options):
+    """A probe for a program that was right: the learner's does what it does with `options`, its length."""
+    run, (steps,) = runs_of(options), options.values()
     again = (
         "If random numbers are drawn as they were, in their order: what did its curves show that could not be? Compare them with "
         "the table of symptoms again"
     )
 
     def judged(output, seed):
-        for record, right, one in zip(output, run(CASES[case].program, seed), options):
-            (steps,) = one.values()
-            fault = form(case, record, steps)
-            if fault:
-                return fault
-            for name, curve in right["curves"].items():
-                for step, (got, expected) in enumerate(zip(record["curves"][name], curve)):
-                    if not same(got, expected):
-                        return f"{name} is {got:.3f} at step {step}, and {expected:.3f} in the program that was given. {again}"
-            for name, expected in right.items():
-                if name != "curves" and not same(record.get(name), expected):
-                    return (
-                        f"the curves are those of the program that was given, and {name}, which it records beside them, is "
-                        f"another. {again}"
-                    )
+        (record,), (right,) = output, run(CASES[case].program, seed)
+        fault = form(case, record, steps)
+        if fault:
+            return fault
+        for name, curve in right["curves"].items():
+            for step, (got, expected) in enumerate(zip(record["curves"][name], curve)):
+                if not same(got, expected):
+                    return f"{name} is {got:.3f} at step {step}, and {expected:.3f} in the program that was given. {again}"
+        for name, expected in right.items():
+            if name != "curves" and not same(record.get(name), expected):
+                return (
+                    f"the curves are those of the program that was given, and {name}, which it records beside them, is "
+                    f"another. {again}"
+                )
         return ""
 
     return Probe("it does what it did", draw_seed, run, judged)
@@ -605,7 +605,7 @@ PROBES = {
     "03": [probe("03", "fifteen rollouts are made use of", judge_03, steps=15)],
     "04": [probe("04", "the loss leaves ln 2", judge_04, steps=200, starts="margin")],
     "05": [probe("05", "the reward rises", judge_05, steps=150)],
-    "06": [unchanged("06", {"epochs": 60})],
+    "06": [unchanged("06", epochs=60)],
     "07": [probe("07", "it writes as it was taught", judge_07, {}, {"steps": 10}, {"steps": 11},
                  {"steps": 100}, {"steps": 101}, steps=400)],
     "08": [probe("08", "the KL is the KL", judge_08, {}, *({"rollouts": n} for n in (1, 2, 3, SHORT)), steps=80)],
@@ -617,7 +617,7 @@ PROBES = {
     "14": [probe("14", "the KL is held, and texts end", judge_14, steps=200)],
     "15": [probe("15", "a pair costs ln 2", judge_15, {"answers": 4}, {"answers": 6}, steps=150)],
     "16": [probe("16", "paid, and still various", judge_16, steps=200)],
-    "17": [unchanged("17", {"rollouts": 40})],
+    "17": [unchanged("17", rollouts=40)],
     "18": [probe("18", "the loss is a number, and the steps have a limit", judge_18, steps=300)],
     "19": [probe("19", "no value above the highest reward", judge_19, steps=120)],
 }  # fmt: skip
